@@ -3,6 +3,12 @@
 //! PURE. (desired, recorded, live) → [`Plan`]. The plan is the one value that `plan` prints, `run` applies
 //! and the audit trail records; it holds no secret, only keyed fingerprints.
 
+mod audit;
+mod diff;
+mod guard;
+mod planner;
+mod render;
+
 use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
@@ -10,6 +16,13 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::model::{Cell, JsonMap, ManifestPath, Origin};
+
+pub use self::{
+    audit::{AuditEntry, EventKind, audit},
+    guard::{LostCell, lost_cells},
+    planner::{Confirmed, Desired, DesiredKey, Input, Policy, PruneLimit, plan},
+    render::Summary,
+};
 
 /// A column name, or `config.KEY` / `metadata.KEY` for one key of a JSON column.
 pub type Field = Cow<'static, str>;
@@ -242,7 +255,7 @@ pub struct KeyChange {
 pub enum KeyAction {
     /// The declared key is encrypted and stored; the test status becomes `pending`.
     Set,
-    /// The key columns are emptied: the manifest dropped its reference, or the provider is retired.
+    /// The key columns are emptied, because the provider is retired.
     Wipe,
     /// Someone else changed the key: it stays, the test status becomes `pending`.
     Pending,
@@ -261,4 +274,73 @@ pub struct ProviderPlan {
     pub record: Option<Managed>,
     /// Removes the bookkeeping row.
     pub forget: bool,
+}
+
+/// Something the plan would do but must not without a person's word.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Hold {
+    pub kind: HoldKind,
+    /// What is held: provider names for a prune, `power × tier` for a route cell.
+    pub objects: Vec<String>,
+    /// What `--confirm-prune` takes; only for a prune.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    pub reason: String,
+}
+
+/// Why something is held back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HoldKind {
+    Prune,
+    Route,
+}
+
+/// Something a person should know about one provider, and nothing is written for.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Notice {
+    pub provider: Arc<str>,
+    pub kind: NoticeKind,
+    pub message: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub fields: Vec<FieldChange>,
+}
+
+/// What a notice is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NoticeKind {
+    /// Drift, where the settings say to report and not to correct it.
+    Drift,
+    /// The key's reference cannot be resolved; a stored key stays.
+    KeyUnresolved,
+    /// Someone else changed the key, and it stays.
+    KeyForeign,
+    /// The stored key does not open with the BYOK key.
+    KeyUndecryptable,
+    /// Its file is invalid or unreadable: the last good state stays.
+    Frozen,
+    /// An operator suspended it.
+    Suspended,
+}
+
+/// What differs between catalog and database, and what is going to be done about it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Plan {
+    /// Only providers to which something happens, by name.
+    pub providers: Vec<ProviderPlan>,
+    pub held: Vec<Hold>,
+    pub notices: Vec<Notice>,
+}
+
+impl Plan {
+    /// Nothing would be written. Held work and notices do not count: they wait for somebody else.
+    pub fn is_empty(&self) -> bool {
+        self.providers.is_empty()
+    }
+
+    /// The database is exactly as declared: nothing to write and nothing held back.
+    pub fn is_converged(&self) -> bool {
+        self.providers.is_empty() && self.held.is_empty()
+    }
 }

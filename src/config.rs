@@ -1,0 +1,5 @@
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drift {
+    Correct,
+    Report,
+}

@@ -1,0 +1,221 @@
+//! A plan as text for people: grouped by provider, field by field, old → new.
+//!
+//! PURE. A key shows as keyed fingerprints, because the plan holds nothing else.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde::{Serialize, Serializer, ser::SerializeMap};
+use serde_json::Value;
+
+use super::{Action, Cause, Change, Fingerprint, HoldKind, KeyAction, KeyChange, Kind, Plan};
+
+/// How many rows of each kind a plan creates, changes and deletes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// Number of rows by kind and action.
+    #[serde(flatten, serialize_with = "by_words")]
+    pub rows: BTreeMap<(Kind, Action), usize>,
+    pub keys: usize,
+    pub drifted_fields: usize,
+    pub held: usize,
+}
+
+fn by_words<S: Serializer>(rows: &BTreeMap<(Kind, Action), usize>, to: S) -> Result<S::Ok, S::Error> {
+    let mut map = to.serialize_map(Some(rows.len()))?;
+    for ((kind, action), count) in rows {
+        map.serialize_entry(&format!("{}_{}", kind.as_str(), action.as_str()), count)?;
+    }
+    map.end()
+}
+
+impl Kind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Provider => "provider",
+            Self::Model => "model",
+            Self::Route => "route",
+        }
+    }
+}
+
+impl Action {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Adopt => "adopt",
+            Self::Update => "update",
+            Self::Delete => "delete",
+            Self::Retire => "retire",
+            Self::Release => "release",
+        }
+    }
+
+    /// The mark in front of a line; suffices without colour.
+    const fn mark(self) -> char {
+        match self {
+            Self::Create => '+',
+            Self::Adopt => '=',
+            Self::Update => '~',
+            Self::Delete | Self::Retire => '-',
+            Self::Release => '.',
+        }
+    }
+}
+
+impl Plan {
+    /// Counts for one line of log or text.
+    pub fn summary(&self) -> Summary {
+        let mut summary = Summary { held: self.held.len(), ..Summary::default() };
+        for provider in &self.providers {
+            summary.keys += usize::from(provider.key.is_some());
+            for change in &provider.changes {
+                *summary.rows.entry((change.kind, change.action)).or_default() += 1;
+                summary.drifted_fields +=
+                    change.fields.iter().filter(|field| field.cause == Cause::Drift).count();
+            }
+        }
+        summary
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut parts = Vec::new();
+        for action in
+            [Action::Create, Action::Adopt, Action::Update, Action::Delete, Action::Retire, Action::Release]
+        {
+            let of = |kind| self.rows.get(&(kind, action)).copied().unwrap_or(0);
+            let counts: Vec<String> = [Kind::Provider, Kind::Model, Kind::Route]
+                .into_iter()
+                .filter(|kind| of(*kind) > 0)
+                .map(|kind| format!("{} {}{}", of(kind), kind.as_str(), if of(kind) == 1 { "" } else { "s" }))
+                .collect();
+            if !counts.is_empty() {
+                parts.push(format!("{} {}", action.as_str(), counts.join(", ")));
+            }
+        }
+        if self.keys > 0 {
+            parts.push(format!("{} key{}", self.keys, if self.keys == 1 { "" } else { "s" }));
+        }
+        if self.held > 0 {
+            parts.push(format!("{} held back", self.held));
+        }
+        if parts.is_empty() { f.write_str("nothing to do") } else { f.write_str(&parts.join("; ")) }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for provider in &self.providers {
+            for change in &provider.changes {
+                write_change(f, change)?;
+            }
+            if let Some(key) = &provider.key {
+                writeln!(f, "~ key of {}: {key}", provider.name)?;
+            }
+        }
+        for hold in &self.held {
+            writeln!(f, "! held back: {}", hold.reason)?;
+            for object in &hold.objects {
+                writeln!(f, "    {object}")?;
+            }
+            if let (HoldKind::Prune, Some(digest)) = (hold.kind, &hold.digest) {
+                writeln!(
+                    f,
+                    "  hint: to prune exactly these, run `providerd apply --confirm-prune {digest}`"
+                )?;
+            }
+        }
+        for notice in &self.notices {
+            writeln!(f, "! {}: {}", notice.provider, notice.message)?;
+            for field in &notice.fields {
+                writeln!(
+                    f,
+                    "    {}: declared {}, found {}",
+                    field.field,
+                    text(&field.new),
+                    old(field.old.as_ref())
+                )?;
+            }
+        }
+        writeln!(f, "{}", self.summary())
+    }
+}
+
+fn write_change(f: &mut fmt::Formatter<'_>, change: &Change) -> fmt::Result {
+    write!(
+        f,
+        "{} {} {} {}",
+        change.action.mark(),
+        change.action.as_str(),
+        change.kind.as_str(),
+        change.name
+    )?;
+    match &change.origin {
+        Some(origin) => writeln!(f, "  ({origin})")?,
+        None => writeln!(f)?,
+    }
+    for field in &change.fields {
+        let new = text(&field.new);
+        match (change.action, field.cause) {
+            (Action::Create, Cause::Default) => writeln!(f, "    {}: {new} (default)", field.field)?,
+            (Action::Create, _) => writeln!(f, "    {}: {new}", field.field)?,
+            (_, Cause::Released) => writeln!(f, "    {}: given up, stays {new}", field.field)?,
+            (_, Cause::Drift) => {
+                writeln!(f, "    {}: {} → {new} (drift)", field.field, old(field.old.as_ref()))?
+            }
+            _ => writeln!(f, "    {}: {} → {new}", field.field, old(field.old.as_ref()))?,
+        }
+    }
+    Ok(())
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "unset".into(),
+        other => other.to_string(),
+    }
+}
+
+fn old(value: Option<&Value>) -> String {
+    value.map_or_else(|| "unset".into(), text)
+}
+
+impl fmt::Display for KeyChange {
+    /// `changed (3f9a… → 77c1…)`, in keyed fingerprints.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let short = |key: &Option<Fingerprint>| {
+            key.as_ref()
+                .map_or_else(|| "none".to_owned(), |key| format!("{}…", key.0.get(..4).unwrap_or(&key.0)))
+        };
+        let (old, new) = (short(&self.old), short(&self.new));
+        match self.action {
+            KeyAction::Set if self.old.is_none() => write!(f, "set ({new})")?,
+            KeyAction::Set => write!(f, "changed ({old} → {new})")?,
+            KeyAction::Wipe => write!(f, "wiped ({old})")?,
+            KeyAction::Pending => write!(f, "found changed ({old} → {new}), left as it is")?,
+            KeyAction::Align => write!(f, "copied to the other column ({new})")?,
+        }
+        write!(f, ": {}", self.reason)
+    }
+}
+
+/// Stable JSON: `changes`, `keys`, `held`, `notices`, `summary`, `empty`.
+impl Serialize for Plan {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let changes: Vec<&Change> = self.providers.iter().flat_map(|provider| &provider.changes).collect();
+        let keys: BTreeMap<&str, &KeyChange> = self
+            .providers
+            .iter()
+            .filter_map(|provider| Some((&*provider.name, provider.key.as_ref()?)))
+            .collect();
+        let mut map = serializer.serialize_map(Some(6))?;
+        map.serialize_entry("empty", &self.is_converged())?;
+        map.serialize_entry("summary", &self.summary())?;
+        map.serialize_entry("changes", &changes)?;
+        map.serialize_entry("keys", &keys)?;
+        map.serialize_entry("held", &self.held)?;
+        map.serialize_entry("notices", &self.notices)?;
+        map.end()
+    }
+}
