@@ -11,7 +11,7 @@ use std::{
 
 use proptest::prelude::*;
 use providerd::{
-    config::Drift,
+    config::DriftPolicy,
     model::{Cell, Frozen, HealthPolicy, JsonMap, Model, Origin, PowerLevel, Provider, ProviderType},
     plan::{
         Action, Desired, DesiredKey, FieldChange, Fingerprint, Input, KeyAction, Kind, LiveKey, LiveModel,
@@ -24,8 +24,8 @@ use uuid::Uuid;
 
 fn policy() -> Policy {
     Policy {
-        drift: Drift::Correct,
-        prune_limit: PruneLimit { share: 1.0, at_least: 1000 },
+        drift: DriftPolicy::Correct,
+        prune_limit: PruneLimit { percent: 100, at_least: 1000 },
         confirmed: None,
         suspended: BTreeSet::new(),
         hold_cells: BTreeSet::new(),
@@ -538,7 +538,7 @@ fn a_large_prune_waits_for_its_digest() {
             rules: vec![],
         })
         .collect();
-    let limited = Policy { prune_limit: PruneLimit { share: 0.2, at_least: 3 }, ..policy() };
+    let limited = Policy { prune_limit: PruneLimit { percent: 20, at_least: 3 }, ..policy() };
     let check = |left: usize, prunes: bool| {
         let mut database = Database::default();
         let plan = database.plan(&desired(&specs), &limited, &Frozen::default());

@@ -20,7 +20,7 @@ use super::{
     diff::{self, Lowered, Row},
 };
 use crate::{
-    config::Drift,
+    config::DriftPolicy,
     model::{Cell, Frozen, Model, Provider},
     routing::DesiredRule,
 };
@@ -57,10 +57,10 @@ pub struct Confirmed {
 }
 
 /// How many providers may be pruned at once without a person's word.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PruneLimit {
-    /// Share of the managed providers, 0 to 1.
-    pub share: f64,
+    /// Share of the managed providers.
+    pub percent: u8,
     /// At least so many, whatever the share yields.
     pub at_least: usize,
 }
@@ -68,9 +68,7 @@ pub struct PruneLimit {
 impl PruneLimit {
     /// Whether pruning `count` of `managed` providers needs to be confirmed.
     pub fn exceeded(self, count: usize, managed: usize) -> bool {
-        // Counts of providers are far below 2^52, and a limit is rounded down anyway.
-        #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-        let share = (managed as f64 * self.share.clamp(0.0, 1.0)) as usize;
+        let share = managed.saturating_mul(usize::from(self.percent)) / 100;
         count > share.max(self.at_least) || (count > 0 && count == managed)
     }
 }
@@ -78,7 +76,7 @@ impl PruneLimit {
 /// What decides besides the manifests and the database.
 #[derive(Debug, Clone)]
 pub struct Policy {
-    pub drift: Drift,
+    pub drift: DriftPolicy,
     pub prune_limit: PruneLimit,
     /// Digest of the prune that a person confirmed.
     pub confirmed: Option<String>,
@@ -304,7 +302,7 @@ impl One<'_> {
         self.models(id, &record, &mut next, &mut changes);
         let key = self.key(&record, &mut next);
 
-        if self.input.policy.drift == Drift::Report {
+        if self.input.policy.drift == DriftPolicy::Report {
             self.report_drift(&mut changes);
         }
         let written = changes.iter().any(|change| change.action != Action::Release) || key.is_some();

@@ -1,0 +1,169 @@
+//! What `run` and the one-shot commands share: from settings to an open database with its keys.
+//!
+//! Invariant: without the right BYOK key nothing is ever written, because a [`Backend`] exists only after the
+//! canary has been opened.
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::Context as _;
+use zeroize::Zeroizing;
+
+use crate::{
+    config::{self, Settings, SettingsErrors},
+    embedded::Embedded,
+    reconcile::Reconciler,
+    secret::{self, Byok, FingerprintKey, Keyring, Resolver, Source},
+    store::{self, Store, StoreError},
+};
+
+/// Where the canary and the sealed fingerprint key stand in `providerd.meta`.
+const CANARY: &str = "canary";
+const FINGERPRINT_KEY: &str = "fingerprint_key";
+
+/// The settings of a file and the environment, with what the command line overrides.
+pub fn settings(file: Option<&Path>, manifests: Option<&Path>, database: Option<&str>) -> anyhow::Result<Settings> {
+    let mut settings = Settings::load(file, config::environment()).map_err(SettingsErrors)?;
+    if let Some(path) = manifests {
+        settings.manifests.path = path.to_owned();
+    }
+    if let Some(url) = database {
+        settings.set_database_url(url);
+    }
+    Ok(settings)
+}
+
+/// A runtime for as many cores as there are, but no more than the work needs.
+pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, 4);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    Ok(runtime)
+}
+
+/// The BYOK key of the environment, if it is there.
+pub fn byok_env() -> Option<Zeroizing<String>> {
+    std::env::var(secret::BYOK_ENV).ok().map(Zeroizing::new)
+}
+
+fn credentials_dir() -> Option<std::path::PathBuf> {
+    std::env::var_os("CREDENTIALS_DIRECTORY").map(Into::into)
+}
+
+/// The BYOK key; with the embedded database one is made on first use.
+///
+/// # Errors
+/// No key with an external database, or a key that is none. The message says how to make one.
+pub fn byok(settings: &Settings, env: Option<Zeroizing<String>>) -> anyhow::Result<(Byok, Source)> {
+    let env = env.as_ref().map(|text| text.as_str());
+    if let Some(found) = secret::load_byok(env, settings.keys.file.as_deref(), credentials_dir().as_deref())? {
+        return Ok(found);
+    }
+    anyhow::ensure!(
+        settings.database.url.is_none(),
+        "BYOK_ENCRYPTION_KEY is not set, and an external database is used\n\
+         hint: make a key with `providerd key generate`, keep it safe, and set it as BYOK_ENCRYPTION_KEY, \
+         `keys.file` or the systemd credential `byok_encryption_key`"
+    );
+    let path = config::state_dir().join("byok.key");
+    let (byok, fresh) = secret::load_or_generate(&path)?;
+    if fresh {
+        tracing::info!(path = %path.display(), "made a BYOK key for the embedded database; back it up");
+    }
+    Ok((byok, Source::File(path)))
+}
+
+/// An open, migrated database whose keys open.
+pub struct Backend {
+    pub store: Store,
+    pub keyring: Arc<Keyring>,
+    pub resolver: Arc<Resolver>,
+    /// The embedded PostgreSQL, where no URL was given.
+    pub embedded: Option<Embedded>,
+}
+
+/// Starts the embedded PostgreSQL where no URL is set; the URL to connect to in any case.
+pub async fn database(settings: &Settings) -> anyhow::Result<(secrecy::SecretString, Option<Embedded>)> {
+    if let Some(url) = &settings.database.url {
+        return Ok((url.clone(), None));
+    }
+    let embedded = Embedded::start(&config::state_dir()).await?;
+    Ok((embedded.url().into(), Some(embedded)))
+}
+
+/// Migrates the database and proves that the key opens what it holds.
+///
+/// # Errors
+/// [`StoreError`] where trying again may help; anything else is a mistake that a person must mend.
+pub async fn prepare(store: &Store, byok: &Byok) -> anyhow::Result<Keyring> {
+    let report = store.migrate().await?;
+    if !report.applied.is_empty() {
+        tracing::info!(migrations = report.applied.len(), "migrated the database");
+    }
+    let canary = store.meta_set_if_absent(CANARY, &secret::create_canary(byok)).await?;
+    secret::check_canary(byok, &canary)?;
+    let sealed = store.meta_set_if_absent(FINGERPRINT_KEY, &FingerprintKey::generate().seal(byok)).await?;
+    let fp = FingerprintKey::open(byok, &sealed).context("the stored fingerprint key does not open")?;
+    Ok(Keyring { byok: byok.clone(), fp })
+}
+
+/// Resolves key references as these settings say.
+pub fn resolver(settings: &Settings, byok: Byok, source: &Source) -> Resolver {
+    let mut resolver = Resolver::new(settings.keys.dir.clone(), credentials_dir(), Some(byok));
+    if let Source::File(path) | Source::Credential(path) = source {
+        resolver.protected.push(path.clone());
+    }
+    resolver
+}
+
+/// How to connect.
+pub fn store_settings(settings: &Settings, url: secrecy::SecretString) -> store::Settings {
+    store::Settings {
+        url,
+        schema: settings.database.schema.clone(),
+        max_connections: settings.database.max_connections.get(),
+        connect_timeout: settings.database.connect_timeout,
+    }
+}
+
+impl Backend {
+    /// Opens everything a one-shot command needs.
+    pub async fn open(settings: &Settings, env: Option<Zeroizing<String>>) -> anyhow::Result<Self> {
+        let (byok, source) = byok(settings, env)?;
+        let (url, embedded) = database(settings).await?;
+        let opened = async {
+            let store = Store::connect(&store_settings(settings, url)).await?;
+            let keyring = prepare(&store, &byok).await?;
+            anyhow::Ok((store, keyring))
+        };
+        match opened.await {
+            Ok((store, keyring)) => {
+                let resolver = Arc::new(resolver(settings, byok, &source));
+                Ok(Self { store, keyring: Arc::new(keyring), resolver, embedded })
+            }
+            Err(error) => {
+                if let Some(embedded) = embedded {
+                    embedded.stop().await?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    pub fn reconciler(&self, settings: &Settings) -> Reconciler {
+        let (keyring, resolver) = (self.keyring.clone(), self.resolver.clone());
+        Reconciler::new(self.store.clone(), keyring, resolver, &settings.reconcile, settings.keys.require_valid)
+    }
+
+    /// Closes connections and stops the embedded PostgreSQL, unless somebody else uses it.
+    pub async fn close(self) -> anyhow::Result<()> {
+        self.store.close().await;
+        if let Some(embedded) = self.embedded {
+            embedded.stop().await?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether trying again later may help.
+pub fn is_transient(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<StoreError>().is_some_and(StoreError::is_transient)
+}

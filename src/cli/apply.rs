@@ -1,0 +1,66 @@
+//! `apply`: one reconcile, then exit; for CI and cron.
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{
+    context::{Context, is_valid},
+    output::{self, Exit},
+    Format,
+};
+use crate::{
+    plan::Plan,
+    reconcile::{Pass, Refusal},
+};
+
+#[derive(Debug, Args)]
+pub struct Apply {
+    /// Permit exactly the prune that a plan with this digest shows
+    #[arg(long, value_name = "DIGEST")]
+    confirm_prune: Option<String>,
+}
+
+/// Stable JSON of `apply`.
+#[derive(Serialize)]
+struct Report<'a> {
+    applied: bool,
+    suspended: bool,
+    refused: &'a [Refusal],
+    #[serde(flatten)]
+    plan: &'a Plan,
+}
+
+impl Apply {
+    /// Exit 0: the database is as declared; 2: something is held back, refused, suspended or invalid.
+    pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        let (_, build) = context.load();
+        let pass = Pass {
+            build: &build,
+            providers: None,
+            settled: true,
+            confirmed: self.confirm_prune,
+            revision: context.revision(),
+            lease: None,
+        };
+        let outcome = context.reconciler().reconcile(&pass).await?;
+        match context.format {
+            Format::Json => output::json(&Report {
+                applied: outcome.applied,
+                suspended: outcome.suspended,
+                refused: &outcome.refused,
+                plan: &outcome.plan,
+            })?,
+            Format::Table | Format::Github => {
+                let mut text = outcome.plan.to_string();
+                for refusal in &outcome.refused {
+                    text += &format!("! {}: refused by the database: {}\n", refusal.provider, refusal.message);
+                }
+                if outcome.suspended {
+                    text += "! applying is suspended: nothing was written (hint: `providerd resume`)\n";
+                }
+                output::text(&text)?
+            }
+        };
+        Ok(Exit::when(outcome.is_as_desired() && !outcome.suspended && is_valid(&build)))
+    }
+}

@@ -1,0 +1,88 @@
+//! What every command that needs the database stands on: settings, database, keys.
+
+use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
+
+use anyhow::Context as _;
+
+use super::{Format, Global, output::Exit};
+use crate::{
+    app::{self, Backend},
+    config::Settings,
+    loader::Loader,
+    manifest::{self, Build, Severity},
+    reconcile::Reconciler,
+    source::git,
+};
+
+/// A command's surroundings.
+pub struct Context {
+    pub settings: Settings,
+    pub format: Format,
+    pub backend: Backend,
+}
+
+/// Settings with what the command line overrides.
+pub fn settings(global: &Global) -> anyhow::Result<Settings> {
+    app::settings(global.config.as_deref(), global.manifests.as_deref(), global.database_url.as_deref())
+}
+
+/// The manifest directory of a command that works offline.
+pub fn loader(global: &Global) -> anyhow::Result<Loader> {
+    Ok(Loader::new(settings(global)?.manifests.path))
+}
+
+/// Runs a command that needs the database, and stops what it started.
+pub fn block_on<F>(global: &Global, command: F) -> anyhow::Result<Exit>
+where
+    F: for<'a> FnOnce(&'a Context) -> Pin<Box<dyn Future<Output = anyhow::Result<Exit>> + 'a>>,
+{
+    let settings = settings(global)?;
+    let byok = app::take_byok_env();
+    app::runtime()?.block_on(async {
+        let backend = Backend::open(&settings, byok).await?;
+        let context = Context { settings, format: global.output, backend };
+        let result = command(&context).await;
+        let closed = context.backend.close().await;
+        let exit = result?;
+        closed.context("the embedded PostgreSQL did not stop cleanly")?;
+        Ok(exit)
+    })
+}
+
+impl Context {
+    pub fn reconciler(&self) -> Reconciler {
+        self.backend.reconciler(&self.settings)
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.settings.manifests.path.clone()
+    }
+
+    /// Reads the manifests and says on standard error what is wrong with them.
+    pub fn load(&self) -> (Loader, Arc<Build>) {
+        let mut loader = Loader::new(self.root());
+        let build = loader.load();
+        report(&loader, &build);
+        (loader, Arc::new(build))
+    }
+
+    pub fn revision(&self) -> Option<crate::model::Revision> {
+        git::revision(&self.settings.manifests.path)
+    }
+}
+
+/// Every diagnostic on standard error.
+pub fn report(loader: &Loader, build: &Build) {
+    if let Some(problem) = loader.problem() {
+        anstream::eprintln!("warning: {problem}");
+    }
+    let text = manifest::render::human(&build.diagnostics, &|path| loader.text(path), true);
+    if !build.diagnostics.is_empty() {
+        anstream::eprint!("{text}");
+    }
+}
+
+/// Whether the manifests are free of errors.
+pub fn is_valid(build: &Build) -> bool {
+    build.diagnostics.iter().all(|diagnostic| diagnostic.severity != Severity::Error)
+}

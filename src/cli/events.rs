@@ -1,0 +1,108 @@
+//! `events`: the audit trail.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use clap::Args;
+
+use super::{
+    Format,
+    context::Context,
+    output::{self, Exit},
+};
+use crate::store::{Event, EventFilter};
+
+/// How often `--follow` looks for new rows; the trail is indexed by number, so looking is cheap.
+const FOLLOW_EVERY: Duration = Duration::from_millis(500);
+
+#[derive(Debug, Args)]
+pub struct Events {
+    /// Go on printing new rows until interrupted
+    #[arg(long, short)]
+    follow: bool,
+    /// Only rows about this provider
+    #[arg(long, value_name = "NAME")]
+    provider: Option<String>,
+    /// Only rows since a time (RFC 3339) or for a duration back (`2h`, `30m`, `7d`)
+    #[arg(long, value_name = "WHEN", value_parser = since)]
+    since: Option<DateTime<Utc>>,
+    /// At most so many of the newest rows
+    #[arg(long, default_value_t = 100)]
+    limit: u32,
+}
+
+fn since(text: &str) -> Result<DateTime<Utc>, String> {
+    if let Ok(at) = DateTime::parse_from_rfc3339(text) {
+        return Ok(at.to_utc());
+    }
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (count, unit) = text.split_at(split);
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err("expected a time such as 2026-01-31T12:00:00Z, or a duration such as 30m, 2h or 7d".into()),
+    };
+    let count: i64 = count.parse().map_err(|_| "expected a number in front of the unit".to_owned())?;
+    let back = count.checked_mul(seconds).and_then(chrono::TimeDelta::try_seconds).ok_or("too long ago")?;
+    Utc::now().checked_sub_signed(back).ok_or_else(|| "too long ago".into())
+}
+
+impl Events {
+    pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        let store = &context.backend.store;
+        let mut filter =
+            EventFilter { provider: self.provider, since: self.since, after_id: None, limit: self.limit };
+        let mut rows = store.events(&filter).await?;
+        if !self.follow && context.format == Format::Json {
+            return output::json(&rows);
+        }
+        loop {
+            for row in &rows {
+                match context.format {
+                    Format::Json => output::text(&format!("{}\n", serde_json::to_string(row)?))?,
+                    Format::Table | Format::Github => output::text(&line(row))?,
+                };
+            }
+            if !self.follow {
+                return Ok(Exit::Done);
+            }
+            filter.after_id = rows.last().map(|row| row.id).or(filter.after_id).or(Some(0));
+            tokio::select! {
+                () = tokio::time::sleep(FOLLOW_EVERY) => {}
+                _ = tokio::signal::ctrl_c() => return Ok(Exit::Done),
+            }
+            rows = store.events(&filter).await?;
+        }
+    }
+}
+
+/// When, what, about whom, why, from where; then the changed fields, one a line.
+fn line(event: &Event) -> String {
+    let at = event.at.format("%Y-%m-%dT%H:%M:%S%.3fZ");
+    let mut text = format!("{at}  {:<10} {}", event.kind, event.reason);
+    if let Some(provider) = &event.provider {
+        text = format!("{at}  {:<10} {provider}: {}", event.kind, event.reason);
+    }
+    if let (Some(file), Some(line)) = (&event.file, event.line) {
+        text += &format!("  ({file}:{line})");
+    }
+    if let Some(revision) = &event.revision {
+        text += &format!("  @{revision}");
+    }
+    text.push('\n');
+    for change in event.detail.get("changes").and_then(|it| it.as_array()).into_iter().flatten() {
+        let word = |key: &str| change.get(key).and_then(|it| it.as_str()).unwrap_or_default().to_owned();
+        let drift = change.get("action").is_none();
+        let action = if drift { "set back".to_owned() } else { word("action") };
+        text += &format!("    {action} {} {}\n", word("kind"), word("name"));
+        for field in change.get("fields").and_then(|it| it.as_array()).into_iter().flatten() {
+            if let Some(name) = field.get("field").and_then(|it| it.as_str()) {
+                let value = |key: &str| field.get(key).map_or_else(|| "unset".to_owned(), ToString::to_string);
+                text += &format!("      {name}: {} → {}\n", value("old"), value("new"));
+            }
+        }
+    }
+    text
+}

@@ -1,0 +1,149 @@
+//! The command line: one file per command, no logic that a library caller would miss.
+//!
+//! Exit codes everywhere: 0 done and as desired, 1 could not be done, 2 done but not as desired, 64 usage.
+
+mod apply;
+mod context;
+mod events;
+mod key;
+mod output;
+mod plan;
+mod routes;
+mod run;
+mod status;
+mod suspend;
+mod validate;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+pub use self::output::Exit;
+
+/// GitOps for LLM providers: TOML manifests, reconciled into PostgreSQL.
+#[derive(Debug, Parser)]
+#[command(name = "providerd", version, propagate_version = true, max_term_width = 110)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Settings file [default: /etc/providerd/providerd.toml, where it exists]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Directory of manifests [default: providers.d]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
+    /// PostgreSQL to keep in step [default: $DATABASE_URL, else an embedded one]
+    #[arg(long, global = true, value_name = "URL", hide_env_values = true)]
+    pub database_url: Option<String>,
+    /// How results are printed
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+}
+
+/// How results are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For programs; stable and documented.
+    Json,
+    /// Annotations of GitHub Actions (validate only).
+    Github,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the daemon: watch, reconcile, report
+    Run,
+    /// Check manifests offline and report every problem at once
+    Validate(validate::Validate),
+    /// Show what `run` would do, field by field
+    Plan(plan::PlanArgs),
+    /// Reconcile once, then exit
+    Apply(apply::Apply),
+    /// Show the resolved routes: power level × user tier → ordered models
+    Routes(routes::Routes),
+    /// Show every provider: synced, health, key, source
+    Status(status::Status),
+    /// Show the audit trail
+    Events(events::Events),
+    /// Stop applying, to everything or to one provider; checks go on
+    Suspend(suspend::Suspend),
+    /// Start applying again
+    Resume(suspend::Resume),
+    /// Make, seal and verify keys
+    #[command(subcommand)]
+    Key(key::Key),
+    /// Print the manifests' JSON Schema
+    Schema,
+    /// Print a shell's completion script
+    Completions {
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write one for each command into a directory
+    Man {
+        /// Where to write them; printed to standard output without it
+        directory: Option<PathBuf>,
+    },
+}
+
+/// Parses the command line, runs the command and says how it ended.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let asked = !error.use_stderr();
+            // Nowhere is left to report a failure to print.
+            let _ = error.print();
+            return if asked { ExitCode::SUCCESS } else { ExitCode::from(64) };
+        }
+    };
+    match dispatch(cli) {
+        Ok(exit) => exit.into(),
+        Err(error) => {
+            output::print_error(&error);
+            Exit::Failed.into()
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
+    let Cli { global, command } = cli;
+    match command {
+        Command::Schema => output::json(&crate::manifest::json_schema()),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "providerd", &mut std::io::stdout());
+            Ok(Exit::Done)
+        }
+        Command::Man { directory } => man(directory),
+        Command::Validate(args) => args.run(&global),
+        Command::Routes(args) => args.run(&global),
+        Command::Key(key::Key::Generate) => key::generate(),
+        Command::Run => run::run(&global),
+        Command::Plan(args) => context::block_on(&global, |context| Box::pin(args.run(context))),
+        Command::Apply(args) => context::block_on(&global, |context| Box::pin(args.run(context))),
+        Command::Status(args) => context::block_on(&global, |context| Box::pin(args.run(context))),
+        Command::Events(args) => context::block_on(&global, |context| Box::pin(args.run(context))),
+        Command::Suspend(args) => context::block_on(&global, |context| Box::pin(args.run(context))),
+        Command::Resume(args) => context::block_on(&global, |context| Box::pin(args.run(context))),
+        Command::Key(key) => key.run(&global),
+    }
+}
+
+fn man(directory: Option<PathBuf>) -> anyhow::Result<Exit> {
+    match directory {
+        Some(directory) => {
+            std::fs::create_dir_all(&directory)?;
+            clap_mangen::generate_to(Cli::command(), &directory)?;
+        }
+        None => clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?,
+    }
+    Ok(Exit::Done)
+}

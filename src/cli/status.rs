@@ -1,0 +1,236 @@
+//! `status`: every provider at a glance, as the database was read to hold it.
+
+use std::{collections::BTreeMap, time::{Duration, Instant}};
+
+use chrono::{DateTime, Utc};
+use clap::Args;
+use serde::Serialize;
+
+use super::{
+    Format,
+    context::Context,
+    output::{self, Exit},
+};
+use crate::{
+    manifest::Build,
+    plan::{NoticeKind, Plan},
+    reconcile::Pass,
+    store::ProviderRow,
+};
+
+/// How often `--watch` and `--wait` look again.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Only these providers
+    names: Vec<String>,
+    /// Print again whenever something changes, until interrupted
+    #[arg(long)]
+    watch: bool,
+    /// Wait until everything is synced, at most so many seconds
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "60")]
+    wait: Option<u64>,
+}
+
+/// One provider, as `status --output json` prints it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Line {
+    name: String,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    /// `synced`, `pending`, `drifted`, `frozen`, `suspended`, `held` or `unmanaged`.
+    state: &'static str,
+    enabled: Option<bool>,
+    health: Option<String>,
+    last_check: Option<DateTime<Utc>>,
+    has_key: bool,
+    key: Option<String>,
+    key_last_tested: Option<DateTime<Utc>>,
+    models: i64,
+    /// Manifest and line.
+    source: Option<String>,
+    /// What a person should know.
+    notices: Vec<String>,
+}
+
+/// Everything `status` shows.
+#[derive(Debug, PartialEq, Serialize)]
+struct Report {
+    synced: bool,
+    suspended: bool,
+    providers: Vec<Line>,
+    /// What is held back, and the command that confirms it.
+    held: Vec<String>,
+    /// Invalid and unreadable manifests.
+    manifests: Vec<String>,
+}
+
+impl Status {
+    /// Exit 0: everything asked for is synced; 2: it is not.
+    pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        let started = Instant::now();
+        let mut printed: Option<Report> = None;
+        loop {
+            let report = self.report(context).await?;
+            let waiting = self.wait.is_some_and(|limit| !report.synced && started.elapsed().as_secs() < limit);
+            let exit = Exit::when(report.synced);
+            if !waiting && printed.as_ref() != Some(&report) {
+                self.print(context, &report)?;
+                printed = Some(report);
+            }
+            if !self.watch && !waiting {
+                return Ok(exit);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+                _ = tokio::signal::ctrl_c() => return Ok(exit),
+            }
+        }
+    }
+
+    async fn report(&self, context: &Context) -> anyhow::Result<Report> {
+        let (_, build) = context.load_quietly();
+        let pass =
+            Pass { build: &build, providers: None, settled: true, confirmed: None, revision: None, lease: None };
+        let plan = context.reconciler().preview(&pass).await?;
+        let suspension = context.backend.store.suspension().await?;
+        let rows = context.backend.store.provider_rows().await?;
+        let mut lines: BTreeMap<String, Line> =
+            rows.into_iter().map(|row| (row.name.clone(), line(row, &build, &plan))).collect();
+        for provider in build.catalog.providers.values().filter(|it| !lines.contains_key(&*it.name)).collect::<Vec<_>>() {
+            let line = Line {
+                name: provider.name.to_string(),
+                kind: Some(provider.kind.to_string()),
+                state: "pending",
+                enabled: provider.enabled,
+                health: None,
+                last_check: None,
+                has_key: false,
+                key: None,
+                key_last_tested: None,
+                models: 0,
+                source: Some(provider.origin.to_string()),
+                notices: Vec::new(),
+            };
+            lines.insert(line.name.clone(), line);
+        }
+        if !self.names.is_empty() {
+            lines.retain(|name, _| self.names.contains(name));
+            for name in self.names.iter().filter(|name| !lines.contains_key(*name)) {
+                anyhow::bail!("no provider is called `{name}`");
+            }
+        }
+        let providers: Vec<Line> = lines.into_values().collect();
+        let held = plan.held.iter().map(|hold| match &hold.digest {
+            Some(digest) => format!("{} (hint: `providerd apply --confirm-prune {digest}`)", hold.reason),
+            None => hold.reason.clone(),
+        });
+        let held: Vec<String> = held.collect();
+        let bad = build.diagnostics.iter().filter(|it| it.severity == crate::manifest::Severity::Error);
+        let manifests: Vec<String> =
+            bad.map(|it| format!("{}:{}:{}: {}", it.path, it.line, it.column, it.message)).collect();
+        let managed = |line: &&Line| line.state != "unmanaged";
+        let synced = held.is_empty()
+            && manifests.is_empty()
+            && !suspension.all
+            && providers.iter().filter(managed).all(|line| line.state == "synced");
+        Ok(Report { synced, suspended: suspension.all, providers, held, manifests })
+    }
+
+    fn print(&self, context: &Context, report: &Report) -> anyhow::Result<()> {
+        if context.format == Format::Json {
+            output::json(report)?;
+            return Ok(());
+        }
+        let now = Utc::now();
+        let ago = |at: Option<DateTime<Utc>>| at.map_or_else(|| "never".to_owned(), |at| age(now - at));
+        let rows = report.providers.iter().map(|line| {
+            vec![
+                line.name.clone(),
+                line.kind.clone().unwrap_or_default(),
+                line.state.to_owned(),
+                match line.enabled {
+                    Some(false) => "off".to_owned(),
+                    _ => line.health.clone().unwrap_or_else(|| "unknown".into()),
+                },
+                if line.has_key { line.key.clone().unwrap_or_else(|| "untested".into()) } else { "none".into() },
+                ago(line.last_check),
+                line.models.to_string(),
+                line.source.clone().unwrap_or_default(),
+            ]
+        });
+        let mut text =
+            output::table(&["NAME", "TYPE", "STATE", "HEALTH", "KEY", "CHECKED", "MODELS", "SOURCE"], rows);
+        let notices = report.providers.iter().flat_map(|line| line.notices.iter().map(move |it| (&line.name, it)));
+        for (name, notice) in notices {
+            text += &format!("! {name}: {notice}\n");
+        }
+        for held in &report.held {
+            text += &format!("! held back: {held}\n");
+        }
+        for problem in &report.manifests {
+            text += &format!("! {problem}\n");
+        }
+        if report.suspended {
+            text += "! applying is suspended (hint: `providerd resume`)\n";
+        }
+        output::text(&text)?;
+        Ok(())
+    }
+}
+
+fn line(row: ProviderRow, build: &Build, plan: &Plan) -> Line {
+    let declared = build.catalog.providers.get(row.name.as_str());
+    let planned = plan.providers.iter().find(|it| *it.name == *row.name);
+    let about = || plan.notices.iter().filter(|it| *it.provider == *row.name);
+    let held = plan.held.iter().any(|hold| hold.objects.iter().any(|name| *name == row.name));
+    let is = |kind| about().any(|notice| notice.kind == kind);
+    let state = if is(NoticeKind::Suspended) {
+        "suspended"
+    } else if is(NoticeKind::Frozen) {
+        "frozen"
+    } else if is(NoticeKind::Drift) {
+        "drifted"
+    } else if held {
+        "held"
+    } else if planned.is_some() {
+        "pending"
+    } else if declared.is_some() {
+        "synced"
+    } else if row.managed {
+        "frozen"
+    } else {
+        "unmanaged"
+    };
+    let source = declared.map(|provider| provider.origin.to_string()).or_else(|| {
+        let (file, line) = (row.file.as_ref()?, row.line?);
+        Some(format!("{file}:{line}"))
+    });
+    let notices = about().map(|notice| notice.message.clone()).collect();
+    Line {
+        name: row.name,
+        kind: row.kind,
+        state,
+        enabled: row.enabled,
+        health: row.health_status,
+        last_check: row.last_health_check,
+        has_key: row.has_key,
+        key: row.api_key_test_status,
+        key_last_tested: row.api_key_last_tested,
+        models: row.models,
+        source,
+        notices,
+    }
+}
+
+/// `12s ago`, `5m ago`, `3h ago`, `2d ago`.
+fn age(since: chrono::TimeDelta) -> String {
+    let seconds = since.num_seconds().max(0);
+    match seconds {
+        0..60 => format!("{seconds}s ago"),
+        60..3600 => format!("{}m ago", seconds / 60),
+        3600..86_400 => format!("{}h ago", seconds / 3600),
+        _ => format!("{}d ago", seconds / 86_400),
+    }
+}

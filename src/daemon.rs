@@ -1,0 +1,566 @@
+//! The daemon: what is started in which order, who wakes whom, what is stopped how.
+//!
+//! Not its job: deciding what a pass does (`reconcile`). Invariants: every wake-up means "look again" and goes
+//! through one loop; the newest catalog pre-empts retries of an older one; losing PostgreSQL ends nothing.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use tokio_cron_scheduler::{Job, JobScheduler};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::{
+    app,
+    config::Settings,
+    http::{self, Readiness, Shared},
+    lifecycle::{self, Supervisor},
+    loader::Loader,
+    manifest::{Build, Changed, Severity, render},
+    metrics::Metrics,
+    model::SecretRef,
+    plan::{HoldKind, NoticeKind},
+    reconcile::{Outcome, Pass, ReconcileError, Reconciler},
+    secret::{Byok, Keyring, Source},
+    source::{self, Look, RevisionTracker, Watcher},
+    store::{Lease, Store},
+};
+
+/// Name of the lease that admits one reconciling daemon.
+const LEASE: &str = "reconcile";
+/// A crashed leader is replaced within this time plus one look (below), so within 10 s.
+const LEASE_TTL: Duration = Duration::from_secs(8);
+/// Three tries to renew fit into the time for which the lease is good.
+const LEASE_RENEW: Duration = Duration::from_millis(2500);
+/// How often a daemon in waiting looks whether the lease is free.
+const LEASE_LOOK: Duration = Duration::from_secs(1);
+/// First and longest wait before a failed pass is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+/// A stream of events may put off a deletion so long, and no longer.
+const DEFER_LIMIT: Duration = Duration::from_secs(10);
+/// Room for the few jobs of the scheduler: its default of 200 is lost silently when exceeded.
+const SCHEDULER_CHANNEL: usize = 1024;
+
+/// What the reconcile loop still has to look at.
+enum Wanted {
+    Nothing,
+    Some(BTreeSet<Arc<str>>),
+    Everything,
+}
+
+impl Wanted {
+    fn add(&mut self, changed: Changed) {
+        match (&mut *self, changed) {
+            (Self::Everything, _) => {}
+            (_, Changed::All) => *self = Self::Everything,
+            (Self::Some(names), Changed::Providers(more)) => names.extend(more),
+            (Self::Nothing, Changed::Providers(names)) if names.is_empty() => {}
+            (Self::Nothing, Changed::Providers(names)) => *self = Self::Some(names),
+        }
+    }
+
+    const fn is_nothing(&self) -> bool {
+        matches!(self, Self::Nothing)
+    }
+}
+
+/// Who may reconcile: the lease, where this daemon holds it.
+type Leadership = watch::Receiver<Option<Lease>>;
+
+/// Wakes the loop from elsewhere.
+#[derive(Clone)]
+pub struct Wake {
+    handle: source::Handle,
+    drift: Arc<Notify>,
+    trigger: Arc<Mutex<&'static str>>,
+}
+
+impl Wake {
+    /// Looks at everything again, for the reason `trigger`.
+    pub fn poke(&self, trigger: &'static str) {
+        *self.trigger.lock().unwrap_or_else(PoisonError::into_inner) = trigger;
+        self.handle.poke();
+    }
+
+    fn take_trigger(&self) -> &'static str {
+        std::mem::replace(&mut *self.trigger.lock().unwrap_or_else(PoisonError::into_inner), "file")
+    }
+}
+
+/// Runs until a signal ends it.
+///
+/// # Errors
+/// A mistake that a person must mend (settings, keys, a foreign database), or a task that died.
+pub async fn run(settings: Settings, env: Option<Zeroizing<String>>) -> anyhow::Result<()> {
+    // 1. What can be refused at once: keys and the socket.
+    let (byok, source) = app::byok(&settings, env)?;
+    let listener = http::bind(settings.server.listen).await?;
+    let metrics = Arc::new(Metrics::new()?);
+    let revision = option_env!("PROVIDERD_REVISION").unwrap_or("unknown");
+    metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1);
+
+    // 2. The database, if it is ours to start.
+    let (url, embedded) = app::database(&settings).await?;
+    let store = Store::connect(&app::store_settings(&settings, url)).await?;
+
+    // 3. Tasks that outlive every outage.
+    let supervisor = Supervisor::new();
+    let stop = supervisor.token();
+    let readiness = Arc::new(Readiness::default());
+    let shared = Shared { metrics: metrics.clone(), readiness: readiness.clone() };
+    info!(
+        manifests = %settings.manifests.path.display(),
+        database = if embedded.is_some() { "embedded" } else { "external" },
+        listen = %settings.server.listen,
+        version = env!("CARGO_PKG_VERSION"),
+        "starting"
+    );
+    let serving = http::serve(listener, shared, stop.clone());
+    supervisor.spawn("http", async move { serving.await.context("http") });
+
+    // 4. Everything that needs the database waits for it in here.
+    let main = Main { settings, byok, source, store: store.clone(), metrics, readiness };
+    let spawner = supervisor.clone();
+    supervisor.spawn("reconcile", async move { main.run(spawner).await });
+
+    // 5. Signals, until the end.
+    let ended = supervisor.wait().await;
+
+    // 6. The embedded database last: everybody else has finished writing.
+    store.close().await;
+    if let Some(embedded) = embedded {
+        embedded.stop().await.context("the embedded PostgreSQL did not stop cleanly")?;
+    }
+    ended
+}
+
+/// The reconcile loop and what it stands on.
+struct Main {
+    settings: Settings,
+    byok: Byok,
+    source: Source,
+    store: Store,
+    metrics: Arc<Metrics>,
+    readiness: Arc<Readiness>,
+}
+
+impl Main {
+    async fn run(self, supervisor: Supervisor) -> anyhow::Result<()> {
+        let stop = supervisor.token();
+        let Some(keyring) = self.prepare(&stop).await? else { return Ok(()) };
+        let resolver = app::resolver(&self.settings, self.byok.clone(), &self.source);
+        let watcher = Watcher::start(
+            &self.settings.manifests.path,
+            source::Options { settle: self.settings.manifests.settle, ..source::Options::default() },
+        );
+        let wake = Wake { handle: watcher.handle(), drift: Arc::default(), trigger: Arc::new(Mutex::new("start")) };
+
+        let (leading, leadership) = watch::channel(None);
+        let (store, token, holder) = (self.store.clone(), stop.clone(), Uuid::new_v4());
+        supervisor.spawn("lease", async move { hold_lease(store, holder, leading, token).await });
+        let (store, token, drift) = (self.store.clone(), stop.clone(), wake.drift.clone());
+        supervisor.spawn("drift", async move {
+            store.listen_drift(token, move || drift.notify_one()).await;
+            Ok(())
+        });
+        let hup = wake.clone();
+        supervisor.on_reload(move || hup.poke("signal"));
+        let scheduler = self.schedule(&wake).await?;
+
+        let reconciler = Reconciler::new(
+            self.store.clone(),
+            Arc::new(keyring),
+            Arc::new(resolver),
+            &self.settings.reconcile,
+            self.settings.keys.require_valid,
+        );
+        let root = self.settings.manifests.path.clone();
+        let revisions = Arc::new(RevisionTracker::new(&root));
+        let mut state = Loop {
+            main: self,
+            loader: Loader::new(root),
+            reconciler,
+            revisions,
+            leadership,
+            wake,
+            build: None,
+            wanted: Wanted::Everything,
+            settled: true,
+            deferred_since: None,
+            failures: 0,
+            retry_at: None,
+            drift_not_before: Instant::now(),
+            ready: false,
+            supervisor,
+        };
+        let ended = state.run(watcher, &stop).await;
+        let mut scheduler = scheduler;
+        if let Err(error) = scheduler.shutdown().await {
+            debug!(%error, "the scheduler was already gone");
+        }
+        ended
+    }
+
+    /// Migrates and opens the canary, as often as it takes; `None` when asked to stop meanwhile.
+    async fn prepare(&self, stop: &CancellationToken) -> anyhow::Result<Option<Keyring>> {
+        let mut wait = RETRY.0;
+        loop {
+            match app::prepare(&self.store, &self.byok).await {
+                Ok(keyring) => {
+                    self.database_up(true);
+                    return Ok(Some(keyring));
+                }
+                Err(error) if app::is_transient(&error) => {
+                    self.database_up(false);
+                    warn!(error = format!("{error:#}"), retry_in = ?wait, "the database is not ready");
+                }
+                Err(error) => return Err(error),
+            }
+            lifecycle::status("waiting for the database");
+            tokio::select! {
+                () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY.1),
+                () = stop.cancelled() => return Ok(None),
+            }
+        }
+    }
+
+    fn database_up(&self, up: bool) {
+        self.metrics.database_up.set(up.into());
+        self.readiness.database.store(up, Ordering::Relaxed);
+    }
+
+    /// The periodic work: looking again, and cutting the audit trail to its age.
+    async fn schedule(&self, wake: &Wake) -> anyhow::Result<JobScheduler> {
+        let scheduler = JobScheduler::new_with_channel_size(SCHEDULER_CHANNEL).await?;
+        let resync = wake.clone();
+        scheduler
+            .add(Job::new_repeated_async(self.settings.manifests.resync_interval, move |_, _| {
+                let wake = resync.clone();
+                Box::pin(async move { wake.poke("resync") })
+            })?)
+            .await?;
+        let (store, keep) = (self.store.clone(), self.settings.retention.events);
+        // Once a night, at a minute at which nothing else is due.
+        scheduler
+            .add(Job::new_async("0 17 3 * * *", move |_, _| {
+                let store = store.clone();
+                Box::pin(async move {
+                    match store.events_prune(keep).await {
+                        Ok(deleted) => info!(deleted, "cut the audit trail"),
+                        Err(error) => warn!(error = %error, "the audit trail could not be cut; tried again tomorrow"),
+                    }
+                })
+            })?)
+            .await?;
+        scheduler.start().await?;
+        Ok(scheduler)
+    }
+}
+
+/// Takes the lease whenever it is free, renews it while it is held, gives it back at the end.
+async fn hold_lease(
+    store: Store,
+    holder: Uuid,
+    leading: watch::Sender<Option<Lease>>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut lease: Option<Lease> = None;
+    let mut good_until = Instant::now();
+    while !stop.is_cancelled() {
+        let asked = Instant::now();
+        let answer = match &lease {
+            Some(held) => store.lease_renew(held, LEASE_TTL).await,
+            None => store.lease_acquire(LEASE, holder, LEASE_TTL).await,
+        };
+        match answer {
+            Ok(now) => {
+                if now.is_some() {
+                    good_until = asked + LEASE_TTL;
+                }
+                if now.is_some() != lease.is_some() {
+                    info!(leader = now.is_some(), "leadership changed");
+                }
+                lease = now;
+            }
+            // An outage is no reason to step down before the lease has run out: nobody else can hold it.
+            Err(error) => {
+                debug!(error = %error, "the lease could not be renewed");
+                if Instant::now() >= good_until {
+                    lease = None;
+                }
+            }
+        }
+        leading.send_if_modified(|current| {
+            let changed = current.as_ref().map(|it| it.token) != lease.as_ref().map(|it| it.token);
+            current.clone_from(&lease);
+            changed
+        });
+        let wait = if lease.is_some() { LEASE_RENEW } else { LEASE_LOOK };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+    if let Some(held) = lease {
+        // A lease that cannot be given back runs out by itself.
+        let _ = store.lease_release(&held).await;
+    }
+    Ok(())
+}
+
+struct Loop {
+    main: Main,
+    loader: Loader,
+    reconciler: Reconciler,
+    revisions: Arc<RevisionTracker>,
+    leadership: Leadership,
+    wake: Wake,
+    build: Option<Arc<Build>>,
+    wanted: Wanted,
+    settled: bool,
+    deferred_since: Option<Instant>,
+    failures: u32,
+    retry_at: Option<Instant>,
+    drift_not_before: Instant,
+    ready: bool,
+    supervisor: Supervisor,
+}
+
+impl Loop {
+    async fn run(&mut self, mut watcher: Watcher, stop: &CancellationToken) -> anyhow::Result<()> {
+        self.load(&Look::Everything, BTreeSet::new()).await;
+        let mut trigger = "start";
+        // The scheduler's repeated jobs can stop for ever once they fall behind; this look never does.
+        let resync = self.main.settings.manifests.resync_interval * 2;
+        loop {
+            self.supervisor.beat();
+            if !self.wanted.is_nothing() {
+                self.pass(trigger).await?;
+            }
+            let retry_at = self.retry_at.unwrap_or_else(|| Instant::now() + resync);
+            let drift_at = self.drift_not_before;
+            let drift = async {
+                self.wake.drift.notified().await;
+                tokio::time::sleep_until(drift_at).await;
+            };
+            trigger = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                activation = watcher.next() => {
+                    self.settled = activation.settled;
+                    self.load(&activation.look, activation.unfinished).await;
+                    self.wake.take_trigger()
+                }
+                () = drift => {
+                    self.wanted = Wanted::Everything;
+                    "drift"
+                }
+                changed = self.leadership.changed() => {
+                    changed.context("the lease task is gone")?;
+                    self.main.metrics.leader.set(self.leadership.borrow().is_some().into());
+                    self.wanted = Wanted::Everything;
+                    "leader"
+                }
+                () = tokio::time::sleep_until(retry_at) => {
+                    if self.retry_at.take().is_none() {
+                        self.wanted = Wanted::Everything;
+                    }
+                    "retry"
+                }
+            };
+        }
+    }
+
+    /// Reads what changed and notes whom it concerns.
+    async fn load(&mut self, look: &Look, unfinished: BTreeSet<std::path::PathBuf>) {
+        self.loader.set_unfinished(unfinished);
+        let build = match look {
+            Look::Everything => {
+                self.wanted = Wanted::Everything;
+                tokio::task::block_in_place(|| self.loader.load())
+            }
+            Look::Paths { manifests, secrets } => {
+                if !secrets.is_empty() {
+                    self.wanted.add(self.keys_from_files());
+                }
+                if manifests.is_empty() {
+                    return;
+                }
+                tokio::task::block_in_place(|| self.loader.load_paths(manifests))
+            }
+        };
+        self.revisions.refresh().await;
+        self.report(&build);
+        self.wanted.add(build.changed.clone());
+        let files = build.catalog.providers.values().filter_map(|it| it.api_key.as_ref());
+        let files = files.filter_map(|reference| self.reconciler.watched_path(reference)).collect();
+        self.wake.handle.watch_secrets(files);
+        self.build = Some(Arc::new(build));
+    }
+
+    /// Providers whose key may be another one because a file changed.
+    fn keys_from_files(&self) -> Changed {
+        let from_file = |reference: &SecretRef| matches!(reference, SecretRef::File(_) | SecretRef::Credential(_));
+        let providers = self.build.iter().flat_map(|build| build.catalog.providers.values());
+        let named = providers.filter(|it| it.api_key.as_ref().is_some_and(from_file)).map(|it| it.name.clone());
+        Changed::Providers(named.collect())
+    }
+
+    /// Each problem of the manifests once, in the log and in the metrics.
+    fn report(&self, build: &Build) {
+        let metrics = &self.main.metrics;
+        let files = &build.files;
+        for (state, count) in [("valid", files.valid), ("invalid", files.invalid), ("unreadable", files.unreadable)] {
+            metrics.manifest_files.with_label_values(&[state]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        let errors = build.diagnostics.iter().filter(|it| it.severity == Severity::Error).count();
+        let good = errors == 0 && self.loader.problem().is_none();
+        metrics.manifest_last_reload_successful.set(good.into());
+        if good {
+            metrics.manifest_last_success.set(chrono::Utc::now().timestamp() as f64);
+        }
+        let before = self.build.as_ref().map(|build| &build.diagnostics);
+        if before != Some(&build.diagnostics) {
+            for problem in &build.diagnostics {
+                if before.is_none_or(|before| !before.contains(problem)) {
+                    let place = format!("{}:{}:{}", problem.path, problem.line, problem.column);
+                    match problem.severity {
+                        Severity::Error => error!(%place, code = problem.code, "{}", render::one_line(problem)),
+                        Severity::Warning => warn!(%place, code = problem.code, "{}", render::one_line(problem)),
+                    }
+                }
+            }
+        }
+        if let Some(problem) = self.loader.problem() {
+            error!(reason = problem, "the manifest directory cannot be believed; nothing is pruned");
+        }
+    }
+
+    /// One pass over what is wanted, if this daemon leads.
+    async fn pass(&mut self, trigger: &'static str) -> anyhow::Result<()> {
+        let Some(build) = self.build.clone() else { return Ok(()) };
+        let lease = self.leadership.borrow().clone();
+        let Some(lease) = lease else {
+            // Somebody else reconciles; this daemon is ready to take over.
+            if self.main.readiness.database.load(Ordering::Relaxed) {
+                self.is_ready();
+            }
+            return Ok(());
+        };
+        let started = Instant::now();
+        let waited = self.deferred_since.is_some_and(|since| since.elapsed() >= DEFER_LIMIT);
+        let providers = match &self.wanted {
+            Wanted::Nothing => return Ok(()),
+            Wanted::Some(names) => Some(names),
+            Wanted::Everything => None,
+        };
+        let pass = Pass {
+            build: &build,
+            providers,
+            settled: self.settled || waited,
+            confirmed: None,
+            revision: self.revisions.current(),
+            lease: Some(&lease),
+        };
+        let whole = providers.is_none();
+        let metrics = &self.main.metrics;
+        metrics.reconcile_runs.with_label_values(&[trigger]).inc();
+        let result = self.reconciler.reconcile(&pass).await;
+        metrics.reconcile_duration.observe(started.elapsed().as_secs_f64());
+        match result {
+            Ok(outcome) => {
+                self.main.database_up(true);
+                self.failures = 0;
+                self.retry_at = None;
+                self.took(&outcome, whole, started.elapsed());
+                self.is_ready();
+                Ok(())
+            }
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn failed(&mut self, error: &ReconcileError) -> anyhow::Result<()> {
+        self.main.metrics.reconcile_failures.with_label_values(&[error.reason()]).inc();
+        if let ReconcileError::Store(error) = error
+            && error.is_unreachable()
+        {
+            self.main.database_up(false);
+        }
+        let wait = (RETRY.0 * 2u32.saturating_pow(self.failures.min(10))).min(RETRY.1);
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = Some(Instant::now() + wait);
+        warn!(error = %error, reason = error.reason(), retry_in = ?wait, "the pass failed; nothing was applied");
+        Ok(())
+    }
+
+    /// Notes what a pass did: metrics, what is left to do, what a person should know.
+    fn took(&mut self, outcome: &Outcome, whole: bool, time: Duration) {
+        let metrics = &self.main.metrics;
+        if outcome.deferred {
+            self.deferred_since.get_or_insert_with(Instant::now);
+            self.retry_at = Some(Instant::now() + DEFER_LIMIT);
+            return;
+        }
+        self.deferred_since = None;
+        if outcome.suspended {
+            // `resume` wakes the loop; what is wanted stays wanted.
+            return;
+        }
+        self.wanted = Wanted::Nothing;
+        if outcome.applied {
+            for ((kind, action), count) in &outcome.plan.summary().rows {
+                let labels = [kind.as_str(), action.as_str()];
+                metrics.reconcile_changes.with_label_values(&labels).inc_by(*count as u64);
+            }
+            metrics.drift_detected.inc_by(outcome.plan.summary().drifted_fields as u64);
+            metrics.events.inc_by(outcome.events as u64);
+        }
+        if let Some(revision) = self.revisions.current() {
+            metrics.applied_revision.reset();
+            metrics.applied_revision.with_label_values(&[&revision.to_string()]).set(1);
+        }
+        if !whole {
+            return;
+        }
+        // A pass over everything knows the totals; writing foreign databases must not make it a busy loop.
+        self.drift_not_before = Instant::now() + time * 4;
+        let held = |kind| outcome.plan.held.iter().filter(move |it| it.kind == kind).map(|it| it.objects.len()).sum::<usize>();
+        let notices = |kind| outcome.plan.notices.iter().filter(|it| it.kind == kind).count();
+        let set = |gauge: &prometheus::IntGauge, count: usize| gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        set(&metrics.prune_held, held(HoldKind::Prune));
+        set(&metrics.route_cells_held, held(HoldKind::Route));
+        set(&metrics.refused_providers, outcome.refused.len());
+        set(&metrics.undecryptable_keys, notices(NoticeKind::KeyUndecryptable));
+        set(&metrics.unresolved_keys, notices(NoticeKind::KeyUnresolved));
+        for hold in &outcome.plan.held {
+            warn!(kind = ?hold.kind, objects = hold.objects.len(), digest = hold.digest, "held back: {}", hold.reason);
+        }
+        if !self.ready {
+            for notice in outcome.plan.notices.iter().filter(|it| it.kind == NoticeKind::KeyUnresolved) {
+                warn!(provider = %notice.provider, "{}", notice.message);
+            }
+        }
+    }
+
+    fn is_ready(&mut self) {
+        self.main.readiness.reconciled.store(true, Ordering::Relaxed);
+        if !std::mem::replace(&mut self.ready, true) {
+            info!("ready");
+            lifecycle::ready();
+        }
+    }
+}
+

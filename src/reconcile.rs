@@ -1,0 +1,430 @@
+//! read → plan → apply → report: the only place that carries a plan out.
+//!
+//! Not its job: deciding what to do (that is `plan`), or when (that is `daemon`). Invariants: one catalog is
+//! applied in one transaction, under an advisory lock and, for a daemon, under its lease; the plan that is
+//! applied was made from rows that the same transaction read; nothing is written where nothing differs.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rayon::prelude::*;
+use sha2::Digest as _;
+use tracing::{info, warn};
+use uuid::Uuid;
+
+use crate::{
+    config::ReconcileSettings,
+    manifest::Build,
+    model::{Provider, Revision},
+    plan::{
+        Action, AuditEntry, Confirmed, Desired, DesiredKey, EventKind, Hold, HoldKind, Input, KeyAction, Notice,
+        NoticeKind, Plan, Policy, ProviderPlan, World, audit, lost_cells, plan,
+    },
+    secret::{Keyring, Resolver, Secret},
+    store::{Fence, Lease, NewEvent, ReconcileTx, Scope, Store, StoreError, Suspension},
+};
+
+/// Why a pass could not be carried out. The database is as it was.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("another daemon reconciles this database now")]
+    NotLeader,
+}
+
+impl ReconcileError {
+    /// Word for the `reason` label of `reconcile_failures_total`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Store(error) => error.reason(),
+            Self::NotLeader => "not-leader",
+        }
+    }
+}
+
+/// What one pass is asked to do.
+pub struct Pass<'a> {
+    pub build: &'a Build,
+    /// `None`: everything that is declared or managed.
+    pub providers: Option<&'a BTreeSet<Arc<str>>>,
+    /// The manifests have been quiet for a while: what disappeared may be believed to be gone.
+    pub settled: bool,
+    /// Digest of the prune that a person confirmed.
+    pub confirmed: Option<String>,
+    pub revision: Option<Revision>,
+    /// The lease that must still be held when the pass commits; a one-shot command has none.
+    pub lease: Option<&'a Lease>,
+}
+
+/// What one pass found and did.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub plan: Plan,
+    /// The plan, less what was refused, is committed.
+    pub applied: bool,
+    /// The plan deletes something and the manifests are not settled: nothing was applied yet.
+    pub deferred: bool,
+    /// An operator suspended applying: nothing was applied.
+    pub suspended: bool,
+    /// Providers that the database refused, with its words.
+    pub refused: Vec<Refusal>,
+    /// Rows of the audit trail that were written.
+    pub events: usize,
+}
+
+impl Outcome {
+    /// The database was read to hold, or now holds, exactly what is declared.
+    pub fn is_as_desired(&self) -> bool {
+        (self.applied || self.plan.is_empty()) && self.plan.held.is_empty() && self.refused.is_empty()
+    }
+}
+
+/// One provider that the database refused; it stays whole at its last good state.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Refusal {
+    pub provider: Arc<str>,
+    pub message: String,
+}
+
+/// A plan with the secrets it needs to be carried out.
+struct Planned {
+    plan: Plan,
+    secrets: HashMap<Arc<str>, Secret>,
+}
+
+/// Reconciles catalogs into one database.
+pub struct Reconciler {
+    store: Store,
+    keyring: Arc<Keyring>,
+    resolver: Arc<Resolver>,
+    settings: ReconcileSettings,
+    require_valid: bool,
+    /// What the database refused in the last pass, so that each refusal is recorded once.
+    refused: Mutex<BTreeMap<Arc<str>, String>>,
+}
+
+impl Reconciler {
+    pub fn new(
+        store: Store,
+        keyring: Arc<Keyring>,
+        resolver: Arc<Resolver>,
+        settings: ReconcileSettings,
+        require_valid: bool,
+    ) -> Self {
+        Self { store, keyring, resolver, settings, require_valid, refused: Mutex::default() }
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// What [`Self::reconcile`] would do now; writes nothing.
+    pub async fn preview(&self, pass: &Pass<'_>) -> Result<Plan, ReconcileError> {
+        let mut tx = self.store.reconcile_begin().await?;
+        let planned = self.plan(&mut tx, pass).await;
+        tx.rollback().await?;
+        Ok(planned?.plan)
+    }
+
+    /// Brings the database to what the catalog declares, in one transaction.
+    ///
+    /// # Errors
+    /// The database could not be reached, refused the transaction as a whole, or the lease is lost. Nothing was
+    /// applied then. Objects that the database refuses one by one are in [`Outcome::refused`].
+    pub async fn reconcile(&self, pass: &Pass<'_>) -> Result<Outcome, ReconcileError> {
+        let mut tx = self.store.reconcile_begin().await?;
+        let Planned { plan, secrets } = self.plan(&mut tx, pass).await?;
+        let mut outcome = Outcome { plan, ..Outcome::default() };
+        let suspension = tx.suspension().await?;
+        if suspension.all {
+            outcome.suspended = true;
+        } else if !pass.settled && deletes(&outcome.plan) {
+            outcome.deferred = true;
+        }
+        let reports = self.new_reports(&mut tx, &outcome.plan, pass).await?;
+        if outcome.suspended || outcome.deferred || (outcome.plan.is_empty() && reports.is_none()) {
+            tx.rollback().await?;
+            return Ok(outcome);
+        }
+        let tokens = self.encrypt(&outcome.plan, &secrets);
+        drop(secrets);
+        let mut events = audit(&outcome.plan);
+        if let Some((_, entries)) = &reports {
+            events.extend(entries.iter().cloned());
+        }
+        outcome.events = events.len();
+        let events = with_revision(events, pass.revision.as_ref());
+        self.fence(&mut tx, pass).await?;
+        if let Some((reported, _)) = &reports {
+            tx.meta_set("reported", reported).await?;
+        }
+        match tx.apply(&outcome.plan.providers, &tokens, &events).await {
+            Ok(()) => tx.commit().await?,
+            Err(error) if error.is_data() => {
+                warn!(error = %error, "the database refused part of the catalog; applying the rest");
+                tx.rollback().await?;
+                outcome = self.isolate(pass, outcome.plan, &tokens).await?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        outcome.applied = true;
+        if !outcome.plan.is_empty() {
+            info!(summary = %outcome.plan.summary(), events = outcome.events, "applied");
+        }
+        Ok(outcome)
+    }
+
+    /// Applies provider by provider, still in one transaction, leaving out what the database refuses.
+    async fn isolate(
+        &self,
+        pass: &Pass<'_>,
+        plan: Plan,
+        tokens: &HashMap<Arc<str>, String>,
+    ) -> Result<Outcome, ReconcileError> {
+        let mut tx = self.store.reconcile_begin().await?;
+        self.fence(&mut tx, pass).await?;
+        let mut outcome = Outcome::default();
+        let Plan { providers, held, notices } = plan;
+        for provider in providers {
+            let one = Plan { providers: vec![provider], ..Plan::default() };
+            let events = with_revision(audit(&one), pass.revision.as_ref());
+            tx.savepoint().await?;
+            match tx.apply(&one.providers, tokens, &events).await {
+                Ok(()) => {
+                    tx.savepoint_release().await?;
+                    outcome.events += events.len();
+                    outcome.plan.providers.extend(one.providers);
+                }
+                Err(error) if error.is_data() => {
+                    tx.savepoint_rollback().await?;
+                    let provider = one.providers.first();
+                    outcome.refused.extend(provider.map(|it| refusal(it, &error)));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let refusals = with_revision(self.new_refusals(&outcome.refused), pass.revision.as_ref());
+        if outcome.plan.providers.is_empty() && refusals.is_empty() {
+            tx.rollback().await?;
+        } else {
+            tx.apply(&[], &HashMap::new(), &refusals).await?;
+            outcome.events += refusals.len();
+            tx.commit().await?;
+        }
+        outcome.plan.held = held;
+        outcome.plan.notices = notices;
+        Ok(outcome)
+    }
+
+    /// Audit rows for refusals that the previous pass did not have.
+    fn new_refusals(&self, refused: &[Refusal]) -> Vec<AuditEntry> {
+        let now: BTreeMap<Arc<str>, String> =
+            refused.iter().map(|it| (it.provider.clone(), it.message.clone())).collect();
+        let mut before = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = now.iter().filter(|(provider, message)| before.get(*provider) != Some(message));
+        let entries = fresh.map(|(provider, message)| AuditEntry {
+            kind: EventKind::Refusal,
+            provider: Some(provider.clone()),
+            provider_id: None,
+            detail: serde_json::json!({}),
+            reason: message.clone(),
+            origin: None,
+        });
+        let entries = entries.collect();
+        *before = now;
+        entries
+    }
+
+    /// Proves that nobody else may be writing, in the transaction that is about to write.
+    async fn fence(&self, tx: &mut ReconcileTx, pass: &Pass<'_>) -> Result<(), ReconcileError> {
+        if let Some(lease) = pass.lease
+            && !tx.lease_check(lease).await?
+        {
+            return Err(ReconcileError::NotLeader);
+        }
+        tx.fence_advance(&Fence { revision: pass.revision.clone() }).await?;
+        Ok(())
+    }
+
+    async fn plan(&self, tx: &mut ReconcileTx, pass: &Pass<'_>) -> Result<Planned, ReconcileError> {
+        let catalog = &pass.build.catalog;
+        let chosen: Vec<Arc<Provider>> = match pass.providers {
+            None => catalog.providers.values().cloned().collect(),
+            Some(names) => names.iter().filter_map(|name| catalog.providers.get(name)).cloned().collect(),
+        };
+        let scope = match pass.providers {
+            None => Scope::All { declared: chosen.iter().map(|provider| provider.name.clone()).collect() },
+            Some(names) => Scope::Providers(names.iter().cloned().collect()),
+        };
+        // The database sends its rows while the keys are fingerprinted.
+        let open = |token: &str| self.keyring.open(token);
+        let resolved = self.resolve(&chosen);
+        let world = tx.world(&scope, &open).await?;
+        let suspension = tx.suspension().await?;
+
+        let mut secrets = HashMap::new();
+        let mut desired = BTreeMap::new();
+        for (provider, (key, secret)) in chosen.into_iter().zip(resolved) {
+            if let Some(secret) = secret {
+                secrets.insert(provider.name.clone(), secret);
+            }
+            let rules = pass.build.index.rules_for(&provider);
+            desired.insert(provider.name.clone(), Desired { provider, rules, key });
+        }
+        let mut policy = self.policy(pass, &suspension);
+        let input = |policy: &Policy, with_usage: &HashSet<Uuid>| {
+            plan(&Input {
+                desired: &desired,
+                world: &world,
+                frozen: &catalog.frozen,
+                policy,
+                with_usage,
+                new_id: &Uuid::new_v4,
+            })
+        };
+        let none = HashSet::new();
+        let candidates = Input {
+            desired: &desired,
+            world: &world,
+            frozen: &catalog.frozen,
+            policy: &policy,
+            with_usage: &none,
+            new_id: &Uuid::new_v4,
+        }
+        .prune_candidates();
+        let with_usage = if candidates.is_empty() { none } else { tx.with_usage(&candidates).await? };
+        let mut plan = input(&policy, &with_usage);
+        let lost = self.lost(tx, &plan, &world).await?;
+        if !lost.is_empty() {
+            if self.settings.route_guard == crate::config::RouteGuard::Hold {
+                policy.hold_cells = lost.iter().cloned().collect();
+                plan = input(&policy, &with_usage);
+            }
+            plan.held.extend(lost.iter().map(|cell| self.route_hold(cell)).filter(|_| {
+                self.settings.route_guard == crate::config::RouteGuard::Hold
+            }));
+            for (power, tier) in &lost {
+                warn!(power_level = %power, user_tier = %tier, guard = ?self.settings.route_guard, "a route cell loses its last usable model");
+            }
+        }
+        Ok(Planned { plan, secrets })
+    }
+
+    fn route_hold(&self, (power, tier): &(String, String)) -> Hold {
+        Hold {
+            kind: HoldKind::Route,
+            objects: vec![format!("{power} × {tier}")],
+            digest: None,
+            reason: format!("route cell {power} × {tier} would lose its last usable model"),
+        }
+    }
+
+    /// The cells that had a usable model and would have none, over the whole database.
+    async fn lost(&self, tx: &mut ReconcileTx, plan: &Plan, world: &World) -> Result<Vec<(String, String)>, StoreError> {
+        if self.settings.route_guard == crate::config::RouteGuard::Off {
+            return Ok(Vec::new());
+        }
+        let lost = lost_cells(plan, world);
+        if lost.is_empty() {
+            return Ok(Vec::new());
+        }
+        let cells: Vec<(String, String)> = lost.iter().map(|lost| lost.cell.clone()).collect();
+        let rules: Vec<Uuid> = lost.iter().flat_map(|lost| lost.rules.iter().copied()).collect();
+        let served = tx.cells_served_elsewhere(&cells, &rules).await?;
+        Ok(cells.into_iter().filter(|cell| !served.contains(cell)).collect())
+    }
+
+    fn policy(&self, pass: &Pass<'_>, suspension: &Suspension) -> Policy {
+        Policy {
+            drift: self.settings.drift,
+            prune_limit: self.settings.prune_limit(),
+            confirmed: pass.confirmed.clone(),
+            suspended: suspension.providers.iter().cloned().collect(),
+            hold_cells: BTreeSet::new(),
+            keys: BTreeMap::<Arc<str>, Confirmed>::new(),
+            require_valid: self.require_valid,
+        }
+    }
+
+    /// What every key reference holds now, in the order of `providers`.
+    fn resolve(&self, providers: &[Arc<Provider>]) -> Vec<(DesiredKey, Option<Secret>)> {
+        let one = |provider: &Arc<Provider>| match &provider.api_key {
+            None => (DesiredKey::Undeclared, None),
+            Some(reference) => match self.resolver.resolve(reference) {
+                Ok(secret) => (DesiredKey::Resolved(self.keyring.fingerprint(&secret)), Some(secret)),
+                Err(error) => (DesiredKey::Unresolved(error.to_string()), None),
+            },
+        };
+        providers.par_iter().map(one).collect()
+    }
+
+    /// Tokens for exactly the keys that the plan sets.
+    fn encrypt(&self, plan: &Plan, secrets: &HashMap<Arc<str>, Secret>) -> HashMap<Arc<str>, String> {
+        let set: Vec<&ProviderPlan> = plan
+            .providers
+            .iter()
+            .filter(|provider| provider.key.as_ref().is_some_and(|key| key.action == KeyAction::Set))
+            .collect();
+        set.par_iter()
+            .filter_map(|provider| {
+                let secret = secrets.get(&provider.name)?;
+                Some((provider.name.clone(), self.keyring.encrypt(secret)))
+            })
+            .collect()
+    }
+
+    /// Audit rows for what is held back or reported and was not before, with the new list of what was.
+    ///
+    /// The list lives in the database, so that neither a restart nor a second daemon reports again, and a pass
+    /// that finds what the last one found writes nothing.
+    async fn new_reports(
+        &self,
+        tx: &mut ReconcileTx,
+        plan: &Plan,
+        pass: &Pass<'_>,
+    ) -> Result<Option<(String, Vec<AuditEntry>)>, StoreError> {
+        let current: BTreeMap<String, AuditEntry> = plan
+            .held
+            .iter()
+            .map(Hold::audit)
+            .chain(plan.notices.iter().filter(|notice| notice.kind == NoticeKind::Drift).filter_map(Notice::audit))
+            .map(|entry| (short_digest(&format!("{:?}{}{}", entry.kind, entry.detail, entry.reason)), entry))
+            .collect();
+        let stored = tx.meta_get("reported").await?.unwrap_or_default();
+        let known: BTreeSet<&str> = stored.split_whitespace().collect();
+        let whole = pass.providers.is_none();
+        if (current.is_empty() && (known.is_empty() || !whole)) || current.keys().all(|key| known.contains(key.as_str())) && (!whole || known.len() == current.len()) {
+            return Ok(None);
+        }
+        let mut next: BTreeSet<&str> = current.keys().map(String::as_str).collect();
+        if !whole {
+            next.extend(&known);
+        }
+        let next = next.into_iter().collect::<Vec<_>>().join(" ");
+        let fresh = current.iter().filter(|(key, _)| !known.contains(key.as_str())).map(|(_, entry)| entry.clone());
+        Ok(Some((next.clone(), fresh.collect())))
+    }
+}
+
+fn refusal(provider: &ProviderPlan, error: &StoreError) -> Refusal {
+    let message = error.to_string();
+    warn!(provider = %provider.name, error = %message, "refused by the database; its last good state stays");
+    Refusal { provider: provider.name.clone(), message }
+}
+
+fn short_digest(text: &str) -> String {
+    sha2::Sha256::digest(text.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Whether a plan takes rows away.
+fn deletes(plan: &Plan) -> bool {
+    let taken = |action| matches!(action, Action::Delete | Action::Retire);
+    plan.providers.iter().flat_map(|provider| &provider.changes).any(|change| taken(change.action))
+}
+
+fn with_revision(entries: Vec<AuditEntry>, revision: Option<&Revision>) -> Vec<NewEvent> {
+    entries.into_iter().map(|entry| NewEvent { entry, revision: revision.cloned() }).collect()
+}
