@@ -4,5 +4,7 @@
 //! pure (it takes values, the time included, and returns values); everything that touches the world is thin
 //! and sits at the edge.
 
+pub mod embedded;
 pub mod model;
 pub mod plan;
+pub mod secret;
