@@ -1,0 +1,286 @@
+//! From a reference in a manifest to the secret's value.
+//!
+//! Its job: read one reference now. Not its job: watching (it names what to watch) and remembering.
+//!
+//! Invariant: a reference reaches what it may name and nothing else. Names below `keys.dir` stay below it,
+//! whatever symbolic links say; devices, FIFOs and the kernel's own files are not read; providerd's own
+//! secrets cannot be named. Manifests may come from people who must not learn those.
+
+use std::{
+    fmt, fs, io,
+    io::Read as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use zeroize::Zeroizing;
+
+use super::{BYOK_CREDENTIAL, BYOK_ENV, Byok, Secret, Undecryptable};
+use crate::model::SecretRef;
+
+/// The largest secret: 64 KiB holds every key and certificate, and bounds what a wrong path costs.
+const MAX_BYTES: usize = 64 * 1024;
+
+/// Variables that hold providerd's own secrets, which a manifest must not send to a provider.
+const OWN_VARIABLES: &[&str] = &[BYOK_ENV, "DATABASE_URL"];
+/// Settings from the environment may hold secrets as well.
+const OWN_PREFIX: &str = "PROVIDERD_";
+
+/// File systems made of the kernel's own state: procfs and sysfs (`statfs(2)`).
+const KERNEL_FILE_SYSTEMS: &[i64] = &[0x9fa0, 0x6265_6572];
+
+/// Looks an environment variable up.
+pub type EnvLookup = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
+
+/// Why a reference yields no secret. Names the reference, never a value.
+#[derive(Debug, thiserror::Error)]
+#[error("{reference}: {problem}")]
+pub struct ResolveError {
+    /// The reference as a person knows it.
+    pub reference: String,
+    #[source]
+    pub problem: ResolveProblem,
+}
+
+/// What is wrong with a reference or what it points at.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveProblem {
+    #[error("the variable is not set\nhint: set it in the daemon's environment and restart it")]
+    Unset,
+    #[error("it is empty")]
+    Empty,
+    #[error("it holds a line break or control character\nhint: it must hold the key alone, on one line")]
+    ControlCharacter,
+    #[error("it is not UTF-8 text")]
+    NotText,
+    #[error("it is larger than {MAX_BYTES} bytes")]
+    TooLarge,
+    #[error("it is not a regular file")]
+    NotAFile,
+    #[error("it leads out of keys.dir\nhint: give an absolute path, or put the file below keys.dir")]
+    Escapes,
+    #[error("it is one of providerd's own secrets, which no provider may get")]
+    Own,
+    #[error("the path is relative, and keys.dir is not set\nhint: set keys.dir, or give an absolute path")]
+    NoKeysDir,
+    #[error("this process has no systemd credentials\nhint: add LoadCredential= to the unit")]
+    NoCredentials,
+    #[error("a credential's name is a plain file name")]
+    BadCredentialName,
+    #[error("no BYOK key is set, so nothing sealed can be opened")]
+    NoByok,
+    #[error(
+        "the token does not open with the BYOK key\n\
+         hint: seal the key again with `providerd key seal`"
+    )]
+    Undecryptable,
+    #[error("cannot be read: {0}")]
+    Io(io::Error),
+}
+
+/// Finds the values of references.
+#[derive(Clone)]
+pub struct Resolver {
+    /// `keys.dir`: where relative `file` references lie.
+    pub keys_dir: Option<PathBuf>,
+    /// `$CREDENTIALS_DIRECTORY`.
+    pub credentials_dir: Option<PathBuf>,
+    pub env: EnvLookup,
+    /// Opens `sealed` references.
+    pub byok: Option<Byok>,
+    /// Files that no reference may name: the BYOK key's, the embedded database's, TLS keys.
+    pub protected: Vec<PathBuf>,
+}
+
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resolver")
+            .field("keys_dir", &self.keys_dir)
+            .field("credentials_dir", &self.credentials_dir)
+            .field("protected", &self.protected)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Resolver {
+    /// A resolver that reads the process's own environment.
+    pub fn new(keys_dir: Option<PathBuf>, credentials_dir: Option<PathBuf>, byok: Option<Byok>) -> Self {
+        let env: EnvLookup = Arc::new(|name| std::env::var(name).ok());
+        Self { keys_dir, credentials_dir, env, byok, protected: Vec::new() }
+    }
+
+    /// The secret that a reference names, without the white space around it and without a pasted `Bearer `.
+    ///
+    /// # Errors
+    /// [`ResolveError`] if there is none, or it cannot be used as a key.
+    pub fn resolve(&self, reference: &SecretRef) -> Result<Secret, ResolveError> {
+        let value = match reference {
+            SecretRef::Env(name) => self.read_env(name),
+            SecretRef::File(path) => self.read_file(Path::new(path)),
+            SecretRef::Credential(name) => self.read_credential(name),
+            SecretRef::Sealed(token) => self.read_sealed(token),
+        };
+        value
+            .and_then(|secret| clean(&secret))
+            .map_err(|problem| ResolveError { reference: reference.to_string(), problem })
+    }
+
+    /// The file whose change means that the reference must be read again; `None` for what cannot change
+    /// while the process runs.
+    pub fn watched_paths(&self, reference: &SecretRef) -> Option<PathBuf> {
+        match reference {
+            SecretRef::File(path) if Path::new(path).is_absolute() => Some(PathBuf::from(path)),
+            SecretRef::File(path) => Some(self.keys_dir.as_ref()?.join(path)),
+            SecretRef::Credential(name) if is_plain_name(name) => {
+                Some(self.credentials_dir.as_ref()?.join(name))
+            }
+            SecretRef::Env(_) | SecretRef::Credential(_) | SecretRef::Sealed(_) => None,
+        }
+    }
+
+    fn read_env(&self, name: &str) -> Result<Secret, ResolveProblem> {
+        if OWN_VARIABLES.contains(&name) || name.starts_with(OWN_PREFIX) {
+            return Err(ResolveProblem::Own);
+        }
+        (self.env)(name).map(Secret::new).ok_or(ResolveProblem::Unset)
+    }
+
+    fn read_file(&self, path: &Path) -> Result<Secret, ResolveProblem> {
+        let file = if path.is_absolute() {
+            open_absolute(path).map_err(ResolveProblem::Io)?
+        } else {
+            open_beneath(self.keys_dir.as_deref().ok_or(ResolveProblem::NoKeysDir)?, path)?
+        };
+        self.read_opened(file)
+    }
+
+    fn read_credential(&self, name: &str) -> Result<Secret, ResolveProblem> {
+        if !is_plain_name(name) {
+            return Err(ResolveProblem::BadCredentialName);
+        }
+        if name == BYOK_CREDENTIAL {
+            return Err(ResolveProblem::Own);
+        }
+        let dir = self.credentials_dir.as_deref().ok_or(ResolveProblem::NoCredentials)?;
+        self.read_opened(open_beneath(dir, Path::new(name))?)
+    }
+
+    fn read_sealed(&self, token: &str) -> Result<Secret, ResolveProblem> {
+        let byok = self.byok.as_ref().ok_or(ResolveProblem::NoByok)?;
+        byok.decrypt(token).map_err(|Undecryptable| ResolveProblem::Undecryptable)
+    }
+
+    fn read_opened(&self, file: fs::File) -> Result<Secret, ResolveProblem> {
+        let meta = file.metadata().map_err(ResolveProblem::Io)?;
+        if self.is_protected(&meta) {
+            return Err(ResolveProblem::Own);
+        }
+        let bytes = read_regular(&file, &meta)?;
+        Secret::from_bytes(&bytes).ok_or(ResolveProblem::NotText)
+    }
+
+    /// Compared by inode: a protected file has many names, and links are names.
+    fn is_protected(&self, file: &fs::Metadata) -> bool {
+        let credential = self.credentials_dir.as_ref().map(|dir| dir.join(BYOK_CREDENTIAL));
+        self.protected.iter().chain(credential.as_ref()).any(|path| {
+            fs::metadata(path).is_ok_and(|own| (own.dev(), own.ino()) == (file.dev(), file.ino()))
+        })
+    }
+}
+
+/// Takes off what people paste along with a key.
+fn clean(secret: &Secret) -> Result<Secret, ResolveProblem> {
+    let mut text = secret.expose().trim();
+    // Editors on Windows begin a file with a byte order mark.
+    text = text.trim_start_matches('\u{feff}').trim_start();
+    if let Some((scheme, rest)) = text.split_once(' ')
+        && scheme.eq_ignore_ascii_case("bearer")
+    {
+        text = rest.trim_start();
+    }
+    if text.is_empty() || text.eq_ignore_ascii_case("bearer") {
+        return Err(ResolveProblem::Empty);
+    }
+    if text.chars().any(char::is_control) {
+        return Err(ResolveProblem::ControlCharacter);
+    }
+    Ok(Secret::copy_of(text))
+}
+
+fn is_plain_name(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    matches!((parts.next(), parts.next()), (Some(Component::Normal(part)), None) if part == name)
+}
+
+/// Opens without waiting for the writer of a FIFO and without taking over a terminal.
+fn open_absolute(path: &Path) -> io::Result<fs::File> {
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    fs::OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)
+}
+
+/// Opens `path` below `dir`. Symbolic links are followed as long as they stay below: Kubernetes mounts
+/// secrets through two of them.
+fn open_beneath(dir: &Path, path: &Path) -> Result<fs::File, ResolveProblem> {
+    if path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
+        return Err(ResolveProblem::Escapes);
+    }
+    let root = fs::File::open(dir).map_err(ResolveProblem::Io)?;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    // EAGAIN: a directory was renamed during the look-up, which a few more tries outlast.
+    for _ in 0..8 {
+        match rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve) {
+            Ok(fd) => return Ok(fd.into()),
+            Err(rustix::io::Errno::XDEV) => return Err(ResolveProblem::Escapes),
+            Err(rustix::io::Errno::AGAIN) => {}
+            // A sandbox that filters system calls may not know this one.
+            Err(rustix::io::Errno::NOSYS | rustix::io::Errno::PERM) => {
+                return open_beneath_by_name(dir, path);
+            }
+            Err(errno) => return Err(ResolveProblem::Io(errno.into())),
+        }
+    }
+    Err(ResolveProblem::Io(rustix::io::Errno::AGAIN.into()))
+}
+
+/// The same by comparing real paths, for kernels without `openat2`.
+fn open_beneath_by_name(dir: &Path, path: &Path) -> Result<fs::File, ResolveProblem> {
+    let root = dir.canonicalize().map_err(ResolveProblem::Io)?;
+    let real = root.join(path).canonicalize().map_err(ResolveProblem::Io)?;
+    if !real.starts_with(&root) {
+        return Err(ResolveProblem::Escapes);
+    }
+    open_absolute(&real).map_err(ResolveProblem::Io)
+}
+
+fn read_regular(file: &fs::File, meta: &fs::Metadata) -> Result<Zeroizing<Vec<u8>>, ResolveProblem> {
+    if !meta.is_file() {
+        return Err(ResolveProblem::NotAFile);
+    }
+    let stat = rustix::fs::fstatfs(file).map_err(|errno| ResolveProblem::Io(errno.into()))?;
+    if KERNEL_FILE_SYSTEMS.contains(&i64::from(stat.f_type)) {
+        return Err(ResolveProblem::NotAFile);
+    }
+    if meta.len() > MAX_BYTES as u64 {
+        return Err(ResolveProblem::TooLarge);
+    }
+    // Room for one byte more than allowed, from the start: a buffer that grows leaves copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_BYTES + 1));
+    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(ResolveProblem::Io)?;
+    if bytes.len() > MAX_BYTES {
+        return Err(ResolveProblem::TooLarge);
+    }
+    Ok(bytes)
+}
+
+/// The bytes of a small regular file, wiped after use.
+pub(super) fn read_small(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    let file = open_absolute(path)?;
+    let meta = file.metadata()?;
+    read_regular(&file, &meta).map_err(|problem| match problem {
+        ResolveProblem::Io(error) => error,
+        other => io::Error::new(io::ErrorKind::InvalidData, other.to_string()),
+    })
+}
