@@ -1,5 +1,0 @@
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Drift {
-    Correct,
-    Report,
-}
