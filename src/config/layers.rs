@@ -126,6 +126,7 @@ impl Settings {
         let mut reader = Reader::new(file, text, env);
         reader.refuse_unknown_keys();
         reader.refuse_unknown_variables();
+        reader.refuse_values_for_sections();
         let settings = Self::read(&mut reader);
         let Some(mut settings) = settings else { return Err(reader.errors) };
 
@@ -239,6 +240,25 @@ impl Reader {
             };
             let place = self.file_place(Some(span));
             self.error(place, format!("unknown key {path}"), Some(hint));
+        }
+    }
+
+    /// `health = 5` would otherwise leave the whole section at its defaults, in silence.
+    fn refuse_values_for_sections(&mut self) {
+        let wrong: Vec<_> = self
+            .spans
+            .iter()
+            .filter(|(path, _)| is_known(path) && !keys().any(|key| key.path == path.as_str()))
+            .filter(|(path, _)| !lookup(&self.table, path).is_some_and(Value::is_table))
+            .map(|(path, span)| (path.clone(), span.clone()))
+            .collect();
+        for (path, span) in wrong {
+            let place = self.file_place(Some(span));
+            self.error(
+                place,
+                format!("{path} must be a table"),
+                Some(format!("write [{path}] and keys below it")),
+            );
         }
     }
 

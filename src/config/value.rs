@@ -133,11 +133,11 @@ impl Setting for Duration {
         if let Some(number) = value.as_integer() {
             return Err(format!("must be a duration with its unit, such as \"{number}s\""));
         }
-        duration::parse(text(Self::FORM, value)?).map_err(|error| error.to_string())
+        duration::parse(text(Self::FORM, value)?).map_err(|error| format!("is wrong: {error}"))
     }
 
     fn from_env(text: &str) -> Result<Self, String> {
-        duration::parse(text.trim_matches('"')).map_err(|error| error.to_string())
+        Self::from_toml(&Value::String(text.trim_matches('"').to_owned()))
     }
 }
 
