@@ -1,0 +1,331 @@
+//! Every settings key: its name, type, default, unit and meaning.
+//!
+//! Job: the one list from which the typed [`Settings`], the reference in `docs/SETTINGS.md` and the example
+//! in `systemd/providerd.toml` come. Not its job: reading layers. Invariant: a key that is not here does not
+//! exist, and a rule between keys stands in [`Settings::cross_check`].
+
+use std::{
+    net::SocketAddr,
+    num::NonZeroU32,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use secrecy::SecretString;
+
+use super::{
+    layers::{Key, Reader},
+    value::{DriftPolicy, LogFormat, PruneLimit, RouteGuard, Setting, TokenHash},
+};
+
+macro_rules! key_name {
+    ($key:ident) => {
+        stringify!($key)
+    };
+    ($key:ident $name:literal) => {
+        $name
+    };
+}
+
+/// Declares the sections: `key ("name where it differs"): type = "default as TOML; empty: none";`.
+macro_rules! sections {
+    ($(
+        $(#[doc = $about:literal])+
+        $field:ident: $section:ident {
+            $( $(#[doc = $doc:literal])+ $key:ident $(($name:literal))?: $type:ty = $default:literal; )+
+        }
+    )+) => {
+        $(
+            $(#[doc = $about])+
+            #[derive(Debug, Clone)]
+            pub struct $section {
+                $( $(#[doc = $doc])+ pub $key: $type, )+
+            }
+
+            impl $section {
+                fn read(reader: &mut Reader) -> Option<Self> {
+                    // All keys are read before the first failure ends it, so that all mistakes are found.
+                    $( let $key: Option<$type> = reader.take(concat!(
+                        stringify!($field), ".", key_name!($key $($name)?)), $default); )+
+                    Some(Self { $( $key: $key?, )+ })
+                }
+            }
+        )+
+
+        /// All settings, checked. Secrets print as `[REDACTED]`.
+        #[derive(Debug, Clone)]
+        pub struct Settings {
+            $( pub $field: $section, )+
+            /// `BYOK_ENCRYPTION_KEY`: Fernet keys between commas, the first encrypts. Only the environment
+            /// sets it; files and credentials with keys are the secret module's to read.
+            pub byok_encryption_key: Option<SecretString>,
+            /// The settings file that was read, where there was one.
+            pub file: Option<PathBuf>,
+        }
+
+        impl Settings {
+            pub(super) fn read(reader: &mut Reader) -> Option<Self> {
+                $( let $field = $section::read(reader); )+
+                Some(Self { $( $field: $field?, )+ byok_encryption_key: None, file: None })
+            }
+        }
+
+        /// Every section in order: name, lines of documentation, keys.
+        pub(super) const SECTIONS: &[(&str, &[&str], &[Key])] = &[$(
+            (stringify!($field), &[$($about),+], &[$(
+                Key {
+                    path: concat!(stringify!($field), ".", key_name!($key $($name)?)),
+                    doc: &[$($doc),+],
+                    form: <$type as Setting>::FORM,
+                    default: $default,
+                },
+            )+]),
+        )+];
+    };
+}
+
+sections! {
+    /// Where the manifests are and how they are watched.
+    manifests: Manifests {
+        /// Directory of the manifests, read recursively. A relative path starts at the working directory.
+        path: PathBuf = "\"providers.d\"";
+        /// Time between two looks at the directory and the database when no event asks for one.
+        resync_interval: Duration = "\"60s\"";
+        /// Longest time for which a burst of file events is gathered before it is applied; a lone change
+        /// is applied at once.
+        settle: Duration = "\"1500ms\"";
+    }
+
+    /// The PostgreSQL database that other programs read.
+    database: Database {
+        /// PostgreSQL URL, `postgres://user:password@host/name`. `DATABASE_URL` overrides it. Without one,
+        /// an embedded PostgreSQL is started under the state directory.
+        url: Option<SecretString> = "";
+        /// Schema of the shared tables; providerd's own bookkeeping is always in `providerd`.
+        schema: String = "\"public\"";
+        /// Most connections held open at once (count).
+        max_connections: NonZeroU32 = "5";
+        /// Longest wait for a connection.
+        connect_timeout: Duration = "\"5s\"";
+    }
+
+    /// The encryption key of stored API keys, and where manifests may point for secrets.
+    keys: Keys {
+        /// File with the Fernet keys, between commas or on lines of their own; the first encrypts.
+        /// `BYOK_ENCRYPTION_KEY` overrides it.
+        file: Option<PathBuf> = "";
+        /// Directory below which a manifest's relative `{ file = … }` references lie. Without it only
+        /// absolute paths are accepted.
+        dir: Option<PathBuf> = "";
+        /// Keep a stored key that works when the provider rejects the one that should replace it.
+        require_valid: bool = "true";
+    }
+
+    /// How differences between manifests and database are resolved.
+    reconcile: Reconcile {
+        /// What happens to a managed value that someone else changed: `correct` sets it back, `report`
+        /// leaves it; both record it.
+        drift: DriftPolicy = "\"correct\"";
+        /// Most providers pruned at once without a confirmation: a share of the managed ones (`"20%"`) or
+        /// a count.
+        prune_limit: PruneLimit = "\"20%\"";
+        /// Number of providers that `prune_limit` never goes below (count).
+        prune_limit_min: u32 = "3";
+        /// What happens to a change that would leave a (power level, tier) cell without a usable model:
+        /// `hold` it back, `warn` and apply it, or `off`.
+        route_guard: RouteGuard = "\"hold\"";
+    }
+
+    /// Defaults of the health checks; a manifest's own `health` table is stronger.
+    health: Health {
+        /// Run health checks and key tests.
+        enabled: bool = "true";
+        /// Time between two checks of a healthy provider; 1s or more.
+        interval: Duration = "\"30s\"";
+        /// Longest time for a whole check.
+        timeout: Duration = "\"10s\"";
+        /// Time above which an answer counts as slow.
+        slow_after: Duration = "\"3s\"";
+        /// Time until a provider that has just failed is looked at again.
+        fast_recheck: Duration = "\"5s\"";
+        /// URL or `host:port` that must answer before an outage of most providers is believed. Without it
+        /// the prober distrusts itself for at most 5 minutes.
+        canary: Option<String> = "";
+        /// Most checks under way at once over all origins (count).
+        max_in_flight: NonZeroU32 = "512";
+        /// Most checks under way at once to one origin, which is scheme, host and port (count).
+        per_origin_in_flight: NonZeroU32 = "4";
+        /// Most checks begun per second to one origin (count per second).
+        per_origin_rate: NonZeroU32 = "20";
+    }
+
+    /// What outgoing connections may reach, and how.
+    egress: Egress {
+        /// Proxy for all outgoing HTTP, as a URL; `HTTP_PROXY` and its like are not read.
+        proxy: Option<SecretString> = "";
+        /// PEM files with certificate authorities that are trusted beside the system's own.
+        ca_files: Vec<PathBuf> = "[]";
+        /// Allow private and loopback addresses, such as a local Ollama. Link-local addresses and cloud
+        /// metadata services are always refused.
+        allow_private: bool = "true";
+    }
+
+    /// The HTTP server: metrics, admin API and dashboard.
+    server: Server {
+        /// Address and port to listen on.
+        listen: SocketAddr = "\"127.0.0.1:7411\"";
+        /// Permit listening beyond loopback without TLS, for instance behind a proxy that adds it.
+        plain_http: bool = "false";
+        /// PEM file with the certificate chain; reloaded when it changes.
+        tls_cert ("tls.cert"): Option<PathBuf> = "";
+        /// PEM file with the private key of `server.tls.cert`; reloaded when it changes.
+        tls_key ("tls.key"): Option<PathBuf> = "";
+        /// SHA-256 of each accepted admin token, in hexadecimal. Without one the admin API is closed.
+        token_sha256: Vec<TokenHash> = "[]";
+    }
+
+    /// What `/metrics` shows.
+    metrics: Metrics {
+        /// Expose the series that carry a `provider` label.
+        per_provider: bool = "true";
+    }
+
+    /// What is logged, to standard error.
+    log: Log {
+        /// `human`, `json`, or `auto`: human on a terminal and in the journal, else JSON.
+        format: LogFormat = "\"auto\"";
+        /// Level (`error`, `warn`, `info`, `debug`, `trace`) or filter directives such as
+        /// `info,providerd::health=debug`. `RUST_LOG` overrides it.
+        level: String = "\"info\"";
+    }
+
+    /// How long records are kept.
+    retention: Retention {
+        /// Age at which rows of the audit trail are deleted.
+        events: Duration = "\"365d\"";
+        /// Age at which roll-ups of latency and outcomes are deleted.
+        history: Duration = "\"30d\"";
+    }
+}
+
+impl Settings {
+    /// Replaces `database.url`, as `--database-url` does.
+    pub fn set_database_url(&mut self, url: impl Into<SecretString>) {
+        self.database.url = Some(url.into());
+    }
+
+    /// Rules that no key can keep alone: the key to blame, what is wrong, and what to do.
+    pub(super) fn cross_check(&self) -> Vec<(&'static str, String, &'static str)> {
+        let mut found = Vec::new();
+        let mut rule = |broken: bool, key: &'static str, message: &str, hint: &'static str| {
+            if broken {
+                found.push((key, message.to_owned(), hint));
+            }
+        };
+        let (health, server) = (&self.health, &self.server);
+        rule(
+            self.manifests.resync_interval < Duration::from_secs(1),
+            "manifests.resync_interval",
+            "must be 1s or more",
+            "changes are seen at once anyway; the resync only catches what was missed",
+        );
+        rule(
+            self.manifests.settle > Duration::from_secs(60),
+            "manifests.settle",
+            "must be 60s or less",
+            "1500ms suits editors, git checkout and rsync",
+        );
+        rule(
+            self.database.connect_timeout.is_zero(),
+            "database.connect_timeout",
+            "must be more than zero",
+            "5s is the default",
+        );
+        rule(
+            !is_plain_identifier(&self.database.schema),
+            "database.schema",
+            "must be a plain PostgreSQL identifier: letters, digits and _, at most 63, no digit first",
+            "the shared tables usually live in \"public\"",
+        );
+        rule(
+            self.database.schema == "providerd" || self.database.schema.starts_with("pg_"),
+            "database.schema",
+            "is reserved; the shared tables cannot live there",
+            "the shared tables usually live in \"public\"",
+        );
+        rule(
+            health.interval < Duration::from_secs(1),
+            "health.interval",
+            "must be 1s or more",
+            "30s is the default",
+        );
+        rule(health.timeout.is_zero(), "health.timeout", "must be more than zero", "10s is the default");
+        rule(
+            health.fast_recheck < Duration::from_secs(1),
+            "health.fast_recheck",
+            "must be 1s or more",
+            "5s is the default",
+        );
+        rule(
+            health.slow_after >= health.timeout,
+            "health.slow_after",
+            "must be shorter than health.timeout",
+            "an answer that is slower than the timeout is no answer",
+        );
+        rule(
+            server.tls_cert.is_some() != server.tls_key.is_some(),
+            if server.tls_cert.is_some() { "server.tls.key" } else { "server.tls.cert" },
+            "is missing; TLS needs a certificate and its key",
+            "set both server.tls.cert and server.tls.key, or neither",
+        );
+        rule(
+            !server.listen.ip().to_canonical().is_loopback()
+                && server.tls_cert.is_none()
+                && !server.plain_http,
+            "server.listen",
+            "goes beyond loopback without TLS",
+            "set server.tls.cert and server.tls.key, or server.plain_http = true where a proxy adds TLS",
+        );
+        rule(
+            self.retention.history < Duration::from_secs(86_400),
+            "retention.history",
+            "must be 1d or more",
+            "30d is the default",
+        );
+        rule(
+            self.retention.events < Duration::from_secs(86_400),
+            "retention.events",
+            "must be 1d or more",
+            "365d is the default",
+        );
+        found
+    }
+}
+
+/// What needs no quoting in SQL and survives in a search path.
+fn is_plain_identifier(name: &str) -> bool {
+    name.len() <= 63
+        && name.starts_with(|first: char| first.is_ascii_lowercase() || first == '_')
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+}
+
+impl Reconcile {
+    /// How many of `managed` providers may be pruned at once without a confirmation.
+    #[must_use]
+    pub fn prune_allowance(&self, managed: usize) -> usize {
+        let limit = match self.prune_limit {
+            // Multiplied first: 20 % of 4 is none, and the minimum decides.
+            PruneLimit::Percent(percent) => managed.saturating_mul(usize::from(percent)) / 100,
+            PruneLimit::Count(count) => usize::try_from(count).unwrap_or(usize::MAX),
+        };
+        limit.max(usize::try_from(self.prune_limit_min).unwrap_or(usize::MAX))
+    }
+}
+
+impl Server {
+    /// Certificate and key file, where TLS is on.
+    #[must_use]
+    pub fn tls(&self) -> Option<(&Path, &Path)> {
+        self.tls_cert.as_deref().zip(self.tls_key.as_deref())
+    }
+}
