@@ -5,5 +5,7 @@
 //! and sits at the edge.
 
 pub mod config;
+pub mod lifecycle;
+pub mod logging;
 pub mod model;
 pub mod plan;
