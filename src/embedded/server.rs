@@ -1,1 +1,395 @@
-//! placeholder
+//! The server process: find a running one, start it, stop it, bound its log.
+//!
+//! Everything here, except reading, happens under the start lock.
+//!
+//! Invariant: whatever `postmaster.pid` says, a server is believed to run only if that process is a
+//! PostgreSQL on this very cluster, and believed to be usable only once it has answered a query.
+
+use std::{
+    fs,
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    process::{Child, ExitStatus},
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use rustix::fs::OFlags;
+
+use super::{
+    EmbeddedError,
+    binaries::Binaries,
+    cluster,
+    place::Place,
+    wire::{self, Silence},
+};
+
+/// A start takes a tenth of a second; after a crash it replays at most 256 MiB of WAL first, which a slow
+/// disk needs time for.
+const START: Duration = Duration::from_secs(100);
+/// A server that says it is ready and does not listen is given up after this long.
+const DEAF: Duration = Duration::from_secs(10);
+/// How long processes of a killed server may hold on to their shared memory.
+const LINGER: Duration = Duration::from_secs(10);
+/// A fast shutdown writes a checkpoint. After this long the rest is left to the next start's recovery: a
+/// daemon has five seconds to stop.
+const FAST: Duration = Duration::from_millis(3500);
+/// An immediate shutdown only ends processes.
+const IMMEDIATE: Duration = Duration::from_millis(1200);
+/// Pause between two looks at a server that starts or stops: a tenth of the time that a start takes.
+const PAUSE: Duration = Duration::from_millis(8);
+
+/// The log is cut at this size, and its last part kept beside it.
+const MAX_LOG: u64 = 2 * 1024 * 1024;
+/// How much of the log an error shows.
+const MAX_TAIL: usize = 3000;
+
+/// A process id above every limit that Linux has (`PID_MAX_LIMIT` is 2²²): no process has it.
+const NOBODY: i32 = i32::MAX;
+
+/// A server that answers.
+#[derive(Debug)]
+pub struct Running {
+    /// Present if this process started it.
+    pub child: Option<Child>,
+    /// Where its socket lies.
+    pub sockets: PathBuf,
+}
+
+/// Takes over the running server or starts one. `alone` tells whether nobody else uses it, in which case
+/// one that is of no use is replaced.
+pub fn ensure(
+    place: &Place,
+    binaries: &Binaries,
+    alone: impl FnOnce() -> bool,
+) -> Result<Running, EmbeddedError> {
+    if let Some(pid) = find(place) {
+        match take_over(place, pid) {
+            Ok(Some(sockets)) => return Ok(Running { child: None, sockets }),
+            Ok(None) => {}
+            Err(_) if alone() => {
+                stop(place, None)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    start(place, binaries)
+}
+
+/// The server's process, if it runs on this cluster.
+pub fn find(place: &Place) -> Option<i32> {
+    let pid = PidFile::read(place)?.pid;
+    is_server(pid, &place.data()).then_some(pid)
+}
+
+/// Waits for a running server to answer; `None` if it ends meanwhile.
+fn take_over(place: &Place, pid: i32) -> Result<Option<PathBuf>, EmbeddedError> {
+    let begun = Instant::now();
+    let unusable = |state: String| EmbeddedError::Unusable { pid, data_dir: place.data(), state };
+    while is_server(pid, &place.data()) {
+        // The file gets this line a moment after its first one.
+        let sockets = PidFile::read(place).and_then(|file| file.sockets);
+        let (state, patience) = match sockets.as_deref().map(wire::data_directory) {
+            Some(Ok(data)) if data == place.data() => return Ok(sockets),
+            Some(Ok(data)) => return Err(unusable(format!("its socket serves {}", data.display()))),
+            Some(Err(Silence::Refused(text))) => return Err(unusable(text)),
+            Some(Err(silence @ Silence::NotNow(_))) => (silence.to_string(), START),
+            Some(Err(silence @ Silence::NoServer(_))) => (silence.to_string(), DEAF),
+            None => ("it has no socket".to_owned(), DEAF),
+        };
+        if begun.elapsed() > patience {
+            return Err(unusable(state));
+        }
+        thread::sleep(PAUSE);
+    }
+    Ok(None)
+}
+
+fn start(place: &Place, binaries: &Binaries) -> Result<Running, EmbeddedError> {
+    let begun = Instant::now();
+    loop {
+        forget_dead(place)?;
+        cluster::configure(place, &place.data())?;
+        bound_log(place);
+        match start_once(place, binaries) {
+            // The last processes of a killed server are still ending: PostgreSQL rightly refuses.
+            Err(EmbeddedError::Died { tail, .. })
+                if tail.contains("shared memory block") && begun.elapsed() < LINGER =>
+            {
+                thread::sleep(10 * PAUSE);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn start_once(place: &Place, binaries: &Binaries) -> Result<Running, EmbeddedError> {
+    let log_path = place.log();
+    let log = place.open_private(&log_path).map_err(EmbeddedError::io("open the log", &log_path))?;
+    let log_start = log.metadata().map_or(0, |meta| meta.len());
+    let log_again = log.try_clone().map_err(EmbeddedError::io("open the log", &log_path))?;
+    let tail = || log_tail(&log_path, log_start);
+
+    let program = binaries.program("postgres");
+    let mut command = cluster::program(place, &program);
+    command.arg("-D").arg(place.data());
+    // On the command line, where ALTER SYSTEM cannot open a door.
+    command.args(["-c", "listen_addresses=", "-c", &format!("port={}", wire::PORT), "-k"]);
+    command.arg(&place.sockets).stdout(log_again).stderr(log);
+    let child = command.spawn().map_err(|source| EmbeddedError::Spawn { program, source })?;
+
+    let mut starting = Starting(Some(child));
+    let begun = Instant::now();
+    loop {
+        let state = match wire::data_directory(&place.sockets) {
+            Ok(data) if data == place.data() => {
+                return Ok(Running { child: starting.0.take(), sockets: place.sockets.clone() });
+            }
+            Ok(data) => format!("its socket serves {}", data.display()),
+            Err(silence) => silence.to_string(),
+        };
+        if let Some(status) = starting.ended() {
+            return Err(EmbeddedError::Died { status, log: log_path.clone(), tail: tail() });
+        }
+        if begun.elapsed() > START {
+            let seconds = START.as_secs();
+            return Err(EmbeddedError::NotReady { seconds, state, log: log_path.clone(), tail: tail() });
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+/// A server that has not answered yet; ended with this value, however that comes about.
+struct Starting(Option<Child>);
+
+impl Starting {
+    fn ended(&mut self) -> Option<String> {
+        let status: Option<ExitStatus> = self.0.as_mut().and_then(|child| child.try_wait().ok().flatten());
+        status.map(|status| status.to_string())
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        let Some(mut child) = self.0.take() else { return };
+        let pid = Pid::from_raw(child.id().cast_signed());
+        // Immediate shutdown first: it lets the server end its own children.
+        let _ = kill(pid, Signal::SIGQUIT);
+        let begun = Instant::now();
+        while begun.elapsed() < IMMEDIATE {
+            if !matches!(child.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(PAUSE);
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+/// Stops the server that runs on this cluster; `false` if none does. Fast first, then immediately.
+pub fn stop(place: &Place, mut child: Option<Child>) -> Result<bool, EmbeddedError> {
+    let Some(pid) = find(place) else {
+        reap(&mut child);
+        return Ok(false);
+    };
+    for (signal, patience) in [(Signal::SIGINT, FAST), (Signal::SIGQUIT, IMMEDIATE)] {
+        match kill(Pid::from_raw(pid), signal) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(errno) => {
+                let action = "signal the server of";
+                return Err(EmbeddedError::io(action, place.data())(errno.into()));
+            }
+        }
+        let begun = Instant::now();
+        while begun.elapsed() < patience {
+            reap(&mut child);
+            if !is_server(pid, &place.data()) {
+                return Ok(true);
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+    Err(EmbeddedError::NotStopped { pid, seconds: (FAST + IMMEDIATE).as_secs() })
+}
+
+/// Takes note of a child's end, so that the kernel forgets it.
+pub fn reap(child: &mut Option<Child>) {
+    if child.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None))) {
+        *child = None;
+    }
+}
+
+// ---------------------------------------------------------------- postmaster.pid
+
+/// What the server writes about itself: process id, data directory, start time, port, socket directory, …
+struct PidFile {
+    pid: i32,
+    sockets: Option<PathBuf>,
+}
+
+impl PidFile {
+    fn path(place: &Place) -> PathBuf {
+        place.data().join("postmaster.pid")
+    }
+
+    fn read(place: &Place) -> Option<Self> {
+        let text = fs::read(Self::path(place)).ok()?;
+        Self::parse(&text)
+    }
+
+    fn parse(text: &[u8]) -> Option<Self> {
+        let mut lines = text.split(|byte| *byte == b'\n');
+        let pid: i32 = std::str::from_utf8(lines.next()?).ok()?.trim().parse().ok()?;
+        let sockets = lines.nth(3).filter(|line| line.starts_with(b"/"));
+        let sockets = sockets.map(|line| PathBuf::from(std::ffi::OsStr::from_bytes(line)));
+        (pid > 0).then_some(Self { pid, sockets })
+    }
+}
+
+/// Makes PostgreSQL see that the server named by its lock files is dead.
+///
+/// It only asks whether a process of that id exists, and one may: after a reboot or in a container ids
+/// repeat, and under a parent that does not reap a dead server stays as a zombie. The rest of the file must
+/// stay: from it the server learns whether processes of its dead predecessor still hold shared memory.
+fn forget_dead(place: &Place) -> Result<(), EmbeddedError> {
+    for name in [format!(".s.PGSQL.{}.lock", wire::PORT), format!(".s.PGSQL.{}", wire::PORT)] {
+        let path = place.sockets.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(EmbeddedError::io("remove the stale", &path)(error));
+            }
+            _ => {}
+        }
+    }
+    let path = PidFile::path(place);
+    let Ok(text) = fs::read(&path) else { return Ok(()) };
+    let rest = text.iter().position(|byte| *byte == b'\n').and_then(|end| text.get(end..));
+    let result = match rest {
+        Some(rest) => overwrite(&path, &[NOBODY.to_string().as_bytes(), rest].concat()),
+        // Cut short by a full disk or a crash: PostgreSQL refuses to start on it and asks for its removal.
+        None => fs::remove_file(&path),
+    };
+    result.map_err(EmbeddedError::io("correct the stale", &path))
+}
+
+fn overwrite(path: &Path, content: &[u8]) -> io::Result<()> {
+    let flags = OFlags::NOFOLLOW.bits().cast_signed();
+    let mut file = fs::OpenOptions::new().write(true).custom_flags(flags).open(path)?;
+    file.write_all(content)?;
+    file.set_len(content.len() as u64)
+}
+
+// ---------------------------------------------------------------- processes
+
+/// Whether the process is a PostgreSQL server on this data directory. A zombie is not.
+fn is_server(pid: i32, data: &Path) -> bool {
+    let Ok(stat) = fs::read(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
+    if matches!(process_state(&stat), Some(b'Z' | b'X')) {
+        return false;
+    }
+    match fs::read(format!("/proc/{pid}/cmdline")) {
+        Ok(arguments) => is_server_command(&arguments, data),
+        // It exists and will not be looked at; better not to start a second one beside it.
+        Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
+    }
+}
+
+/// The letter behind the process's name, which stands in parentheses and may itself hold some.
+fn process_state(stat: &[u8]) -> Option<u8> {
+    let end = stat.iter().rposition(|byte| *byte == b')')?;
+    stat.get(end + 2).copied()
+}
+
+fn is_server_command(arguments: &[u8], data: &Path) -> bool {
+    let mut arguments = arguments.split(|byte| *byte == 0);
+    let program = arguments.next().unwrap_or_default();
+    let program = program.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+    matches!(program, b"postgres" | b"postmaster")
+        && arguments.any(|argument| argument == data.as_os_str().as_bytes())
+}
+
+// ---------------------------------------------------------------- log
+
+/// Keeps the end of a log that has grown too large beside it and empties it. The server appends, so that
+/// it goes on at the new end.
+pub fn bound_log(place: &Place) {
+    let path = place.log();
+    if fs::metadata(&path).is_ok_and(|meta| meta.len() > MAX_LOG) {
+        // The next attempt comes; an old log is not worth failing for.
+        let _ = cut_log(place, &path);
+    }
+}
+
+fn cut_log(place: &Place, path: &Path) -> io::Result<()> {
+    let mut log = place.open_private(path)?;
+    let size = log.seek(SeekFrom::End(0))?;
+    log.seek(SeekFrom::Start(size.saturating_sub(MAX_LOG)))?;
+    let mut old = place.open_private(&path.with_extension("log.1"))?;
+    old.set_len(0)?;
+    io::copy(&mut (&log).take(MAX_LOG), &mut old)?;
+    log.set_len(0)
+}
+
+fn log_tail(path: &Path, from: u64) -> String {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = fs::File::open(path)?;
+        let end = file.seek(SeekFrom::End(0))?;
+        file.seek(SeekFrom::Start(from.max(end.saturating_sub(MAX_TAIL as u64)).min(end)))?;
+        let mut bytes = Vec::new();
+        file.take(MAX_TAIL as u64).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    match read() {
+        Ok(bytes) => cluster::tail(&bytes, MAX_TAIL),
+        Err(error) => format!("(cannot be read: {error})"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pid_files_are_read() {
+        fn check(text: &str, expected: Option<(i32, Option<&str>)>) {
+            let found = PidFile::parse(text.as_bytes());
+            assert_eq!(found.map(|f| (f.pid, f.sockets)), expected.map(|(p, s)| (p, s.map(PathBuf::from))));
+        }
+        check("42\n/data\n1700000000\n5432\n/run/x\n\n  1 2\nready   \n", Some((42, Some("/run/x"))));
+        check("42\n/data\n1700000000\n5432\n\n*\n", Some((42, None)));
+        check("42\n", Some((42, None)));
+        check("-42\n", None);
+        check("", None);
+        check("rubbish\n", None);
+    }
+
+    #[test]
+    fn only_a_server_on_the_same_data_is_one() {
+        fn check(arguments: &[u8], expected: bool) {
+            assert_eq!(is_server_command(arguments, Path::new("/x/data")), expected);
+        }
+        check(b"/usr/lib/postgresql/15/bin/postgres\0-D\0/x/data\0-k\0/x/run\0", true);
+        check(b"postgres\0-D\0/x/data\0", true);
+        check(b"postgres\0-D\0/y/data\0", false);
+        check(b"cat\0/x/data\0", false);
+        check(b"postgres: checkpointer \0", false);
+        check(b"", false);
+    }
+
+    #[test]
+    fn states_are_found_behind_odd_names() {
+        assert_eq!(process_state(b"12 (a) Z (b)) S 1 2"), Some(b'S'));
+        assert_eq!(process_state(b"12 (postgres) Z 1"), Some(b'Z'));
+        assert_eq!(process_state(b"12 (x)"), None);
+        assert_eq!(process_state(b""), None);
+    }
+}
