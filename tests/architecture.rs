@@ -146,6 +146,21 @@ fn only_the_supervisor_spawns_tasks() {
 }
 
 #[test]
+fn unsafe_code_is_in_few_files() {
+    // Between fork and exec, and where the environment is wiped before the first thread.
+    let is_trusted = |path: &str| path.starts_with("src/embedded/") || path == "src/secret/harden.rs";
+    let others = files("src", |path| rust(path) && !is_trusted(path));
+    none(offences(&others, &["unsafe {", "unsafe fn", "unsafe impl"]), "unsafe code has its few places");
+}
+
+#[test]
+fn nothing_holds_up_the_runtime() {
+    // The embedded server is driven by a thread of its own.
+    let others = files("src", |path| rust(path) && !path.starts_with("src/embedded/"));
+    none(offences(&others, &["thread::sleep"]), "await tokio::time::sleep instead");
+}
+
+#[test]
 fn every_module_says_what_it_is_for() {
     let silent: Vec<String> = files("src", |path| rust(path) && path != "src/main.rs")
         .into_iter()
