@@ -69,7 +69,10 @@ fn the_database_url_has_an_order() {
     };
     check(&[], "postgres://file/x");
     check(&[("PROVIDERD_DATABASE__URL", "postgres://env/x")], "postgres://env/x");
-    check(&[("PROVIDERD_DATABASE__URL", "a"), ("DATABASE_URL", "postgres://url/x")], "postgres://url/x");
+    check(
+        &[("PROVIDERD_DATABASE__URL", "postgres://env/x"), ("DATABASE_URL", "postgres://url/x")],
+        "postgres://url/x",
+    );
     check(&[("DATABASE_URL", "")], "postgres://file/x");
 
     let mut settings = load("", &[("DATABASE_URL", "postgres://url/x")]).unwrap();
@@ -140,10 +143,17 @@ fn rules_between_keys_hold() {
     check("[health]\ntimeout = \"2s\"", "health.slow_after must be shorter than health.timeout");
     check("[database]\nschema = \"a; drop\"", "p.toml:2:1: database.schema must be a plain");
     check("[database]\nschema = \"providerd\"", "p.toml:2:1: database.schema is reserved");
+    check("[database]\nurl = \"mysql://h/d\"", "p.toml:2:1: database.url must be a URL that begins");
+    check("[egress]\nproxy = \"proxy:3128\"", "p.toml:2:1: egress.proxy must be");
+    check("[health]\ncanary = \"10.0.0.1\"", "p.toml:2:1: health.canary must be");
+    check("[health]\ncanary = \"ftp://x\"", "p.toml:2:1: health.canary must be");
     check("[database]\nmax_connections = 0", "p.toml:2:1: database.max_connections must be from 1");
 
     let fine = |toml: &str| load(toml, &[]).map(|_| ()).unwrap();
     fine("[server]\nlisten = \"[::1]:0\"");
+    fine("[database]\nurl = \"postgres:///d?host=/run/postgresql\"");
+    fine("[health]\ncanary = \"[::1]:53\"");
+    fine("[health]\ncanary = \"https://canary.example.com/ok\"");
     fine("[server]\nlisten = \"[::ffff:127.0.0.1]:1\"");
     fine("[server]\nlisten = \"0.0.0.0:7411\"\nplain_http = true");
     fine("[server]\nlisten = \"0.0.0.0:7411\"\ntls = { cert = \"/a\", key = \"/b\" }");
@@ -170,6 +180,8 @@ fn no_secret_is_printed() {
     check_error(&format!("[server]\ntoken_sha256 = [\"{SECRET}\"]"), &[]);
     check_error("", &[("PROVIDERD_SERVER__TOKEN_SHA256", SECRET)]);
     check_error("", &[("PROVIDERD_DATABASE__PASSWORD", SECRET)]);
+    check_error("", &[("DATABASE_URL", SECRET)]);
+    check_error(&format!("[egress]\nproxy = \"u:{SECRET}@p\""), &[]);
 
     let settings = load(
         &format!("[egress]\nproxy = \"http://u:{SECRET}@p\""),
@@ -243,4 +255,12 @@ fn the_example_is_up_to_date_and_valid() {
         .map(|line| format!("{line}\n"))
         .collect();
     load(&all, &[]).map(|_| ()).unwrap();
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_it_panic(toml in "(\\[[a-z.]{0,12}\\]|[a-z_.]{1,12} ?= ?|\"[^\"]{0,8}\"|[0-9é\n\r\t {}\\[\\],'#]){0,30}",
+                              name in "PROVIDERD_[A-Z_]{0,20}", value in ".{0,20}") {
+        let _ = load(&toml, &[(&name, &value), ("PROVIDERD_EGRESS__CA_FILES", &value)]);
+    }
 }

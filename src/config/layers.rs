@@ -18,7 +18,7 @@ use toml::{
 
 use super::{
     nearest,
-    settings::{SECTIONS, Settings},
+    settings::{NOT_A_DATABASE_URL, SECTIONS, Settings, is_database_url},
     value::{Setting, toml_or_text},
 };
 
@@ -134,11 +134,15 @@ impl Settings {
             let place = reader.place(key);
             reader.error(place, format!("{key} {message}"), Some(hint.to_owned()));
         }
+        if let Some(url) = database_url {
+            if !is_database_url(&url) {
+                let (message, hint) = NOT_A_DATABASE_URL;
+                reader.error("environment variable DATABASE_URL".into(), message.into(), Some(hint.into()));
+            }
+            settings.database.url = Some(url);
+        }
         if !reader.errors.is_empty() {
             return Err(reader.errors);
-        }
-        if database_url.is_some() {
-            settings.database.url = database_url;
         }
         settings.byok_encryption_key = byok_encryption_key;
         settings.file = has_file.then(|| file.to_owned());

@@ -11,7 +11,8 @@ use std::{
     time::Duration,
 };
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
+use url::{Host, Url};
 
 use super::{
     layers::{Key, Reader},
@@ -236,6 +237,12 @@ impl Settings {
             "1500ms suits editors, git checkout and rsync",
         );
         rule(
+            self.database.url.as_ref().is_some_and(|url| !is_database_url(url)),
+            "database.url",
+            NOT_A_DATABASE_URL.0,
+            NOT_A_DATABASE_URL.1,
+        );
+        rule(
             self.database.connect_timeout.is_zero(),
             "database.connect_timeout",
             "must be more than zero",
@@ -273,6 +280,18 @@ impl Settings {
             "an answer that is slower than the timeout is no answer",
         );
         rule(
+            health.canary.as_deref().is_some_and(|canary| !is_canary(canary)),
+            "health.canary",
+            "must be an http or https URL, or host:port",
+            "choose something near and dependable, such as a gateway's \"10.0.0.1:53\"",
+        );
+        rule(
+            self.egress.proxy.as_ref().is_some_and(|proxy| !is_http_url(proxy.expose_secret())),
+            "egress.proxy",
+            "must be an http or https URL",
+            "for instance \"http://proxy.example.com:3128\"",
+        );
+        rule(
             server.tls_cert.is_some() != server.tls_key.is_some(),
             if server.tls_cert.is_some() { "server.tls.key" } else { "server.tls.cert" },
             "is missing; TLS needs a certificate and its key",
@@ -300,6 +319,30 @@ impl Settings {
         );
         found
     }
+}
+
+/// Message and hint for a database URL that is none; the value may hold a password and is not repeated.
+pub(super) const NOT_A_DATABASE_URL: (&str, &str) = (
+    "must be a URL that begins with postgres:// or postgresql://",
+    "for instance postgres://user:password@db.example.com:5432/name; special characters of a password are \
+     percent-encoded",
+);
+
+pub(super) fn is_database_url(url: &SecretString) -> bool {
+    Url::parse(url.expose_secret()).is_ok_and(|url| matches!(url.scheme(), "postgres" | "postgresql"))
+}
+
+fn is_http_url(text: &str) -> bool {
+    Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+}
+
+fn is_canary(text: &str) -> bool {
+    let is_host_and_port = || {
+        text.rsplit_once(':').is_some_and(|(host, port)| {
+            Host::parse(host).is_ok() && port.parse::<u16>().is_ok_and(|port| port != 0)
+        })
+    };
+    if text.contains("://") { is_http_url(text) } else { is_host_and_port() }
 }
 
 /// What needs no quoting in SQL and survives in a search path.
