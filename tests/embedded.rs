@@ -316,6 +316,57 @@ async fn committed_data_survives_the_death_of_the_server() {
 }
 
 #[tokio::test]
+async fn processes_that_outlive_their_server_are_ended_first() {
+    let state = State::new();
+    let embedded = Embedded::start(&state.dir).await.unwrap();
+    write_row(&embedded.url()).await;
+    let mut connection = connect(&embedded.url()).await;
+    let backend: i32 =
+        sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut connection).await.unwrap();
+    // It computes for hours and never looks whether its server lives.
+    let busy = tokio::spawn(async move {
+        let sql = "SELECT count(*) FROM generate_series(1, 100000) a, generate_series(1, 100000000) b";
+        let _ = sqlx::query(sql).execute(&mut connection).await;
+    });
+    let mut watch = connect(&embedded.url()).await;
+    loop {
+        let sql = "SELECT state FROM pg_stat_activity WHERE pid = $1";
+        let activity: String = sqlx::query_scalar(sql).bind(backend).fetch_one(&mut watch).await.unwrap();
+        if activity == "active" {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    kill(Pid::from_raw(state.server_pid()), Signal::SIGKILL).unwrap();
+    assert!(Path::new(&format!("/proc/{backend}/cwd")).exists(), "or the test shows nothing");
+    assert!(embedded.revive().await.unwrap());
+    assert!(!Path::new(&format!("/proc/{backend}/cwd/PG_VERSION")).exists(), "it is ended");
+    busy.await.unwrap();
+    assert_row(&embedded.url()).await;
+    assert!(embedded.stop().await.unwrap());
+}
+
+#[tokio::test]
+async fn a_server_in_another_container_is_used_and_not_doubled() {
+    let state = State::new();
+    let mut helper = Helper::spawn(&state.dir, None);
+    let ready = helper.ready();
+    // What a container sees of another's process: an id that means nothing to it.
+    let owner = fs::metadata(state.pid_file()).unwrap();
+    let true_text = fs::read_to_string(state.pid_file()).unwrap();
+    let rest = true_text.split_once('\n').unwrap().1;
+    fs::write(state.pid_file(), format!("4194999\n{rest}")).unwrap();
+    let embedded = Embedded::start(&state.dir).await.unwrap();
+    fs::write(state.pid_file(), &true_text).unwrap();
+    chown(state.pid_file(), Some(owner.uid()), Some(owner.gid())).unwrap();
+    assert!(embedded.was_running());
+    assert_eq!(embedded.url(), ready.url);
+    write_row(&embedded.url()).await;
+    assert!(!embedded.stop().await.unwrap());
+    helper.finish();
+}
+
+#[tokio::test]
 async fn a_crash_of_both_is_recovered_from() {
     let state = State::new();
     let mut helper = Helper::spawn(&state.dir, None);
@@ -477,6 +528,7 @@ async fn a_state_directory_with_any_name_works() {
         let embedded = Embedded::start(&state.dir).await.unwrap();
         assert_row(&embedded.url()).await;
         drop(embedded);
+        assert!(!state.pid_file().exists(), "whoever forgets to stop it leaves nothing behind");
     }
 }
 

@@ -71,6 +71,11 @@ pub enum EmbeddedError {
          hint: if it is not needed, `kill -INT {pid}`", .data_dir.display()
     )]
     Unusable { pid: i32, data_dir: PathBuf, state: String },
+    #[error(
+        "processes of a PostgreSQL that cannot be reached still work on {}\n\
+         hint: perhaps in another container; `fuser -v {}` shows them", .data_dir.display(), .lock.display()
+    )]
+    Occupied { data_dir: PathBuf, lock: PathBuf },
     #[error("another process has been starting or stopping {} for {seconds} s", .path.display())]
     Busy { path: PathBuf, seconds: u64 },
     #[error("PostgreSQL (process {pid}) did not stop within {seconds} s\nhint: `kill -QUIT {pid}`")]

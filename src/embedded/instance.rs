@@ -46,6 +46,26 @@ impl Inner {
         // The value is a process's handle: no panic can leave it half changed.
         self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Under the start lock.
+    fn stop(&self) -> Result<bool, EmbeddedError> {
+        if !self.users.try_upgrade() {
+            return Ok(false);
+        }
+        let child = self.child().take();
+        server::stop(&self.place, child)
+    }
+}
+
+impl Drop for Inner {
+    /// For the ways out that do not come past `stop`: an early return, a panic, a start that nobody waited
+    /// for.
+    fn drop(&mut self) {
+        // Whoever is starting or stopping at this moment takes care of it.
+        if let Ok(Some(_stopping)) = Lock::try_exclusive(&self.place, &self.place.start_lock()) {
+            let _ = self.stop();
+        }
+    }
 }
 
 impl Instance {
@@ -90,11 +110,7 @@ impl Instance {
     pub fn stop(self) -> Result<bool, EmbeddedError> {
         let place = &self.inner.place;
         let _stopping = Lock::exclusive(place, &place.start_lock())?;
-        if !self.inner.users.try_upgrade() {
-            return Ok(false);
-        }
-        let child = self.inner.child().take();
-        server::stop(place, child)
+        self.inner.stop()
     }
 
     pub fn url(&self) -> String {

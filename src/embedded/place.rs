@@ -79,6 +79,11 @@ impl Place {
         self.base.join("users.lock")
     }
 
+    /// Held exclusively by the server's own processes as long as one of them lives.
+    pub fn server_lock(&self) -> PathBuf {
+        self.base.join("server.lock")
+    }
+
     /// Whether child processes must change to the owner's user id.
     pub fn drops_privileges(&self) -> bool {
         geteuid().is_root()

@@ -3,12 +3,17 @@
 //! Everything here, except reading, happens under the start lock.
 //!
 //! Invariant: whatever `postmaster.pid` says, a server is believed to run only if that process is a
-//! PostgreSQL on this very cluster, and believed to be usable only once it has answered a query.
+//! PostgreSQL on this very cluster, and believed to be usable only once it has answered a query. No second
+//! one starts while any process of a first lives: all of them inherit `server.lock`, which counts between
+//! containers too, where process ids mean nothing.
 
 use std::{
     fs,
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
-    os::unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{MetadataExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
     process::{Child, ExitStatus},
     thread,
@@ -26,6 +31,7 @@ use super::{
     EmbeddedError,
     binaries::Binaries,
     cluster,
+    lock::Lock,
     place::Place,
     wire::{self, Silence},
 };
@@ -35,7 +41,7 @@ use super::{
 const START: Duration = Duration::from_secs(100);
 /// A server that says it is ready and does not listen is given up after this long.
 const DEAF: Duration = Duration::from_secs(10);
-/// How long processes of a killed server may hold on to their shared memory.
+/// How long processes of a killed server may take to end: they notice at their next pause, or are told to.
 const LINGER: Duration = Duration::from_secs(10);
 /// A fast shutdown writes a checkpoint. After this long the rest is left to the next start's recovery: a
 /// daemon has five seconds to stop.
@@ -112,24 +118,31 @@ fn take_over(place: &Place, pid: i32) -> Result<Option<PathBuf>, EmbeddedError> 
 }
 
 fn start(place: &Place, binaries: &Binaries) -> Result<Running, EmbeddedError> {
+    let path = place.server_lock();
     let begun = Instant::now();
-    loop {
-        forget_dead(place)?;
-        cluster::configure(place, &place.data())?;
-        bound_log(place);
-        match start_once(place, binaries) {
-            // The last processes of a killed server are still ending: PostgreSQL rightly refuses.
-            Err(EmbeddedError::Died { tail, .. })
-                if tail.contains("shared memory block") && begun.elapsed() < LINGER =>
-            {
-                thread::sleep(10 * PAUSE);
-            }
-            result => return result,
+    let lock = loop {
+        if let Some(lock) = Lock::try_exclusive(place, &path)? {
+            break lock;
         }
-    }
+        // Not a process that can be seen, but one that may answer: in another container.
+        for sockets in PidFile::read(place).and_then(|file| file.sockets).iter().chain([&place.sockets]) {
+            if wire::data_directory(sockets).is_ok_and(|data| data == place.data()) {
+                return Ok(Running { child: None, sockets: sockets.clone() });
+            }
+        }
+        if begun.elapsed() > LINGER {
+            return Err(EmbeddedError::Occupied { data_dir: place.data(), lock: path });
+        }
+        end_orphans(place, begun.elapsed() > LINGER / 2);
+        thread::sleep(PAUSE);
+    };
+    forget_dead(place)?;
+    cluster::configure(place, &place.data())?;
+    bound_log(place);
+    start_once(place, binaries, &lock)
 }
 
-fn start_once(place: &Place, binaries: &Binaries) -> Result<Running, EmbeddedError> {
+fn start_once(place: &Place, binaries: &Binaries, lock: &Lock) -> Result<Running, EmbeddedError> {
     let log_path = place.log();
     let log = place.open_private(&log_path).map_err(EmbeddedError::io("open the log", &log_path))?;
     let log_start = log.metadata().map_or(0, |meta| meta.len());
@@ -142,6 +155,7 @@ fn start_once(place: &Place, binaries: &Binaries) -> Result<Running, EmbeddedErr
     // On the command line, where ALTER SYSTEM cannot open a door.
     command.args(["-c", "listen_addresses=", "-c", &format!("port={}", wire::PORT), "-k"]);
     command.arg(&place.sockets).stdout(log_again).stderr(log);
+    lock.inherit(&mut command);
     let child = command.spawn().map_err(|source| EmbeddedError::Spawn { program, source })?;
 
     let mut starting = Starting(Some(child));
@@ -272,16 +286,20 @@ fn forget_dead(place: &Place) -> Result<(), EmbeddedError> {
     let Ok(text) = fs::read(&path) else { return Ok(()) };
     let rest = text.iter().position(|byte| *byte == b'\n').and_then(|end| text.get(end..));
     let result = match rest {
-        Some(rest) => overwrite(&path, &[NOBODY.to_string().as_bytes(), rest].concat()),
+        Some(rest) => overwrite(place, &path, &[NOBODY.to_string().as_bytes(), rest].concat()),
         // Cut short by a full disk or a crash: PostgreSQL refuses to start on it and asks for its removal.
         None => fs::remove_file(&path),
     };
     result.map_err(EmbeddedError::io("correct the stale", &path))
 }
 
-fn overwrite(path: &Path, content: &[u8]) -> io::Result<()> {
+fn overwrite(place: &Place, path: &Path, content: &[u8]) -> io::Result<()> {
     let flags = OFlags::NOFOLLOW.bits().cast_signed();
     let mut file = fs::OpenOptions::new().write(true).custom_flags(flags).open(path)?;
+    // Root writes in a directory of another user here, who must not lead it to anything else.
+    if file.metadata()?.uid() != place.owner.uid.as_raw() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
     file.write_all(content)?;
     file.set_len(content.len() as u64)
 }
@@ -291,7 +309,8 @@ fn overwrite(path: &Path, content: &[u8]) -> io::Result<()> {
 /// Whether the process is a PostgreSQL server on this data directory. A zombie is not.
 fn is_server(pid: i32, data: &Path) -> bool {
     let Ok(stat) = fs::read(format!("/proc/{pid}/stat")) else {
-        return false;
+        // Without a view of processes at all, whoever exists counts.
+        return !Path::new("/proc/self/stat").exists() && kill(Pid::from_raw(pid), None).is_ok();
     };
     if matches!(process_state(&stat), Some(b'Z' | b'X')) {
         return false;
@@ -315,6 +334,25 @@ fn is_server_command(arguments: &[u8], data: &Path) -> bool {
     let program = program.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
     matches!(program, b"postgres" | b"postmaster")
         && arguments.any(|argument| argument == data.as_os_str().as_bytes())
+}
+
+/// Ends what a killed server left behind: a process that computes does not notice that its server is gone.
+/// Only for when there is no server.
+fn end_orphans(place: &Place, by_force: bool) {
+    let data = place.data();
+    let Ok(entries) = fs::read_dir("/proc") else { return };
+    for entry in entries.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // A server's processes work in its data directory and call themselves so.
+        let here = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == data);
+        let named =
+            || fs::read(entry.path().join("cmdline")).is_ok_and(|text| text.starts_with(b"postgres: "));
+        if here && named() {
+            let signal = if by_force { Signal::SIGKILL } else { Signal::SIGQUIT };
+            // It may have ended by itself.
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
 }
 
 // ---------------------------------------------------------------- log

@@ -25,8 +25,8 @@ const MAX_BYTES: usize = 64 * 1024;
 
 /// Variables that hold providerd's own secrets, which a manifest must not send to a provider.
 const OWN_VARIABLES: &[&str] = &[BYOK_ENV, "DATABASE_URL"];
-/// Settings from the environment may hold secrets as well.
-const OWN_PREFIX: &str = "PROVIDERD_";
+/// Settings from the environment, `PROVIDERD_SECTION__KEY`, may hold secrets as well.
+const SETTING: (&str, &str) = ("PROVIDERD_", "__");
 
 /// File systems made of the kernel's own state: procfs and sysfs (`statfs(2)`).
 const KERNEL_FILE_SYSTEMS: &[i64] = &[0x9fa0, 0x6265_6572];
@@ -40,7 +40,6 @@ pub type EnvLookup = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 pub struct ResolveError {
     /// The reference as a person knows it.
     pub reference: String,
-    #[source]
     pub problem: ResolveProblem,
 }
 
@@ -141,7 +140,7 @@ impl Resolver {
     }
 
     fn read_env(&self, name: &str) -> Result<Secret, ResolveProblem> {
-        if OWN_VARIABLES.contains(&name) || name.starts_with(OWN_PREFIX) {
+        if OWN_VARIABLES.contains(&name) || (name.starts_with(SETTING.0) && name.contains(SETTING.1)) {
             return Err(ResolveProblem::Own);
         }
         (self.env)(name).map(Secret::new).ok_or(ResolveProblem::Unset)
@@ -260,7 +259,7 @@ fn read_regular(file: &fs::File, meta: &fs::Metadata) -> Result<Zeroizing<Vec<u8
         return Err(ResolveProblem::NotAFile);
     }
     let stat = rustix::fs::fstatfs(file).map_err(|errno| ResolveProblem::Io(errno.into()))?;
-    if KERNEL_FILE_SYSTEMS.contains(&i64::from(stat.f_type)) {
+    if KERNEL_FILE_SYSTEMS.contains(&stat.f_type) {
         return Err(ResolveProblem::NotAFile);
     }
     if meta.len() > MAX_BYTES as u64 {
