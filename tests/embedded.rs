@@ -527,7 +527,11 @@ async fn a_state_directory_with_any_name_works() {
         assert!(embedded.stop().await.unwrap());
         let embedded = Embedded::start(&state.dir).await.unwrap();
         assert_row(&embedded.url()).await;
+        let sockets =
+            fs::read_to_string(state.pid_file()).unwrap().lines().nth(4).map(PathBuf::from).unwrap();
+        assert!(sockets.exists() && !sockets.starts_with(&state.dir));
         drop(embedded);
+        assert!(!sockets.exists(), "{}", sockets.display());
         assert!(!state.pid_file().exists(), "whoever forgets to stop it leaves nothing behind");
     }
 }

@@ -95,8 +95,6 @@ impl Instance {
         let place = &Place { sockets: sockets.clone(), ..self.inner.place.clone() };
         let _starting = Lock::exclusive(place, &place.start_lock())?;
         server::reap(&mut self.inner.child());
-        // Where the directory of the socket was cleaned away, PostgreSQL needs it again.
-        place.private_dir(&place.sockets)?;
         let version = cluster::version(data)?;
         let binaries = binaries::choose(version.map(|major| (data.as_path(), major)))?;
         let running = ensure(place, &binaries, users)?;

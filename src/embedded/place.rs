@@ -42,6 +42,7 @@ pub struct Owner {
 pub struct Place {
     pub base: PathBuf,
     pub owner: Owner,
+    /// Where a server that is started puts its socket; made then.
     pub sockets: PathBuf,
 }
 
@@ -53,12 +54,12 @@ impl Place {
             state_dir.canonicalize().map_err(EmbeddedError::io("find the state directory", state_dir))?;
         let base = find_base(&state_dir)?;
         let owner = owner_of(&base)?;
-        let mut place = Self { sockets: PathBuf::new(), base, owner };
-        if !reachable(&place.base, &place.owner)? {
-            return Err(EmbeddedError::Unreachable { user: place.owner.name, path: place.base });
+        if !reachable(&base, &owner)? {
+            return Err(EmbeddedError::Unreachable { user: owner.name, path: base });
         }
-        place.sockets = place.socket_dir()?;
-        Ok(place)
+        let own = base.join("run");
+        let sockets = if fits(&own) { own } else { short_dir(&base, &owner) };
+        Ok(Self { base, owner, sockets })
     }
 
     pub fn data(&self) -> PathBuf {
@@ -139,30 +140,30 @@ impl Place {
         Ok(())
     }
 
-    /// `run` in the base directory; a short private directory elsewhere if that path is too long for a
-    /// socket, or holds what PostgreSQL's list syntax cannot.
-    fn socket_dir(&self) -> Result<PathBuf, EmbeddedError> {
-        let own = self.base.join("run");
-        let dir = if fits(&own) { own } else { self.short_dir() };
-        self.private_dir(&dir)?;
-        Ok(dir)
+    /// Removes a socket directory outside the base directory, where nobody would look for it.
+    pub fn remove_short_dir(&self) {
+        if !self.sockets.starts_with(&self.base) {
+            // If something else lies in it, it stays.
+            let _ = fs::remove_dir(&self.sockets);
+        }
     }
+}
 
-    fn short_dir(&self) -> PathBuf {
-        let uid = self.owner.uid;
-        let digest = Sha256::digest(self.base.as_os_str().as_bytes());
-        let id: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-        let runtime = if geteuid().is_root() {
-            Some(PathBuf::from("/run"))
-        } else {
-            std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute())
-        };
-        runtime
-            .filter(|dir| dir.is_dir())
-            .map(|dir| dir.join(format!("providerd-{id}")))
-            .filter(|dir| fits(dir))
-            .unwrap_or_else(|| PathBuf::from(format!("/tmp/providerd-{uid}-{id}")))
-    }
+/// A short directory for the socket, for a base directory whose path is too long for one or holds what
+/// PostgreSQL's list syntax cannot.
+fn short_dir(base: &Path, owner: &Owner) -> PathBuf {
+    let digest = Sha256::digest(base.as_os_str().as_bytes());
+    let id: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let runtime = if geteuid().is_root() {
+        Some(PathBuf::from("/run"))
+    } else {
+        std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute())
+    };
+    runtime
+        .filter(|dir| dir.is_dir())
+        .map(|dir| dir.join(format!("providerd-{id}")))
+        .filter(|dir| fits(dir))
+        .unwrap_or_else(|| PathBuf::from(format!("/tmp/providerd-{}-{id}", owner.uid)))
 }
 
 fn fits(dir: &Path) -> bool {

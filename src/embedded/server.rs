@@ -136,6 +136,7 @@ fn start(place: &Place, binaries: &Binaries) -> Result<Running, EmbeddedError> {
         end_orphans(place, begun.elapsed() > LINGER / 2);
         thread::sleep(PAUSE);
     };
+    place.private_dir(&place.sockets)?;
     forget_dead(place)?;
     cluster::configure(place, &place.data())?;
     bound_log(place);
@@ -225,6 +226,7 @@ pub fn stop(place: &Place, mut child: Option<Child>) -> Result<bool, EmbeddedErr
         while begun.elapsed() < patience {
             reap(&mut child);
             if !is_server(pid, &place.data()) {
+                place.remove_short_dir();
                 return Ok(true);
             }
             thread::sleep(PAUSE);
