@@ -42,6 +42,8 @@ impl State {
     fn named(name: &str) -> Self {
         // Not TMPDIR: its path may be too long for what a test wants to show.
         let root = tempfile::tempdir_in("/tmp").unwrap();
+        // As in root's home: the server's user cannot pass.
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let dir = root.path().join(name);
         Self { root, dir }
     }
@@ -237,6 +239,8 @@ async fn a_cluster_is_made_once_and_outlives_its_server() {
     }
     connection.close().await.unwrap();
     assert_eq!(fs::metadata(state.data()).unwrap().mode() & 0o777, 0o700);
+    let base = fs::symlink_metadata(state.dir.join("postgres")).unwrap();
+    assert_eq!(base.is_symlink(), geteuid().is_root(), "root's is out of reach here, and lies elsewhere");
     assert_eq!(fs::metadata(embedded.log_path()).unwrap().mode() & 0o777, 0o600);
 
     assert!(embedded.stop().await.unwrap());
@@ -570,6 +574,18 @@ async fn a_server_that_cannot_start_says_why_and_leaves_no_process() {
     fs::write(&path, kept).unwrap();
     let embedded = Embedded::start(&state.dir).await.unwrap();
     assert_row(&embedded.url()).await;
+    assert!(embedded.stop().await.unwrap());
+}
+
+#[tokio::test]
+async fn the_cluster_lies_in_the_state_directory_where_its_user_can_reach_it() {
+    let state = State::new();
+    fs::set_permissions(state.root.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let embedded = Embedded::start(&state.dir).await.unwrap();
+    assert_eq!(embedded.data_dir(), state.dir.join("postgres/data"));
+    assert!(!fs::symlink_metadata(state.dir.join("postgres")).unwrap().is_symlink());
+    let mode = fs::metadata(&state.dir).unwrap().mode() & 0o777;
+    assert_eq!(mode, if geteuid().is_root() { 0o711 } else { 0o700 });
     assert!(embedded.stop().await.unwrap());
 }
 

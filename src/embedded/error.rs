@@ -48,6 +48,18 @@ pub enum EmbeddedError {
     )]
     Unreachable { user: String, path: PathBuf },
     #[error(
+        "user {user}, as whom PostgreSQL must run, cannot reach {}, and {} cannot be made instead\n\
+         hint: make every directory on the way searchable (`chmod o+x`), or give another state directory",
+        .state_dir.display(), .path.display()
+    )]
+    NoPlace {
+        state_dir: PathBuf,
+        user: String,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
         "{}: not a private directory of user id {owner}\n\
          hint: somebody else may have made it; remove it, or set XDG_RUNTIME_DIR", .path.display()
     )]

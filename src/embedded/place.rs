@@ -49,7 +49,7 @@ pub struct Place {
 impl Place {
     /// Finds or makes the directories.
     pub fn prepare(state_dir: &Path) -> Result<Self, EmbeddedError> {
-        private_dir_all(state_dir).map_err(EmbeddedError::io("create the state directory", state_dir))?;
+        state_dir_create(state_dir).map_err(EmbeddedError::io("create the state directory", state_dir))?;
         let state_dir =
             state_dir.canonicalize().map_err(EmbeddedError::io("find the state directory", state_dir))?;
         let base = find_base(&state_dir)?;
@@ -172,8 +172,11 @@ fn fits(dir: &Path) -> bool {
         && bytes.iter().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b',' | b'"' | b'\'' | b'\\'))
 }
 
-fn private_dir_all(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+/// Makes the state directory. Root's can be passed through, though not listed, so that the cluster, which
+/// belongs to another user, may lie inside: in a container that is the volume which outlives it.
+fn state_dir_create(path: &Path) -> io::Result<()> {
+    let mode = if geteuid().is_root() { 0o711 } else { 0o700 };
+    fs::DirBuilder::new().recursive(true).mode(mode).create(path)
 }
 
 /// The base directory, made if missing.
@@ -204,12 +207,25 @@ fn find_base(state_dir: &Path) -> Result<PathBuf, EmbeddedError> {
             let target = Path::new(ROOT_HOME).join(id.get(..16).unwrap_or(&id));
             // The link first: after a crash between the two, the next start makes the directory.
             match std::os::unix::fs::symlink(&target, &inside) {
-                Ok(()) => make_base(&target),
+                Ok(()) => make_base(&target).map_err(|source| {
+                    // Nothing must point at what never was.
+                    let _ = fs::remove_file(&inside);
+                    no_place(state_dir, source)
+                }),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => find_base(state_dir),
                 Err(error) => Err(EmbeddedError::io("create the link", &inside)(error)),
             }
         }
         Err(error) => Err(EmbeddedError::io("examine", &inside)(error)),
+    }
+}
+
+fn no_place(state_dir: &Path, error: EmbeddedError) -> EmbeddedError {
+    match (error, unprivileged_user()) {
+        (EmbeddedError::Io { path, source, .. }, Ok(owner)) => {
+            EmbeddedError::NoPlace { state_dir: state_dir.to_owned(), user: owner.name, path, source }
+        }
+        (error, _) => error,
     }
 }
 

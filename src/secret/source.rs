@@ -121,9 +121,11 @@ pub fn load_or_generate(path: &Path) -> Result<(Byok, bool), LoadError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => return Err(LoadError::Read { from: Source::File(path.to_owned()), source }),
     }
-    // Before the embedded database made it, perhaps.
+    // Before the embedded database made it, perhaps: as that would, so that its server, which is not
+    // root's, can pass through.
     if let Some(dir) = path.parent() {
-        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        let mode = if nix::unistd::geteuid().is_root() { 0o711 } else { 0o700 };
+        let made = fs::DirBuilder::new().recursive(true).mode(mode).create(dir);
         made.map_err(|source| LoadError::Write { path: path.to_owned(), source })?;
     }
     let write_error = |source| LoadError::Write { path: path.to_owned(), source };
