@@ -185,6 +185,8 @@ impl Drop for Helper {
 #[tokio::test]
 async fn helper_process() {
     let Some(state) = std::env::var_os(STATE) else { return };
+    // As the daemon does: nothing may depend on being open to others of the same user.
+    providerd::secret::harden_process().unwrap();
     let embedded = Embedded::start(Path::new(&state)).await.unwrap();
     println!("READY {} {} {}", embedded.url(), embedded.was_running(), embedded.initialised());
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();

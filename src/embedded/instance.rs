@@ -8,7 +8,10 @@
 use std::{
     path::{Path, PathBuf},
     process::Child,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -39,6 +42,8 @@ struct Inner {
     initialised: bool,
     users: Lock,
     child: Mutex<Option<Child>>,
+    /// `stop` was called: it succeeded or its caller knows better.
+    released: AtomicBool,
 }
 
 impl Inner {
@@ -61,6 +66,9 @@ impl Drop for Inner {
     /// For the ways out that do not come past `stop`: an early return, a panic, a start that nobody waited
     /// for.
     fn drop(&mut self) {
+        if *self.released.get_mut() {
+            return;
+        }
         // Whoever is starting or stopping at this moment takes care of it.
         if let Ok(Some(_stopping)) = Lock::try_exclusive(&self.place, &self.place.start_lock()) {
             let _ = self.stop();
@@ -83,7 +91,16 @@ impl Instance {
         }
         let Running { child, sockets } = ensure(&place, &binaries, &users)?;
         let was_running = child.is_none();
-        let inner = Inner { place, data, sockets, was_running, initialised, users, child: Mutex::new(child) };
+        let inner = Inner {
+            place,
+            data,
+            sockets,
+            was_running,
+            initialised,
+            users,
+            child: Mutex::new(child),
+            released: AtomicBool::new(false),
+        };
         let instance = Self { inner: Arc::new(inner) };
         keep_up(Arc::downgrade(&instance.inner));
         Ok(instance)
@@ -107,6 +124,7 @@ impl Instance {
 
     pub fn stop(self) -> Result<bool, EmbeddedError> {
         let place = &self.inner.place;
+        self.inner.released.store(true, Ordering::Relaxed);
         let _stopping = Lock::exclusive(place, &place.start_lock())?;
         self.inner.stop()
     }

@@ -99,15 +99,19 @@ fn take_over(place: &Place, pid: i32) -> Result<Option<PathBuf>, EmbeddedError> 
     let begun = Instant::now();
     let unusable = |state: String| EmbeddedError::Unusable { pid, data_dir: place.data(), state };
     while is_server(pid, &place.data()) {
-        // The file gets this line a moment after its first one.
-        let sockets = PidFile::read(place).and_then(|file| file.sockets);
-        let (state, patience) = match sockets.as_deref().map(wire::data_directory) {
-            Some(Ok(data)) if data == place.data() => return Ok(sockets),
-            Some(Ok(data)) => return Err(unusable(format!("its socket serves {}", data.display()))),
-            Some(Err(Silence::Refused(text))) => return Err(unusable(text)),
-            Some(Err(silence @ Silence::NotNow(_))) => (silence.to_string(), START),
-            Some(Err(silence @ Silence::NoServer(_))) => (silence.to_string(), DEAF),
-            None => ("it has no socket".to_owned(), DEAF),
+        let file = PidFile::read(place).filter(|file| file.pid == pid);
+        let (state, patience) = match file {
+            Some(PidFile { ready: true, sockets: Some(sockets), .. }) => {
+                match wire::data_directory(&sockets) {
+                    Ok(data) if data == place.data() => return Ok(Some(sockets)),
+                    Ok(data) => return Err(unusable(format!("its socket serves {}", data.display()))),
+                    Err(Silence::Refused(text)) => return Err(unusable(text)),
+                    Err(silence @ Silence::NotNow(_)) => (silence.to_string(), START),
+                    Err(silence @ Silence::NoServer(_)) => (silence.to_string(), DEAF),
+                }
+            }
+            Some(PidFile { ready: true, sockets: None, .. }) => ("it has no socket".to_owned(), DEAF),
+            _ => ("it is starting or stopping".to_owned(), START),
         };
         if begun.elapsed() > patience {
             return Err(unusable(state));
@@ -162,12 +166,18 @@ fn start_once(place: &Place, binaries: &Binaries, lock: &Lock) -> Result<Running
     let mut starting = Starting(Some(child));
     let begun = Instant::now();
     loop {
-        let state = match wire::data_directory(&place.sockets) {
-            Ok(data) if data == place.data() => {
-                return Ok(Running { child: starting.0.take(), sockets: place.sockets.clone() });
+        // Asked earlier, it would answer that it is starting, and log that as an error.
+        let state = if PidFile::read(place).is_some_and(|file| file.ready && Some(file.pid) == starting.pid())
+        {
+            match wire::data_directory(&place.sockets) {
+                Ok(data) if data == place.data() => {
+                    return Ok(Running { child: starting.0.take(), sockets: place.sockets.clone() });
+                }
+                Ok(data) => format!("its socket serves {}", data.display()),
+                Err(silence) => silence.to_string(),
             }
-            Ok(data) => format!("its socket serves {}", data.display()),
-            Err(silence) => silence.to_string(),
+        } else {
+            "it is starting".to_owned()
         };
         if let Some(status) = starting.ended() {
             return Err(EmbeddedError::Died { status, log: log_path.clone(), tail: tail() });
@@ -184,6 +194,10 @@ fn start_once(place: &Place, binaries: &Binaries, lock: &Lock) -> Result<Running
 struct Starting(Option<Child>);
 
 impl Starting {
+    fn pid(&self) -> Option<i32> {
+        self.0.as_ref().map(|child| child.id().cast_signed())
+    }
+
     fn ended(&mut self) -> Option<String> {
         let status: Option<ExitStatus> = self.0.as_mut().and_then(|child| child.try_wait().ok().flatten());
         status.map(|status| status.to_string())
@@ -244,10 +258,13 @@ pub fn reap(child: &mut Option<Child>) {
 
 // ---------------------------------------------------------------- postmaster.pid
 
-/// What the server writes about itself: process id, data directory, start time, port, socket directory, …
+/// What the server writes about itself: process id, data directory, start time, port, socket directory,
+/// address, shared memory, state. The lines appear one after the other.
 struct PidFile {
     pid: i32,
     sockets: Option<PathBuf>,
+    /// It says that it takes connections.
+    ready: bool,
 }
 
 impl PidFile {
@@ -265,7 +282,8 @@ impl PidFile {
         let pid: i32 = std::str::from_utf8(lines.next()?).ok()?.trim().parse().ok()?;
         let sockets = lines.nth(3).filter(|line| line.starts_with(b"/"));
         let sockets = sockets.map(|line| PathBuf::from(std::ffi::OsStr::from_bytes(line)));
-        (pid > 0).then_some(Self { pid, sockets })
+        let ready = lines.nth(2).is_some_and(|state| state.trim_ascii() == b"ready");
+        (pid > 0).then_some(Self { pid, sockets, ready })
     }
 }
 
@@ -400,13 +418,16 @@ mod tests {
 
     #[test]
     fn pid_files_are_read() {
-        fn check(text: &str, expected: Option<(i32, Option<&str>)>) {
-            let found = PidFile::parse(text.as_bytes());
-            assert_eq!(found.map(|f| (f.pid, f.sockets)), expected.map(|(p, s)| (p, s.map(PathBuf::from))));
+        fn check(text: &str, expected: Option<(i32, Option<&str>, bool)>) {
+            let found = PidFile::parse(text.as_bytes()).map(|file| (file.pid, file.sockets, file.ready));
+            assert_eq!(found, expected.map(|(pid, sockets, ready)| (pid, sockets.map(PathBuf::from), ready)));
         }
-        check("42\n/data\n1700000000\n5432\n/run/x\n\n  1 2\nready   \n", Some((42, Some("/run/x"))));
-        check("42\n/data\n1700000000\n5432\n\n*\n", Some((42, None)));
-        check("42\n", Some((42, None)));
+        let server = "42\n/data\n1700000000\n5432\n/run/x\n\n  1 2\n";
+        check(server, Some((42, Some("/run/x"), false)));
+        check(&format!("{server}starting\n"), Some((42, Some("/run/x"), false)));
+        check(&format!("{server}ready   \n"), Some((42, Some("/run/x"), true)));
+        check("42\n/data\n1700000000\n5432\n\n*\n", Some((42, None, false)));
+        check("42\n", Some((42, None, false)));
         check("-42\n", None);
         check("", None);
         check("rubbish\n", None);
