@@ -5,10 +5,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
@@ -27,7 +24,7 @@ use crate::{
     app,
     config::Settings,
     http::{self, Readiness, Shared},
-    lifecycle::{self, Supervisor},
+    lifecycle::{self, Hangups, Heartbeat, Supervisor, Systemd},
     loader::Loader,
     manifest::{Build, Changed, Severity, render},
     metrics::Metrics,
@@ -51,6 +48,11 @@ const LEASE_LOOK: Duration = Duration::from_secs(1);
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 /// A stream of events may put off a deletion so long, and no longer.
 const DEFER_LIMIT: Duration = Duration::from_secs(10);
+/// The loop moves at every event and at least at every second resync; standing still for longer than this while
+/// it has something to do means that it is wedged.
+const WEDGED_AFTER: Duration = Duration::from_secs(120);
+/// How often the loop moves when nothing happens.
+const BEAT: Duration = Duration::from_secs(5);
 /// Room for the few jobs of the scheduler: its default of 200 is lost silently when exceeded.
 const SCHEDULER_CHANNEL: usize = 1024;
 
@@ -105,46 +107,56 @@ impl Wake {
 /// # Errors
 /// A mistake that a person must mend (settings, keys, a foreign database), or a task that died.
 pub async fn run(settings: Settings, env: Option<Zeroizing<String>>) -> anyhow::Result<()> {
-    // 1. What can be refused at once: keys and the socket.
+    // 1. Signals first: from here on a stop is an orderly one.
+    lifecycle::install_panic_hook();
+    let supervisor = Supervisor::new();
+    let hangups = supervisor.install_signals()?;
+    let stop = supervisor.token();
+
+    // 2. What can be refused at once: keys and the socket.
     let (byok, source) = app::byok(&settings, env)?;
     let listener = http::bind(settings.server.listen).await?;
+    let listen = listener.local_addr()?;
     let metrics = Arc::new(Metrics::new()?);
     let revision = option_env!("PROVIDERD_REVISION").unwrap_or("unknown");
     metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1);
 
-    // 2. The database, if it is ours to start.
+    // 3. The database, if it is ours to start.
     let (url, embedded) = app::database(&settings).await?;
     let store = Store::connect(&app::store_settings(&settings, url)).await?;
-
-    // 3. Tasks that outlive every outage.
-    let supervisor = Supervisor::new();
-    let stop = supervisor.token();
-    let readiness = Arc::new(Readiness::default());
-    let shared = Shared { metrics: metrics.clone(), readiness: readiness.clone() };
     info!(
         manifests = %settings.manifests.path.display(),
         database = if embedded.is_some() { "embedded" } else { "external" },
-        listen = %settings.server.listen,
+        %listen,
         version = env!("CARGO_PKG_VERSION"),
         "starting"
     );
+
+    // 4. Answering comes before work: a daemon that waits for its database says so.
+    let readiness = Arc::new(Readiness::default());
+    let shared = Shared { metrics: metrics.clone(), readiness: readiness.clone() };
     let serving = http::serve(listener, shared, stop.clone());
-    supervisor.spawn("http", async move { serving.await.context("http") });
+    supervisor.spawn("http", async move { serving.await.map_err(anyhow::Error::from) });
 
-    // 4. Everything that needs the database waits for it in here.
-    let main = Main { settings, byok, source, store: store.clone(), metrics, readiness };
-    let spawner = supervisor.clone();
-    supervisor.spawn("reconcile", async move { main.run(spawner).await });
+    // 5. Everything that needs the database waits for it in here.
+    let heartbeat = Heartbeat::new();
+    let beat = heartbeat.clone();
+    supervisor.serve_watchdog(Systemd, move || beat.age() < WEDGED_AFTER);
+    let main = Main { settings, byok, source, store: store.clone(), metrics, readiness, heartbeat };
+    let tasks = supervisor.clone();
+    supervisor.spawn("reconcile", async move { main.run(tasks, hangups).await });
 
-    // 5. Signals, until the end.
+    // 6. Until a signal or a dead task ends it.
+    stop.cancelled().await;
+    Systemd.stopping();
     let ended = supervisor.wait().await;
 
-    // 6. The embedded database last: everybody else has finished writing.
+    // 7. The embedded database last: everybody else has finished writing.
     store.close().await;
     if let Some(embedded) = embedded {
         embedded.stop().await.context("the embedded PostgreSQL did not stop cleanly")?;
     }
-    ended
+    Ok(ended?)
 }
 
 /// The reconcile loop and what it stands on.
@@ -155,10 +167,11 @@ struct Main {
     store: Store,
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
+    heartbeat: Heartbeat,
 }
 
 impl Main {
-    async fn run(self, supervisor: Supervisor) -> anyhow::Result<()> {
+    async fn run(self, supervisor: Supervisor, hangups: Hangups) -> anyhow::Result<()> {
         let stop = supervisor.token();
         let Some(keyring) = self.prepare(&stop).await? else { return Ok(()) };
         let resolver = app::resolver(&self.settings, self.byok.clone(), &self.source);
@@ -177,8 +190,11 @@ impl Main {
             Ok(())
         });
         let hup = wake.clone();
-        supervisor.on_reload(move || hup.poke("signal"));
-        let scheduler = self.schedule(&wake).await?;
+        supervisor.serve_reloads(hangups, Systemd, move || {
+            hup.poke("signal");
+            std::future::ready(())
+        });
+        let mut scheduler = self.schedule(&wake).await?;
 
         let reconciler = Reconciler::new(
             self.store.clone(),
@@ -189,7 +205,7 @@ impl Main {
         );
         let root = self.settings.manifests.path.clone();
         let revisions = Arc::new(RevisionTracker::new(&root));
-        let mut state = Loop {
+        let ended = Loop {
             main: self,
             loader: Loader::new(root),
             reconciler,
@@ -204,10 +220,10 @@ impl Main {
             retry_at: None,
             drift_not_before: Instant::now(),
             ready: false,
-            supervisor,
-        };
-        let ended = state.run(watcher, &stop).await;
-        let mut scheduler = scheduler;
+            suspended: false,
+        }
+        .run(watcher, &stop)
+        .await;
         if let Err(error) = scheduler.shutdown().await {
             debug!(%error, "the scheduler was already gone");
         }
@@ -229,7 +245,8 @@ impl Main {
                 }
                 Err(error) => return Err(error),
             }
-            lifecycle::status("waiting for the database");
+            Systemd.status("waiting for the database");
+            self.heartbeat.beat();
             tokio::select! {
                 () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY.1),
                 () = stop.cancelled() => return Ok(None),
@@ -336,35 +353,32 @@ struct Loop {
     retry_at: Option<Instant>,
     drift_not_before: Instant,
     ready: bool,
-    supervisor: Supervisor,
+    suspended: bool,
 }
 
 impl Loop {
-    async fn run(&mut self, mut watcher: Watcher, stop: &CancellationToken) -> anyhow::Result<()> {
+    async fn run(mut self, mut watcher: Watcher, stop: &CancellationToken) -> anyhow::Result<()> {
         self.load(&Look::Everything, BTreeSet::new()).await;
-        let mut trigger = "start";
+        self.pass("start").await?;
         // The scheduler's repeated jobs can stop for ever once they fall behind; this look never does.
         let resync = self.main.settings.manifests.resync_interval * 2;
+        let mut resync_at = Instant::now() + resync;
         loop {
-            self.supervisor.beat();
-            if !self.wanted.is_nothing() {
-                self.pass(trigger).await?;
-            }
-            let retry_at = self.retry_at.unwrap_or_else(|| Instant::now() + resync);
-            let drift_at = self.drift_not_before;
-            let drift = async {
-                self.wake.drift.notified().await;
-                tokio::time::sleep_until(drift_at).await;
-            };
-            trigger = tokio::select! {
+            self.main.heartbeat.beat();
+            let retry_at = self.retry_at.unwrap_or(resync_at);
+            let trigger = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 activation = watcher.next() => {
                     self.settled = activation.settled;
                     self.load(&activation.look, activation.unfinished).await;
                     self.wake.take_trigger()
                 }
-                () = drift => {
+                () = self.wake.drift.notified() => {
                     self.wanted = Wanted::Everything;
+                    if Instant::now() < self.drift_not_before {
+                        self.retry_at = Some(self.retry_at.map_or(self.drift_not_before, |at| at.min(self.drift_not_before)));
+                        continue;
+                    }
                     "drift"
                 }
                 changed = self.leadership.changed() => {
@@ -379,7 +393,18 @@ impl Loop {
                     }
                     "retry"
                 }
+                () = tokio::time::sleep(BEAT) => {
+                    if !self.suspended {
+                        continue;
+                    }
+                    // Another program may have resumed; its notice can be lost.
+                    "resume"
+                }
             };
+            if matches!(self.wanted, Wanted::Everything) {
+                resync_at = Instant::now() + resync;
+            }
+            self.pass(trigger).await?;
         }
     }
 
@@ -515,6 +540,7 @@ impl Loop {
             return;
         }
         self.deferred_since = None;
+        self.suspended = outcome.suspended;
         if outcome.suspended {
             // `resume` wakes the loop; what is wanted stays wanted.
             return;
@@ -559,7 +585,8 @@ impl Loop {
         self.main.readiness.reconciled.store(true, Ordering::Relaxed);
         if !std::mem::replace(&mut self.ready, true) {
             info!("ready");
-            lifecycle::ready();
+            Systemd.ready();
+            Systemd.status("reconciling");
         }
     }
 }

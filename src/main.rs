@@ -1,1 +1,5 @@
-fn main() {}
+//! The `providerd` program: everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    providerd::cli::main()
+}

@@ -4,7 +4,7 @@
 //! Every field that a manifest may leave out is an `Option`: `Some` means "a manifest sets it, so it is
 //! owned"; `None` means "nobody declared it, so it is never touched after creation".
 
-use std::{collections::BTreeMap, fmt, num::NonZeroU32, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -257,7 +257,7 @@ pub struct Provider {
     pub api_key: Option<SecretRef>,
     pub api_key_source: Option<KeySource>,
     pub config: JsonMap,
-    /// The provider's own settings over its directory's defaults.
+    /// The provider's own settings; [`Catalog::health`] adds its directory's defaults.
     pub health: HealthPolicy,
     pub discover: Option<Discover>,
     pub models: Vec<Model>,
@@ -321,7 +321,39 @@ pub struct Catalog {
     pub providers: BTreeMap<Arc<str>, Arc<Provider>>,
     /// In order of file and line.
     pub routes: Vec<Arc<Route>>,
+    /// `[defaults.health]` of each directory that has some, its parents' merged in; `""` is the top.
+    pub defaults: BTreeMap<Box<str>, HealthPolicy>,
     pub frozen: Frozen,
+}
+
+impl Catalog {
+    /// How a provider is checked: its own settings over its directory's defaults.
+    pub fn health(&self, provider: &Provider) -> HealthPolicy {
+        let directory = provider.origin.file.rsplit_once('/').map_or("", |(directory, _)| directory);
+        let own = provider.health.clone();
+        match nearest_defaults(&self.defaults, directory) {
+            Some(outer) => own.or(outer),
+            None => own,
+        }
+    }
+}
+
+/// The defaults of a directory or of the nearest one above it.
+pub(crate) fn nearest_defaults<'a>(
+    defaults: &'a BTreeMap<Box<str>, HealthPolicy>,
+    directory: &str,
+) -> Option<&'a HealthPolicy> {
+    let mut at = directory;
+    while !defaults.is_empty() {
+        if let Some(found) = defaults.get(at) {
+            return Some(found);
+        }
+        if at.is_empty() {
+            break;
+        }
+        at = at.rsplit_once('/').map_or("", |(above, _)| above);
+    }
+    None
 }
 
 /// What must stay at its last good state because a file could not be read, is invalid, or contradicts
@@ -352,6 +384,3 @@ impl fmt::Display for Revision {
         write!(f, "{short}{}", if self.dirty { "+dirty" } else { "" })
     }
 }
-
-/// A count that cannot be zero, for settings such as limits.
-pub type Count = NonZeroU32;

@@ -1,6 +1,44 @@
-//! stub
-use crate::model::*;
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+//! Routes → rules of each model, and the resolved table of power level × user tier.
+//!
+//! PURE. One rule for each (model, power level, user tier, task type). Where several routes match, one without a
+//! glob is stronger than one with, then the higher priority, then the one declared first.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    sync::Arc,
+};
+
+use serde::Serialize;
+use wildmatch::WildMatch;
+
+use crate::model::{Catalog, Cell, Origin, PowerLevel, Provider, Route};
+
+/// Priority and weight of a route that sets none.
+const DEFAULT_SHARE: i32 = 100;
+
+/// A literal, or a glob of `*` and `?`.
+pub enum Pattern<'a> {
+    Literal(&'a str),
+    Glob(WildMatch),
+}
+
+impl<'a> Pattern<'a> {
+    pub fn new(text: &'a str) -> Self {
+        if text.contains(['*', '?']) { Self::Glob(WildMatch::new(text)) } else { Self::Literal(text) }
+    }
+
+    pub fn matches(&self, name: &str) -> bool {
+        match self {
+            Self::Literal(text) => *text == name,
+            Self::Glob(glob) => glob.matches(name),
+        }
+    }
+}
+
+/// One rule that a model shall have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DesiredRule {
     pub model: Box<str>,
     pub cell: Cell,
@@ -8,4 +46,201 @@ pub struct DesiredRule {
     pub weight: Option<i32>,
     pub enabled: Option<bool>,
     pub origin: Origin,
+}
+
+/// Routes by the provider they name.
+#[derive(Debug, Default)]
+pub struct RouteIndex {
+    literal: HashMap<Box<str>, Vec<Arc<Route>>>,
+    /// Routes with a glob in their provider part, which may concern anybody.
+    anywhere: Vec<Arc<Route>>,
+}
+
+impl RouteIndex {
+    pub fn new(routes: &[Arc<Route>]) -> Self {
+        let mut index = Self::default();
+        for route in routes {
+            let (provider, _) = route.pattern();
+            if provider.contains(['*', '?']) {
+                index.anywhere.push(route.clone());
+            } else {
+                index.literal.entry(provider.into()).or_default().push(route.clone());
+            }
+        }
+        index
+    }
+
+    /// The rules of one provider's models, by model and cell.
+    pub fn rules_for(&self, provider: &Provider) -> Vec<DesiredRule> {
+        let named = self.literal.get(&*provider.name).into_iter().flatten();
+        let anywhere = self.anywhere.iter().filter(|route| Pattern::new(route.pattern().0).matches(&provider.name));
+        let mut best: BTreeMap<(&str, Cow<'_, Cell>), (&Route, bool)> = BTreeMap::new();
+        for route in named.chain(anywhere) {
+            let (provider_part, model_part) = route.pattern();
+            let glob = provider_part.contains(['*', '?']) || model_part.contains(['*', '?']);
+            let pattern = Pattern::new(model_part);
+            for model in provider.models.iter().filter(|model| pattern.matches(&model.name)) {
+                let cell = Cell {
+                    power_level: route.power_level,
+                    user_tier: route.user_tier.clone(),
+                    task_type: route.task_type.clone(),
+                };
+                let entry = best.entry((&model.name, Cow::Owned(cell))).or_insert((route, glob));
+                if strength(route, glob) > strength(entry.0, entry.1) {
+                    *entry = (route, glob);
+                }
+            }
+        }
+        best.into_iter()
+            .map(|((model, cell), (route, _))| DesiredRule {
+                model: model.into(),
+                cell: cell.into_owned(),
+                priority: route.priority,
+                weight: route.weight,
+                enabled: route.enabled,
+                origin: route.origin.clone(),
+            })
+            .collect()
+    }
+}
+
+/// Stronger is greater: literal first, then priority, then the earlier place.
+fn strength(route: &Route, glob: bool) -> (bool, i32, std::cmp::Reverse<&Origin>) {
+    (!glob, route.priority.unwrap_or(DEFAULT_SHARE), std::cmp::Reverse(&route.origin))
+}
+
+/// One model in one cell.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Row {
+    pub power_level: PowerLevel,
+    pub user_tier: Box<str>,
+    pub task_type: Option<Box<str>>,
+    pub priority: i32,
+    pub weight: i32,
+    pub provider: Arc<str>,
+    pub provider_priority: i32,
+    pub model: Box<str>,
+    pub origin: Origin,
+}
+
+/// What serves each power level and user tier, as the manifests declare it: enabled models only, in the order in
+/// which they are tried.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Table {
+    rows: Vec<Row>,
+}
+
+impl Table {
+    pub fn resolve(catalog: &Catalog) -> Self {
+        let index = RouteIndex::new(&catalog.routes);
+        let mut rows = Vec::new();
+        for provider in catalog.providers.values().filter(|provider| provider.enabled != Some(false)) {
+            let off: BTreeSet<&str> =
+                provider.models.iter().filter(|model| model.enabled == Some(false)).map(|model| &*model.name).collect();
+            for rule in index.rules_for(provider) {
+                if rule.enabled == Some(false) || off.contains(&*rule.model) {
+                    continue;
+                }
+                rows.push(Row {
+                    power_level: rule.cell.power_level,
+                    user_tier: rule.cell.user_tier,
+                    task_type: rule.cell.task_type,
+                    priority: rule.priority.unwrap_or(DEFAULT_SHARE),
+                    weight: rule.weight.unwrap_or(DEFAULT_SHARE),
+                    provider: provider.name.clone(),
+                    provider_priority: provider.priority.unwrap_or(0),
+                    model: rule.model,
+                    origin: rule.origin,
+                });
+            }
+        }
+        rows.sort_by(|a, b| {
+            let cell = |row: &Row| (row.power_level, row.user_tier.clone(), row.task_type.clone());
+            let order = |row: &Row| (row.priority, row.provider_priority, row.weight);
+            cell(a).cmp(&cell(b)).then(order(b).cmp(&order(a))).then_with(|| (&a.provider, &a.model).cmp(&(&b.provider, &b.model)))
+        });
+        Self { rows }
+    }
+
+    /// Cell by cell, the first to be tried first.
+    pub fn rows(&self) -> &[Row] {
+        &self.rows
+    }
+
+    fn cells(&self) -> BTreeMap<(PowerLevel, &str, Option<&str>), Vec<String>> {
+        let mut cells: BTreeMap<_, Vec<String>> = BTreeMap::new();
+        for row in &self.rows {
+            let key = (row.power_level, &*row.user_tier, row.task_type.as_deref());
+            let share = format!("{}/{} (priority {}, weight {})", row.provider, row.model, row.priority, row.weight);
+            cells.entry(key).or_default().push(share);
+        }
+        cells
+    }
+
+    /// What changes from one table to the next.
+    pub fn diff(before: &Self, after: &Self) -> TableDiff {
+        let (old, new) = (before.cells(), after.cells());
+        let keys: BTreeSet<_> = old.keys().chain(new.keys()).copied().collect();
+        let none = Vec::new();
+        let cells = keys.into_iter().filter_map(|key| {
+            let (old, new) = (old.get(&key).unwrap_or(&none), new.get(&key).unwrap_or(&none));
+            let (power_level, user_tier, task_type) = key;
+            (old != new).then(|| CellDiff {
+                power_level,
+                user_tier: user_tier.into(),
+                task_type: task_type.map(Into::into),
+                becomes_empty: new.is_empty(),
+                before: old.clone(),
+                after: new.clone(),
+            })
+        });
+        TableDiff { cells: cells.collect() }
+    }
+}
+
+/// The cells that differ between two tables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TableDiff {
+    pub cells: Vec<CellDiff>,
+}
+
+/// One cell that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CellDiff {
+    pub power_level: PowerLevel,
+    pub user_tier: String,
+    pub task_type: Option<String>,
+    /// Nobody would serve it any more.
+    pub becomes_empty: bool,
+    pub before: Vec<String>,
+    pub after: Vec<String>,
+}
+
+impl TableDiff {
+    pub fn empties_a_cell(&self) -> bool {
+        self.cells.iter().any(|cell| cell.becomes_empty)
+    }
+}
+
+impl fmt::Display for TableDiff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.cells.is_empty() {
+            return writeln!(f, "no route changes");
+        }
+        for cell in &self.cells {
+            write!(f, "{} × {}", cell.power_level, cell.user_tier)?;
+            if let Some(task) = &cell.task_type {
+                write!(f, " ({task})")?;
+            }
+            writeln!(f, "{}", if cell.becomes_empty { ": BECOMES EMPTY" } else { "" })?;
+            for line in cell.before.iter().filter(|line| !cell.after.contains(line)) {
+                writeln!(f, "  - {line}")?;
+            }
+            for (at, line) in cell.after.iter().enumerate() {
+                let mark = if cell.before.contains(line) { ' ' } else { '+' };
+                writeln!(f, "  {mark} {}. {line}", at + 1)?;
+            }
+        }
+        Ok(())
+    }
 }

@@ -42,6 +42,8 @@ impl State {
     fn named(name: &str) -> Self {
         // Not TMPDIR: its path may be too long for what a test wants to show.
         let root = tempfile::tempdir_in("/tmp").unwrap();
+        // As in root's home: the server's user cannot pass.
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o700)).unwrap();
         let dir = root.path().join(name);
         Self { root, dir }
     }
@@ -183,6 +185,8 @@ impl Drop for Helper {
 #[tokio::test]
 async fn helper_process() {
     let Some(state) = std::env::var_os(STATE) else { return };
+    // As the daemon does: nothing may depend on being open to others of the same user.
+    providerd::secret::harden_process().unwrap();
     let embedded = Embedded::start(Path::new(&state)).await.unwrap();
     println!("READY {} {} {}", embedded.url(), embedded.was_running(), embedded.initialised());
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();
@@ -237,6 +241,8 @@ async fn a_cluster_is_made_once_and_outlives_its_server() {
     }
     connection.close().await.unwrap();
     assert_eq!(fs::metadata(state.data()).unwrap().mode() & 0o777, 0o700);
+    let base = fs::symlink_metadata(state.dir.join("postgres")).unwrap();
+    assert_eq!(base.is_symlink(), geteuid().is_root(), "root's is out of reach here, and lies elsewhere");
     assert_eq!(fs::metadata(embedded.log_path()).unwrap().mode() & 0o777, 0o600);
 
     assert!(embedded.stop().await.unwrap());
@@ -313,6 +319,57 @@ async fn committed_data_survives_the_death_of_the_server() {
     assert!(embedded.revive().await.unwrap());
     assert_row(&embedded.url()).await;
     assert!(embedded.stop().await.unwrap());
+}
+
+#[tokio::test]
+async fn processes_that_outlive_their_server_are_ended_first() {
+    let state = State::new();
+    let embedded = Embedded::start(&state.dir).await.unwrap();
+    write_row(&embedded.url()).await;
+    let mut connection = connect(&embedded.url()).await;
+    let backend: i32 =
+        sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut connection).await.unwrap();
+    // It computes for hours and never looks whether its server lives.
+    let busy = tokio::spawn(async move {
+        let sql = "SELECT count(*) FROM generate_series(1, 100000) a, generate_series(1, 100000000) b";
+        let _ = sqlx::query(sql).execute(&mut connection).await;
+    });
+    let mut watch = connect(&embedded.url()).await;
+    loop {
+        let sql = "SELECT state FROM pg_stat_activity WHERE pid = $1";
+        let activity: String = sqlx::query_scalar(sql).bind(backend).fetch_one(&mut watch).await.unwrap();
+        if activity == "active" {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    kill(Pid::from_raw(state.server_pid()), Signal::SIGKILL).unwrap();
+    assert!(Path::new(&format!("/proc/{backend}/cwd")).exists(), "or the test shows nothing");
+    assert!(embedded.revive().await.unwrap());
+    assert!(!Path::new(&format!("/proc/{backend}/cwd/PG_VERSION")).exists(), "it is ended");
+    busy.await.unwrap();
+    assert_row(&embedded.url()).await;
+    assert!(embedded.stop().await.unwrap());
+}
+
+#[tokio::test]
+async fn a_server_in_another_container_is_used_and_not_doubled() {
+    let state = State::new();
+    let mut helper = Helper::spawn(&state.dir, None);
+    let ready = helper.ready();
+    // What a container sees of another's process: an id that means nothing to it.
+    let owner = fs::metadata(state.pid_file()).unwrap();
+    let true_text = fs::read_to_string(state.pid_file()).unwrap();
+    let rest = true_text.split_once('\n').unwrap().1;
+    fs::write(state.pid_file(), format!("4194999\n{rest}")).unwrap();
+    let embedded = Embedded::start(&state.dir).await.unwrap();
+    fs::write(state.pid_file(), &true_text).unwrap();
+    chown(state.pid_file(), Some(owner.uid()), Some(owner.gid())).unwrap();
+    assert!(embedded.was_running());
+    assert_eq!(embedded.url(), ready.url);
+    write_row(&embedded.url()).await;
+    assert!(!embedded.stop().await.unwrap());
+    helper.finish();
 }
 
 #[tokio::test]
@@ -476,7 +533,12 @@ async fn a_state_directory_with_any_name_works() {
         assert!(embedded.stop().await.unwrap());
         let embedded = Embedded::start(&state.dir).await.unwrap();
         assert_row(&embedded.url()).await;
+        let sockets =
+            fs::read_to_string(state.pid_file()).unwrap().lines().nth(4).map(PathBuf::from).unwrap();
+        assert!(sockets.exists() && !sockets.starts_with(&state.dir));
         drop(embedded);
+        assert!(!sockets.exists(), "{}", sockets.display());
+        assert!(!state.pid_file().exists(), "whoever forgets to stop it leaves nothing behind");
     }
 }
 
@@ -514,6 +576,18 @@ async fn a_server_that_cannot_start_says_why_and_leaves_no_process() {
     fs::write(&path, kept).unwrap();
     let embedded = Embedded::start(&state.dir).await.unwrap();
     assert_row(&embedded.url()).await;
+    assert!(embedded.stop().await.unwrap());
+}
+
+#[tokio::test]
+async fn the_cluster_lies_in_the_state_directory_where_its_user_can_reach_it() {
+    let state = State::new();
+    fs::set_permissions(state.root.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let embedded = Embedded::start(&state.dir).await.unwrap();
+    assert_eq!(embedded.data_dir(), state.dir.join("postgres/data"));
+    assert!(!fs::symlink_metadata(state.dir.join("postgres")).unwrap().is_symlink());
+    let mode = fs::metadata(&state.dir).unwrap().mode() & 0o777;
+    assert_eq!(mode, if geteuid().is_root() { 0o711 } else { 0o700 });
     assert!(embedded.stop().await.unwrap());
 }
 

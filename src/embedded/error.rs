@@ -48,6 +48,18 @@ pub enum EmbeddedError {
     )]
     Unreachable { user: String, path: PathBuf },
     #[error(
+        "user {user}, as whom PostgreSQL must run, cannot reach {}, and {} cannot be made instead\n\
+         hint: make every directory on the way searchable (`chmod o+x`), or give another state directory",
+        .state_dir.display(), .path.display()
+    )]
+    NoPlace {
+        state_dir: PathBuf,
+        user: String,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(
         "{}: not a private directory of user id {owner}\n\
          hint: somebody else may have made it; remove it, or set XDG_RUNTIME_DIR", .path.display()
     )]
@@ -71,6 +83,11 @@ pub enum EmbeddedError {
          hint: if it is not needed, `kill -INT {pid}`", .data_dir.display()
     )]
     Unusable { pid: i32, data_dir: PathBuf, state: String },
+    #[error(
+        "processes of a PostgreSQL that cannot be reached still work on {}\n\
+         hint: perhaps in another container; `fuser -v {}` shows them", .data_dir.display(), .lock.display()
+    )]
+    Occupied { data_dir: PathBuf, lock: PathBuf },
     #[error("another process has been starting or stopping {} for {seconds} s", .path.display())]
     Busy { path: PathBuf, seconds: u64 },
     #[error("PostgreSQL (process {pid}) did not stop within {seconds} s\nhint: `kill -QUIT {pid}`")]

@@ -8,7 +8,10 @@
 use std::{
     path::{Path, PathBuf},
     process::Child,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -39,12 +42,37 @@ struct Inner {
     initialised: bool,
     users: Lock,
     child: Mutex<Option<Child>>,
+    /// `stop` was called: it succeeded or its caller knows better.
+    released: AtomicBool,
 }
 
 impl Inner {
     fn child(&self) -> MutexGuard<'_, Option<Child>> {
         // The value is a process's handle: no panic can leave it half changed.
         self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Under the start lock.
+    fn stop(&self) -> Result<bool, EmbeddedError> {
+        if !self.users.try_upgrade() {
+            return Ok(false);
+        }
+        let child = self.child().take();
+        server::stop(&self.place, child)
+    }
+}
+
+impl Drop for Inner {
+    /// For the ways out that do not come past `stop`: an early return, a panic, a start that nobody waited
+    /// for.
+    fn drop(&mut self) {
+        if *self.released.get_mut() {
+            return;
+        }
+        // Whoever is starting or stopping at this moment takes care of it.
+        if let Ok(Some(_stopping)) = Lock::try_exclusive(&self.place, &self.place.start_lock()) {
+            let _ = self.stop();
+        }
     }
 }
 
@@ -63,7 +91,16 @@ impl Instance {
         }
         let Running { child, sockets } = ensure(&place, &binaries, &users)?;
         let was_running = child.is_none();
-        let inner = Inner { place, data, sockets, was_running, initialised, users, child: Mutex::new(child) };
+        let inner = Inner {
+            place,
+            data,
+            sockets,
+            was_running,
+            initialised,
+            users,
+            child: Mutex::new(child),
+            released: AtomicBool::new(false),
+        };
         let instance = Self { inner: Arc::new(inner) };
         keep_up(Arc::downgrade(&instance.inner));
         Ok(instance)
@@ -75,8 +112,6 @@ impl Instance {
         let place = &Place { sockets: sockets.clone(), ..self.inner.place.clone() };
         let _starting = Lock::exclusive(place, &place.start_lock())?;
         server::reap(&mut self.inner.child());
-        // Where the directory of the socket was cleaned away, PostgreSQL needs it again.
-        place.private_dir(&place.sockets)?;
         let version = cluster::version(data)?;
         let binaries = binaries::choose(version.map(|major| (data.as_path(), major)))?;
         let running = ensure(place, &binaries, users)?;
@@ -89,12 +124,9 @@ impl Instance {
 
     pub fn stop(self) -> Result<bool, EmbeddedError> {
         let place = &self.inner.place;
+        self.inner.released.store(true, Ordering::Relaxed);
         let _stopping = Lock::exclusive(place, &place.start_lock())?;
-        if !self.inner.users.try_upgrade() {
-            return Ok(false);
-        }
-        let child = self.inner.child().take();
-        server::stop(place, child)
+        self.inner.stop()
     }
 
     pub fn url(&self) -> String {

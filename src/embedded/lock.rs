@@ -2,7 +2,12 @@
 
 use std::{
     fs,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd},
+        unix::process::CommandExt as _,
+    },
     path::{Path, PathBuf},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -29,6 +34,30 @@ impl Lock {
         let lock = Self::open(place, path)?;
         lock.wait(FlockOperation::NonBlockingLockExclusive)?;
         Ok(lock)
+    }
+
+    /// An exclusive lock, if nobody holds it.
+    pub fn try_exclusive(place: &Place, path: &Path) -> Result<Option<Self>, EmbeddedError> {
+        let lock = Self::open(place, path)?;
+        match flock(&lock.file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(lock)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(EmbeddedError::io("lock", path)(errno.into())),
+        }
+    }
+
+    /// Lets a child process and its children hold the lock, for as long as one of them lives.
+    pub fn inherit(&self, command: &mut Command) {
+        let descriptor = self.file.as_raw_fd();
+        // SAFETY: between fork and exec only fcntl is called, which is async-signal-safe, on a descriptor
+        // that is open: the lock outlives the spawning of the command, or the call fails.
+        unsafe {
+            command.pre_exec(move || {
+                let descriptor = BorrowedFd::borrow_raw(descriptor);
+                rustix::io::fcntl_setfd(descriptor, rustix::io::FdFlags::empty())?;
+                Ok(())
+            });
+        }
     }
 
     /// Waits for a shared lock.

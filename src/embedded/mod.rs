@@ -22,7 +22,8 @@ use instance::Instance;
 
 /// A running private PostgreSQL that this process is a user of.
 ///
-/// Dropping it without [`Embedded::stop`] leaves the server running, as a crash would; the next start takes
+/// Dropping it stops the server too, if no other process uses it, but blocks the thread and tells nobody of
+/// an error: prefer [`Embedded::stop`]. A process that dies leaves the server running; the next start takes
 /// it over.
 #[derive(Debug)]
 pub struct Embedded {

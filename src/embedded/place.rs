@@ -42,23 +42,24 @@ pub struct Owner {
 pub struct Place {
     pub base: PathBuf,
     pub owner: Owner,
+    /// Where a server that is started puts its socket; made then.
     pub sockets: PathBuf,
 }
 
 impl Place {
     /// Finds or makes the directories.
     pub fn prepare(state_dir: &Path) -> Result<Self, EmbeddedError> {
-        private_dir_all(state_dir).map_err(EmbeddedError::io("create the state directory", state_dir))?;
+        state_dir_create(state_dir).map_err(EmbeddedError::io("create the state directory", state_dir))?;
         let state_dir =
             state_dir.canonicalize().map_err(EmbeddedError::io("find the state directory", state_dir))?;
         let base = find_base(&state_dir)?;
         let owner = owner_of(&base)?;
-        let mut place = Self { sockets: PathBuf::new(), base, owner };
-        if !reachable(&place.base, &place.owner)? {
-            return Err(EmbeddedError::Unreachable { user: place.owner.name, path: place.base });
+        if !reachable(&base, &owner)? {
+            return Err(EmbeddedError::Unreachable { user: owner.name, path: base });
         }
-        place.sockets = place.socket_dir()?;
-        Ok(place)
+        let own = base.join("run");
+        let sockets = if fits(&own) { own } else { short_dir(&base, &owner) };
+        Ok(Self { base, owner, sockets })
     }
 
     pub fn data(&self) -> PathBuf {
@@ -77,6 +78,11 @@ impl Place {
     /// Held shared by every process that uses the server.
     pub fn users_lock(&self) -> PathBuf {
         self.base.join("users.lock")
+    }
+
+    /// Held exclusively by the server's own processes as long as one of them lives.
+    pub fn server_lock(&self) -> PathBuf {
+        self.base.join("server.lock")
     }
 
     /// Whether child processes must change to the owner's user id.
@@ -134,30 +140,30 @@ impl Place {
         Ok(())
     }
 
-    /// `run` in the base directory; a short private directory elsewhere if that path is too long for a
-    /// socket, or holds what PostgreSQL's list syntax cannot.
-    fn socket_dir(&self) -> Result<PathBuf, EmbeddedError> {
-        let own = self.base.join("run");
-        let dir = if fits(&own) { own } else { self.short_dir() };
-        self.private_dir(&dir)?;
-        Ok(dir)
+    /// Removes a socket directory outside the base directory, where nobody would look for it.
+    pub fn remove_short_dir(&self) {
+        if !self.sockets.starts_with(&self.base) {
+            // If something else lies in it, it stays.
+            let _ = fs::remove_dir(&self.sockets);
+        }
     }
+}
 
-    fn short_dir(&self) -> PathBuf {
-        let uid = self.owner.uid;
-        let digest = Sha256::digest(self.base.as_os_str().as_bytes());
-        let id: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-        let runtime = if geteuid().is_root() {
-            Some(PathBuf::from("/run"))
-        } else {
-            std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute())
-        };
-        runtime
-            .filter(|dir| dir.is_dir())
-            .map(|dir| dir.join(format!("providerd-{id}")))
-            .filter(|dir| fits(dir))
-            .unwrap_or_else(|| PathBuf::from(format!("/tmp/providerd-{uid}-{id}")))
-    }
+/// A short directory for the socket, for a base directory whose path is too long for one or holds what
+/// PostgreSQL's list syntax cannot.
+fn short_dir(base: &Path, owner: &Owner) -> PathBuf {
+    let digest = Sha256::digest(base.as_os_str().as_bytes());
+    let id: String = digest.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let runtime = if geteuid().is_root() {
+        Some(PathBuf::from("/run"))
+    } else {
+        std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute())
+    };
+    runtime
+        .filter(|dir| dir.is_dir())
+        .map(|dir| dir.join(format!("providerd-{id}")))
+        .filter(|dir| fits(dir))
+        .unwrap_or_else(|| PathBuf::from(format!("/tmp/providerd-{}-{id}", owner.uid)))
 }
 
 fn fits(dir: &Path) -> bool {
@@ -166,8 +172,11 @@ fn fits(dir: &Path) -> bool {
         && bytes.iter().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b',' | b'"' | b'\'' | b'\\'))
 }
 
-fn private_dir_all(path: &Path) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+/// Makes the state directory. Root's can be passed through, though not listed, so that the cluster, which
+/// belongs to another user, may lie inside: in a container that is the volume which outlives it.
+fn state_dir_create(path: &Path) -> io::Result<()> {
+    let mode = if geteuid().is_root() { 0o711 } else { 0o700 };
+    fs::DirBuilder::new().recursive(true).mode(mode).create(path)
 }
 
 /// The base directory, made if missing.
@@ -198,12 +207,25 @@ fn find_base(state_dir: &Path) -> Result<PathBuf, EmbeddedError> {
             let target = Path::new(ROOT_HOME).join(id.get(..16).unwrap_or(&id));
             // The link first: after a crash between the two, the next start makes the directory.
             match std::os::unix::fs::symlink(&target, &inside) {
-                Ok(()) => make_base(&target),
+                Ok(()) => make_base(&target).map_err(|source| {
+                    // Nothing must point at what never was.
+                    let _ = fs::remove_file(&inside);
+                    no_place(state_dir, source)
+                }),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => find_base(state_dir),
                 Err(error) => Err(EmbeddedError::io("create the link", &inside)(error)),
             }
         }
         Err(error) => Err(EmbeddedError::io("examine", &inside)(error)),
+    }
+}
+
+fn no_place(state_dir: &Path, error: EmbeddedError) -> EmbeddedError {
+    match (error, unprivileged_user()) {
+        (EmbeddedError::Io { path, source, .. }, Ok(owner)) => {
+            EmbeddedError::NoPlace { state_dir: state_dir.to_owned(), user: owner.name, path, source }
+        }
+        (error, _) => error,
     }
 }
 

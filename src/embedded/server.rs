@@ -3,12 +3,17 @@
 //! Everything here, except reading, happens under the start lock.
 //!
 //! Invariant: whatever `postmaster.pid` says, a server is believed to run only if that process is a
-//! PostgreSQL on this very cluster, and believed to be usable only once it has answered a query.
+//! PostgreSQL on this very cluster, and believed to be usable only once it has answered a query. No second
+//! one starts while any process of a first lives: all of them inherit `server.lock`, which counts between
+//! containers too, where process ids mean nothing.
 
 use std::{
     fs,
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
-    os::unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
+    os::unix::{
+        ffi::OsStrExt as _,
+        fs::{MetadataExt as _, OpenOptionsExt as _},
+    },
     path::{Path, PathBuf},
     process::{Child, ExitStatus},
     thread,
@@ -26,6 +31,7 @@ use super::{
     EmbeddedError,
     binaries::Binaries,
     cluster,
+    lock::Lock,
     place::Place,
     wire::{self, Silence},
 };
@@ -35,7 +41,7 @@ use super::{
 const START: Duration = Duration::from_secs(100);
 /// A server that says it is ready and does not listen is given up after this long.
 const DEAF: Duration = Duration::from_secs(10);
-/// How long processes of a killed server may hold on to their shared memory.
+/// How long processes of a killed server may take to end: they notice at their next pause, or are told to.
 const LINGER: Duration = Duration::from_secs(10);
 /// A fast shutdown writes a checkpoint. After this long the rest is left to the next start's recovery: a
 /// daemon has five seconds to stop.
@@ -93,15 +99,19 @@ fn take_over(place: &Place, pid: i32) -> Result<Option<PathBuf>, EmbeddedError> 
     let begun = Instant::now();
     let unusable = |state: String| EmbeddedError::Unusable { pid, data_dir: place.data(), state };
     while is_server(pid, &place.data()) {
-        // The file gets this line a moment after its first one.
-        let sockets = PidFile::read(place).and_then(|file| file.sockets);
-        let (state, patience) = match sockets.as_deref().map(wire::data_directory) {
-            Some(Ok(data)) if data == place.data() => return Ok(sockets),
-            Some(Ok(data)) => return Err(unusable(format!("its socket serves {}", data.display()))),
-            Some(Err(Silence::Refused(text))) => return Err(unusable(text)),
-            Some(Err(silence @ Silence::NotNow(_))) => (silence.to_string(), START),
-            Some(Err(silence @ Silence::NoServer(_))) => (silence.to_string(), DEAF),
-            None => ("it has no socket".to_owned(), DEAF),
+        let file = PidFile::read(place).filter(|file| file.pid == pid);
+        let (state, patience) = match file {
+            Some(PidFile { ready: true, sockets: Some(sockets), .. }) => {
+                match wire::data_directory(&sockets) {
+                    Ok(data) if data == place.data() => return Ok(Some(sockets)),
+                    Ok(data) => return Err(unusable(format!("its socket serves {}", data.display()))),
+                    Err(Silence::Refused(text)) => return Err(unusable(text)),
+                    Err(silence @ Silence::NotNow(_)) => (silence.to_string(), START),
+                    Err(silence @ Silence::NoServer(_)) => (silence.to_string(), DEAF),
+                }
+            }
+            Some(PidFile { ready: true, sockets: None, .. }) => ("it has no socket".to_owned(), DEAF),
+            _ => ("it is starting or stopping".to_owned(), START),
         };
         if begun.elapsed() > patience {
             return Err(unusable(state));
@@ -112,24 +122,32 @@ fn take_over(place: &Place, pid: i32) -> Result<Option<PathBuf>, EmbeddedError> 
 }
 
 fn start(place: &Place, binaries: &Binaries) -> Result<Running, EmbeddedError> {
+    let path = place.server_lock();
     let begun = Instant::now();
-    loop {
-        forget_dead(place)?;
-        cluster::configure(place, &place.data())?;
-        bound_log(place);
-        match start_once(place, binaries) {
-            // The last processes of a killed server are still ending: PostgreSQL rightly refuses.
-            Err(EmbeddedError::Died { tail, .. })
-                if tail.contains("shared memory block") && begun.elapsed() < LINGER =>
-            {
-                thread::sleep(10 * PAUSE);
-            }
-            result => return result,
+    let lock = loop {
+        if let Some(lock) = Lock::try_exclusive(place, &path)? {
+            break lock;
         }
-    }
+        // Not a process that can be seen, but one that may answer: in another container.
+        for sockets in PidFile::read(place).and_then(|file| file.sockets).iter().chain([&place.sockets]) {
+            if wire::data_directory(sockets).is_ok_and(|data| data == place.data()) {
+                return Ok(Running { child: None, sockets: sockets.clone() });
+            }
+        }
+        if begun.elapsed() > LINGER {
+            return Err(EmbeddedError::Occupied { data_dir: place.data(), lock: path });
+        }
+        end_orphans(place, begun.elapsed() > LINGER / 2);
+        thread::sleep(PAUSE);
+    };
+    place.private_dir(&place.sockets)?;
+    forget_dead(place)?;
+    cluster::configure(place, &place.data())?;
+    bound_log(place);
+    start_once(place, binaries, &lock)
 }
 
-fn start_once(place: &Place, binaries: &Binaries) -> Result<Running, EmbeddedError> {
+fn start_once(place: &Place, binaries: &Binaries, lock: &Lock) -> Result<Running, EmbeddedError> {
     let log_path = place.log();
     let log = place.open_private(&log_path).map_err(EmbeddedError::io("open the log", &log_path))?;
     let log_start = log.metadata().map_or(0, |meta| meta.len());
@@ -142,17 +160,24 @@ fn start_once(place: &Place, binaries: &Binaries) -> Result<Running, EmbeddedErr
     // On the command line, where ALTER SYSTEM cannot open a door.
     command.args(["-c", "listen_addresses=", "-c", &format!("port={}", wire::PORT), "-k"]);
     command.arg(&place.sockets).stdout(log_again).stderr(log);
+    lock.inherit(&mut command);
     let child = command.spawn().map_err(|source| EmbeddedError::Spawn { program, source })?;
 
     let mut starting = Starting(Some(child));
     let begun = Instant::now();
     loop {
-        let state = match wire::data_directory(&place.sockets) {
-            Ok(data) if data == place.data() => {
-                return Ok(Running { child: starting.0.take(), sockets: place.sockets.clone() });
+        // Asked earlier, it would answer that it is starting, and log that as an error.
+        let state = if PidFile::read(place).is_some_and(|file| file.ready && Some(file.pid) == starting.pid())
+        {
+            match wire::data_directory(&place.sockets) {
+                Ok(data) if data == place.data() => {
+                    return Ok(Running { child: starting.0.take(), sockets: place.sockets.clone() });
+                }
+                Ok(data) => format!("its socket serves {}", data.display()),
+                Err(silence) => silence.to_string(),
             }
-            Ok(data) => format!("its socket serves {}", data.display()),
-            Err(silence) => silence.to_string(),
+        } else {
+            "it is starting".to_owned()
         };
         if let Some(status) = starting.ended() {
             return Err(EmbeddedError::Died { status, log: log_path.clone(), tail: tail() });
@@ -169,6 +194,10 @@ fn start_once(place: &Place, binaries: &Binaries) -> Result<Running, EmbeddedErr
 struct Starting(Option<Child>);
 
 impl Starting {
+    fn pid(&self) -> Option<i32> {
+        self.0.as_ref().map(|child| child.id().cast_signed())
+    }
+
     fn ended(&mut self) -> Option<String> {
         let status: Option<ExitStatus> = self.0.as_mut().and_then(|child| child.try_wait().ok().flatten());
         status.map(|status| status.to_string())
@@ -211,6 +240,7 @@ pub fn stop(place: &Place, mut child: Option<Child>) -> Result<bool, EmbeddedErr
         while begun.elapsed() < patience {
             reap(&mut child);
             if !is_server(pid, &place.data()) {
+                place.remove_short_dir();
                 return Ok(true);
             }
             thread::sleep(PAUSE);
@@ -228,10 +258,13 @@ pub fn reap(child: &mut Option<Child>) {
 
 // ---------------------------------------------------------------- postmaster.pid
 
-/// What the server writes about itself: process id, data directory, start time, port, socket directory, …
+/// What the server writes about itself: process id, data directory, start time, port, socket directory,
+/// address, shared memory, state. The lines appear one after the other.
 struct PidFile {
     pid: i32,
     sockets: Option<PathBuf>,
+    /// It says that it takes connections.
+    ready: bool,
 }
 
 impl PidFile {
@@ -249,7 +282,8 @@ impl PidFile {
         let pid: i32 = std::str::from_utf8(lines.next()?).ok()?.trim().parse().ok()?;
         let sockets = lines.nth(3).filter(|line| line.starts_with(b"/"));
         let sockets = sockets.map(|line| PathBuf::from(std::ffi::OsStr::from_bytes(line)));
-        (pid > 0).then_some(Self { pid, sockets })
+        let ready = lines.nth(2).is_some_and(|state| state.trim_ascii() == b"ready");
+        (pid > 0).then_some(Self { pid, sockets, ready })
     }
 }
 
@@ -272,16 +306,20 @@ fn forget_dead(place: &Place) -> Result<(), EmbeddedError> {
     let Ok(text) = fs::read(&path) else { return Ok(()) };
     let rest = text.iter().position(|byte| *byte == b'\n').and_then(|end| text.get(end..));
     let result = match rest {
-        Some(rest) => overwrite(&path, &[NOBODY.to_string().as_bytes(), rest].concat()),
+        Some(rest) => overwrite(place, &path, &[NOBODY.to_string().as_bytes(), rest].concat()),
         // Cut short by a full disk or a crash: PostgreSQL refuses to start on it and asks for its removal.
         None => fs::remove_file(&path),
     };
     result.map_err(EmbeddedError::io("correct the stale", &path))
 }
 
-fn overwrite(path: &Path, content: &[u8]) -> io::Result<()> {
+fn overwrite(place: &Place, path: &Path, content: &[u8]) -> io::Result<()> {
     let flags = OFlags::NOFOLLOW.bits().cast_signed();
     let mut file = fs::OpenOptions::new().write(true).custom_flags(flags).open(path)?;
+    // Root writes in a directory of another user here, who must not lead it to anything else.
+    if file.metadata()?.uid() != place.owner.uid.as_raw() {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
     file.write_all(content)?;
     file.set_len(content.len() as u64)
 }
@@ -291,7 +329,8 @@ fn overwrite(path: &Path, content: &[u8]) -> io::Result<()> {
 /// Whether the process is a PostgreSQL server on this data directory. A zombie is not.
 fn is_server(pid: i32, data: &Path) -> bool {
     let Ok(stat) = fs::read(format!("/proc/{pid}/stat")) else {
-        return false;
+        // Without a view of processes at all, whoever exists counts.
+        return !Path::new("/proc/self/stat").exists() && kill(Pid::from_raw(pid), None).is_ok();
     };
     if matches!(process_state(&stat), Some(b'Z' | b'X')) {
         return false;
@@ -315,6 +354,25 @@ fn is_server_command(arguments: &[u8], data: &Path) -> bool {
     let program = program.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
     matches!(program, b"postgres" | b"postmaster")
         && arguments.any(|argument| argument == data.as_os_str().as_bytes())
+}
+
+/// Ends what a killed server left behind: a process that computes does not notice that its server is gone.
+/// Only for when there is no server.
+fn end_orphans(place: &Place, by_force: bool) {
+    let data = place.data();
+    let Ok(entries) = fs::read_dir("/proc") else { return };
+    for entry in entries.flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // A server's processes work in its data directory and call themselves so.
+        let here = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == data);
+        let named =
+            || fs::read(entry.path().join("cmdline")).is_ok_and(|text| text.starts_with(b"postgres: "));
+        if here && named() {
+            let signal = if by_force { Signal::SIGKILL } else { Signal::SIGQUIT };
+            // It may have ended by itself.
+            let _ = kill(Pid::from_raw(pid), signal);
+        }
+    }
 }
 
 // ---------------------------------------------------------------- log
@@ -360,13 +418,16 @@ mod tests {
 
     #[test]
     fn pid_files_are_read() {
-        fn check(text: &str, expected: Option<(i32, Option<&str>)>) {
-            let found = PidFile::parse(text.as_bytes());
-            assert_eq!(found.map(|f| (f.pid, f.sockets)), expected.map(|(p, s)| (p, s.map(PathBuf::from))));
+        fn check(text: &str, expected: Option<(i32, Option<&str>, bool)>) {
+            let found = PidFile::parse(text.as_bytes()).map(|file| (file.pid, file.sockets, file.ready));
+            assert_eq!(found, expected.map(|(pid, sockets, ready)| (pid, sockets.map(PathBuf::from), ready)));
         }
-        check("42\n/data\n1700000000\n5432\n/run/x\n\n  1 2\nready   \n", Some((42, Some("/run/x"))));
-        check("42\n/data\n1700000000\n5432\n\n*\n", Some((42, None)));
-        check("42\n", Some((42, None)));
+        let server = "42\n/data\n1700000000\n5432\n/run/x\n\n  1 2\n";
+        check(server, Some((42, Some("/run/x"), false)));
+        check(&format!("{server}starting\n"), Some((42, Some("/run/x"), false)));
+        check(&format!("{server}ready   \n"), Some((42, Some("/run/x"), true)));
+        check("42\n/data\n1700000000\n5432\n\n*\n", Some((42, None, false)));
+        check("42\n", Some((42, None, false)));
         check("-42\n", None);
         check("", None);
         check("rubbish\n", None);

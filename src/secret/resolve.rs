@@ -25,8 +25,8 @@ const MAX_BYTES: usize = 64 * 1024;
 
 /// Variables that hold providerd's own secrets, which a manifest must not send to a provider.
 const OWN_VARIABLES: &[&str] = &[BYOK_ENV, "DATABASE_URL"];
-/// Settings from the environment may hold secrets as well.
-const OWN_PREFIX: &str = "PROVIDERD_";
+/// Settings from the environment, `PROVIDERD_SECTION__KEY`, may hold secrets as well.
+const SETTING: (&str, &str) = ("PROVIDERD_", "__");
 
 /// File systems made of the kernel's own state: procfs and sysfs (`statfs(2)`).
 const KERNEL_FILE_SYSTEMS: &[i64] = &[0x9fa0, 0x6265_6572];
@@ -40,7 +40,6 @@ pub type EnvLookup = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 pub struct ResolveError {
     /// The reference as a person knows it.
     pub reference: String,
-    #[source]
     pub problem: ResolveProblem,
 }
 
@@ -141,7 +140,7 @@ impl Resolver {
     }
 
     fn read_env(&self, name: &str) -> Result<Secret, ResolveProblem> {
-        if OWN_VARIABLES.contains(&name) || name.starts_with(OWN_PREFIX) {
+        if OWN_VARIABLES.contains(&name) || (name.starts_with(SETTING.0) && name.contains(SETTING.1)) {
             return Err(ResolveProblem::Own);
         }
         (self.env)(name).map(Secret::new).ok_or(ResolveProblem::Unset)
@@ -260,7 +259,7 @@ fn read_regular(file: &fs::File, meta: &fs::Metadata) -> Result<Zeroizing<Vec<u8
         return Err(ResolveProblem::NotAFile);
     }
     let stat = rustix::fs::fstatfs(file).map_err(|errno| ResolveProblem::Io(errno.into()))?;
-    if KERNEL_FILE_SYSTEMS.contains(&i64::from(stat.f_type)) {
+    if KERNEL_FILE_SYSTEMS.contains(&stat.f_type) {
         return Err(ResolveProblem::NotAFile);
     }
     if meta.len() > MAX_BYTES as u64 {
@@ -283,4 +282,173 @@ pub(super) fn read_small(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
         ResolveProblem::Io(error) => error,
         other => io::Error::new(io::ErrorKind::InvalidData, other.to_string()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    const KEY: &str = "sk-not-a-real-key";
+
+    fn resolver(dir: &Path) -> Resolver {
+        let byok = Byok::parse("QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUE=").unwrap();
+        let env: EnvLookup = Arc::new(|name| match name {
+            "GOOD" => Some(format!(" Bearer {KEY}\n")),
+            "BLANK" => Some(" \n".to_owned()),
+            "BARE" => Some("Bearer ".to_owned()),
+            "TWO_LINES" => Some(format!("{KEY}\n{KEY}")),
+            BYOK_ENV | "DATABASE_URL" | "PROVIDERD_DATABASE__URL" => Some(KEY.to_owned()),
+            _ => None,
+        });
+        Resolver {
+            keys_dir: Some(dir.join("keys")),
+            credentials_dir: Some(dir.join("credentials")),
+            env,
+            byok: Some(byok),
+            protected: vec![dir.join("byok.key")],
+        }
+    }
+
+    /// A directory as an operator, Kubernetes and somebody with bad intentions would fill it.
+    fn fixture() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for name in ["keys/..data_1", "keys/sub", "credentials"] {
+            fs::create_dir_all(at(name)).unwrap();
+        }
+        for (name, text) in [
+            ("byok.key", KEY),
+            ("outside", KEY),
+            ("keys/plain", KEY),
+            ("keys/windows", "\u{feff}sk-not-a-real-key\r\n"),
+            ("keys/empty", ""),
+            ("keys/sub/key", KEY),
+            ("keys/..data_1/key", KEY),
+            ("credentials/openai", KEY),
+            ("credentials/byok_encryption_key", KEY),
+        ] {
+            fs::write(at(name), text).unwrap();
+        }
+        fs::write(at("keys/binary"), [0xff, 0xfe]).unwrap();
+        fs::write(at("keys/most"), "x".repeat(MAX_BYTES)).unwrap();
+        fs::write(at("keys/too-large"), "x".repeat(MAX_BYTES + 1)).unwrap();
+        for (target, link) in [
+            ("..data_1", "keys/..data"),
+            ("..data/key", "keys/kubernetes"),
+            ("../outside", "keys/escape"),
+            ("/etc/passwd", "keys/absolute-link"),
+            ("loop", "keys/loop"),
+        ] {
+            symlink(target, at(link)).unwrap();
+        }
+        symlink(at("byok.key"), at("disguise")).unwrap();
+        nix::unistd::mkfifo(&at("keys/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        dir
+    }
+
+    #[test]
+    fn references_reach_what_they_may_name() {
+        let dir = fixture();
+        let resolver = resolver(dir.path());
+        let check = |reference: SecretRef, expected: &str| {
+            let found = match resolver.resolve(&reference) {
+                Ok(secret) if secret.expose() == KEY => "key".to_owned(),
+                Ok(secret) => format!("{} bytes", secret.expose().len()),
+                Err(error) => {
+                    let text = format!("{error} {error:?}");
+                    assert!(!text.contains(KEY), "{text}");
+                    assert!(text.contains(&reference.to_string()), "{text}");
+                    error.problem.to_string().lines().next().unwrap_or_default().to_owned()
+                }
+            };
+            assert!(found.contains(expected), "{reference}: {found:?} instead of {expected:?}");
+        };
+        let env = |name: &str| SecretRef::Env(name.to_owned());
+        check(env("GOOD"), "key");
+        check(env("ABSENT"), "not set");
+        check(env("BLANK"), "empty");
+        check(env("BARE"), "empty");
+        check(env("TWO_LINES"), "line break");
+        check(env(BYOK_ENV), "own secrets");
+        check(env("DATABASE_URL"), "own secrets");
+        check(env("PROVIDERD_DATABASE__URL"), "own secrets");
+
+        let file = |name: &str| SecretRef::File(name.to_owned());
+        check(file("plain"), "key");
+        check(file("./sub/key"), "key");
+        check(file("windows"), "key");
+        check(file("kubernetes"), "key");
+        check(file("most"), "65536 bytes");
+        check(file("too-large"), "larger than");
+        check(file("empty"), "empty");
+        check(file("binary"), "not UTF-8");
+        check(file("absent"), "No such file");
+        check(file("sub"), "not a regular file");
+        check(file("fifo"), "not a regular file");
+        check(file("../outside"), "leads out");
+        check(file("sub/../plain"), "leads out");
+        check(file("escape"), "leads out");
+        check(file("absolute-link"), "leads out");
+        check(file("loop"), "cannot be read");
+
+        let absolute = |name: &str| SecretRef::File(dir.path().join(name).to_string_lossy().into_owned());
+        check(absolute("outside"), "key");
+        check(absolute("keys/plain"), "key");
+        check(absolute("byok.key"), "own secrets");
+        check(absolute("disguise"), "own secrets");
+        check(absolute("credentials/byok_encryption_key"), "own secrets");
+        check(file("/dev/zero"), "not a regular file");
+        check(file("/proc/self/environ"), "not a regular file");
+
+        let credential = |name: &str| SecretRef::Credential(name.to_owned());
+        check(credential("openai"), "key");
+        check(credential("absent"), "No such file");
+        check(credential("../keys/plain"), "plain file name");
+        check(credential("openai/"), "plain file name");
+        check(credential(".."), "plain file name");
+        check(credential(""), "plain file name");
+        check(credential(BYOK_CREDENTIAL), "own secrets");
+
+        let sealed = resolver.byok.as_ref().unwrap().encrypt(&Secret::copy_of(KEY));
+        check(SecretRef::Sealed(sealed), "key");
+        check(SecretRef::Sealed("gAAAAA".to_owned()), "does not open");
+    }
+
+    #[test]
+    fn what_is_not_configured_is_said() {
+        let dir = fixture();
+        let bare = Resolver { keys_dir: None, credentials_dir: None, byok: None, ..resolver(dir.path()) };
+        let check = |reference: SecretRef, expected: &str| {
+            let error = bare.resolve(&reference).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        };
+        check(SecretRef::File("plain".to_owned()), "keys.dir is not set");
+        check(SecretRef::Credential("openai".to_owned()), "no systemd credentials");
+        check(SecretRef::Sealed("gAAAAA".to_owned()), "no BYOK key");
+    }
+
+    #[test]
+    fn a_look_up_by_name_keeps_to_the_directory_too() {
+        let dir = fixture();
+        let keys = dir.path().join("keys");
+        assert!(open_beneath_by_name(&keys, Path::new("kubernetes")).is_ok());
+        let escape = open_beneath_by_name(&keys, Path::new("escape"));
+        assert!(matches!(escape, Err(ResolveProblem::Escapes)));
+    }
+
+    #[test]
+    fn files_and_credentials_are_watched() {
+        let dir = Path::new("/d");
+        let check = |reference: SecretRef, expected: Option<&str>| {
+            assert_eq!(resolver(dir).watched_paths(&reference), expected.map(PathBuf::from));
+        };
+        check(SecretRef::File("/abs/key".to_owned()), Some("/abs/key"));
+        check(SecretRef::File("sub/key".to_owned()), Some("/d/keys/sub/key"));
+        check(SecretRef::Credential("openai".to_owned()), Some("/d/credentials/openai"));
+        check(SecretRef::Credential("../x".to_owned()), None);
+        check(SecretRef::Env("X".to_owned()), None);
+        check(SecretRef::Sealed("x".to_owned()), None);
+    }
 }

@@ -7,7 +7,7 @@
 use std::{
     fmt, fs, io,
     io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -121,6 +121,13 @@ pub fn load_or_generate(path: &Path) -> Result<(Byok, bool), LoadError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(source) => return Err(LoadError::Read { from: Source::File(path.to_owned()), source }),
     }
+    // Before the embedded database made it, perhaps: as that would, so that its server, which is not
+    // root's, can pass through.
+    if let Some(dir) = path.parent() {
+        let mode = if nix::unistd::geteuid().is_root() { 0o711 } else { 0o700 };
+        let made = fs::DirBuilder::new().recursive(true).mode(mode).create(dir);
+        made.map_err(|source| LoadError::Write { path: path.to_owned(), source })?;
+    }
     let write_error = |source| LoadError::Write { path: path.to_owned(), source };
     let created = create(path).map_err(write_error)?;
     load_byok_file(path).map(|byok| (byok, created))
@@ -140,13 +147,23 @@ fn create(path: &Path) -> io::Result<bool> {
         // A hard link, unlike a rename, never replaces a key that another process wrote first.
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(error),
+        Err(_) => rename_new(&temp, path),
     });
     // The leftover of a crash right here is a second name of the same key, mode 0600.
     let _ = fs::remove_file(&temp);
     let created = result?;
     fs::File::open(dir)?.sync_all()?;
     Ok(created)
+}
+
+/// For file systems without hard links.
+fn rename_new(temp: &Path, path: &Path) -> io::Result<bool> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, temp, CWD, path, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(true),
+        Err(rustix::io::Errno::EXIST) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
 }
 
 fn write_new(path: &Path) -> io::Result<()> {
@@ -201,9 +218,20 @@ mod tests {
     }
 
     #[test]
+    fn a_rename_does_not_replace() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, two, path) = (dir.path().join("one"), dir.path().join("two"), dir.path().join("path"));
+        fs::write(&one, "1").unwrap();
+        fs::write(&two, "2").unwrap();
+        assert!(rename_new(&one, &path).unwrap());
+        assert!(!rename_new(&two, &path).unwrap());
+        assert_eq!(fs::read(&path).unwrap(), b"1");
+    }
+
+    #[test]
     fn a_key_is_generated_once() {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("byok.key");
+        let file = dir.path().join("state/byok.key");
         let keys: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| load_or_generate(&file).unwrap())).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
@@ -212,6 +240,6 @@ mod tests {
         let token = keys[0].0.encrypt(&Secret::copy_of("x"));
         assert!(keys.iter().all(|(byok, _)| byok.decrypt(&token).is_ok()));
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o7777, 0o600);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
+        assert_eq!(fs::read_dir(file.parent().unwrap()).unwrap().count(), 1, "no temporary file stays");
     }
 }

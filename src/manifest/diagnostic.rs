@@ -1,0 +1,131 @@
+//! What is wrong with a manifest, and where.
+
+use std::ops::Range;
+
+use serde::Serialize;
+
+use crate::model::ManifestPath;
+
+/// How bad it is: an error freezes what it is about, a warning changes nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    Error,
+    Warning,
+}
+
+/// One problem.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Diagnostic {
+    pub severity: Severity,
+    /// Stable word in kebab case.
+    pub code: &'static str,
+    pub path: ManifestPath,
+    /// From 1; 1 where the problem is the file as a whole.
+    pub line: u32,
+    /// In characters, from 1.
+    pub column: u32,
+    pub end_line: u32,
+    pub end_column: u32,
+    pub message: String,
+    /// What stands at the underline.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub label: String,
+    /// What to do about it.
+    pub help: Vec<String>,
+    /// Other places that belong to it.
+    pub related: Vec<Related>,
+    /// Bytes of the text that the problem is about; none for the file as a whole.
+    #[serde(skip)]
+    pub span: Option<Range<usize>>,
+    /// The span is a secret: it is never shown.
+    #[serde(skip)]
+    pub secret: bool,
+}
+
+/// Another place that a problem has to do with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Related {
+    pub path: ManifestPath,
+    pub line: u32,
+    pub text: String,
+}
+
+/// Turns bytes into lines and columns; made only when there is something to report.
+pub(super) struct Lines<'a> {
+    text: &'a str,
+    starts: Vec<usize>,
+}
+
+impl<'a> Lines<'a> {
+    pub fn new(text: &'a str) -> Self {
+        let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at + 1);
+        Self { text, starts: std::iter::once(0).chain(breaks).collect() }
+    }
+
+    /// Line and column of a byte, both from 1.
+    pub fn place(&self, at: usize) -> (u32, u32) {
+        let at = at.min(self.text.len());
+        let line = self.starts.partition_point(|start| *start <= at);
+        let start = self.starts.get(line.saturating_sub(1)).copied().unwrap_or(0);
+        let column = self.text.get(start..at).map_or(0, |text| text.chars().count());
+        (u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(column + 1).unwrap_or(u32::MAX))
+    }
+}
+
+/// The line of a byte, without an index; for the few places that every object has.
+pub(super) fn line_of(text: &str, at: usize) -> u32 {
+    let lines = text.as_bytes().get(..at).map_or(0, |before| before.iter().filter(|byte| **byte == b'\n').count());
+    u32::try_from(lines + 1).unwrap_or(u32::MAX)
+}
+
+impl Diagnostic {
+    /// A problem of a file as a whole.
+    pub(super) fn of_file(code: &'static str, path: &ManifestPath, message: impl Into<String>) -> Self {
+        Self::at(Severity::Error, code, path, None, 1, message)
+    }
+
+    /// A problem at a line.
+    pub(super) fn at(
+        severity: Severity,
+        code: &'static str,
+        path: &ManifestPath,
+        span: Option<Range<usize>>,
+        line: u32,
+        message: impl Into<String>,
+    ) -> Self {
+        Self {
+            severity,
+            code,
+            path: path.clone(),
+            line,
+            column: 1,
+            end_line: line,
+            end_column: 1,
+            message: message.into(),
+            label: String::new(),
+            help: Vec::new(),
+            related: Vec::new(),
+            span,
+            secret: false,
+        }
+    }
+
+    #[must_use]
+    pub(super) fn with_help(mut self, help: impl Into<String>) -> Self {
+        self.help.push(help.into());
+        self
+    }
+
+    #[must_use]
+    pub(super) fn with_label(mut self, label: impl Into<String>) -> Self {
+        self.label = label.into();
+        self
+    }
+
+    #[must_use]
+    pub(super) fn with_related(mut self, path: &ManifestPath, line: u32, text: impl Into<String>) -> Self {
+        self.related.push(Related { path: path.clone(), line, text: text.into() });
+        self
+    }
+}

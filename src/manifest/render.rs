@@ -1,0 +1,148 @@
+//! Diagnostics for people, for programs and for code review.
+//!
+//! PURE. Invariant: whatever looks like a key, and every span that is said to be one, is masked before anything
+//! is rendered.
+
+use std::{fmt::Write as _, ops::Range, path::Path};
+
+use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet, renderer::DecorStyle};
+use serde::Serialize;
+
+use super::{Diagnostic, Severity, keyshape};
+use crate::model::ManifestPath;
+
+/// Finds the text of a file that diagnostics are about; `None` shows them without it.
+pub type Lookup<'a> = dyn Fn(&str) -> Option<String> + 'a;
+
+/// As compilers print them: the line, underlined, with its cause and what to do. `styled` adds escape sequences
+/// that the stream may strip.
+pub fn human(diagnostics: &[Diagnostic], text: &Lookup<'_>, styled: bool) -> String {
+    let renderer = if styled { Renderer::styled() } else { Renderer::plain() };
+    let renderer = renderer.decor_style(DecorStyle::Ascii);
+    let mut out = String::new();
+    for of_file in diagnostics.chunk_by(|a, b| a.path == b.path) {
+        let Some(path) = of_file.first().map(|it| it.path.clone()) else { continue };
+        let source = text(&path).map(|text| masked(&text, of_file));
+        for diagnostic in of_file {
+            out += &one(diagnostic, &path, source.as_deref(), &renderer);
+            out.push_str("\n\n");
+        }
+    }
+    out
+}
+
+/// A file's text without its byte order mark and its secrets; every other byte stays in its place.
+fn masked(text: &str, diagnostics: &[Diagnostic]) -> String {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let secrets: Vec<Range<usize>> =
+        diagnostics.iter().filter(|it| it.secret).filter_map(|it| inside(it.span.as_ref()?, text)).collect();
+    keyshape::mask(text, &secrets)
+}
+
+/// The span, if it still fits the text: the file may have changed since.
+fn inside(span: &Range<usize>, text: &str) -> Option<Range<usize>> {
+    (span.start <= span.end && text.is_char_boundary(span.start) && text.is_char_boundary(span.end)).then(|| span.clone())
+}
+
+fn one(diagnostic: &Diagnostic, path: &ManifestPath, source: Option<&str>, renderer: &Renderer) -> String {
+    let level = match diagnostic.severity {
+        Severity::Error => Level::ERROR,
+        Severity::Warning => Level::WARNING,
+    };
+    let mut group = level.primary_title(diagnostic.message.as_str()).id(diagnostic.code).elements(std::iter::empty::<
+        annotate_snippets::Snippet<'_, annotate_snippets::Annotation<'_>>,
+    >());
+    let span = source.and_then(|source| {
+        let line = || line_span(source, diagnostic.line);
+        diagnostic.span.as_ref().and_then(|span| inside(span, source)).or_else(line)
+    });
+    match (source, span) {
+        (Some(source), Some(span)) => {
+            let annotation = AnnotationKind::Primary.span(span).label(diagnostic.label.as_str());
+            group = group.element(Snippet::source(source).line_start(1).path(&**path).annotation(annotation));
+        }
+        _ => group = group.element(annotate_snippets::Origin::path(&**path).line(diagnostic.line as usize)),
+    }
+    for related in &diagnostic.related {
+        group = group.element(Level::NOTE.message(format!("{}: {}:{}", related.text, related.path, related.line)));
+    }
+    for help in &diagnostic.help {
+        group = group.element(Level::HELP.with_name(Some("hint")).message(help.as_str()));
+    }
+    renderer.render(&[group])
+}
+
+/// Bytes of a whole line, without its indentation.
+fn line_span(text: &str, line: u32) -> Option<Range<usize>> {
+    let mut from = 0;
+    for (number, found) in (1..).zip(text.split_inclusive('\n')) {
+        if number == line {
+            let content = found.trim_end();
+            let indent = content.len() - content.trim_start().len();
+            return Some(from + indent..from + content.len());
+        }
+        from += found.len();
+    }
+    None
+}
+
+/// Message and hints in one line, for the log.
+pub fn one_line(diagnostic: &Diagnostic) -> String {
+    let mut text = diagnostic.message.clone();
+    if let Some(help) = diagnostic.help.first() {
+        // Writing into a string cannot fail.
+        let _ = write!(text, " (hint: {help})");
+    }
+    text
+}
+
+/// What `validate --output json` prints; the fields are stable.
+#[derive(Serialize)]
+pub struct Report<'a> {
+    valid: bool,
+    errors: usize,
+    warnings: usize,
+    diagnostics: &'a [Diagnostic],
+}
+
+/// Diagnostics as a value for JSON.
+pub fn json(diagnostics: &[Diagnostic]) -> Report<'_> {
+    let errors = diagnostics.iter().filter(|it| it.severity == Severity::Error).count();
+    Report { valid: errors == 0, errors, warnings: diagnostics.len() - errors, diagnostics }
+}
+
+/// Workflow commands that GitHub shows beside the changed lines; `root` leads from the repository to the files.
+pub fn github(diagnostics: &[Diagnostic], root: &Path) -> String {
+    let mut out = String::new();
+    for it in diagnostics {
+        let kind = match it.severity {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        };
+        let file = root.join(&*it.path);
+        let mut message = it.message.clone();
+        for help in &it.help {
+            let _ = write!(message, "\nhint: {help}");
+        }
+        let _ = writeln!(
+            out,
+            "::{kind} file={},line={},endLine={},col={},endColumn={},title={}::{}",
+            property(&file.to_string_lossy()),
+            it.line,
+            it.end_line,
+            it.column,
+            it.end_column.max(it.column),
+            property(it.code),
+            data(&message),
+        );
+    }
+    out
+}
+
+fn data(text: &str) -> String {
+    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+}
+
+fn property(text: &str) -> String {
+    data(text).replace(':', "%3A").replace(',', "%2C")
+}
