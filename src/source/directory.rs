@@ -179,7 +179,7 @@ impl Directory {
                 }
                 Some(FileType::Directory) => {
                     let mut below = walk::walk(&root, &path);
-                    if below.linked_dirs || below.overflow.is_some() {
+                    if !below.linked_dirs.is_empty() || below.overflow.is_some() {
                         return self.scan_all();
                     }
                     found.files.append(&mut below.files);
@@ -296,7 +296,7 @@ impl Directory {
             None => {
                 self.dirs = found.dirs;
                 self.bad = found.bad;
-                self.linked_dirs = found.linked_dirs;
+                self.linked_dirs = !found.linked_dirs.is_empty();
                 for (path, error) in found.ignored_links {
                     if self.ignored_links.len() < 1000 && self.ignored_links.insert(path.clone()) {
                         tracing::warn!(path = %path.display(), %error, "a symlink is not followed: it leads out of the manifest directory or nowhere");

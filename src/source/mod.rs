@@ -13,8 +13,10 @@ mod git;
 mod inotify;
 mod names;
 mod read;
+mod trace;
 mod walk;
 mod watch;
+mod watches;
 
 use std::{collections::BTreeSet, fmt, path::PathBuf};
 

@@ -120,7 +120,9 @@ impl Root {
     /// Opens a path beneath the root, following symlinks only inside it.
     pub fn open_beneath(&self, relative: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
         let relative = if relative.as_os_str().is_empty() { Path::new(".") } else { relative };
-        let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+        // `openat2` refuses flags that O_PATH would make meaningless.
+        let harmless = OFlags::NOCTTY | OFlags::NONBLOCK;
+        let flags = OFlags::CLOEXEC | if flags.contains(OFlags::PATH) { flags } else { flags | harmless };
         if NO_OPENAT2.load(Ordering::Relaxed) {
             return self.open_stepwise(&self.resolve(relative, &mut |_| {})?, flags);
         }
