@@ -2,14 +2,14 @@
 
 use std::{
     fs::{self, File},
-    os::unix::fs::{PermissionsExt, symlink},
+    os::unix::fs::{PermissionsExt, chown, symlink},
     path::Path,
     process::Command,
     time::{Duration, Instant},
 };
 
 use crate::rig::*;
-use providerd::source::revision;
+use providerd::source::{RevisionTracker, revision};
 
 pub fn git(dir: &Path, arguments: &[&str]) -> Outcome {
     let output = Command::new("git")
@@ -145,8 +145,51 @@ fn a_repository_cannot_make_git_run_its_programs() -> Outcome {
     }
     fs::create_dir_all(base.path().join(".git/hooks"))?;
     symlink(&trap, base.path().join(".git/hooks/post-index-change"))?;
+    fs::write(base.path().join(".gitattributes"), "* filter=a.b diff=trap\n")?;
+    for key in ["filter.a.b.clean", "filter.a.b.smudge", "filter.a.b.process", "diff.trap.textconv"] {
+        git(base.path(), &["config", key, &trap])?;
+    }
+    // The same size, so that only the content tells.
     put(&root.join("a.toml"), "1")?;
     assert_eq!(revision(&root).map(|revision| revision.dirty), Some(true));
     assert!(!sprung.exists());
+    Ok(())
+}
+
+#[test]
+fn a_work_tree_of_another_user_is_read() -> Outcome {
+    let base = temporary()?;
+    git(base.path(), &["init", "-q"])?;
+    put(&base.path().join("a.toml"), "0")?;
+    git(base.path(), &["add", "-A"])?;
+    git(base.path(), &["commit", "-qm", "first"])?;
+    let given = ["", ".git", "a.toml"].map(|name| chown(base.path().join(name), Some(65_534), Some(65_534)));
+    if given.iter().any(Result::is_err) {
+        eprintln!("skipped: only root gives files away");
+        return Ok(());
+    }
+    assert_eq!(revision(base.path()).map(|revision| revision.dirty), Some(false));
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_tracker_notices_a_commit() -> Outcome {
+    let base = temporary()?;
+    git(base.path(), &["init", "-q"])?;
+    put(&base.path().join("a.toml"), "0")?;
+    git(base.path(), &["add", "-A"])?;
+    git(base.path(), &["commit", "-qm", "first"])?;
+    let tracker = RevisionTracker::new(base.path());
+    assert_eq!(tracker.current(), None, "nothing was asked yet");
+    let first = tracker.latest().await;
+    assert_eq!(first, revision(base.path()));
+    put(&base.path().join("a.toml"), "1")?;
+    assert_eq!(tracker.latest().await, first, "HEAD has not moved");
+    assert_eq!(tracker.refresh().await.map(|revision| revision.dirty), Some(true));
+    for step in [&["commit", "-qam", "second"][..], &["pack-refs", "--all"], &["checkout", "-q", "HEAD~1"]] {
+        git(base.path(), step)?;
+        assert_eq!(tracker.latest().await, revision(base.path()), "{step:?}");
+    }
+    assert_eq!(tracker.current(), first);
     Ok(())
 }
