@@ -35,11 +35,18 @@ pub struct Options {
     pub poll: Duration,
     /// Secret files watched from the start.
     pub secrets: BTreeSet<PathBuf>,
+    /// Whether to use the kernel's events at all; without them it polls.
+    pub notify: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { settle: Duration::from_millis(1500), poll: Duration::from_secs(2), secrets: BTreeSet::new() }
+        Self {
+            settle: Duration::from_millis(1500),
+            poll: Duration::from_secs(2),
+            secrets: BTreeSet::new(),
+            notify: true,
+        }
     }
 }
 
@@ -94,8 +101,7 @@ impl Handle {
 pub struct Watcher {
     shared: Arc<Shared>,
     poll: Duration,
-    /// Absent where the kernel offers no inotify instance.
-    watches: Option<Watches>,
+    watches: Watches,
     debounce: Debounce,
     /// Why it polls, and when next.
     polling: Option<(String, Instant)>,
@@ -111,21 +117,9 @@ impl Watcher {
         let shared = Arc::new(Shared::default());
         let mut debounce = Debounce::new(options.settle);
         debounce.everything_now(now);
-        let (watches, failure) = match Watches::new(root) {
-            Ok(mut watches) => {
-                watches.set_secrets(options.secrets, &mut debounce, now);
-                (Some(watches), None)
-            }
-            Err(error) => {
-                let failure = format!(
-                    "the directory cannot be watched: {error} (hint: raise fs.inotify.max_user_instances)"
-                );
-                (None, Some(failure))
-            }
-        };
-        let mut watcher = Self { shared, poll: options.poll, watches, debounce, polling: None, locked: None };
-        watcher.set_polling(failure, now);
-        watcher
+        let mut watches = Watches::new(root, options.notify);
+        watches.set_secrets(options.secrets, &mut debounce, now);
+        Self { shared, poll: options.poll, watches, debounce, polling: None, locked: None }
     }
 
     pub fn handle(&self) -> Handle {
@@ -166,8 +160,8 @@ impl Watcher {
 
     async fn wait(&self, until: Option<Instant>) {
         let events = async {
-            match &self.watches {
-                Some(watches) => watches.inotify.readable().await,
+            match &self.watches.inotify {
+                Some(inotify) => inotify.readable().await,
                 None => std::future::pending().await,
             }
         };
@@ -193,35 +187,36 @@ impl Watcher {
         if poked {
             self.debounce.everything_now(now);
         }
-        if let (Some(secrets), Some(watches)) = (secrets, &mut self.watches) {
-            watches.set_secrets(secrets, &mut self.debounce, now);
+        if let Some(secrets) = secrets {
+            self.watches.set_secrets(secrets, &mut self.debounce, now);
+            if self.polling.is_none() && self.watches.failure.is_some() {
+                self.set_polling(self.watches.failure.clone(), now);
+            }
         }
     }
 
     /// `true`: there may be more events.
     fn drain(&mut self) -> bool {
-        let Some(watches) = self.watches.as_mut() else { return false };
+        let Some(inotify) = &self.watches.inotify else { return false };
         let now = Instant::now();
         let mut events = Vec::new();
-        let more = watches.inotify.drain(DRAIN, |event| events.push(event));
+        let more = inotify.drain(DRAIN, |event| events.push(event));
         for event in &events {
-            watches.event(event, &mut self.debounce, now);
+            self.watches.event(event, &mut self.debounce, now);
         }
         more
     }
 
     fn arm_if_stale(&mut self, now: Instant) {
-        let Some(watches) = self.watches.as_mut().filter(|watches| watches.stale) else { return };
-        watches.arm(&mut self.debounce, now);
-        let failure = watches.failure.clone();
-        self.set_polling(failure, now);
+        if self.watches.stale {
+            self.watches.arm(&mut self.debounce, now);
+            self.set_polling(self.watches.failure.clone(), now);
+        }
     }
 
     fn poll_now(&mut self, now: Instant) {
         self.debounce.everything(now);
-        if let Some(watches) = &mut self.watches {
-            watches.stale = true;
-        }
+        self.watches.stale = true;
         if let Some((_, at)) = &mut self.polling {
             *at = now + self.poll;
         }
@@ -240,8 +235,7 @@ impl Watcher {
     /// Whether Git is in the middle of changing the work tree. A lock that is old, or that has held for too
     /// long, belongs to a process that died.
     fn is_locked(&mut self, now: Instant) -> bool {
-        let lock = self.watches.as_ref().and_then(|watches| watches.lock.as_deref());
-        if !lock.is_some_and(|lock| git::is_recent(lock, LOCK_AGE)) {
+        if !self.watches.lock.as_deref().is_some_and(|lock| git::is_recent(lock, LOCK_AGE)) {
             self.locked = None;
             return false;
         }

@@ -10,7 +10,6 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     ffi::OsStr,
     fs::Metadata,
-    io,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
@@ -70,7 +69,10 @@ struct Watched {
 /// All watches of one watcher.
 #[derive(Debug)]
 pub struct Watches {
-    pub inotify: Inotify,
+    /// Absent where the kernel grants none, or it was not wanted.
+    pub inotify: Option<Inotify>,
+    /// Why it is absent.
+    silent: Option<String>,
     /// Absolute.
     root: PathBuf,
     /// What the root led to when it was last armed.
@@ -95,11 +97,21 @@ pub struct Watches {
 }
 
 impl Watches {
-    pub fn new(root: &Path) -> io::Result<Self> {
+    /// Nothing is watched yet. Without `notify`, nothing ever is, and `failure` says why.
+    pub fn new(root: &Path, notify: bool) -> Self {
         let root = if root.as_os_str().is_empty() { Path::new(".") } else { root };
-        Ok(Self {
-            inotify: Inotify::new()?,
-            root: std::path::absolute(root)?,
+        let (inotify, silent) = match notify.then(Inotify::new) {
+            Some(Ok(inotify)) => (Some(inotify), None),
+            Some(Err(error)) => {
+                let hint = "raise fs.inotify.max_user_instances";
+                (None, Some(format!("the kernel offers no file events: {error} (hint: {hint})")))
+            }
+            None => (None, Some("file events are switched off".to_owned())),
+        };
+        Self {
+            inotify,
+            silent,
+            root: std::path::absolute(root).unwrap_or_else(|_| root.to_owned()),
             pinned: None,
             by_wd: HashMap::new(),
             dirs: BTreeMap::new(),
@@ -112,13 +124,13 @@ impl Watches {
             lock: None,
             stale: true,
             failure: None,
-        })
+        }
     }
 
     /// Watches what the root's path and its symlinks lead to now.
     pub fn arm(&mut self, debounce: &mut Debounce, now: Instant) {
         self.stale = false;
-        self.failure = None;
+        self.failure.clone_from(&self.silent);
         let way = trace(&self.root);
         let canonical = way.names.last().cloned().unwrap_or_else(|| self.root.clone());
         // Armed before the root is opened: whatever replaces it afterwards is an event.
@@ -134,6 +146,14 @@ impl Watches {
         };
         if moved {
             self.disarm(Path::new(""));
+        }
+        if let Some(root) = opened.as_ref().filter(|root| root.is_remote()) {
+            self.failure.get_or_insert_with(|| {
+                let path = root.shown();
+                format!(
+                    "{path} lies on a network file system, which sends no events for changes made elsewhere"
+                )
+            });
         }
         self.pinned = opened.map(|root| (root, canonical));
         self.links.clear();
@@ -162,7 +182,7 @@ impl Watches {
             for dir in found.dirs.keys() {
                 // `join` of nothing would add a slash.
                 let path = if dir.as_os_str().is_empty() { canonical.clone() } else { canonical.join(dir) };
-                match self.inotify.add(&path, TREE) {
+                match self.add(&path, TREE) {
                     Ok(wd) => {
                         let before = self.dirs.insert(dir.clone(), wd);
                         if before == Some(wd) {
@@ -274,7 +294,7 @@ impl Watches {
             }
         }
         for (dir, mask) in wanted {
-            match self.inotify.add(&dir, mask) {
+            match self.add(&dir, mask) {
                 Ok(wd) => {
                     let before = self.sides.insert(dir.clone(), wd);
                     if let Some(old) = before.filter(|old| *old != wd) {
@@ -293,12 +313,18 @@ impl Watches {
         }
     }
 
+    fn add(&self, dir: &Path, mask: WatchFlags) -> Result<i32, Errno> {
+        self.inotify.as_ref().map_or(Err(Errno::NOSYS), |inotify| inotify.add(dir, mask))
+    }
+
     fn release(&mut self, wd: i32, change: impl FnOnce(&mut Watched)) {
         let Some(watched) = self.by_wd.get_mut(&wd) else { return };
         change(watched);
         if watched.tree.is_none() && watched.sides.is_empty() {
             self.by_wd.remove(&wd);
-            self.inotify.remove(wd);
+            if let Some(inotify) = &self.inotify {
+                inotify.remove(wd);
+            }
         }
     }
 

@@ -313,3 +313,30 @@ async fn secrets_are_watched_wherever_they_lie() -> Outcome {
     assert!(!rig.secrets.contains(&secret));
     Ok(())
 }
+
+#[tokio::test]
+async fn without_events_it_polls_and_says_so() -> Outcome {
+    let base = temporary()?;
+    put(&base.path().join("a.toml"), "0")?;
+    put(&base.path().join("b.toml"), "0")?;
+    let poll = Duration::from_millis(100);
+    let mut rig =
+        Rig::with(base.path(), Options { settle: SETTLE, poll, notify: false, ..Options::default() });
+    rig.until_is("a.toml", "0").await;
+    assert!(rig.watcher.handle().degraded().is_some_and(|reason| reason.contains("switched off")));
+    // Half a file is not read here either: it is too young.
+    let mut file = File::create(base.path().join("a.toml"))?;
+    file.write_all(b"half\n")?;
+    let seen = rig.activations.len();
+    rig.until("polled", |rig| rig.activations.len() >= seen + 3).await;
+    file.write_all(MARKER.as_bytes())?;
+    drop(file);
+    rig.until_is("a.toml", "half").await;
+    fs::remove_file(base.path().join("b.toml"))?;
+    rig.until("it is gone", |rig| rig.pruned == ["b.toml"]).await;
+
+    let mut notified = Rig::start(base.path());
+    notified.until_is("a.toml", "half").await;
+    assert_eq!(notified.watcher.handle().degraded(), None);
+    Ok(())
+}
