@@ -11,10 +11,11 @@ use std::{
     },
     path::{Component, Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
+    time::{Duration, SystemTime},
 };
 
 use rustix::{
-    fs::{self, FileType, Mode, OFlags, ResolveFlags},
+    fs::{self, AtFlags, FileType, Mode, OFlags, ResolveFlags},
     io::Errno,
 };
 
@@ -234,6 +235,16 @@ impl Root {
         }
         hop(&done);
         Ok(done)
+    }
+
+    /// How long ago the file (behind a symlink, what it leads to) was written.
+    pub fn age(&self, relative: &Path) -> Option<Duration> {
+        let mut stat = fs::statat(&self.fd, relative, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+            stat = self.open_beneath(relative, OFlags::PATH).and_then(fs::fstat).ok()?;
+        }
+        let modified = Duration::from_nanos(u64::try_from(Stamp::of(&stat).mtime).ok()?);
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + modified).ok()
     }
 
     /// The configured path, absolute.

@@ -35,7 +35,8 @@ pub struct Options {
     pub poll: Duration,
     /// Secret files watched from the start.
     pub secrets: BTreeSet<PathBuf>,
-    /// Whether to use the kernel's events at all; without them it polls.
+    /// Whether to use the kernel's events at all. Without them it polls, and can only tell by a file's age
+    /// (one second) that nobody is writing it any more.
     pub notify: bool,
 }
 
@@ -185,6 +186,8 @@ impl Watcher {
             (std::mem::take(&mut wishes.poked), wishes.secrets.take())
         };
         if poked {
+            // A wish to look again includes what could not be watched before.
+            self.watches.stale = true;
             self.debounce.everything_now(now);
         }
         if let Some(secrets) = secrets {

@@ -12,7 +12,7 @@ use std::{
     fs::Metadata,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use rustix::io::Errno;
@@ -210,7 +210,7 @@ impl Watches {
                     (_, true) => (WRITER_QUIET, WRITER_QUIET),
                     _ => continue,
                 };
-                if is_younger(&canonical.join(file), young) {
+                if root.age(file).is_some_and(|age| age < young) {
                     debounce.writing(Item::Manifest(file.to_owned()), now, quiet);
                 }
             }
@@ -494,9 +494,4 @@ fn is_whole(flags: ReadFlags, metadata: impl FnOnce() -> Option<Metadata>) -> bo
     }
     // A new symlink, device or further hard link comes whole; a new file is open and about to be written.
     metadata().is_none_or(|meta| !meta.is_file() || meta.nlink() > 1)
-}
-
-fn is_younger(path: &Path, age: Duration) -> bool {
-    let modified = std::fs::symlink_metadata(path).and_then(|meta| meta.modified());
-    modified.is_ok_and(|time| SystemTime::now().duration_since(time).is_ok_and(|since| since < age))
 }

@@ -117,7 +117,7 @@ fn a_device_is_refused_without_opening_it() -> Outcome {
 fn a_file_that_may_not_be_read_is_reported() -> Outcome {
     let forbid = |root: &Path| {
         put(&root.join("a.toml"), "secret")?;
-        fs::set_permissions(root.join("a.toml"), fs::Permissions::from_mode(0))
+        fs::set_permissions(root.join("a.toml"), fs::Permissions::from_mode(0o000))
     };
     let base = temporary()?;
     forbid(base.path())?;

@@ -340,3 +340,32 @@ async fn without_events_it_polls_and_says_so() -> Outcome {
     assert_eq!(notified.watcher.handle().degraded(), None);
     Ok(())
 }
+
+#[tokio::test]
+async fn a_file_in_a_new_directory_may_still_be_in_the_writing() -> Outcome {
+    let base = temporary()?;
+    put(&base.path().join("a.toml"), "0")?;
+    let mut rig = Rig::start(base.path());
+    rig.until_is("a.toml", "0").await;
+    rig.settle().await;
+    for round in 0..10 {
+        let start = Instant::now();
+        let dir = base.path().join(format!("new{round}"));
+        fs::create_dir(&dir)?;
+        // Its events are over before the directory can be watched.
+        let mut file = File::create(dir.join("x.toml"))?;
+        file.write_all(b"half\n")?;
+        let activation = rig.watcher.next().await;
+        // On a busy machine it may have got old enough to be believed.
+        let timely = start.elapsed() < Duration::from_millis(50);
+        file.write_all(MARKER.as_bytes())?;
+        drop(file);
+        let path = format!("new{round}/x.toml");
+        if timely {
+            assert!(activation.unfinished.contains(Path::new(&path)), "{activation:?}");
+        }
+        rig.digest(activation);
+        rig.until_is(&path, "half").await;
+    }
+    Ok(())
+}
