@@ -62,7 +62,7 @@ impl Scan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// `directory-missing`, `directory-empty`, `not-a-directory`, `directory-unreadable`,
-    /// `subdirectory-unreadable`, `too-many-files`, `too-many-entries` or `directory-too-deep`.
+    /// `subdirectory-unreadable`, `directory-too-deep`, `too-many-files`, `too-many-entries` or `too-many-bytes`.
     pub code: &'static str,
     pub reason: String,
 }

@@ -31,7 +31,7 @@ const DRAIN: usize = 4096;
 pub struct Options {
     /// After this long without an event, what is missing may be believed to be removed.
     pub settle: Duration,
-    /// How often to look where the kernel cannot notify.
+    /// How often to look where the kernel cannot notify; at least 5/4 of `settle`.
     pub poll: Duration,
     /// Secret files watched from the start.
     pub secrets: BTreeSet<PathBuf>,
@@ -120,7 +120,9 @@ impl Watcher {
         debounce.everything_now(now);
         let mut watches = Watches::new(root, options.notify);
         watches.set_secrets(options.secrets, &mut debounce, now);
-        Self { shared, poll: options.poll, watches, debounce, polling: None, locked: None }
+        // Polling faster than things settle would keep them from ever settling.
+        let poll = options.poll.max(options.settle.saturating_mul(5) / 4);
+        Self { shared, poll, watches, debounce, polling: None, locked: None }
     }
 
     pub fn handle(&self) -> Handle {

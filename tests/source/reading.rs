@@ -232,6 +232,66 @@ fn a_directory_out_of_sight_removes_nothing() -> Outcome {
 }
 
 #[test]
+fn a_subdirectory_that_may_not_be_read_hides_its_files_without_removing_them() -> Outcome {
+    let base = temporary()?;
+    let closed = base.path().join("closed");
+    fs::create_dir_all(closed.join("sub"))?;
+    put(&closed.join("sub/a.toml"), "a")?;
+    put(&base.path().join("b.toml"), "b")?;
+    let mut directory = Directory::open(base.path());
+    assert_eq!(directory.scan_all().total, 2);
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o000))?;
+    if fs::read_dir(&closed).is_ok() {
+        eprintln!("skipped: root reads everything");
+        return Ok(());
+    }
+    put(&base.path().join("b.toml"), "changed")?;
+    for scan in [directory.scan_all(), directory.scan_paths(&["closed/sub/a.toml".into()].into())] {
+        assert_eq!(scan.problem.map(|problem| problem.code), Some("subdirectory-unreadable"));
+        assert_eq!((scan.removed.len(), scan.total), (0, 2));
+    }
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o755))?;
+    assert!(directory.scan_paths(&["closed".into()].into()).is_unchanged());
+    Ok(())
+}
+
+#[test]
+fn too_much_is_refused_as_a_whole() -> Outcome {
+    let base = temporary()?;
+    let root = base.path().join("root");
+    fs::create_dir(&root)?;
+    put(&root.join("a.toml"), "a")?;
+    let mut directory = Directory::open(&root);
+    assert_eq!(directory.scan_all().total, 1);
+    let refused = |directory: &mut Directory, code: &str| {
+        let scan = directory.scan_all();
+        assert_eq!(scan.problem.map(|problem| problem.code), Some(code));
+        assert_eq!((scan.changed.len(), scan.removed.len(), scan.total), (0, 0, 1));
+    };
+    // One file of a mebibyte under 300 names, without taking the space.
+    let large = base.path().join("large");
+    fs::write(&large, "#".repeat(1024 * 1024))?;
+    fs::create_dir(root.join("large"))?;
+    for index in 0..300 {
+        fs::hard_link(&large, root.join(format!("large/{index}.toml")))?;
+    }
+    refused(&mut directory, "too-many-bytes");
+    fs::remove_dir_all(root.join("large"))?;
+    fs::create_dir(root.join("many"))?;
+    for index in 0..100_000 {
+        if index % 50_000 == 0 {
+            fs::write(base.path().join(format!("small{index}")), "")?;
+        }
+        let small = base.path().join(format!("small{}", index / 50_000 * 50_000));
+        fs::hard_link(small, root.join(format!("many/{index}.toml")))?;
+    }
+    refused(&mut directory, "too-many-files");
+    fs::remove_dir_all(root.join("many"))?;
+    assert!(directory.scan_all().is_unchanged());
+    Ok(())
+}
+
+#[test]
 fn a_partial_look_sees_what_a_whole_one_sees() -> Outcome {
     let base = temporary()?;
     let root = base.path();

@@ -74,7 +74,9 @@ async fn a_file_written_for_ever_starves_nobody() -> Outcome {
     let base = temporary()?;
     put(&base.path().join("a.toml"), "0")?;
     put(&base.path().join("gone.toml"), "0")?;
-    let mut rig = Rig::start(base.path());
+    // Restlessness is bounded by 20 settle times.
+    let settle = Duration::from_millis(100);
+    let mut rig = Rig::with(base.path(), Options { settle, ..Options::default() });
     rig.until_is("a.toml", "0").await;
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let (flag, noisy) = (stop.clone(), base.path().join("noisy.toml"));
