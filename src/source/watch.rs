@@ -144,6 +144,9 @@ impl Watcher {
                     self.debounce.event(now);
                     deadline = Some(now + LOCK_RECHECK);
                 } else {
+                    // Only arming looks at the files' age, and without events nothing else tells that one is
+                    // being written.
+                    self.watches.stale |= self.polling.is_some();
                     self.arm_if_stale(now);
                     // Arming may have found files that are being written; they are in this activation then.
                     if let Some(activation) = self.debounce.take(now) {
@@ -234,7 +237,8 @@ impl Watcher {
             _ => {}
         }
         self.shared.wishes().degraded.clone_from(&failure);
-        self.polling = failure.map(|reason| (reason, now + self.poll));
+        let next = self.polling.as_ref().map_or(now + self.poll, |(_, at)| *at);
+        self.polling = failure.map(|reason| (reason, next));
     }
 
     /// Whether Git is in the middle of changing the work tree. A lock that is old, or that has held for too

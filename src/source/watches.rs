@@ -276,7 +276,7 @@ impl Watches {
         }
         self.secret_names.clear();
         for secret in &self.secrets {
-            let way = trace(secret);
+            let way = trace(&std::path::absolute(secret).unwrap_or_else(|_| secret.clone()));
             way.dirs.iter().for_each(|dir| want(dir, SELF));
             for name in way.names {
                 want(&parent(&name), CONTENTS);
