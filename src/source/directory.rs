@@ -11,7 +11,10 @@ use std::{
     hash::{BuildHasher, RandomState},
     ops::Bound,
     path::{Component, Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::SystemTime,
 };
 
@@ -34,6 +37,9 @@ const RACY_NANOS: i128 = 50_000_000;
 
 /// How often a scan starts over because the root was swapped under it. A further swap is a further event.
 const SCAN_ATTEMPTS: usize = 3;
+
+/// What all manifests may hold together: 100,000 objects take some 40 MB, and a scan holds the texts at once.
+const MAX_TOTAL_BYTES: u64 = 256 * 1024 * 1024;
 
 /// Up to this many files are read in place: handing them to other threads costs more than it saves.
 const SERIAL_FILES: usize = 8;
@@ -130,7 +136,10 @@ impl Directory {
             if candidates.is_empty() && found.refused.is_empty() && found.bad.is_empty() {
                 return self.blinded(empty(&self.root));
             }
-            let readings = look(&root, &candidates);
+            let readings = match look(&root, &candidates) {
+                Ok(readings) => readings,
+                Err(problem) => return self.blinded(problem),
+            };
             if attempt < SCAN_ATTEMPTS && !root.is_current(&self.root) {
                 attempt += 1;
                 continue;
@@ -179,7 +188,7 @@ impl Directory {
                 }
                 Some(FileType::Directory) => {
                     let mut below = walk::walk(&root, &path);
-                    if below.linked_dirs || below.overflow.is_some() {
+                    if !below.linked_dirs.is_empty() || below.overflow.is_some() {
                         return self.scan_all();
                     }
                     found.files.append(&mut below.files);
@@ -218,7 +227,10 @@ impl Directory {
             // The last manifest went: the whole look judges it, with the memory of what was there.
             return self.scan_all();
         }
-        let readings = look(&root, &candidates);
+        let readings = match look(&root, &candidates) {
+            Ok(readings) => readings,
+            Err(problem) => return self.blinded(problem),
+        };
         self.merge(&root, Some(scope), found, candidates, readings)
     }
 
@@ -296,7 +308,7 @@ impl Directory {
             None => {
                 self.dirs = found.dirs;
                 self.bad = found.bad;
-                self.linked_dirs = found.linked_dirs;
+                self.linked_dirs = !found.linked_dirs.is_empty();
                 for (path, error) in found.ignored_links {
                     if self.ignored_links.len() < 1000 && self.ignored_links.insert(path.clone()) {
                         tracing::warn!(path = %path.display(), %error, "a symlink is not followed: it leads out of the manifest directory or nowhere");
@@ -430,12 +442,35 @@ fn empty(root: &Path) -> Problem {
     Problem { code: "directory-empty", reason }
 }
 
-fn look(root: &Root, candidates: &[Candidate]) -> Vec<Reading> {
-    if candidates.len() <= SERIAL_FILES {
-        candidates.iter().map(|file| look_at(root, file)).collect()
+/// Reads what differs; refuses everything as soon as it is too much.
+fn look(root: &Root, candidates: &[Candidate]) -> Result<Vec<Reading>, Problem> {
+    let total = AtomicU64::new(0);
+    let one = |file: &Candidate| {
+        if total.load(Ordering::Relaxed) > MAX_TOTAL_BYTES {
+            return Reading::Same;
+        }
+        let reading = look_at(root, file);
+        let size = match &reading {
+            Reading::State(FileState::Text(text), _) => text.len() as u64,
+            Reading::Same => file.known.map_or(0, |known| known.size),
+            _ => 0,
+        };
+        total.fetch_add(size, Ordering::Relaxed);
+        reading
+    };
+    let readings = if candidates.len() <= SERIAL_FILES {
+        candidates.iter().map(one).collect()
     } else {
-        candidates.par_iter().with_min_len(SERIAL_FILES).map(|file| look_at(root, file)).collect()
+        candidates.par_iter().with_min_len(SERIAL_FILES).map(one).collect()
+    };
+    if total.into_inner() > MAX_TOTAL_BYTES {
+        let reason = format!(
+            "the manifests in {} hold more than {MAX_TOTAL_BYTES} bytes together; nothing is changed or pruned until they hold less (hint: is it the right directory?)",
+            root.shown()
+        );
+        return Err(Problem { code: "too-many-bytes", reason });
     }
+    Ok(readings)
 }
 
 fn look_at(root: &Root, file: &Candidate) -> Reading {

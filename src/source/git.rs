@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::{ChildStdout, Command, Stdio},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
@@ -34,13 +34,28 @@ static MISSING_LOGGED: AtomicBool = AtomicBool::new(false);
 pub fn revision(root: &Path) -> Option<Revision> {
     // Without a repository there is nothing to start a process for.
     git_dir(root)?;
-    let commit = git(root, &["rev-parse", "--verify", "--quiet", "HEAD"])?;
+    let commit = git(root, &[], &["rev-parse", "--verify", "--quiet", "HEAD"])?;
     let commit = commit.trim();
     if !matches!(commit.len(), 40 | 64) || !commit.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }
+    // `status` passes files with another time stamp through the filters that the repository configures.
+    // A list that is cut off would leave some of them on.
+    let filters =
+        git(root, &[], &["config", "--name-only", "--get-regexp", r"^filter\."]).unwrap_or_default();
+    if filters.len() >= MAX_OUTPUT {
+        return None;
+    }
+    let off: Vec<String> = filters
+        .lines()
+        .filter_map(|key| key.rsplit_once('.').map(|(driver, _)| driver))
+        .flat_map(|driver| {
+            [format!("{driver}.clean="), format!("{driver}.process="), format!("{driver}.required=false")]
+        })
+        .collect();
     let status = git(
         root,
+        &off,
         &[
             "status",
             "--porcelain",
@@ -65,8 +80,8 @@ pub fn git_dir(path: &Path) -> Option<PathBuf> {
             if dot.join("HEAD").symlink_metadata().is_ok() {
                 return Some(dot);
             }
-        } else if meta.is_file() && meta.len() <= MAX_POINTER {
-            let text = std::fs::read_to_string(&dot).ok()?;
+        } else if meta.is_file() {
+            let text = read_small(&dot)?;
             let target = text.strip_prefix("gitdir:")?.trim();
             return Some(dir.join(target));
         }
@@ -75,7 +90,8 @@ pub fn git_dir(path: &Path) -> Option<PathBuf> {
 }
 
 /// Runs one read-only git command; its standard output (cut off), or `None` if it failed or took too long.
-fn git(root: &Path, arguments: &[&str]) -> Option<String> {
+/// `settings` override the repository's.
+fn git(root: &Path, settings: &[String], arguments: &[&str]) -> Option<String> {
     let mut command = Command::new("git");
     command
         .arg("-C")
@@ -91,6 +107,7 @@ fn git(root: &Path, arguments: &[&str]) -> Option<String> {
             "-c",
             "core.untrackedCache=false",
         ])
+        .args(settings.iter().flat_map(|setting| ["-c", setting.as_str()]))
         .arg("--no-pager")
         .arg("--no-optional-locks")
         .args(arguments);
@@ -170,6 +187,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     current: Option<Revision>,
+    /// What HEAD said when `current` was asked for.
+    head: Option<Head>,
 }
 
 impl RevisionTracker {
@@ -181,7 +200,18 @@ impl RevisionTracker {
 
     /// The latest revision that a refresh found. Never blocks.
     pub fn current(&self) -> Option<Revision> {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).current.clone()
+        self.shared.state().current.clone()
+    }
+
+    /// The latest revision, asked for anew only if HEAD has moved since: costs two small reads after the edit
+    /// of a file, and a run of git after a commit or checkout. Whether it is dirty may be as old as the last
+    /// refresh.
+    pub async fn latest(&self) -> Option<Revision> {
+        let unmoved = {
+            let state = self.shared.state();
+            state.head.is_some() && state.head == Head::of(&self.shared.root)
+        };
+        if unmoved { self.current() } else { self.refresh().await }
     }
 
     /// Asks git again, on a blocking thread, and returns the result, which [`Self::current`] returns from
@@ -190,12 +220,54 @@ impl RevisionTracker {
         let _turn = self.shared.refreshing.lock().await;
         let shared = Arc::clone(&self.shared);
         let result = tokio::task::spawn_blocking(move || {
+            // Before git runs: if it moves meanwhile, the next comparison differs.
+            let head = Head::of(&shared.root);
             let revision = revision(&shared.root);
-            shared.state.lock().unwrap_or_else(PoisonError::into_inner).current.clone_from(&revision);
+            *shared.state() = State { current: revision.clone(), head };
             revision
         });
         result.await.ok().flatten()
     }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Tells whether HEAD has moved, without running git.
+#[derive(Debug, PartialEq, Eq)]
+struct Head {
+    head: String,
+    /// The loose ref's content, or the packed refs' size and times.
+    target: Result<String, Option<(u64, i64, i64)>>,
+}
+
+impl Head {
+    fn of(root: &Path) -> Option<Self> {
+        let git_dir = git_dir(root)?;
+        let head = read_small(&git_dir.join("HEAD"))?;
+        // A linked worktree keeps HEAD to itself and shares the refs.
+        let common = read_small(&git_dir.join("commondir")).map(|common| git_dir.join(common.trim()));
+        let common = common.unwrap_or_else(|| git_dir.clone());
+        let name = head.strip_prefix("ref:").map(str::trim);
+        let loose = name.and_then(|name| read_small(&common.join(name)));
+        let target = loose.ok_or_else(|| {
+            let meta = std::fs::symlink_metadata(common.join("packed-refs")).ok()?;
+            Some((meta.len(), meta.mtime(), meta.mtime_nsec()))
+        });
+        Some(Self { head, target })
+    }
+}
+
+/// A short regular file, as Git's pointers are.
+fn read_small(path: &Path) -> Option<String> {
+    let meta = std::fs::symlink_metadata(path).ok()?;
+    if !meta.is_file() || meta.len() > MAX_POINTER {
+        return None;
+    }
+    std::fs::read_to_string(path).ok()
 }
 
 /// Whether the file exists and was touched less than `age` ago.

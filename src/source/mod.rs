@@ -13,8 +13,10 @@ mod git;
 mod inotify;
 mod names;
 mod read;
+mod trace;
 mod walk;
 mod watch;
+mod watches;
 
 use std::{collections::BTreeSet, fmt, path::PathBuf};
 
@@ -60,7 +62,7 @@ impl Scan {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// `directory-missing`, `directory-empty`, `not-a-directory`, `directory-unreadable`,
-    /// `subdirectory-unreadable`, `too-many-files`, `too-many-entries` or `directory-too-deep`.
+    /// `subdirectory-unreadable`, `directory-too-deep`, `too-many-files`, `too-many-entries` or `too-many-bytes`.
     pub code: &'static str,
     pub reason: String,
 }

@@ -47,8 +47,8 @@ pub struct Found {
     pub refused: Vec<(String, FileState)>,
     /// Walked directories; the root is the empty path.
     pub dirs: BTreeMap<PathBuf, DirId>,
-    /// A directory was reached through a symlink, or one was not walked again because it had been.
-    pub linked_dirs: bool,
+    /// Symlinks to directories, followed or (where their target has been walked already) not.
+    pub linked_dirs: Vec<PathBuf>,
     /// Visible symlinks that lead to neither a manifest nor a directory inside, with the reason.
     pub ignored_links: Vec<(PathBuf, Errno)>,
     /// Directories that could not be looked into.
@@ -70,7 +70,7 @@ pub fn walk(root: &Root, start: &Path) -> Found {
         links.sort();
         seen.extend(walker.found.dirs.values().copied());
         for (path, id) in links {
-            walker.found.linked_dirs = true;
+            walker.found.linked_dirs.push(path.clone());
             if seen.insert(id) {
                 stack.push(path);
                 walker.drain(&mut stack);
