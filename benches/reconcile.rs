@@ -112,7 +112,9 @@ impl Bench {
         let mut command = Command::new(env!("CARGO_BIN_EXE_providerd"));
         command.args(args).arg("--manifests").arg(manifests).current_dir(&self.dir);
         command.env("DATABASE_URL", self.url_of(database)).env("BYOK_ENCRYPTION_KEY", BYOK);
-        command.env("BENCH_KEY", "not-a-real-key-for-measuring-only").env("PROVIDERD_SERVER__LISTEN", "127.0.0.1:0");
+        command
+            .env("BENCH_KEY", "not-a-real-key-for-measuring-only")
+            .env("PROVIDERD_SERVER__LISTEN", "127.0.0.1:0");
         command.env("PROVIDERD_HEALTH__ENABLED", "false");
         command
     }
@@ -141,7 +143,9 @@ impl Bench {
     /// A fresh database with the tables in it and no rows.
     async fn fresh(&self, name: &str) {
         let mut admin = PgConnection::connect(&self.url).await.unwrap();
-        let exists = sqlx::query("SELECT 1 FROM pg_database WHERE datname = 'migrated'").fetch_optional(&mut admin).await;
+        let exists = sqlx::query("SELECT 1 FROM pg_database WHERE datname = 'migrated'")
+            .fetch_optional(&mut admin)
+            .await;
         if exists.unwrap().is_none() {
             admin.execute("CREATE DATABASE migrated").await.unwrap();
             let empty = self.dir.join("empty");

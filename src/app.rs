@@ -21,7 +21,11 @@ const CANARY: &str = "canary";
 const FINGERPRINT_KEY: &str = "fingerprint_key";
 
 /// The settings of a file and the environment, with what the command line overrides.
-pub fn settings(file: Option<&Path>, manifests: Option<&Path>, database: Option<&str>) -> anyhow::Result<Settings> {
+pub fn settings(
+    file: Option<&Path>,
+    manifests: Option<&Path>,
+    database: Option<&str>,
+) -> anyhow::Result<Settings> {
     let mut settings = Settings::load(file, config::environment()).map_err(SettingsErrors)?;
     if let Some(path) = manifests {
         settings.manifests.path = path.to_owned();
@@ -54,7 +58,8 @@ fn credentials_dir() -> Option<std::path::PathBuf> {
 /// No key with an external database, or a key that is none. The message says how to make one.
 pub fn byok(settings: &Settings, env: Option<Zeroizing<String>>) -> anyhow::Result<(Byok, Source)> {
     let env = env.as_ref().map(|text| text.as_str());
-    if let Some(found) = secret::load_byok(env, settings.keys.file.as_deref(), credentials_dir().as_deref())? {
+    if let Some(found) = secret::load_byok(env, settings.keys.file.as_deref(), credentials_dir().as_deref())?
+    {
         return Ok(found);
     }
     anyhow::ensure!(
@@ -150,7 +155,13 @@ impl Backend {
 
     pub fn reconciler(&self, settings: &Settings) -> Reconciler {
         let (keyring, resolver) = (self.keyring.clone(), self.resolver.clone());
-        Reconciler::new(self.store.clone(), keyring, resolver, &settings.reconcile, settings.keys.require_valid)
+        Reconciler::new(
+            self.store.clone(),
+            keyring,
+            resolver,
+            &settings.reconcile,
+            settings.keys.require_valid,
+        )
     }
 
     /// Closes connections and stops the embedded PostgreSQL, unless somebody else uses it.

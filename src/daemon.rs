@@ -73,10 +73,6 @@ impl Wanted {
             (Self::Nothing, Changed::Providers(names)) => *self = Self::Some(names),
         }
     }
-
-    const fn is_nothing(&self) -> bool {
-        matches!(self, Self::Nothing)
-    }
 }
 
 /// Who may reconcile: the lease, where this daemon holds it.
@@ -179,7 +175,8 @@ impl Main {
             &self.settings.manifests.path,
             source::Options { settle: self.settings.manifests.settle, ..source::Options::default() },
         );
-        let wake = Wake { handle: watcher.handle(), drift: Arc::default(), trigger: Arc::new(Mutex::new("start")) };
+        let wake =
+            Wake { handle: watcher.handle(), drift: Arc::default(), trigger: Arc::new(Mutex::new("start")) };
 
         let (leading, leadership) = watch::channel(None);
         let (store, token, holder) = (self.store.clone(), stop.clone(), Uuid::new_v4());
@@ -187,7 +184,6 @@ impl Main {
         let (store, token, drift) = (self.store.clone(), stop.clone(), wake.drift.clone());
         supervisor.spawn("drift", async move {
             store.listen_drift(token, move || drift.notify_one()).await;
-            Ok(())
         });
         let hup = wake.clone();
         supervisor.serve_reloads(hangups, Systemd, move || {
@@ -214,7 +210,7 @@ impl Main {
             wake,
             build: None,
             wanted: Wanted::Everything,
-            settled: true,
+            settled: false,
             deferred_since: None,
             failures: 0,
             retry_at: None,
@@ -277,7 +273,9 @@ impl Main {
                 Box::pin(async move {
                     match store.events_prune(keep).await {
                         Ok(deleted) => info!(deleted, "cut the audit trail"),
-                        Err(error) => warn!(error = %error, "the audit trail could not be cut; tried again tomorrow"),
+                        Err(error) => {
+                            warn!(error = %error, "the audit trail could not be cut; tried again tomorrow")
+                        }
                     }
                 })
             })?)
@@ -358,6 +356,7 @@ struct Loop {
 
 impl Loop {
     async fn run(mut self, mut watcher: Watcher, stop: &CancellationToken) -> anyhow::Result<()> {
+        self.settled = true;
         self.load(&Look::Everything, BTreeSet::new()).await;
         self.pass("start").await?;
         // The scheduler's repeated jobs can stop for ever once they fall behind; this look never does.
@@ -414,7 +413,7 @@ impl Loop {
         let build = match look {
             Look::Everything => {
                 self.wanted = Wanted::Everything;
-                tokio::task::block_in_place(|| self.loader.load())
+                tokio::task::block_in_place(|| self.loader.load(self.settled))
             }
             Look::Paths { manifests, secrets } => {
                 if !secrets.is_empty() {
@@ -423,10 +422,10 @@ impl Loop {
                 if manifests.is_empty() {
                     return;
                 }
-                tokio::task::block_in_place(|| self.loader.load_paths(manifests))
+                tokio::task::block_in_place(|| self.loader.load_paths(manifests, self.settled))
             }
         };
-        self.revisions.refresh().await;
+        self.revisions.latest().await;
         self.report(&build);
         self.wanted.add(build.changed.clone());
         let files = build.catalog.providers.values().filter_map(|it| it.api_key.as_ref());
@@ -437,9 +436,11 @@ impl Loop {
 
     /// Providers whose key may be another one because a file changed.
     fn keys_from_files(&self) -> Changed {
-        let from_file = |reference: &SecretRef| matches!(reference, SecretRef::File(_) | SecretRef::Credential(_));
+        let from_file =
+            |reference: &SecretRef| matches!(reference, SecretRef::File(_) | SecretRef::Credential(_));
         let providers = self.build.iter().flat_map(|build| build.catalog.providers.values());
-        let named = providers.filter(|it| it.api_key.as_ref().is_some_and(from_file)).map(|it| it.name.clone());
+        let named =
+            providers.filter(|it| it.api_key.as_ref().is_some_and(from_file)).map(|it| it.name.clone());
         Changed::Providers(named.collect())
     }
 
@@ -447,7 +448,9 @@ impl Loop {
     fn report(&self, build: &Build) {
         let metrics = &self.main.metrics;
         let files = &build.files;
-        for (state, count) in [("valid", files.valid), ("invalid", files.invalid), ("unreadable", files.unreadable)] {
+        for (state, count) in
+            [("valid", files.valid), ("invalid", files.invalid), ("unreadable", files.unreadable)]
+        {
             metrics.manifest_files.with_label_values(&[state]).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
         let errors = build.diagnostics.iter().filter(|it| it.severity == Severity::Error).count();
@@ -462,8 +465,12 @@ impl Loop {
                 if before.is_none_or(|before| !before.contains(problem)) {
                     let place = format!("{}:{}:{}", problem.path, problem.line, problem.column);
                     match problem.severity {
-                        Severity::Error => error!(%place, code = problem.code, "{}", render::one_line(problem)),
-                        Severity::Warning => warn!(%place, code = problem.code, "{}", render::one_line(problem)),
+                        Severity::Error => {
+                            error!(%place, code = problem.code, "{}", render::one_line(problem))
+                        }
+                        Severity::Warning => {
+                            warn!(%place, code = problem.code, "{}", render::one_line(problem))
+                        }
                     }
                 }
             }
@@ -563,9 +570,18 @@ impl Loop {
         }
         // A pass over everything knows the totals; writing foreign databases must not make it a busy loop.
         self.drift_not_before = Instant::now() + time * 4;
-        let held = |kind| outcome.plan.held.iter().filter(move |it| it.kind == kind).map(|it| it.objects.len()).sum::<usize>();
+        let held = |kind| {
+            outcome
+                .plan
+                .held
+                .iter()
+                .filter(move |it| it.kind == kind)
+                .map(|it| it.objects.len())
+                .sum::<usize>()
+        };
         let notices = |kind| outcome.plan.notices.iter().filter(|it| it.kind == kind).count();
-        let set = |gauge: &prometheus::IntGauge, count: usize| gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        let set =
+            |gauge: &prometheus::IntGauge, count: usize| gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         set(&metrics.prune_held, held(HoldKind::Prune));
         set(&metrics.route_cells_held, held(HoldKind::Route));
         set(&metrics.refused_providers, outcome.refused.len());
@@ -590,4 +606,3 @@ impl Loop {
         }
     }
 }
-

@@ -3,8 +3,8 @@
 //! Not its job: series that carry a provider's name; they are encoded from the snapshot when scraped.
 
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 /// Bounds in seconds: a one-file reconcile takes milliseconds, ten thousand new providers take seconds.

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -15,12 +16,13 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::{
-    config::ReconcileSettings,
+    config::{self, Reconcile, RouteGuard},
     manifest::Build,
-    model::{Provider, Revision},
+    model::{Provider, Revision, SecretRef},
     plan::{
-        Action, AuditEntry, Confirmed, Desired, DesiredKey, EventKind, Hold, HoldKind, Input, KeyAction, Notice,
-        NoticeKind, Plan, Policy, ProviderPlan, World, audit, lost_cells, plan,
+        Action, AuditEntry, Change, Confirmed, Desired, DesiredKey, EventKind, Hold, HoldKind, Input,
+        KeyAction, Kind, Notice, NoticeKind, Plan, Policy, ProviderPlan, PruneLimit, World, audit,
+        lost_cells, plan,
     },
     secret::{Keyring, Resolver, Secret},
     store::{Fence, Lease, NewEvent, ReconcileTx, Scope, Store, StoreError, Suspension},
@@ -65,7 +67,7 @@ pub struct Outcome {
     pub plan: Plan,
     /// The plan, less what was refused, is committed.
     pub applied: bool,
-    /// The plan deletes something and the manifests are not settled: nothing was applied yet.
+    /// The plan prunes a provider and the manifests are not settled: nothing was applied yet.
     pub deferred: bool,
     /// An operator suspended applying: nothing was applied.
     pub suspended: bool,
@@ -100,7 +102,7 @@ pub struct Reconciler {
     store: Store,
     keyring: Arc<Keyring>,
     resolver: Arc<Resolver>,
-    settings: ReconcileSettings,
+    settings: Reconcile,
     require_valid: bool,
     /// What the database refused in the last pass, so that each refusal is recorded once.
     refused: Mutex<BTreeMap<Arc<str>, String>>,
@@ -111,19 +113,21 @@ impl Reconciler {
         store: Store,
         keyring: Arc<Keyring>,
         resolver: Arc<Resolver>,
-        settings: ReconcileSettings,
+        settings: &Reconcile,
         require_valid: bool,
     ) -> Self {
+        let settings = settings.clone();
         Self { store, keyring, resolver, settings, require_valid, refused: Mutex::default() }
     }
 
-    pub fn store(&self) -> &Store {
-        &self.store
+    /// The file that a reference reads its key from.
+    pub fn watched_path(&self, reference: &SecretRef) -> Option<PathBuf> {
+        self.resolver.watched_paths(reference)
     }
 
     /// What [`Self::reconcile`] would do now; writes nothing.
     pub async fn preview(&self, pass: &Pass<'_>) -> Result<Plan, ReconcileError> {
-        let mut tx = self.store.reconcile_begin().await?;
+        let mut tx = self.store.look_begin().await?;
         let planned = self.plan(&mut tx, pass).await;
         tx.rollback().await?;
         Ok(planned?.plan)
@@ -141,7 +145,7 @@ impl Reconciler {
         let suspension = tx.suspension().await?;
         if suspension.all {
             outcome.suspended = true;
-        } else if !pass.settled && deletes(&outcome.plan) {
+        } else if !pass.settled && prunes(&outcome.plan) {
             outcome.deferred = true;
         }
         let reports = self.new_reports(&mut tx, &outcome.plan, pass).await?;
@@ -299,13 +303,15 @@ impl Reconciler {
         let mut plan = input(&policy, &with_usage);
         let lost = self.lost(tx, &plan, &world).await?;
         if !lost.is_empty() {
-            if self.settings.route_guard == crate::config::RouteGuard::Hold {
+            if self.settings.route_guard == RouteGuard::Hold {
                 policy.hold_cells = lost.iter().cloned().collect();
                 plan = input(&policy, &with_usage);
             }
-            plan.held.extend(lost.iter().map(|cell| self.route_hold(cell)).filter(|_| {
-                self.settings.route_guard == crate::config::RouteGuard::Hold
-            }));
+            plan.held.extend(
+                lost.iter()
+                    .map(|cell| self.route_hold(cell))
+                    .filter(|_| self.settings.route_guard == RouteGuard::Hold),
+            );
             for (power, tier) in &lost {
                 warn!(power_level = %power, user_tier = %tier, guard = ?self.settings.route_guard, "a route cell loses its last usable model");
             }
@@ -323,8 +329,13 @@ impl Reconciler {
     }
 
     /// The cells that had a usable model and would have none, over the whole database.
-    async fn lost(&self, tx: &mut ReconcileTx, plan: &Plan, world: &World) -> Result<Vec<(String, String)>, StoreError> {
-        if self.settings.route_guard == crate::config::RouteGuard::Off {
+    async fn lost(
+        &self,
+        tx: &mut ReconcileTx,
+        plan: &Plan,
+        world: &World,
+    ) -> Result<Vec<(String, String)>, StoreError> {
+        if self.settings.route_guard == RouteGuard::Off {
             return Ok(Vec::new());
         }
         let lost = lost_cells(plan, world);
@@ -340,7 +351,7 @@ impl Reconciler {
     fn policy(&self, pass: &Pass<'_>, suspension: &Suspension) -> Policy {
         Policy {
             drift: self.settings.drift,
-            prune_limit: self.settings.prune_limit(),
+            prune_limit: prune_limit(&self.settings),
             confirmed: pass.confirmed.clone(),
             suspended: suspension.providers.iter().cloned().collect(),
             hold_cells: BTreeSet::new(),
@@ -354,7 +365,7 @@ impl Reconciler {
         let one = |provider: &Arc<Provider>| match &provider.api_key {
             None => (DesiredKey::Undeclared, None),
             Some(reference) => match self.resolver.resolve(reference) {
-                Ok(secret) => (DesiredKey::Resolved(self.keyring.fingerprint(&secret)), Some(secret)),
+                Ok(secret) => (DesiredKey::Resolved(self.keyring.fp.fingerprint(&secret)), Some(secret)),
                 Err(error) => (DesiredKey::Unresolved(error.to_string()), None),
             },
         };
@@ -371,7 +382,7 @@ impl Reconciler {
         set.par_iter()
             .filter_map(|provider| {
                 let secret = secrets.get(&provider.name)?;
-                Some((provider.name.clone(), self.keyring.encrypt(secret)))
+                Some((provider.name.clone(), self.keyring.byok.encrypt(secret)))
             })
             .collect()
     }
@@ -390,13 +401,21 @@ impl Reconciler {
             .held
             .iter()
             .map(Hold::audit)
-            .chain(plan.notices.iter().filter(|notice| notice.kind == NoticeKind::Drift).filter_map(Notice::audit))
+            .chain(
+                plan.notices
+                    .iter()
+                    .filter(|notice| notice.kind == NoticeKind::Drift)
+                    .filter_map(Notice::audit),
+            )
             .map(|entry| (short_digest(&format!("{:?}{}{}", entry.kind, entry.detail, entry.reason)), entry))
             .collect();
         let stored = tx.meta_get("reported").await?.unwrap_or_default();
         let known: BTreeSet<&str> = stored.split_whitespace().collect();
         let whole = pass.providers.is_none();
-        if (current.is_empty() && (known.is_empty() || !whole)) || current.keys().all(|key| known.contains(key.as_str())) && (!whole || known.len() == current.len()) {
+        if (current.is_empty() && (known.is_empty() || !whole))
+            || current.keys().all(|key| known.contains(key.as_str()))
+                && (!whole || known.len() == current.len())
+        {
             return Ok(None);
         }
         let mut next: BTreeSet<&str> = current.keys().map(String::as_str).collect();
@@ -404,7 +423,8 @@ impl Reconciler {
             next.extend(&known);
         }
         let next = next.into_iter().collect::<Vec<_>>().join(" ");
-        let fresh = current.iter().filter(|(key, _)| !known.contains(key.as_str())).map(|(_, entry)| entry.clone());
+        let fresh =
+            current.iter().filter(|(key, _)| !known.contains(key.as_str())).map(|(_, entry)| entry.clone());
         Ok(Some((next.clone(), fresh.collect())))
     }
 }
@@ -419,10 +439,22 @@ fn short_digest(text: &str) -> String {
     sha2::Sha256::digest(text.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Whether a plan takes rows away.
-fn deletes(plan: &Plan) -> bool {
-    let taken = |action| matches!(action, Action::Delete | Action::Retire);
-    plan.providers.iter().flat_map(|provider| &provider.changes).any(|change| taken(change.action))
+/// Whether a plan takes providers away. One that moves between files is gone for a moment, and would come back
+/// with another identity and without its history.
+fn prunes(plan: &Plan) -> bool {
+    let taken = |change: &Change| matches!(change.action, Action::Delete | Action::Retire);
+    let changes = plan.providers.iter().flat_map(|provider| &provider.changes);
+    changes.filter(|change| change.kind == Kind::Provider).any(taken)
+}
+
+fn prune_limit(settings: &Reconcile) -> PruneLimit {
+    let minimum = usize::try_from(settings.prune_limit_min).unwrap_or(usize::MAX);
+    match settings.prune_limit {
+        config::PruneLimit::Percent(percent) => PruneLimit { percent, at_least: minimum },
+        config::PruneLimit::Count(count) => {
+            PruneLimit { percent: 0, at_least: usize::try_from(count).unwrap_or(usize::MAX).max(minimum) }
+        }
+    }
 }
 
 fn with_revision(entries: Vec<AuditEntry>, revision: Option<&Revision>) -> Vec<NewEvent> {

@@ -73,7 +73,8 @@ impl RouteIndex {
     /// The rules of one provider's models, by model and cell.
     pub fn rules_for(&self, provider: &Provider) -> Vec<DesiredRule> {
         let named = self.literal.get(&*provider.name).into_iter().flatten();
-        let anywhere = self.anywhere.iter().filter(|route| Pattern::new(route.pattern().0).matches(&provider.name));
+        let anywhere =
+            self.anywhere.iter().filter(|route| Pattern::new(route.pattern().0).matches(&provider.name));
         let mut best: BTreeMap<(&str, Cow<'_, Cell>), (&Route, bool)> = BTreeMap::new();
         for route in named.chain(anywhere) {
             let (provider_part, model_part) = route.pattern();
@@ -135,8 +136,12 @@ impl Table {
         let index = RouteIndex::new(&catalog.routes);
         let mut rows = Vec::new();
         for provider in catalog.providers.values().filter(|provider| provider.enabled != Some(false)) {
-            let off: BTreeSet<&str> =
-                provider.models.iter().filter(|model| model.enabled == Some(false)).map(|model| &*model.name).collect();
+            let off: BTreeSet<&str> = provider
+                .models
+                .iter()
+                .filter(|model| model.enabled == Some(false))
+                .map(|model| &*model.name)
+                .collect();
             for rule in index.rules_for(provider) {
                 if rule.enabled == Some(false) || off.contains(&*rule.model) {
                     continue;
@@ -157,7 +162,10 @@ impl Table {
         rows.sort_by(|a, b| {
             let cell = |row: &Row| (row.power_level, row.user_tier.clone(), row.task_type.clone());
             let order = |row: &Row| (row.priority, row.provider_priority, row.weight);
-            cell(a).cmp(&cell(b)).then(order(b).cmp(&order(a))).then_with(|| (&a.provider, &a.model).cmp(&(&b.provider, &b.model)))
+            cell(a)
+                .cmp(&cell(b))
+                .then(order(b).cmp(&order(a)))
+                .then_with(|| (&a.provider, &a.model).cmp(&(&b.provider, &b.model)))
         });
         Self { rows }
     }
@@ -171,7 +179,8 @@ impl Table {
         let mut cells: BTreeMap<_, Vec<String>> = BTreeMap::new();
         for row in &self.rows {
             let key = (row.power_level, &*row.user_tier, row.task_type.as_deref());
-            let share = format!("{}/{} (priority {}, weight {})", row.provider, row.model, row.priority, row.weight);
+            let share =
+                format!("{}/{} (priority {}, weight {})", row.provider, row.model, row.priority, row.weight);
             cells.entry(key).or_default().push(share);
         }
         cells

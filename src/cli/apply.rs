@@ -4,9 +4,9 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{
+    Format,
     context::{Context, is_valid},
     output::{self, Exit},
-    Format,
 };
 use crate::{
     plan::Plan,
@@ -53,7 +53,8 @@ impl Apply {
             Format::Table | Format::Github => {
                 let mut text = outcome.plan.to_string();
                 for refusal in &outcome.refused {
-                    text += &format!("! {}: refused by the database: {}\n", refusal.provider, refusal.message);
+                    text +=
+                        &format!("! {}: refused by the database: {}\n", refusal.provider, refusal.message);
                 }
                 if outcome.suspended {
                     text += "! applying is suspended: nothing was written (hint: `providerd resume`)\n";

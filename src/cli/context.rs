@@ -11,7 +11,7 @@ use crate::{
     loader::Loader,
     manifest::{self, Build, Severity},
     reconcile::Reconciler,
-    source::git,
+    source,
 };
 
 /// A command's surroundings.
@@ -26,18 +26,13 @@ pub fn settings(global: &Global) -> anyhow::Result<Settings> {
     app::settings(global.config.as_deref(), global.manifests.as_deref(), global.database_url.as_deref())
 }
 
-/// The manifest directory of a command that works offline.
-pub fn loader(global: &Global) -> anyhow::Result<Loader> {
-    Ok(Loader::new(settings(global)?.manifests.path))
-}
-
 /// Runs a command that needs the database, and stops what it started.
 pub fn block_on<F>(global: &Global, command: F) -> anyhow::Result<Exit>
 where
     F: for<'a> FnOnce(&'a Context) -> Pin<Box<dyn Future<Output = anyhow::Result<Exit>> + 'a>>,
 {
     let settings = settings(global)?;
-    let byok = app::take_byok_env();
+    let byok = app::byok_env();
     app::runtime()?.block_on(async {
         let backend = Backend::open(&settings, byok).await?;
         let context = Context { settings, format: global.output, backend };
@@ -60,14 +55,20 @@ impl Context {
 
     /// Reads the manifests and says on standard error what is wrong with them.
     pub fn load(&self) -> (Loader, Arc<Build>) {
-        let mut loader = Loader::new(self.root());
-        let build = loader.load();
+        let (loader, build) = self.load_quietly();
         report(&loader, &build);
+        (loader, build)
+    }
+
+    /// Reads the manifests; what is wrong with them is the caller's to show.
+    pub fn load_quietly(&self) -> (Loader, Arc<Build>) {
+        let mut loader = Loader::new(self.root());
+        let build = loader.load(true);
         (loader, Arc::new(build))
     }
 
     pub fn revision(&self) -> Option<crate::model::Revision> {
-        git::revision(&self.settings.manifests.path)
+        source::revision(&self.settings.manifests.path)
     }
 }
 

@@ -42,7 +42,11 @@ fn since(text: &str) -> Result<DateTime<Utc>, String> {
         "m" => 60,
         "h" => 3600,
         "d" => 86_400,
-        _ => return Err("expected a time such as 2026-01-31T12:00:00Z, or a duration such as 30m, 2h or 7d".into()),
+        _ => {
+            return Err(
+                "expected a time such as 2026-01-31T12:00:00Z, or a duration such as 30m, 2h or 7d".into()
+            );
+        }
     };
     let count: i64 = count.parse().map_err(|_| "expected a number in front of the unit".to_owned())?;
     let back = count.checked_mul(seconds).and_then(chrono::TimeDelta::try_seconds).ok_or("too long ago")?;
@@ -99,7 +103,8 @@ fn line(event: &Event) -> String {
         text += &format!("    {action} {} {}\n", word("kind"), word("name"));
         for field in change.get("fields").and_then(|it| it.as_array()).into_iter().flatten() {
             if let Some(name) = field.get("field").and_then(|it| it.as_str()) {
-                let value = |key: &str| field.get(key).map_or_else(|| "unset".to_owned(), ToString::to_string);
+                let value =
+                    |key: &str| field.get(key).map_or_else(|| "unset".to_owned(), ToString::to_string);
                 text += &format!("      {name}: {} → {}\n", value("old"), value("new"));
             }
         }

@@ -51,7 +51,9 @@ fn seal(global: &Global) -> anyhow::Result<Exit> {
     let mut text = zeroize::Zeroizing::new(String::new());
     std::io::stdin().lock().take(MAX_SECRET + 1).read_to_string(&mut text)?;
     anyhow::ensure!(text.len() as u64 <= MAX_SECRET, "the secret is longer than {MAX_SECRET} bytes");
-    let secret = Secret::from_input(&text)?;
+    let text = text.trim();
+    anyhow::ensure!(!text.is_empty(), "there is no secret on standard input");
+    let secret = Secret::copy_of(text.strip_prefix("Bearer ").unwrap_or(text).trim());
     let token = byok.encrypt(&secret);
     match global.output {
         Format::Json => output::json(&serde_json::json!({ "sealed": token })),
@@ -102,12 +104,14 @@ async fn verify(context: &Context) -> anyhow::Result<Exit> {
     let keyring = &context.backend.keyring;
     let names = context.backend.store.provider_names().await?;
     let declared = names.into_iter().map(Into::into).collect();
-    let world = context.backend.store.read_world(&Scope::All { declared }, &|token| keyring.open(token)).await?;
+    let world =
+        context.backend.store.read_world(&Scope::All { declared }, &|token| keyring.open(token)).await?;
     let mut proofs = Vec::new();
     for (name, live) in &world.live {
         let reference = build.catalog.providers.get(name).and_then(|provider| provider.api_key.as_ref());
         let source = reference.map(|reference| context.backend.resolver.resolve(reference));
-        let declared = source.as_ref().and_then(|it| it.as_ref().ok()).map(|secret| keyring.fingerprint(secret));
+        let declared =
+            source.as_ref().and_then(|it| it.as_ref().ok()).map(|secret| keyring.fp.fingerprint(secret));
         let (verdict, stored) = match &live.key {
             LiveKey::Absent if reference.is_none() => continue,
             LiveKey::Absent => (Verdict::Missing, None),

@@ -84,9 +84,7 @@ pub enum Command {
     /// Print the manifests' JSON Schema
     Schema,
     /// Print a shell's completion script
-    Completions {
-        shell: clap_complete::Shell,
-    },
+    Completions { shell: clap_complete::Shell },
     /// Print the manual page, or write one for each command into a directory
     Man {
         /// Where to write them; printed to standard output without it

@@ -3,9 +3,9 @@
 use clap::Args;
 
 use super::{
+    Format,
     context::{Context, is_valid},
     output::{self, Exit},
-    Format,
 };
 use crate::reconcile::Pass;
 

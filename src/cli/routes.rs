@@ -11,9 +11,9 @@ use super::{
 };
 use crate::{
     loader::Loader,
-    manifest::Build,
+    manifest::{self, Build, Content, Workspace},
     routing::Table,
-    source::git,
+    source,
 };
 
 #[derive(Debug, Args)]
@@ -36,12 +36,7 @@ impl Routes {
             return Ok(Exit::when(valid));
         };
         let directory = PathBuf::from(&other);
-        let before = if directory.is_dir() {
-            load(&directory)?.0
-        } else {
-            let checkout = git::export(&root, &other)?;
-            load(checkout.path())?.0
-        };
+        let before = if directory.is_dir() { load(&directory)?.0 } else { at_revision(&root, &other)? };
         let diff = Table::diff(&before, &table);
         match global.output {
             Format::Json => output::json(&diff)?,
@@ -53,14 +48,27 @@ impl Routes {
 
 fn load(root: &Path) -> anyhow::Result<(Table, bool)> {
     let mut loader = Loader::new(root);
-    let build: Build = loader.load();
+    let build: Build = loader.load(true);
     anyhow::ensure!(loader.problem().is_none(), "{}", loader.problem().unwrap_or_default());
     context::report(&loader, &build);
     Ok((Table::resolve(&build.catalog), is_valid(&build)))
 }
 
+/// The table of another revision; what was invalid there declared nothing.
+fn at_revision(root: &Path, revision: &str) -> anyhow::Result<Table> {
+    let Some(files) = source::manifests_at(root, revision) else {
+        anyhow::bail!("`{revision}` is neither a directory nor a Git revision that has {}", root.display());
+    };
+    let mut workspace = Workspace::new();
+    for (path, text) in files {
+        let file = manifest::read(&path, &Content::Text(text.into()));
+        workspace.set_parsed(path, file);
+    }
+    Ok(Table::resolve(&workspace.build().catalog))
+}
+
 fn render(table: &Table) -> String {
-    let rows = table.rows().into_iter().map(|row| {
+    let rows = table.rows().iter().map(|row| {
         vec![
             row.power_level.to_string(),
             row.user_tier.to_string(),

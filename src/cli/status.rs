@@ -1,6 +1,9 @@
 //! `status`: every provider at a glance, as the database was read to hold it.
 
-use std::{collections::BTreeMap, time::{Duration, Instant}};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use chrono::{DateTime, Utc};
 use clap::Args;
@@ -73,7 +76,8 @@ impl Status {
         let mut printed: Option<Report> = None;
         loop {
             let report = self.report(context).await?;
-            let waiting = self.wait.is_some_and(|limit| !report.synced && started.elapsed().as_secs() < limit);
+            let waiting =
+                self.wait.is_some_and(|limit| !report.synced && started.elapsed().as_secs() < limit);
             let exit = Exit::when(report.synced);
             if !waiting && printed.as_ref() != Some(&report) {
                 self.print(context, &report)?;
@@ -91,14 +95,22 @@ impl Status {
 
     async fn report(&self, context: &Context) -> anyhow::Result<Report> {
         let (_, build) = context.load_quietly();
-        let pass =
-            Pass { build: &build, providers: None, settled: true, confirmed: None, revision: None, lease: None };
+        let pass = Pass {
+            build: &build,
+            providers: None,
+            settled: true,
+            confirmed: None,
+            revision: None,
+            lease: None,
+        };
         let plan = context.reconciler().preview(&pass).await?;
         let suspension = context.backend.store.suspension().await?;
         let rows = context.backend.store.provider_rows().await?;
         let mut lines: BTreeMap<String, Line> =
             rows.into_iter().map(|row| (row.name.clone(), line(row, &build, &plan))).collect();
-        for provider in build.catalog.providers.values().filter(|it| !lines.contains_key(&*it.name)).collect::<Vec<_>>() {
+        for provider in
+            build.catalog.providers.values().filter(|it| !lines.contains_key(&*it.name)).collect::<Vec<_>>()
+        {
             let line = Line {
                 name: provider.name.to_string(),
                 kind: Some(provider.kind.to_string()),
@@ -154,7 +166,11 @@ impl Status {
                     Some(false) => "off".to_owned(),
                     _ => line.health.clone().unwrap_or_else(|| "unknown".into()),
                 },
-                if line.has_key { line.key.clone().unwrap_or_else(|| "untested".into()) } else { "none".into() },
+                if line.has_key {
+                    line.key.clone().unwrap_or_else(|| "untested".into())
+                } else {
+                    "none".into()
+                },
                 ago(line.last_check),
                 line.models.to_string(),
                 line.source.clone().unwrap_or_default(),
@@ -162,7 +178,8 @@ impl Status {
         });
         let mut text =
             output::table(&["NAME", "TYPE", "STATE", "HEALTH", "KEY", "CHECKED", "MODELS", "SOURCE"], rows);
-        let notices = report.providers.iter().flat_map(|line| line.notices.iter().map(move |it| (&line.name, it)));
+        let notices =
+            report.providers.iter().flat_map(|line| line.notices.iter().map(move |it| (&line.name, it)));
         for (name, notice) in notices {
             text += &format!("! {name}: {notice}\n");
         }

@@ -27,7 +27,9 @@ impl Suspend {
         let reason = self.reason.as_deref().unwrap_or("suspended from the command line");
         context.backend.store.suspend(self.name.as_deref(), reason).await?;
         let what = self.name.as_deref().unwrap_or("everything");
-        output::text(&format!("applying is suspended for {what} (hint: `providerd resume` starts it again)\n"))
+        output::text(&format!(
+            "applying is suspended for {what} (hint: `providerd resume` starts it again)\n"
+        ))
     }
 }
 

@@ -20,13 +20,14 @@ pub struct Validate {
 impl Validate {
     /// Exit 0: no error; 2: at least one.
     pub fn run(self, global: &Global) -> anyhow::Result<Exit> {
-        let paths = if self.paths.is_empty() { vec![context::settings(global)?.manifests.path] } else { self.paths };
+        let paths =
+            if self.paths.is_empty() { vec![context::settings(global)?.manifests.path] } else { self.paths };
         let (mut valid, mut files) = (true, 0);
         let mut all = Vec::new();
         for path in paths {
             anyhow::ensure!(path.exists(), "{} does not exist", path.display());
             let mut loader = Loader::new(&path);
-            let build = loader.load();
+            let build = loader.load(true);
             if let Some(problem) = loader.problem() {
                 anyhow::bail!("{problem}");
             }

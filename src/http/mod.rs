@@ -73,7 +73,9 @@ pub async fn serve(listener: TcpListener, shared: Shared, stop: CancellationToke
 
 async fn metrics(State(shared): State<Shared>) -> Response {
     match shared.metrics.encode() {
-        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response(),
+        Ok(text) => {
+            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+        }
         Err(_) => error(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the metrics could not be encoded"),
     }
 }

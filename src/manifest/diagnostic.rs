@@ -75,7 +75,8 @@ impl<'a> Lines<'a> {
 
 /// The line of a byte, without an index; for the few places that every object has.
 pub(super) fn line_of(text: &str, at: usize) -> u32 {
-    let lines = text.as_bytes().get(..at).map_or(0, |before| before.iter().filter(|byte| **byte == b'\n').count());
+    let lines =
+        text.as_bytes().get(..at).map_or(0, |before| before.iter().filter(|byte| **byte == b'\n').count());
     u32::try_from(lines + 1).unwrap_or(u32::MAX)
 }
 
@@ -114,12 +115,6 @@ impl Diagnostic {
     #[must_use]
     pub(super) fn with_help(mut self, help: impl Into<String>) -> Self {
         self.help.push(help.into());
-        self
-    }
-
-    #[must_use]
-    pub(super) fn with_label(mut self, label: impl Into<String>) -> Self {
-        self.label = label.into();
         self
     }
 

@@ -31,7 +31,8 @@ const PREFIXES: &[(&str, usize)] = &[
 ];
 
 /// Names of keys whose values are secrets whatever they look like.
-const SECRET_NAMES: &[&str] = &["api_key", "apikey", "api-key", "token", "secret", "password", "passwd", "credential"];
+const SECRET_NAMES: &[&str] =
+    &["api_key", "apikey", "api-key", "token", "secret", "password", "passwd", "credential"];
 
 /// An opaque value of a secret's name has at least so many characters.
 const OPAQUE_LENGTH: usize = 16;
@@ -57,7 +58,10 @@ pub fn find(text: &str) -> Option<Range<usize>> {
             let starts_word = at == 0 || bytes.get(at - 1).is_none_or(|byte| !is_word(*byte));
             let body = bytes.get(at + prefix.len()..).unwrap_or_default();
             // Tokens of base64 may hold dots, slashes, plus signs and padding.
-            let run = body.iter().take_while(|byte| is_word(**byte) || matches!(byte, b'.' | b'/' | b'+' | b'=')).count();
+            let run = body
+                .iter()
+                .take_while(|byte| is_word(**byte) || matches!(byte, b'.' | b'/' | b'+' | b'='))
+                .count();
             let is_opaque = body.iter().take(run).any(u8::is_ascii_digit);
             if starts_word && run >= *length && is_opaque {
                 note(at..at + prefix.len() + run);
@@ -146,7 +150,13 @@ mod tests {
         check("0123456789abcdef0123456789abcdef.fakefakefakefakefakefake", true);
         check("eyJmYWtl.eyJmYWtlZmFrZWZha2VmYWtlZmFrZQ.ZmFrZQ", true);
         check("-----BEGIN FAKE PRIVATE KEY-----", true);
-        for harmless in ["https://api.openai.com/v1", "task-oriented-and-quite-long-name-2", "sk-learn", "llama3.1:70b-instruct", "the quick brown fox"] {
+        for harmless in [
+            "https://api.openai.com/v1",
+            "task-oriented-and-quite-long-name-2",
+            "sk-learn",
+            "llama3.1:70b-instruct",
+            "the quick brown fox",
+        ] {
             check(harmless, false);
         }
     }

@@ -45,7 +45,10 @@ impl ParsedFile {
 pub enum Content {
     Text(Box<str>),
     /// A FIFO, a file that is too large, no UTF-8, no permission, a link out of the directory.
-    Unreadable { code: &'static str, reason: Box<str> },
+    Unreadable {
+        code: &'static str,
+        reason: Box<str>,
+    },
 }
 
 /// A file that was read: parsed, with a hash of its bytes.

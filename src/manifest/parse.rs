@@ -17,20 +17,36 @@ use super::{
     keyshape,
 };
 use crate::model::{
-    Discover, HealthPolicy, JsonMap, KeySource, ManifestPath, Model, Origin, PowerLevel, Provider, ProviderType, Route,
-    Schedule, SecretRef,
+    Discover, HealthPolicy, JsonMap, KeySource, ManifestPath, Model, Origin, PowerLevel, Provider,
+    ProviderType, Route, Schedule, SecretRef,
 };
 
 /// Keys of each table, in the order of the documentation.
 pub(super) const ROOT: &[&str] = &["providers", "routes", "defaults"];
 pub(super) const PROVIDER: &[&str] = &[
-    "type", "enabled", "priority", "base_url", "model_prefixes", "description", "api_key", "api_key_source", "config",
-    "health", "discover", "models",
+    "type",
+    "enabled",
+    "priority",
+    "base_url",
+    "model_prefixes",
+    "description",
+    "api_key",
+    "api_key_source",
+    "config",
+    "health",
+    "discover",
+    "models",
 ];
 pub(super) const HEALTH: &[&str] = &["interval", "cron", "timeout", "slow_after", "path", "expect_status"];
 pub(super) const DISCOVER: &[&str] = &["include", "exclude", "cron", "enabled"];
 pub(super) const MODEL: &[&str] = &[
-    "name", "display_name", "context_length", "cost_per_1m_input_tokens", "cost_per_1m_output_tokens", "enabled", "metadata",
+    "name",
+    "display_name",
+    "context_length",
+    "cost_per_1m_input_tokens",
+    "cost_per_1m_output_tokens",
+    "enabled",
+    "metadata",
 ];
 pub(super) const ROUTE: &[&str] =
     &["models", "power_level", "user_tier", "task_type", "priority", "weight", "enabled"];
@@ -112,14 +128,22 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
 /// Six fields with seconds, as `tokio-cron-scheduler` reads them.
 fn is_cron(text: &str) -> bool {
     text.split_whitespace().count() == 6
-        && croner::parser::CronParser::builder().seconds(croner::parser::Seconds::Required).build().parse(text).is_ok()
+        && croner::parser::CronParser::builder()
+            .seconds(croner::parser::Seconds::Required)
+            .build()
+            .parse(text)
+            .is_ok()
 }
 
 /// The candidate that was probably meant.
 pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let close = candidates.into_iter().map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate));
+    let close =
+        candidates.into_iter().map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate));
     let allowed = |candidate: &str| (candidate.chars().count() / 3).max(1);
-    close.filter(|(distance, it)| *distance <= allowed(it)).min_by_key(|(distance, _)| *distance).map(|(_, it)| it)
+    close
+        .filter(|(distance, it)| *distance <= allowed(it))
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, it)| it)
 }
 
 struct Reader<'a> {
@@ -130,11 +154,22 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn error(&mut self, code: &'static str, span: Range<usize>, message: impl Into<String>) -> &mut Diagnostic {
+    fn error(
+        &mut self,
+        code: &'static str,
+        span: Range<usize>,
+        message: impl Into<String>,
+    ) -> &mut Diagnostic {
         self.report(Severity::Error, code, span, message.into())
     }
 
-    fn report(&mut self, severity: Severity, code: &'static str, span: Range<usize>, message: String) -> &mut Diagnostic {
+    fn report(
+        &mut self,
+        severity: Severity,
+        code: &'static str,
+        span: Range<usize>,
+        message: String,
+    ) -> &mut Diagnostic {
         let lines = self.lines.get_or_insert_with(|| Lines::new(self.text));
         let ((line, column), (end_line, end_column)) = (lines.place(span.start), lines.place(span.end));
         let mut found = Diagnostic::at(severity, code, self.path, Some(span), line, message);
@@ -166,7 +201,9 @@ impl<'a> Reader<'a> {
         let (span, name) = (name.span(), name.get_ref());
         if !is_provider_name(name) {
             let help = "a name has 1 to 100 of a-z, 0-9, `.`, `_` and `-`, and begins with a letter or digit";
-            self.error("provider-name", span.clone(), format!("`{}` is no provider name", shorten(name))).help.push(help.into());
+            self.error("provider-name", span.clone(), format!("`{}` is no provider name", shorten(name)))
+                .help
+                .push(help.into());
         }
         let table = self.expect_table(item, "a provider")?;
         self.unknown(table, PROVIDER, "a provider");
@@ -181,7 +218,8 @@ impl<'a> Reader<'a> {
             self.error("missing-base-url", span.clone(), message);
         }
         if kind == Some(ProviderType::GithubModels) {
-            let message = "GitHub Models was retired on 2026-07-30: every call fails, whatever the key".to_owned();
+            let message =
+                "GitHub Models was retired on 2026-07-30: every call fails, whatever the key".to_owned();
             self.report(Severity::Warning, "retired-type", span.clone(), message);
         }
         let line = line_of(self.text, span.start);
@@ -195,7 +233,12 @@ impl<'a> Reader<'a> {
             model_prefixes: self.strings(table, "model_prefixes"),
             description: self.text_of(table, "description", None),
             api_key: self.api_key(table),
-            api_key_source: self.word(table, "api_key_source", KeySource::parse, KeySource::ALL.iter().map(|it| it.as_str())),
+            api_key_source: self.word(
+                table,
+                "api_key_source",
+                KeySource::parse,
+                KeySource::ALL.iter().map(|it| it.as_str()),
+            ),
             config: self.free(table, "config", RESERVED_CONFIG),
             health: self.table(table, "health").map(|table| self.health(table)).unwrap_or_default(),
             discover: self.table(table, "discover").and_then(|table| self.discover(table)),
@@ -219,14 +262,18 @@ impl<'a> Reader<'a> {
         let span = table.get("base_url")?.span();
         let problem = match url::Url::parse(&text) {
             Err(_) => "expected an absolute URL such as https://api.example.com/v1",
-            Ok(url) if !matches!(url.scheme(), "http" | "https") => "expected a URL that begins with https:// or http://",
+            Ok(url) if !matches!(url.scheme(), "http" | "https") => {
+                "expected a URL that begins with https:// or http://"
+            }
             Ok(url) if !url.username().is_empty() || url.password().is_some() => {
                 let found = self.error("url-credentials", span, "a URL must not hold credentials");
                 found.secret = true;
                 found.help.push("a key belongs in `api_key`, sealed or by reference".into());
                 return None;
             }
-            Ok(url) if url.query().is_some() || url.fragment().is_some() => "a base URL has no query and no fragment",
+            Ok(url) if url.query().is_some() || url.fragment().is_some() => {
+                "a base URL has no query and no fragment"
+            }
             Ok(url) if url.host_str().is_none_or(str::is_empty) => "expected a host in the URL",
             Ok(_) => return Some(text),
         };
@@ -255,15 +302,25 @@ impl<'a> Reader<'a> {
         self.unknown(table, SECRET, "`api_key`");
         let known: Vec<&str> = SECRET.iter().copied().filter(|key| table.contains_key(*key)).collect();
         let [kind] = known.as_slice() else {
-            self.error("api-key", item.span(), "`api_key` needs exactly one of `env`, `file`, `credential` and `sealed`");
+            self.error(
+                "api-key",
+                item.span(),
+                "`api_key` needs exactly one of `env`, `file`, `credential` and `sealed`",
+            );
             return None;
         };
         let span = table.get(*kind).map_or_else(|| item.span(), Spanned::span);
-        let text = if *kind == "sealed" { self.raw_text(table, kind)?.into() } else { self.text_of(table, kind, None)? };
+        let text = if *kind == "sealed" {
+            self.raw_text(table, kind)?.into()
+        } else {
+            self.text_of(table, kind, None)?
+        };
         let (valid, help) = match *kind {
             "env" => (is_variable(&text), "expected a variable's name: letters, digits and `_`"),
             "file" => (is_key_file(&text), "expected an absolute path, or one below `keys.dir` without `..`"),
-            "credential" => (is_credential(&text), "expected a credential's name: letters, digits, `.`, `_` and `-`"),
+            "credential" => {
+                (is_credential(&text), "expected a credential's name: letters, digits, `.`, `_` and `-`")
+            }
             _ => (is_token(&text), "expected what `providerd key seal` prints"),
         };
         if !valid {
@@ -292,7 +349,11 @@ impl<'a> Reader<'a> {
         if let (Some(path), Some(item)) = (&path, table.get("path"))
             && !path.starts_with('/')
         {
-            self.error("health-path", item.span(), "expected a path that begins with `/`, below the base URL");
+            self.error(
+                "health-path",
+                item.span(),
+                "expected a path that begins with `/`, below the base URL",
+            );
         }
         HealthPolicy {
             schedule: cron.map(Schedule::Cron).or(interval.map(Schedule::Every)),
@@ -313,7 +374,11 @@ impl<'a> Reader<'a> {
         for item in items.iter() {
             match item.get_ref().as_integer().and_then(|it| it.as_str().parse::<u16>().ok()) {
                 Some(code @ 100..=599) => codes.push(code),
-                _ => drop(self.error("status-code", item.span(), "expected an HTTP status code from 100 to 599")),
+                _ => drop(self.error(
+                    "status-code",
+                    item.span(),
+                    "expected an HTTP status code from 100 to 599",
+                )),
             }
         }
         Some(codes)
@@ -369,12 +434,16 @@ impl<'a> Reader<'a> {
             && models.split_once('/').is_none_or(|(provider, model)| provider.is_empty() || model.is_empty())
         {
             let help = format!("`{}/*` means every model of that provider", shorten(models));
-            self.error("route-pattern", item.span(), "expected `provider/model`; globs are allowed in both").help.push(help);
+            self.error("route-pattern", item.span(), "expected `provider/model`; globs are allowed in both")
+                .help
+                .push(help);
         }
         let power_level = if table.contains_key("power_level") {
             self.word(table, "power_level", PowerLevel::parse, PowerLevel::ALL.iter().map(|it| it.as_str()))
         } else {
-            self.error("missing-key", item.span(), "a route needs `power_level`").help.push("one of eco, balanced and precision".into());
+            self.error("missing-key", item.span(), "a route needs `power_level`")
+                .help
+                .push("one of eco, balanced and precision".into());
             None
         };
         let user_tier = self.required(table, "user_tier", item.span(), "a route");
@@ -383,7 +452,11 @@ impl<'a> Reader<'a> {
             if let (Some(value), Some(item)) = (value, table.get(key))
                 && !is_tier(value)
             {
-                self.error("route-word", item.span(), format!("`{key}` has 1 to 50 letters, digits, `.`, `_` and `-`"));
+                self.error(
+                    "route-word",
+                    item.span(),
+                    format!("`{key}` has 1 to 50 letters, digits, `.`, `_` and `-`"),
+                );
             }
         }
         Some(Route {
@@ -408,7 +481,8 @@ impl<'a> Reader<'a> {
                 Some(close) => format!("did you mean `{close}`?"),
                 None => format!("{what} knows {}", known.join(", ")),
             };
-            let found = self.error("unknown-key", key.span(), format!("{what} has no key `{}`", shorten(name)));
+            let found =
+                self.error("unknown-key", key.span(), format!("{what} has no key `{}`", shorten(name)));
             found.help.push(help);
         }
     }
@@ -473,12 +547,20 @@ impl<'a> Reader<'a> {
         } else if keyshape::find(text).is_some() || keyshape::is_named_secret(key, text) {
             let found = self.error("literal-key", span, format!("the value of `{key}` looks like a key"));
             found.secret = true;
-            found.help.push("a key belongs in `api_key`, sealed with `providerd key seal` or by reference".into());
+            found
+                .help
+                .push("a key belongs in `api_key`, sealed with `providerd key seal` or by reference".into());
             found.help.push("if this file was ever committed, revoke the key: Git remembers it".into());
         }
     }
 
-    fn required(&mut self, table: &DeTable<'a>, key: &str, span: Range<usize>, what: &str) -> Option<Box<str>> {
+    fn required(
+        &mut self,
+        table: &DeTable<'a>,
+        key: &str,
+        span: Range<usize>,
+        what: &str,
+    ) -> Option<Box<str>> {
         if !table.contains_key(key) {
             self.error("missing-key", span, format!("{what} needs `{key}`"));
             return None;
@@ -499,7 +581,12 @@ impl<'a> Reader<'a> {
                     self.check_text(key, text, item.span());
                     texts.push(text.into());
                 }
-                None => self.wrong_type(item.span(), &format!("an element of `{key}`"), "a string", item.get_ref()),
+                None => self.wrong_type(
+                    item.span(),
+                    &format!("an element of `{key}`"),
+                    "a string",
+                    item.get_ref(),
+                ),
             }
         }
         Some(texts)
@@ -532,7 +619,9 @@ impl<'a> Reader<'a> {
         let item = table.get(key)?;
         let number = match item.get_ref() {
             DeValue::Float(float) => f64::from_str(float.as_str()).ok(),
-            DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix()).ok().map(|it| it as f64),
+            DeValue::Integer(number) => {
+                i64::from_str_radix(number.as_str(), number.radix()).ok().map(|it| it as f64)
+            }
             other => {
                 self.wrong_type(item.span(), &format!("`{key}`"), "a price in USD per million tokens", other);
                 return None;
@@ -540,7 +629,11 @@ impl<'a> Reader<'a> {
         };
         let number = number.filter(|it| it.is_finite() && *it >= 0.0 && *it < MAX_COST);
         if number.is_none() {
-            self.error("out-of-range", item.span(), format!("`{key}` must be from 0 to below {MAX_COST} USD"));
+            self.error(
+                "out-of-range",
+                item.span(),
+                format!("`{key}` must be from 0 to below {MAX_COST} USD"),
+            );
         }
         number
     }
@@ -555,7 +648,11 @@ impl<'a> Reader<'a> {
                 None
             }
             None => {
-                self.error("duration", span, format!("`{key}`: expected a duration such as 500ms, 30s, 5m or 1h"));
+                self.error(
+                    "duration",
+                    span,
+                    format!("`{key}`: expected a duration such as 500ms, 30s, 5m or 1h"),
+                );
                 None
             }
         }
@@ -600,7 +697,8 @@ impl<'a> Reader<'a> {
     fn free(&mut self, table: &DeTable<'a>, key: &str, reserved: &[&str]) -> JsonMap {
         let Some(table) = self.table(table, key) else { return JsonMap::new() };
         for name in table.keys().filter(|name| reserved.contains(&&**name.get_ref())) {
-            let message = format!("`{}` in `{key}` is set from the provider's own key of that name", name.get_ref());
+            let message =
+                format!("`{}` in `{key}` is set from the provider's own key of that name", name.get_ref());
             self.error("reserved-key", name.span(), message);
         }
         self.json_table(table)
@@ -650,7 +748,9 @@ impl<'a> Reader<'a> {
 fn is_provider_name(name: &str) -> bool {
     (1..=100).contains(&name.len())
         && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-'))
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-'))
 }
 
 fn is_tier(word: &str) -> bool {

@@ -41,7 +41,8 @@ fn masked(text: &str, diagnostics: &[Diagnostic]) -> String {
 
 /// The span, if it still fits the text: the file may have changed since.
 fn inside(span: &Range<usize>, text: &str) -> Option<Range<usize>> {
-    (span.start <= span.end && text.is_char_boundary(span.start) && text.is_char_boundary(span.end)).then(|| span.clone())
+    (span.start <= span.end && text.is_char_boundary(span.start) && text.is_char_boundary(span.end))
+        .then(|| span.clone())
 }
 
 fn one(diagnostic: &Diagnostic, path: &ManifestPath, source: Option<&str>, renderer: &Renderer) -> String {
@@ -49,9 +50,10 @@ fn one(diagnostic: &Diagnostic, path: &ManifestPath, source: Option<&str>, rende
         Severity::Error => Level::ERROR,
         Severity::Warning => Level::WARNING,
     };
-    let mut group = level.primary_title(diagnostic.message.as_str()).id(diagnostic.code).elements(std::iter::empty::<
-        annotate_snippets::Snippet<'_, annotate_snippets::Annotation<'_>>,
-    >());
+    let mut group = level
+        .primary_title(diagnostic.message.as_str())
+        .id(diagnostic.code)
+        .elements(std::iter::empty::<Snippet<'_, annotate_snippets::Annotation<'_>>>());
     let span = source.and_then(|source| {
         let line = || line_span(source, diagnostic.line);
         diagnostic.span.as_ref().and_then(|span| inside(span, source)).or_else(line)
@@ -64,7 +66,8 @@ fn one(diagnostic: &Diagnostic, path: &ManifestPath, source: Option<&str>, rende
         _ => group = group.element(annotate_snippets::Origin::path(&**path).line(diagnostic.line as usize)),
     }
     for related in &diagnostic.related {
-        group = group.element(Level::NOTE.message(format!("{}: {}:{}", related.text, related.path, related.line)));
+        group = group
+            .element(Level::NOTE.message(format!("{}: {}:{}", related.text, related.path, related.line)));
     }
     for help in &diagnostic.help {
         group = group.element(Level::HELP.with_name(Some("hint")).message(help.as_str()));

@@ -115,7 +115,14 @@ impl Workspace {
         build.changed = match (&self.built, touched) {
             (Some(built), Some(mut touched)) => {
                 // A name that is declared twice now, or no longer, concerns its providers too.
-                touched.extend(built.catalog.frozen.providers.symmetric_difference(&build.catalog.frozen.providers).cloned());
+                touched.extend(
+                    built
+                        .catalog
+                        .frozen
+                        .providers
+                        .symmetric_difference(&build.catalog.frozen.providers)
+                        .cloned(),
+                );
                 Changed::Providers(touched)
             }
             _ => Changed::All,
@@ -131,7 +138,8 @@ impl Workspace {
             let catalog = Arc::make_mut(&mut build.catalog);
             for name in touched {
                 let file = catalog.providers.get(name).map(|provider| provider.origin.file.clone());
-                let parsed = file.and_then(|file| self.files.get(&file)).and_then(|file| file.parsed.as_ref());
+                let parsed =
+                    file.and_then(|file| self.files.get(&file)).and_then(|file| file.parsed.as_ref());
                 let provider = parsed.and_then(|parsed| parsed.providers.iter().find(|it| it.name == *name));
                 if let Some(provider) = provider {
                     catalog.providers.insert(name.clone(), provider.clone());
@@ -166,10 +174,12 @@ impl Workspace {
                 freeze(&mut catalog.frozen, path, parsed);
                 continue;
             }
-            objects += parsed.routes.len() + parsed.providers.iter().map(|it| 1 + it.models.len()).sum::<usize>();
+            objects +=
+                parsed.routes.len() + parsed.providers.iter().map(|it| 1 + it.models.len()).sum::<usize>();
             if objects > MAX_OBJECTS {
                 files.invalid += 1;
-                let message = format!("more than {MAX_OBJECTS} objects are declared up to this file; it is left out");
+                let message =
+                    format!("more than {MAX_OBJECTS} objects are declared up to this file; it is left out");
                 diagnostics.push(Diagnostic::of_file("too-many-objects", path, message));
                 freeze(&mut catalog.frozen, path, parsed);
                 continue;
@@ -178,7 +188,9 @@ impl Workspace {
             for provider in &parsed.providers {
                 match declared.insert(&provider.name, provider) {
                     None => drop(catalog.providers.insert(provider.name.clone(), provider.clone())),
-                    Some(first) => twice.entry(provider.name.clone()).or_insert_with(|| vec![first]).push(provider),
+                    Some(first) => {
+                        twice.entry(provider.name.clone()).or_insert_with(|| vec![first]).push(provider)
+                    }
                 }
             }
             catalog.routes.extend(parsed.routes.iter().cloned());
@@ -261,12 +273,16 @@ fn overlap(a: &HealthPolicy, b: &HealthPolicy) -> bool {
 
 /// Routes that match nothing, and routes that say the same.
 fn check_routes(catalog: &Catalog, diagnostics: &mut Vec<Diagnostic>) {
-    let mut said: HashMap<(&str, &str, &str, Option<&str>), &Route> = HashMap::with_capacity(catalog.routes.len());
+    let mut said: HashMap<(&str, &str, &str, Option<&str>), &Route> =
+        HashMap::with_capacity(catalog.routes.len());
     for route in &catalog.routes {
         let key = (&*route.models, route.power_level.as_str(), &*route.user_tier, route.task_type.as_deref());
         if let Some(first) = said.insert(key, route) {
             for (this, other) in [(first, &**route), (&**route, first)] {
-                let message = format!("two routes say where `{}` serves {} × {}", this.models, this.power_level, this.user_tier);
+                let message = format!(
+                    "two routes say where `{}` serves {} × {}",
+                    this.models, this.power_level, this.user_tier
+                );
                 let found = at_object("duplicate-route", &this.origin, message);
                 diagnostics.push(found.with_related(&other.origin.file, other.origin.line, "the other one"));
             }
@@ -283,33 +299,44 @@ fn dangling(catalog: &Catalog, route: &Route) -> Option<Diagnostic> {
     let is_glob = provider.contains(['*', '?']);
     if !is_glob {
         let found = catalog.providers.get(provider);
-        if found.is_some_and(|it| it.discover.is_some() || it.models.iter().any(|model| model_pattern.matches(&model.name))) {
+        if found.is_some_and(|it| {
+            it.discover.is_some() || it.models.iter().any(|model| model_pattern.matches(&model.name))
+        }) {
             return None;
         }
         // A provider in a bad file may have the model; nobody can say now.
-        if catalog.frozen.providers.contains(provider) || (found.is_none() && !catalog.frozen.files.is_empty()) {
+        if catalog.frozen.providers.contains(provider)
+            || (found.is_none() && !catalog.frozen.files.is_empty())
+        {
             return None;
         }
     } else {
         let provider_pattern = Pattern::new(provider);
         let mut matching = catalog.providers.values().filter(|it| provider_pattern.matches(&it.name));
-        if matching.any(|it| it.discover.is_some() || it.models.iter().any(|model| model_pattern.matches(&model.name)))
-            || !catalog.frozen.files.is_empty()
+        if matching.any(|it| {
+            it.discover.is_some() || it.models.iter().any(|model| model_pattern.matches(&model.name))
+        }) || !catalog.frozen.files.is_empty()
             || !catalog.frozen.providers.is_empty()
         {
             return None;
         }
     }
-    let found = at_object("dangling-route", &route.origin, format!("`{}` matches no declared model", route.models));
+    let found =
+        at_object("dangling-route", &route.origin, format!("`{}` matches no declared model", route.models));
     Some(match catalog.providers.get(provider) {
         None if is_glob => found,
         None => match nearest(provider, catalog.providers.keys().map(|name| &**name)) {
-            Some(close) => found.with_help(format!("no provider is called `{provider}`; did you mean `{close}`?")),
+            Some(close) => {
+                found.with_help(format!("no provider is called `{provider}`; did you mean `{close}`?"))
+            }
             None => found.with_help(format!("no provider is called `{provider}`")),
         },
         Some(it) => match nearest(model, it.models.iter().map(|model| &*model.name)) {
             Some(close) => found.with_help(format!("did you mean `{provider}/{close}`?")),
-            None => found.with_help(format!("`{provider}` declares {} models; none matches `{model}`", it.models.len())),
+            None => found.with_help(format!(
+                "`{provider}` declares {} models; none matches `{model}`",
+                it.models.len()
+            )),
         },
     })
 }
@@ -328,13 +355,16 @@ fn touches(parsed: &ParsedFile) -> impl Iterator<Item = Option<Arc<str>>> {
 /// Whether two versions of a file differ in nothing that another file could notice.
 fn same_shape(old: &ReadFile, new: &ReadFile) -> bool {
     let (Some(old), Some(new)) = (&old.parsed, &new.parsed) else { return false };
-    let models = |provider: &Provider| provider.models.iter().map(|model| model.name.clone()).collect::<Vec<_>>();
+    let models =
+        |provider: &Provider| provider.models.iter().map(|model| model.name.clone()).collect::<Vec<_>>();
     old.diagnostics.is_empty()
         && new.diagnostics.is_empty()
         && old.default_health == new.default_health
         && old.routes == new.routes
         && old.providers.len() == new.providers.len()
         && old.providers.iter().zip(&new.providers).all(|(old, new)| {
-            old.name == new.name && old.discover.is_some() == new.discover.is_some() && models(old) == models(new)
+            old.name == new.name
+                && old.discover.is_some() == new.discover.is_some()
+                && models(old) == models(new)
         })
 }

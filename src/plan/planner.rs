@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     config::DriftPolicy,
-    model::{Cell, Frozen, Model, Provider},
+    model::{Cell, Frozen, Model, Origin, Provider},
     routing::DesiredRule,
 };
 
@@ -416,6 +416,7 @@ impl One<'_> {
                 || recorded.is_some_and(|known| known.fields.contains_key("cost_per_1m_tokens"));
             let lowered = diff::lower_model(model, blended);
             let name = format!("{}/{}", provider.name, model.name);
+            let at = changes.len();
             match live {
                 None => changes.push(self.change(
                     Kind::Model,
@@ -426,6 +427,9 @@ impl One<'_> {
                     diff::creation(&lowered),
                 )),
                 Some(live) => self.model_row(model, live, recorded, &lowered, provider_id, name, changes),
+            }
+            for change in changes.iter_mut().skip(at) {
+                change.origin = Some(Origin { line: model.line, ..provider.origin.clone() });
             }
             self.rules(model, id, live, rules.get(&*model.name), record, next, changes);
             next.models.insert(model.name.clone(), RecordedRow { id, fields: lowered.fields() });

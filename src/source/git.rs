@@ -16,13 +16,21 @@ use std::{
     time::Duration,
 };
 
-use crate::model::Revision;
+use super::{
+    names::{is_manifest, is_visible},
+    read::last_name,
+};
+use crate::model::{ManifestPath, Revision};
 
 /// `git status` of 100,000 files on a slow disk takes seconds; a hung network file system takes forever.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Only whether there is any output matters for `status`; a commit id has at most 64 digits.
 const MAX_OUTPUT: usize = 4096;
+/// A hundred thousand names fit.
+const MAX_LIST: usize = 32 * 1024 * 1024;
+/// One byte more than a manifest may have.
+const MAX_FILE: usize = 1024 * 1024 + 1;
 
 /// A pointer file (`.git` of a worktree or submodule) is one short line.
 const MAX_POINTER: u64 = 8192;
@@ -89,9 +97,34 @@ pub fn git_dir(path: &Path) -> Option<PathBuf> {
     None
 }
 
+/// The manifests as they stand in another revision, by path; `None` if git does not know it.
+pub fn manifests_at(root: &Path, revision: &str) -> Option<Vec<(ManifestPath, String)>> {
+    // What looks like an option or names a file in the index is no revision.
+    if revision.starts_with('-') || revision.contains(':') {
+        return None;
+    }
+    let list = ["ls-tree", "-r", "--name-only", "-z", revision, "."];
+    let names = git_up_to(MAX_LIST, root, &[], &list)?;
+    let visible = names.split('\0').filter(|name| {
+        let path = Path::new(name);
+        is_manifest(last_name(path)) && is_visible(path)
+    });
+    visible
+        .map(|name| {
+            let text =
+                git_up_to(MAX_FILE, root, &[], &["cat-file", "blob", &format!("{revision}:./{name}")])?;
+            Some((name.into(), text))
+        })
+        .collect()
+}
+
+fn git(root: &Path, settings: &[String], arguments: &[&str]) -> Option<String> {
+    git_up_to(MAX_OUTPUT, root, settings, arguments)
+}
+
 /// Runs one read-only git command; its standard output (cut off), or `None` if it failed or took too long.
 /// `settings` override the repository's.
-fn git(root: &Path, settings: &[String], arguments: &[&str]) -> Option<String> {
+fn git_up_to(limit: usize, root: &Path, settings: &[String], arguments: &[&str]) -> Option<String> {
     let mut command = Command::new("git");
     command
         .arg("-C")
@@ -111,10 +144,11 @@ fn git(root: &Path, settings: &[String], arguments: &[&str]) -> Option<String> {
         .arg("--no-pager")
         .arg("--no-optional-locks")
         .args(arguments);
-    for (name, _) in std::env::vars_os() {
-        // GIT_DIR and its like would point at another repository.
-        if name.to_string_lossy().starts_with("GIT_") {
-            command.env_remove(name);
+    // Nothing of ours is git's business: not GIT_DIR and its like, and no secret.
+    command.env_clear();
+    for name in ["PATH", "HOME", "TMPDIR"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
         }
     }
     command
@@ -140,7 +174,7 @@ fn git(root: &Path, settings: &[String], arguments: &[&str]) -> Option<String> {
             return None;
         }
     };
-    let output = child.stdout.take().and_then(read_in_time);
+    let output = child.stdout.take().and_then(|pipe| read_in_time(pipe, limit));
     let Some(output) = output else {
         let _ = child.kill();
         let _ = child.wait();
@@ -148,7 +182,7 @@ fn git(root: &Path, settings: &[String], arguments: &[&str]) -> Option<String> {
         return None;
     };
     // A command that still has something to say gets a closed pipe, and its answer is already known.
-    let cut = output.len() >= MAX_OUTPUT;
+    let cut = output.len() >= limit;
     if cut {
         let _ = child.kill();
     }
@@ -156,14 +190,14 @@ fn git(root: &Path, settings: &[String], arguments: &[&str]) -> Option<String> {
     (cut || status.success()).then(|| String::from_utf8_lossy(&output).into_owned())
 }
 
-/// Everything up to the end or [`MAX_OUTPUT`]; `None` when it takes longer than [`TIMEOUT`].
-fn read_in_time(pipe: ChildStdout) -> Option<Vec<u8>> {
+/// Everything up to the end or `limit` bytes; `None` when it takes longer than [`TIMEOUT`].
+fn read_in_time(pipe: ChildStdout, limit: usize) -> Option<Vec<u8>> {
     let (sender, receiver) = mpsc::sync_channel(1);
     // A thread of its own, because a pipe has no read timeout. It ends with the pipe, at the latest when the
     // caller has killed git.
     let reader = std::thread::Builder::new().name("git-output".to_owned()).spawn(move || {
         let mut output = Vec::new();
-        let whole = pipe.take(MAX_OUTPUT as u64).read_to_end(&mut output);
+        let whole = pipe.take(limit as u64).read_to_end(&mut output);
         let _ = sender.send(whole.is_ok().then_some(output));
     });
     reader.ok()?;

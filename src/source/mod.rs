@@ -22,7 +22,7 @@ use std::{collections::BTreeSet, fmt, path::PathBuf};
 
 pub use self::{
     directory::Directory,
-    git::{RevisionTracker, revision},
+    git::{RevisionTracker, manifests_at, revision},
     watch::{Handle, Options, Watcher},
 };
 use crate::model::ManifestPath;

@@ -28,18 +28,25 @@ impl ReconcileTx {
         tokens: &HashMap<Arc<str>, String>,
         events: &[NewEvent],
     ) -> Result<()> {
-        let now: String =
-            sqlx::query("SELECT (now() AT TIME ZONE 'utc')::text").fetch_one(&mut *self.tx).await?.try_get(0)?;
+        let now: String = sqlx::query("SELECT (now() AT TIME ZONE 'utc')::text")
+            .fetch_one(&mut *self.tx)
+            .await?
+            .try_get(0)?;
         let changes = || plans.iter().flat_map(|plan| &plan.changes);
-        let of = |kind: Kind, action: Action| changes().filter(move |it| it.kind == kind && it.action == action);
+        let of =
+            |kind: Kind, action: Action| changes().filter(move |it| it.kind == kind && it.action == action);
 
-        self.delete("DELETE FROM llm_routing_rules WHERE id = ANY($1)", of(Kind::Route, Action::Delete)).await?;
+        self.delete("DELETE FROM llm_routing_rules WHERE id = ANY($1)", of(Kind::Route, Action::Delete))
+            .await?;
         self.delete("DELETE FROM llm_models WHERE id = ANY($1)", of(Kind::Model, Action::Delete)).await?;
-        self.delete("DELETE FROM llm_providers WHERE id = ANY($1)", of(Kind::Provider, Action::Delete)).await?;
+        self.delete("DELETE FROM llm_providers WHERE id = ANY($1)", of(Kind::Provider, Action::Delete))
+            .await?;
 
         // Renames free names before rows are created under them.
         let updated = |kind| {
-            let updates = |it: &&Change| matches!(it.action, Action::Adopt | Action::Update | Action::Retire) && !it.fields.is_empty();
+            let updates = |it: &&Change| {
+                matches!(it.action, Action::Adopt | Action::Update | Action::Retire) && !it.fields.is_empty()
+            };
             changes().filter(move |it| it.kind == kind).filter(updates).collect::<Vec<_>>()
         };
         for chunk in updated(Kind::Provider).chunks(CHUNK) {
@@ -151,12 +158,16 @@ impl ReconcileTx {
     ) -> Result<()> {
         let mut copy = Copy::default();
         for plan in plans {
-            for change in plan.changes.iter().filter(|it| it.kind == Kind::Provider && it.action == Action::Create) {
+            for change in
+                plan.changes.iter().filter(|it| it.kind == Kind::Provider && it.action == Action::Create)
+            {
                 let row = Patch::new(change, "config.");
                 let token = tokens.get(&plan.name).map(String::as_str);
                 copy.display(change.id).text(&change.name).value(row.get("type"));
                 copy.text(token.unwrap_or_default()).text(token.unwrap_or_default());
-                copy.value(row.get("api_key_source")).option(token.map(|_| now)).option(token.map(|_| "pending"));
+                copy.value(row.get("api_key_source"))
+                    .option(token.map(|_| now))
+                    .option(token.map(|_| "pending"));
                 copy.value(row.get("api_base_url")).value(row.get("enabled")).value(row.get("priority"));
                 copy.json(&row.keys).text("unknown").text(now).text(now).end();
             }
@@ -174,7 +185,11 @@ impl ReconcileTx {
         for change in changes {
             let row = Patch::new(change, "metadata.");
             let name = change.name.split_once('/').map_or(change.name.as_str(), |(_, model)| model);
-            copy.display(change.id).display(change.parent).text(name).text(name).value(row.get("display_name"));
+            copy.display(change.id)
+                .display(change.parent)
+                .text(name)
+                .text(name)
+                .value(row.get("display_name"));
             copy.value(row.get("context_length")).value(row.get("cost_per_1m_tokens"));
             copy.value(row.get("cost_per_1m_input_tokens")).value(row.get("cost_per_1m_output_tokens"));
             copy.value(row.get("enabled")).json(&row.keys).text(now).text(now).end();
@@ -191,7 +206,10 @@ impl ReconcileTx {
         let mut copy = Copy::default();
         for change in changes {
             let row = Patch::new(change, "\0");
-            copy.display(change.id).display(change.parent).value(row.get("power_level")).value(row.get("user_tier"));
+            copy.display(change.id)
+                .display(change.parent)
+                .value(row.get("power_level"))
+                .value(row.get("user_tier"));
             copy.value(row.get("task_type")).value(row.get("priority")).value(row.get("weight"));
             copy.value(row.get("is_active")).text(now).text(now).end();
         }
@@ -205,10 +223,12 @@ impl ReconcileTx {
 
     /// Key columns of rows that exist; those of new rows were written with them.
     async fn keys(&mut self, plans: &[ProviderPlan], tokens: &HashMap<Arc<str>, String>) -> Result<()> {
-        let (mut set, mut values, mut wipe, mut pending, mut align) = (vec![], vec![], vec![], vec![], vec![]);
+        let (mut set, mut values, mut wipe, mut pending, mut align) =
+            (vec![], vec![], vec![], vec![], vec![]);
         for plan in plans {
             let Some(key) = &plan.key else { continue };
-            let is_new = plan.changes.iter().any(|it| it.kind == Kind::Provider && it.action == Action::Create);
+            let is_new =
+                plan.changes.iter().any(|it| it.kind == Kind::Provider && it.action == Action::Create);
             match (key.action, tokens.get(&plan.name)) {
                 (KeyAction::Set, Some(token)) if !is_new => {
                     set.push(plan.id);
@@ -248,22 +268,32 @@ impl ReconcileTx {
     async fn records(&mut self, plans: &[ProviderPlan]) -> Result<()> {
         let forget: Vec<&str> = plans.iter().filter(|plan| plan.forget).map(|plan| &*plan.name).collect();
         if !forget.is_empty() {
-            sqlx::query("DELETE FROM providerd.managed WHERE name = ANY($1)").bind(forget).execute(&mut *self.tx).await?;
+            sqlx::query("DELETE FROM providerd.managed WHERE name = ANY($1)")
+                .bind(forget)
+                .execute(&mut *self.tx)
+                .await?;
         }
-        let (fresh, known): (Vec<_>, Vec<_>) = plans.iter().filter_map(|plan| Some((plan, plan.record.as_ref()?))).partition(|(plan, _)| {
-            plan.changes.iter().any(|it| it.kind == Kind::Provider && it.action == Action::Create)
-        });
+        let (fresh, known): (Vec<_>, Vec<_>) =
+            plans.iter().filter_map(|plan| Some((plan, plan.record.as_ref()?))).partition(|(plan, _)| {
+                plan.changes.iter().any(|it| it.kind == Kind::Provider && it.action == Action::Create)
+            });
         // A provider whose row somebody deleted is created again, and may have a record.
         let names: Vec<&str> = fresh.iter().map(|(_, record)| &*record.name).collect();
         if !names.is_empty() {
-            sqlx::query("DELETE FROM providerd.managed WHERE name = ANY($1)").bind(names).execute(&mut *self.tx).await?;
+            sqlx::query("DELETE FROM providerd.managed WHERE name = ANY($1)")
+                .bind(names)
+                .execute(&mut *self.tx)
+                .await?;
         }
         let mut copy = Copy::default();
         for (_, record) in fresh {
-            copy.text(&record.name).display(record.provider_id).display(format_args!("\\\\x{}", record.digest));
+            copy.text(&record.name)
+                .display(record.provider_id)
+                .display(format_args!("\\\\x{}", record.digest));
             copy.text(&record.origin.file).display(record.origin.line).text(&record.record).end();
         }
-        self.copy("COPY providerd.managed (name, provider_id, digest, file, line, record) FROM STDIN", copy).await?;
+        self.copy("COPY providerd.managed (name, provider_id, digest, file, line, record) FROM STDIN", copy)
+            .await?;
         let known: Vec<&Managed> = known.into_iter().map(|(_, record)| record).collect();
         for chunk in known.chunks(CHUNK) {
             sqlx::query(
@@ -331,7 +361,10 @@ struct Patch<'a> {
 
 impl<'a> Patch<'a> {
     fn new(change: &'a Change, prefix: &str) -> Self {
-        let keys = change.fields.iter().filter_map(|it| Some((it.field.strip_prefix(prefix)?.to_owned(), it.new.clone())));
+        let keys = change
+            .fields
+            .iter()
+            .filter_map(|it| Some((it.field.strip_prefix(prefix)?.to_owned(), it.new.clone())));
         Self { fields: &change.fields, keys: keys.collect() }
     }
 
@@ -353,7 +386,9 @@ fn bools(rows: &[Patch<'_>], column: &str) -> Vec<Option<bool>> {
 }
 
 fn ints(rows: &[Patch<'_>], column: &str) -> Vec<Option<i32>> {
-    rows.iter().map(|row| row.get(column).and_then(Value::as_i64).and_then(|it| i32::try_from(it).ok())).collect()
+    rows.iter()
+        .map(|row| row.get(column).and_then(Value::as_i64).and_then(|it| i32::try_from(it).ok()))
+        .collect()
 }
 
 fn floats(rows: &[Patch<'_>], column: &str) -> Vec<Option<f64>> {
@@ -361,7 +396,9 @@ fn floats(rows: &[Patch<'_>], column: &str) -> Vec<Option<f64>> {
 }
 
 fn patches(rows: &[Patch<'_>]) -> Vec<Option<String>> {
-    rows.iter().map(|row| (!row.keys.is_empty()).then(|| Value::Object(row.keys.clone()).to_string())).collect()
+    rows.iter()
+        .map(|row| (!row.keys.is_empty()).then(|| Value::Object(row.keys.clone()).to_string()))
+        .collect()
 }
 
 /// Rows in COPY's text format.

@@ -14,11 +14,15 @@ pub enum StoreError {
     /// A value that the database does not take; trying the same again does not help.
     #[error("{0}")]
     Data(String),
-    #[error("the database has no providerd tables yet\nhint: `providerd apply` or `providerd run` makes them")]
+    #[error(
+        "the database has no providerd tables yet\nhint: `providerd apply` or `providerd run` makes them"
+    )]
     NotMigrated,
     #[error("{0}")]
     ForeignLayout(String),
-    #[error("the database role may not do this: {0}\nhint: the role needs CREATE on the database, and the shared tables' ownership to add columns")]
+    #[error(
+        "the database role may not do this: {0}\nhint: the role needs CREATE on the database, and the shared tables' ownership to add columns"
+    )]
     Forbidden(String),
     #[error("the database failed: {0}")]
     Other(String),

@@ -103,7 +103,10 @@ impl ReconcileTx {
     }
 
     pub async fn meta_get(&mut self, key: &str) -> Result<Option<String>> {
-        let row = sqlx::query("SELECT value FROM providerd.meta WHERE key = $1").bind(key).fetch_optional(&mut *self.tx).await?;
+        let row = sqlx::query("SELECT value FROM providerd.meta WHERE key = $1")
+            .bind(key)
+            .fetch_optional(&mut *self.tx)
+            .await?;
         Ok(row.map(|row| row.try_get(0)).transpose()?)
     }
 

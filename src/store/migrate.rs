@@ -40,20 +40,28 @@ impl Store {
     }
 
     async fn pending(&self, tx: &mut Transaction<'static, Postgres>) -> Result<Vec<i32>> {
-        let exists: bool =
-            sqlx::query("SELECT to_regclass('providerd.migrations') IS NOT NULL").fetch_one(&mut **tx).await?.try_get(0)?;
+        let exists: bool = sqlx::query("SELECT to_regclass('providerd.migrations') IS NOT NULL")
+            .fetch_one(&mut **tx)
+            .await?
+            .try_get(0)?;
         let done: Vec<i32> = if exists {
             let rows = sqlx::query("SELECT version FROM providerd.migrations").fetch_all(&mut **tx).await?;
             rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?
         } else {
             Vec::new()
         };
-        if let Some(newer) = done.iter().find(|version| MIGRATIONS.iter().all(|(known, ..)| known != *version)) {
+        if let Some(newer) =
+            done.iter().find(|version| MIGRATIONS.iter().all(|(known, ..)| known != *version))
+        {
             return Err(StoreError::ForeignLayout(format!(
                 "the database was migrated by a newer providerd (migration {newer})\nhint: run that version, or a later one"
             )));
         }
-        Ok(MIGRATIONS.iter().map(|(version, ..)| *version).filter(|version| !done.contains(version)).collect())
+        Ok(MIGRATIONS
+            .iter()
+            .map(|(version, ..)| *version)
+            .filter(|version| !done.contains(version))
+            .collect())
     }
 
     async fn apply_migrations(
@@ -72,9 +80,11 @@ impl Store {
         sqlx::raw_sql(sqlx::AssertSqlSafe(create)).execute(&mut *tx).await?;
         for (version, name, text) in MIGRATIONS.iter().filter(|(version, ..)| pending.contains(version)) {
             // The settings admit plain lower-case identifiers only, so quoting is all that is needed.
-            let sql = text.replace("{schema_text}", &format!("'{}'", self.schema)).replace("{schema}", &quoted);
+            let sql =
+                text.replace("{schema_text}", &format!("'{}'", self.schema)).replace("{schema}", &quoted);
             sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut *tx).await?;
-            let digest: String = Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+            let digest: String =
+                Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
             sqlx::query("INSERT INTO providerd.migrations (version, name, digest) VALUES ($1, $2, $3)")
                 .bind(version)
                 .bind(name)
@@ -97,7 +107,8 @@ impl Store {
         .fetch_all(&mut **tx)
         .await?;
         let Some(row) = rows.first() else { return Ok(()) };
-        let (table, column, kind): (String, String, String) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        let (table, column, kind): (String, String, String) =
+            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
         Err(StoreError::ForeignLayout(format!(
             "{}.{table} belongs to another program: its {column} is {kind}, not uuid. Nothing was changed.\n\
              hint: use another database, or set `database.schema` to a schema of its own",

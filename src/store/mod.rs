@@ -96,10 +96,12 @@ impl Store {
     /// A transaction that may apply: alone among all daemons, and silent towards the drift notices.
     pub async fn reconcile_begin(&self) -> Result<ReconcileTx> {
         let mut tx = self.begin().await?;
-        sqlx::query("SELECT set_config('providerd.applying', 'on', true), set_config('lock_timeout', $1, true)")
-            .bind(LOCK_TIMEOUT)
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query(
+            "SELECT set_config('providerd.applying', 'on', true), set_config('lock_timeout', $1, true)",
+        )
+        .bind(LOCK_TIMEOUT)
+        .execute(&mut *tx)
+        .await?;
         sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(ADVISORY_LOCK).execute(&mut *tx).await?;
         Ok(ReconcileTx { tx })
     }

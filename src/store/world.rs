@@ -19,7 +19,9 @@ use crate::{
 #[derive(Debug, Clone)]
 pub enum Scope {
     /// These, and every managed one.
-    All { declared: Vec<Arc<str>> },
+    All {
+        declared: Vec<Arc<str>>,
+    },
     Providers(Vec<Arc<str>>),
 }
 
@@ -85,7 +87,10 @@ impl ReconcileTx {
             let total = managed.len();
             return Ok((managed, total));
         }
-        let total: i64 = sqlx::query("SELECT count(*) FROM providerd.managed").fetch_one(&mut *self.tx).await?.try_get(0)?;
+        let total: i64 = sqlx::query("SELECT count(*) FROM providerd.managed")
+            .fetch_one(&mut *self.tx)
+            .await?
+            .try_get(0)?;
         Ok((managed, usize::try_from(total).unwrap_or(usize::MAX)))
     }
 
@@ -218,7 +223,8 @@ impl ReconcileTx {
         cells: &[(String, String)],
         without: &[Uuid],
     ) -> Result<BTreeSet<(String, String)>, StoreError> {
-        let (powers, tiers): (Vec<&str>, Vec<&str>) = cells.iter().map(|(power, tier)| (power.as_str(), tier.as_str())).unzip();
+        let (powers, tiers): (Vec<&str>, Vec<&str>) =
+            cells.iter().map(|(power, tier)| (power.as_str(), tier.as_str())).unzip();
         let rows = sqlx::query(
             "SELECT power, tier FROM unnest($1::text[], $2::text[]) AS q(power, tier) WHERE EXISTS (\
              SELECT 1 FROM llm_routing_rules r JOIN llm_models m ON m.id = r.model_id JOIN llm_providers p ON p.id = m.provider_id \
@@ -244,7 +250,9 @@ fn key(first: Option<&str>, second: Option<&str>, open: &Open<'_>) -> LiveKey {
             continue;
         }
         match open(token) {
-            LiveKey::Known { fingerprint, .. } => return LiveKey::Known { fingerprint, columns_agree: agree },
+            LiveKey::Known { fingerprint, .. } => {
+                return LiveKey::Known { fingerprint, columns_agree: agree };
+            }
             other => found = other,
         }
         if agree {
