@@ -122,7 +122,7 @@ impl ReconcileTx {
                 }
             }
             // A key may change where nothing else does.
-            if !key.is_empty() && !plan.changes.iter().any(|change| is_delete(change)) {
+            if !key.is_empty() && !plan.changes.iter().any(is_delete) {
                 key.insert("updated_at", Some(at.clone()));
                 batches.update[PROVIDER].push(Write {
                     id: plan.id,

@@ -57,7 +57,7 @@ pub fn pg() -> Arc<Cluster> {
 }
 
 /// Stops the server when its standard input closes. `$1`: the program, `$2`: the data directory, `$3`: the directory to
-/// remove at the end, `$4`: further options. The server's own input is not the pipe.
+/// remove at the end (so the server need not shut down in order), `$4`: further options. The server's own input is not the pipe.
 const SUPERVISOR: &str = r#"
 trap '' INT TERM HUP
 "$1" -D "$2" $4 </dev/null >>"$3/log" 2>&1 &
@@ -68,7 +68,7 @@ while IFS= read -r word; do
         fast) kill -INT "$pid"; wait "$pid"; exit 0 ;;
     esac
 done
-kill -INT "$pid" 2>/dev/null
+kill -QUIT "$pid" 2>/dev/null
 wait "$pid"
 rm -rf "$3"
 "#;
