@@ -122,10 +122,10 @@ pub fn resolver(settings: &Settings, byok: Byok, source: &Source) -> Resolver {
 /// How to connect.
 pub fn store_settings(settings: &Settings, url: secrecy::SecretString) -> store::Settings {
     store::Settings {
-        url,
         schema: settings.database.schema.clone(),
         max_connections: settings.database.max_connections.get(),
-        connect_timeout: settings.database.connect_timeout,
+        acquire_timeout: settings.database.connect_timeout,
+        ..store::Settings::new(url)
     }
 }
 

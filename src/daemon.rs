@@ -183,7 +183,10 @@ impl Main {
         supervisor.spawn("lease", async move { hold_lease(store, holder, leading, token).await });
         let (store, token, drift) = (self.store.clone(), stop.clone(), wake.drift.clone());
         supervisor.spawn("drift", async move {
-            store.listen_drift(token, move || drift.notify_one()).await;
+            let mut listener = store.listen_drift();
+            while token.run_until_cancelled(listener.hint()).await.is_some() {
+                drift.notify_one();
+            }
         });
         let hup = wake.clone();
         supervisor.serve_reloads(hangups, Systemd, move || {
@@ -271,7 +274,7 @@ impl Main {
             .add(Job::new_async("0 17 3 * * *", move |_, _| {
                 let store = store.clone();
                 Box::pin(async move {
-                    match store.events_prune(keep).await {
+                    match store.events_expire(chrono::Utc::now() - keep).await {
                         Ok(deleted) => info!(deleted, "cut the audit trail"),
                         Err(error) => {
                             warn!(error = %error, "the audit trail could not be cut; tried again tomorrow")
@@ -297,7 +300,9 @@ async fn hold_lease(
     while !stop.is_cancelled() {
         let asked = Instant::now();
         let answer = match &lease {
-            Some(held) => store.lease_renew(held, LEASE_TTL).await,
+            Some(held) => {
+                store.lease_renew(held, LEASE_TTL).await.map(|held_still| held_still.then(|| held.clone()))
+            }
             None => store.lease_acquire(LEASE, holder, LEASE_TTL).await,
         };
         match answer {

@@ -25,8 +25,11 @@ use crate::{
         lost_cells, plan,
     },
     secret::{Keyring, Resolver, Secret},
-    store::{Fence, Lease, NewEvent, ReconcileTx, Scope, Store, StoreError, Suspension},
+    store::{Lease, NewEvent, ReconcileTx, Scope, Store, StoreError, Suspended},
 };
+
+/// Others write to the same rows at the same time; a pass that lost against them reads again so many times at once.
+const CONFLICT_TRIES: u32 = 5;
 
 /// Why a pass could not be carried out. The database is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -139,11 +142,24 @@ impl Reconciler {
     /// The database could not be reached, refused the transaction as a whole, or the lease is lost. Nothing was
     /// applied then. Objects that the database refuses one by one are in [`Outcome::refused`].
     pub async fn reconcile(&self, pass: &Pass<'_>) -> Result<Outcome, ReconcileError> {
+        let mut tries = CONFLICT_TRIES;
+        loop {
+            match self.attempt(pass).await {
+                Err(ReconcileError::Store(StoreError::Conflict(what))) if tries > 0 => {
+                    tracing::debug!(%what, "somebody else wrote at the same time; reading again");
+                    tries -= 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn attempt(&self, pass: &Pass<'_>) -> Result<Outcome, ReconcileError> {
         let mut tx = self.store.reconcile_begin().await?;
         let Planned { plan, secrets } = self.plan(&mut tx, pass).await?;
         let mut outcome = Outcome { plan, ..Outcome::default() };
-        let suspension = tx.suspension().await?;
-        if suspension.all {
+        let suspended = tx.suspended().await?;
+        if suspended.all.is_some() {
             outcome.suspended = true;
         } else if !pass.settled && prunes(&outcome.plan) {
             outcome.deferred = true;
@@ -161,7 +177,8 @@ impl Reconciler {
         }
         outcome.events = events.len();
         let events = with_revision(events, pass.revision.as_ref());
-        self.fence(&mut tx, pass).await?;
+        let digest = plan_digest(&outcome.plan);
+        self.fence(&mut tx, pass, &digest).await?;
         if let Some((reported, _)) = &reports {
             tx.meta_set("reported", reported).await?;
         }
@@ -189,7 +206,7 @@ impl Reconciler {
         tokens: &HashMap<Arc<str>, String>,
     ) -> Result<Outcome, ReconcileError> {
         let mut tx = self.store.reconcile_begin().await?;
-        self.fence(&mut tx, pass).await?;
+        self.fence(&mut tx, pass, &plan_digest(&plan)).await?;
         let mut outcome = Outcome::default();
         let Plan { providers, held, notices } = plan;
         for provider in providers {
@@ -198,12 +215,11 @@ impl Reconciler {
             tx.savepoint().await?;
             match tx.apply(&one.providers, tokens, &events).await {
                 Ok(()) => {
-                    tx.savepoint_release().await?;
                     outcome.events += events.len();
                     outcome.plan.providers.extend(one.providers);
                 }
                 Err(error) if error.is_data() => {
-                    tx.savepoint_rollback().await?;
+                    tx.rollback_to().await?;
                     let provider = one.providers.first();
                     outcome.refused.extend(provider.map(|it| refusal(it, &error)));
                 }
@@ -243,13 +259,20 @@ impl Reconciler {
     }
 
     /// Proves that nobody else may be writing, in the transaction that is about to write.
-    async fn fence(&self, tx: &mut ReconcileTx, pass: &Pass<'_>) -> Result<(), ReconcileError> {
+    async fn fence(&self, tx: &mut ReconcileTx, pass: &Pass<'_>, digest: &str) -> Result<(), ReconcileError> {
         if let Some(lease) = pass.lease
             && !tx.lease_check(lease).await?
         {
             return Err(ReconcileError::NotLeader);
         }
-        tx.fence_advance(&Fence { revision: pass.revision.clone() }).await?;
+        let seq = tx.fence_read().await?;
+        tx.fence_advance(
+            seq,
+            pass.revision.as_ref(),
+            digest,
+            pass.lease.map_or(Uuid::nil(), |lease| lease.holder),
+        )
+        .await?;
         Ok(())
     }
 
@@ -267,7 +290,7 @@ impl Reconciler {
         let open = |token: &str| self.keyring.open(token);
         let resolved = self.resolve(&chosen);
         let world = tx.world(&scope, &open).await?;
-        let suspension = tx.suspension().await?;
+        let suspended = tx.suspended().await?;
 
         let mut secrets = HashMap::new();
         let mut desired = BTreeMap::new();
@@ -278,7 +301,7 @@ impl Reconciler {
             let rules = pass.build.index.rules_for(&provider);
             desired.insert(provider.name.clone(), Desired { provider, rules, key });
         }
-        let mut policy = self.policy(pass, &suspension);
+        let mut policy = self.policy(pass, &suspended);
         let input = |policy: &Policy, with_usage: &HashSet<Uuid>| {
             plan(&Input {
                 desired: &desired,
@@ -344,16 +367,16 @@ impl Reconciler {
         }
         let cells: Vec<(String, String)> = lost.iter().map(|lost| lost.cell.clone()).collect();
         let rules: Vec<Uuid> = lost.iter().flat_map(|lost| lost.rules.iter().copied()).collect();
-        let served = tx.cells_served_elsewhere(&cells, &rules).await?;
+        let served = tx.cells_served_elsewhere(&cells, &[], &rules).await?;
         Ok(cells.into_iter().filter(|cell| !served.contains(cell)).collect())
     }
 
-    fn policy(&self, pass: &Pass<'_>, suspension: &Suspension) -> Policy {
+    fn policy(&self, pass: &Pass<'_>, suspended: &Suspended) -> Policy {
         Policy {
             drift: self.settings.drift,
             prune_limit: prune_limit(&self.settings),
             confirmed: pass.confirmed.clone(),
-            suspended: suspension.providers.iter().cloned().collect(),
+            suspended: suspended.providers.keys().cloned().collect(),
             hold_cells: BTreeSet::new(),
             keys: BTreeMap::<Arc<str>, Confirmed>::new(),
             require_valid: self.require_valid,
@@ -435,6 +458,16 @@ fn refusal(provider: &ProviderPlan, error: &StoreError) -> Refusal {
     Refusal { provider: provider.name.clone(), message }
 }
 
+/// Names the desired states that a plan brings about.
+fn plan_digest(plan: &Plan) -> String {
+    let mut hash = sha2::Sha256::new();
+    for provider in &plan.providers {
+        hash.update(provider.id);
+        hash.update(provider.record.as_ref().map_or([0; 16], |record| record.digest.0));
+    }
+    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn short_digest(text: &str) -> String {
     sha2::Sha256::digest(text.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
@@ -458,5 +491,14 @@ fn prune_limit(settings: &Reconcile) -> PruneLimit {
 }
 
 fn with_revision(entries: Vec<AuditEntry>, revision: Option<&Revision>) -> Vec<NewEvent> {
-    entries.into_iter().map(|entry| NewEvent { entry, revision: revision.cloned() }).collect()
+    let one = |entry: AuditEntry| NewEvent {
+        kind: entry.kind,
+        provider: entry.provider,
+        provider_id: entry.provider_id,
+        detail: entry.detail,
+        reason: entry.reason,
+        origin: entry.origin,
+        revision: revision.cloned(),
+    };
+    entries.into_iter().map(one).collect()
 }

@@ -102,10 +102,7 @@ impl Verdict {
 async fn verify(context: &Context) -> anyhow::Result<Exit> {
     let (_, build) = context.load();
     let keyring = &context.backend.keyring;
-    let names = context.backend.store.provider_names().await?;
-    let declared = names.into_iter().map(Into::into).collect();
-    let world =
-        context.backend.store.read_world(&Scope::All { declared }, &|token| keyring.open(token)).await?;
+    let world = context.backend.store.read_world(&Scope::Everything, &|token| keyring.open(token)).await?;
     let mut proofs = Vec::new();
     for (name, live) in &world.live {
         let reference = build.catalog.providers.get(name).and_then(|provider| provider.api_key.as_ref());

@@ -18,7 +18,7 @@ use crate::{
     manifest::Build,
     plan::{NoticeKind, Plan},
     reconcile::Pass,
-    store::ProviderRow,
+    store::ProviderStatus,
 };
 
 /// How often `--watch` and `--wait` look again.
@@ -104,10 +104,10 @@ impl Status {
             lease: None,
         };
         let plan = context.reconciler().preview(&pass).await?;
-        let suspension = context.backend.store.suspension().await?;
-        let rows = context.backend.store.provider_rows().await?;
+        let suspended = context.backend.store.suspended().await?;
+        let rows = context.backend.store.provider_status_rows(None).await?;
         let mut lines: BTreeMap<String, Line> =
-            rows.into_iter().map(|row| (row.name.clone(), line(row, &build, &plan))).collect();
+            rows.into_iter().map(|row| (row.name.to_string(), line(row, &build, &plan))).collect();
         for provider in
             build.catalog.providers.values().filter(|it| !lines.contains_key(&*it.name)).collect::<Vec<_>>()
         {
@@ -145,9 +145,9 @@ impl Status {
         let managed = |line: &&Line| line.state != "unmanaged";
         let synced = held.is_empty()
             && manifests.is_empty()
-            && !suspension.all
+            && !suspended.all.is_some()
             && providers.iter().filter(managed).all(|line| line.state == "synced");
-        Ok(Report { synced, suspended: suspension.all, providers, held, manifests })
+        Ok(Report { synced, suspended: suspended.all.is_some(), providers, held, manifests })
     }
 
     fn print(&self, context: &Context, report: &Report) -> anyhow::Result<()> {
@@ -197,11 +197,11 @@ impl Status {
     }
 }
 
-fn line(row: ProviderRow, build: &Build, plan: &Plan) -> Line {
-    let declared = build.catalog.providers.get(row.name.as_str());
-    let planned = plan.providers.iter().find(|it| *it.name == *row.name);
-    let about = || plan.notices.iter().filter(|it| *it.provider == *row.name);
-    let held = plan.held.iter().any(|hold| hold.objects.iter().any(|name| *name == row.name));
+fn line(row: ProviderStatus, build: &Build, plan: &Plan) -> Line {
+    let declared = build.catalog.providers.get(&row.name);
+    let planned = plan.providers.iter().find(|it| it.name == row.name);
+    let about = || plan.notices.iter().filter(|it| it.provider == row.name);
+    let held = plan.held.iter().any(|hold| hold.objects.iter().any(|name| **name == *row.name));
     let is = |kind| about().any(|notice| notice.kind == kind);
     let state = if is(NoticeKind::Suspended) {
         "suspended"
@@ -215,26 +215,25 @@ fn line(row: ProviderRow, build: &Build, plan: &Plan) -> Line {
         "pending"
     } else if declared.is_some() {
         "synced"
-    } else if row.managed {
+    } else if row.managed.is_some() {
         "frozen"
     } else {
         "unmanaged"
     };
-    let source = declared.map(|provider| provider.origin.to_string()).or_else(|| {
-        let (file, line) = (row.file.as_ref()?, row.line?);
-        Some(format!("{file}:{line}"))
-    });
+    let source = declared
+        .map(|provider| provider.origin.to_string())
+        .or_else(|| Some(row.managed.as_ref()?.0.to_string()));
     let notices = about().map(|notice| notice.message.clone()).collect();
     Line {
-        name: row.name,
+        name: row.name.to_string(),
         kind: row.kind,
         state,
         enabled: row.enabled,
         health: row.health_status,
         last_check: row.last_health_check,
         has_key: row.has_key,
-        key: row.api_key_test_status,
-        key_last_tested: row.api_key_last_tested,
+        key: row.key_test_status,
+        key_last_tested: row.key_last_tested,
         models: row.models,
         source,
         notices,

@@ -29,22 +29,26 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// A manifest's change was applied.
-    Apply = "apply",
-    /// Someone else's change was found; corrected or reported.
+    /// A declared change was applied.
+    Change = "change",
+    /// Someone else changed a managed value; set back or reported.
     Drift = "drift",
-    /// Work that waits for a person's word.
+    /// A prune or a route change waits for a person's word.
     Hold = "hold",
-    /// The database refused an object.
+    /// The database refused an object, or a provider a key.
     Refusal = "refusal",
-    /// A key was stored, replaced, wiped or found changed.
+    /// A key was set, replaced, wiped, rotated or found changed.
     Key = "key",
-    /// A provider's health changed.
+    /// `health_status` changed.
     Health = "health",
-    /// A key's test status changed.
-    KeyStatus = "key-status",
-    /// Applying was suspended or resumed.
-    Suspension = "suspension",
+    /// `api_key_test_status` changed.
+    KeyTest = "key_test",
+    /// Applying was stopped.
+    Suspend = "suspend",
+    /// Applying was started again.
+    Resume = "resume",
+    /// Manifests were written from the database.
+    Import = "import",
     /// A call to the admin API.
     Admin = "admin",
 }
@@ -113,7 +117,7 @@ fn applied(provider: &ProviderPlan) -> Option<AuditEntry> {
         Some(Action::Adopt) => "declared; the row existed",
         _ => "declared",
     };
-    Some(entry(provider, EventKind::Apply, json!({ "changes": changes }), reason.into()))
+    Some(entry(provider, EventKind::Change, json!({ "changes": changes }), reason.into()))
 }
 
 fn drift(provider: &ProviderPlan) -> Option<AuditEntry> {

@@ -57,7 +57,7 @@ pub fn pg() -> Arc<Cluster> {
 }
 
 /// Stops the server when its standard input closes. `$1`: the program, `$2`: the data directory, `$3`: the directory to
-/// remove at the end, `$4`: further options. The server's own input is not the pipe.
+/// remove at the end (so the server need not shut down in order), `$4`: further options. The server's own input is not the pipe.
 const SUPERVISOR: &str = r#"
 trap '' INT TERM HUP
 "$1" -D "$2" $4 </dev/null >>"$3/log" 2>&1 &
@@ -68,7 +68,7 @@ while IFS= read -r word; do
         fast) kill -INT "$pid"; wait "$pid"; exit 0 ;;
     esac
 done
-kill -INT "$pid" 2>/dev/null
+kill -QUIT "$pid" 2>/dev/null
 wait "$pid"
 rm -rf "$3"
 "#;
@@ -107,7 +107,8 @@ impl Cluster {
         let fsync = if self.options.fsync { "on" } else { "off" };
         let settings = format!(
             "-k {dir} -c listen_addresses= -c fsync={fsync} -c full_page_writes={fsync} -c max_connections=200 \
-             -c shared_buffers=64MB -c autovacuum=off -c log_min_messages=warning",
+             -c shared_buffers=64MB -c autovacuum=off -c wal_level=minimal -c max_wal_senders=0 \
+             -c log_min_messages=warning",
             dir = self.dir.display()
         );
         let mut supervisor = as_unprivileged(Command::new("sh"))

@@ -1,0 +1,246 @@
+//! Bringing a database to the layout that this program needs, in one transaction, adding only.
+//!
+//! An own runner instead of sqlx's: the bookkeeping table must live in the schema `providerd`, and the schema of the
+//! shared tables is a setting.
+//! Invariant: a layout that cannot be joined is found by reading, before the first statement that writes.
+
+use std::fmt::Write as _;
+
+use sqlx::{AssertSqlSafe, Row};
+
+use super::{Result, Store, StoreError, Tx, identifier, query};
+
+/// In order; a version, once released, is never edited.
+const MIGRATIONS: &[(i32, &str, &str)] = &[
+    (1, "bookkeeping", include_str!("../../migrations/0001_bookkeeping.sql")),
+    (2, "catalog", include_str!("../../migrations/0002_catalog.sql")),
+    (3, "generations", include_str!("../../migrations/0003_generations.sql")),
+];
+
+/// Advisory lock that lets one daemon migrate at a time.
+const MIGRATE_LOCK: i64 = 0x7072_6f76_6d69_6772;
+
+/// Pages of `llm_usage_logs` brought up to date per transaction: about 50,000 rows, well under a second.
+const FILL_PAGES: i64 = 1_000;
+
+/// What [`Store::migrate`] did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MigrationReport {
+    /// Names of the steps carried out now; empty if the database was up to date.
+    pub applied: Vec<&'static str>,
+    pub version: i32,
+}
+
+impl Store {
+    /// Whether every migration that this program knows has been carried out.
+    pub async fn migrated(&self) -> Result<bool> {
+        let mut tx = self.read().await?;
+        let done = version(&mut tx).await? >= newest() && !usage_fill_pending(&mut tx).await?;
+        tx.rollback().await?;
+        Ok(done)
+    }
+
+    /// Adds what is missing. Safe to call at every start and by several daemons at once.
+    ///
+    /// # Errors
+    /// [`StoreError::ForeignLayout`] if the tables cannot be joined; nothing was touched then.
+    pub async fn migrate(&self) -> Result<MigrationReport> {
+        let mut report = MigrationReport::default();
+        if !self.migrated().await? {
+            self.migrate_now(&mut report).await?;
+            self.fill_usage().await?;
+        }
+        report.version = newest();
+        Ok(report)
+    }
+
+    async fn migrate_now(&self, report: &mut MigrationReport) -> Result<()> {
+        let mut tx = self.write().await?;
+        // Tables of an existing installation may be long; the lock timeout stays, so as not to queue up readers.
+        query("SET LOCAL statement_timeout TO 0").execute(&mut *tx).await?;
+        query("SELECT pg_advisory_xact_lock($1)").bind(MIGRATE_LOCK).execute(&mut *tx).await?;
+        refuse_foreign(&mut tx, &self.schema).await?;
+
+        let have = version(&mut tx).await?;
+        if have >= newest() {
+            tx.rollback().await?;
+            return Ok(());
+        }
+        let mut setup = String::new();
+        for schema in [self.schema.as_ref(), "providerd"] {
+            // CREATE SCHEMA wants a right even where the schema exists.
+            let exists: bool =
+                sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)")
+                    .persistent(false)
+                    .bind(schema)
+                    .fetch_one(&mut *tx)
+                    .await?;
+            if !exists {
+                let _ = writeln!(setup, "CREATE SCHEMA {};", identifier(schema));
+            }
+        }
+        setup.push_str(
+            "CREATE TABLE IF NOT EXISTS providerd.migrations (
+                version integer PRIMARY KEY, name text NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp());
+             SET LOCAL providerd.applying TO 'on';",
+        );
+        sqlx::raw_sql(AssertSqlSafe(setup)).execute(&mut *tx).await?;
+        for (number, name, sql) in MIGRATIONS.iter().filter(|(number, ..)| *number > have) {
+            let sql = sql.replace("__SCHEMA__", &identifier(&self.schema));
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await.map_err(|error| {
+                match error.into() {
+                    StoreError::Other(text) => {
+                        StoreError::Other(format!("migration {number} ({name}): {text}"))
+                    }
+                    other => other,
+                }
+            })?;
+            query("INSERT INTO providerd.migrations (version, name) VALUES ($1, $2)")
+                .bind(number)
+                .bind(name)
+                .execute(&mut *tx)
+                .await?;
+            report.applied.push(name);
+        }
+        query(
+            "INSERT INTO providerd.meta (key, value)
+             SELECT 'usage_fill_page', '0' WHERE EXISTS (
+                 SELECT FROM pg_trigger WHERE tgname = 'providerd_usage' AND tgrelid = 'llm_usage_logs'::regclass)
+             ON CONFLICT DO NOTHING",
+        )
+        .execute(&mut *tx)
+        .await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Lets the usage trigger copy the counters of rows that were there before it, some pages per transaction: a log
+    /// may hold millions of rows, and its writers must not wait for all of them. Goes on where it was interrupted.
+    async fn fill_usage(&self) -> Result<()> {
+        loop {
+            let mut tx = self.write().await?;
+            let page: Option<i64> = sqlx::query_scalar(
+                "SELECT value::bigint FROM providerd.meta WHERE key = 'usage_fill_page' FOR UPDATE",
+            )
+            .persistent(false)
+            .fetch_optional(&mut *tx)
+            .await?;
+            let Some(page) = page else { return Ok(tx.rollback().await?) };
+            // Rewritten rows move behind the end as it was; looking at them once more finds nothing to do.
+            let pages: i64 = sqlx::query_scalar(
+                "SELECT pg_relation_size('llm_usage_logs') / current_setting('block_size')::bigint",
+            )
+            .persistent(false)
+            .fetch_one(&mut *tx)
+            .await?;
+            if page >= pages {
+                query("DELETE FROM providerd.meta WHERE key = 'usage_fill_page'").execute(&mut *tx).await?;
+                return Ok(tx.commit().await?);
+            }
+            let next = page + FILL_PAGES;
+            query(
+                "UPDATE llm_usage_logs SET model_name = model_name
+                 WHERE ctid >= format('(%s,0)', $1::bigint)::tid AND ctid < format('(%s,0)', $2::bigint)::tid
+                   AND (prompt_tokens IS NULL OR completion_tokens IS NULL OR cost_total_usd IS NULL)",
+            )
+            .bind(page)
+            .bind(next)
+            .execute(&mut *tx)
+            .await?;
+            query("UPDATE providerd.meta SET value = $1 WHERE key = 'usage_fill_page'")
+                .bind(next.to_string())
+                .execute(&mut *tx)
+                .await?;
+            tx.commit().await?;
+        }
+    }
+}
+
+const fn newest() -> i32 {
+    MIGRATIONS[MIGRATIONS.len() - 1].0
+}
+
+/// The newest migration carried out; 0 for none.
+async fn version(tx: &mut Tx) -> Result<i32> {
+    let exists: bool = sqlx::query_scalar("SELECT to_regclass('providerd.migrations') IS NOT NULL")
+        .persistent(false)
+        .fetch_one(&mut **tx)
+        .await?;
+    if !exists {
+        return Ok(0);
+    }
+    Ok(sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM providerd.migrations")
+        .persistent(false)
+        .fetch_one(&mut **tx)
+        .await?)
+}
+
+async fn usage_fill_pending(tx: &mut Tx) -> Result<bool> {
+    Ok(sqlx::query_scalar("SELECT EXISTS (SELECT FROM providerd.meta WHERE key = 'usage_fill_page')")
+        .persistent(false)
+        .fetch_one(&mut **tx)
+        .await?)
+}
+
+/// Refuses tables that share a name with ours and nothing else, by reading only.
+async fn refuse_foreign(tx: &mut Tx, schema: &str) -> Result<()> {
+    let columns = query(
+        "SELECT c.relname::text AS tab, c.relkind::text AS kind, a.attname::text AS col, t.typname::text AS typ
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+              AND a.attname IN ('id', 'provider_id', 'model_id', 'name')
+         LEFT JOIN pg_type t ON t.oid = a.atttypid
+         WHERE n.nspname = $1
+           AND c.relname IN ('llm_providers', 'llm_models', 'llm_routing_rules', 'llm_usage_logs')
+         ORDER BY 1, 3",
+    )
+    .bind(schema)
+    .fetch_all(&mut **tx)
+    .await?;
+    let mut ids = 0;
+    let mut tables = std::collections::BTreeSet::new();
+    for row in &columns {
+        let (table, kind): (String, String) = (row.try_get("tab")?, row.try_get("kind")?);
+        if !matches!(kind.as_str(), "r" | "p") {
+            return Err(StoreError::ForeignLayout(format!("{schema}.{table} is not a table")));
+        }
+        let column: Option<String> = row.try_get("col")?;
+        let typ: Option<String> = row.try_get("typ")?;
+        tables.insert(table.clone());
+        let (Some(column), Some(typ)) = (column, typ) else { continue };
+        // Who uses the logs, and how they are numbered, is nobody's business here.
+        if table == "llm_usage_logs" && column == "id" {
+            ids += 1;
+            continue;
+        }
+        ids += usize::from(column == "id");
+        if column != "name" && typ != "uuid" {
+            return Err(StoreError::ForeignLayout(format!(
+                "{schema}.{table}.{column} is of type {typ}, not uuid: the table belongs to another program; \
+                 hint: give providerd a database or a schema (database.schema) of its own"
+            )));
+        }
+    }
+    if ids < tables.len() {
+        return Err(StoreError::ForeignLayout(format!(
+            "one of the llm_ tables in schema {schema} has no column id"
+        )));
+    }
+    if !tables.contains("llm_providers") {
+        return Ok(());
+    }
+    let names = query(
+        "SELECT name::text AS name FROM llm_providers GROUP BY name HAVING count(*) > 1 ORDER BY 1 LIMIT 5",
+    )
+    .fetch_all(&mut **tx)
+    .await?;
+    if !names.is_empty() {
+        let names: Vec<String> =
+            names.iter().map(|row| row.try_get::<String, _>("name")).collect::<Result<_, _>>()?;
+        return Err(StoreError::ForeignLayout(format!(
+            "several rows of {schema}.llm_providers share a name ({}), and a manifest names a provider by its name \
+             alone; hint: rename all but one of each",
+            names.join(", ")
+        )));
+    }
+    Ok(())
+}
