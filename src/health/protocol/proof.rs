@@ -269,6 +269,8 @@ impl Proof {
             (_, Evidence::Rejection) => {
                 if self.base == 0 {
                     self.rejected = Some(report);
+                    // A rejection outweighs attempts that told nothing; what follows is about other regions.
+                    self.best = None;
                 }
                 self.next_base()
             }
