@@ -9,5 +9,6 @@
 
 pub mod egress;
 pub mod impairment;
+pub mod probe;
 pub mod protocol;
 pub mod state;
