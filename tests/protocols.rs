@@ -1251,8 +1251,10 @@ fn authentication_travels_as_each_type_wants_it() {
         assert_eq!(found, [(*name, (*value).to_owned())], "{kind}");
     }
     let base = parse_base(P::Vertex, Some("https://x.example")).unwrap();
-    let request = health_probe(P::Vertex, &base, Some("{\"private_key\":\"x\"}"), None);
-    assert!(request.headers.iter().all(|(_, value)| matches!(value, Value::Plain(_))));
+    for (kind, key) in [(P::Vertex, "{\"private_key\":\"x\"}"), (P::Bedrock, "AKIA0000TEST")] {
+        let request = health_probe(kind, &base, Some(key), None);
+        assert!(request.headers.iter().all(|(_, value)| matches!(value, Value::Plain(_))), "{kind}");
+    }
 }
 
 // ---------------------------------------------------------------- health

@@ -28,11 +28,13 @@ pub struct Caps {
     /// Of `total`, for providers that are failing. An outage makes checks last as long as they may; this keeps
     /// it, and the fast re-checks it causes, from taking the turns of all that work.
     pub suspects: usize,
+    /// Beside `total`, for turns that have already taken long: those whom an outage has caught unawares.
+    pub lingering: usize,
 }
 
 impl Default for Caps {
     fn default() -> Self {
-        Self { origin_in_flight: 4, origin_per_second: 20.0, total: 256, suspects: 128 }
+        Self { origin_in_flight: 4, origin_per_second: 20.0, total: 256, suspects: 128, lingering: 1024 }
     }
 }
 
@@ -84,7 +86,15 @@ struct Entry {
     origin: Arc<str>,
     dues: Dues,
     /// Whether it takes a turn now, and out of which share.
-    running: Option<bool>,
+    running: Option<Share>,
+}
+
+/// Which cap a running turn counts against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Share {
+    Ordinary,
+    Suspect,
+    Lingering,
 }
 
 #[derive(Debug, Default)]
@@ -110,6 +120,7 @@ pub struct Schedule {
     index: [BTreeSet<(Duration, Arc<str>)>; 2],
     in_flight: usize,
     suspects_in_flight: usize,
+    lingering: usize,
 }
 
 impl Schedule {
@@ -127,6 +138,7 @@ impl Schedule {
             index: Default::default(),
             in_flight: 0,
             suspects_in_flight: 0,
+            lingering: 0,
         }
     }
 
@@ -138,8 +150,9 @@ impl Schedule {
         self.entries.is_empty()
     }
 
+    /// Turns that are being taken, lingering ones included.
     pub const fn in_flight(&self) -> usize {
-        self.in_flight
+        self.in_flight + self.lingering
     }
 
     pub fn dues(&self, provider: &str) -> Option<Dues> {
@@ -165,8 +178,8 @@ impl Schedule {
     pub fn remove(&mut self, provider: &str) {
         self.dequeue(provider);
         let Some(entry) = self.entries.remove(provider) else { return };
-        if let Some(suspect) = entry.running {
-            self.release(&entry.origin, suspect);
+        if let Some(share) = entry.running {
+            self.release(&entry.origin, share);
         }
         if let Some(origin) = self.origins.get_mut(&entry.origin) {
             origin.providers -= 1;
@@ -207,7 +220,7 @@ impl Schedule {
         self.suspects_in_flight += share;
         let mut job = Job::Check;
         if let Some(entry) = self.entries.get_mut(&provider) {
-            entry.running = Some(share == 1);
+            entry.running = Some(if share == 0 { Share::Ordinary } else { Share::Suspect });
             if let Some((_, first)) = entry.dues.first() {
                 job = first;
             }
@@ -220,10 +233,26 @@ impl Schedule {
         Next::Run(Turn { provider, job, lag: now.saturating_sub(due) })
     }
 
+    /// Tells that a turn has taken long already (say, 2 s). It then makes room for others, as long as there is room
+    /// for lingering ones; its origin stays occupied.
+    pub fn linger(&mut self, provider: &str) {
+        if self.lingering >= self.caps.lingering {
+            return;
+        }
+        let Some(entry) =
+            self.entries.get_mut(provider).filter(|entry| entry.running == Some(Share::Ordinary))
+        else {
+            return;
+        };
+        entry.running = Some(Share::Lingering);
+        self.in_flight -= 1;
+        self.lingering += 1;
+    }
+
     /// Ends a turn. `due` is when this job comes next (`None`: never), unless it was set anew meanwhile.
     pub fn done(&mut self, provider: &str, job: Job, due: Option<Duration>, suspect: bool) {
         let Some(entry) = self.entries.get_mut(provider) else { return };
-        let Some(was_suspect) = entry.running.take() else { return };
+        let Some(share) = entry.running.take() else { return };
         let place = match job {
             Job::Check => &mut entry.dues.check,
             Job::KeyTest => &mut entry.dues.key_test,
@@ -231,7 +260,7 @@ impl Schedule {
         *place = (*place).or(due);
         entry.dues.suspect = suspect;
         let origin = entry.origin.clone();
-        self.release(&origin, was_suspect);
+        self.release(&origin, share);
         if let Some((name, _)) = self.entries.get_key_value(provider) {
             let name = name.clone();
             self.enqueue(&name);
@@ -252,9 +281,15 @@ impl Schedule {
         interval.max(self.gap.saturating_mul(u32::try_from(providers).unwrap_or(u32::MAX)))
     }
 
-    fn release(&mut self, origin: &Arc<str>, suspect: bool) {
-        self.in_flight = self.in_flight.saturating_sub(1);
-        self.suspects_in_flight = self.suspects_in_flight.saturating_sub(usize::from(suspect));
+    fn release(&mut self, origin: &Arc<str>, share: Share) {
+        match share {
+            Share::Lingering => self.lingering -= 1,
+            Share::Ordinary => self.in_flight -= 1,
+            Share::Suspect => {
+                self.in_flight -= 1;
+                self.suspects_in_flight -= 1;
+            }
+        }
         if let Some(origin) = self.origins.get_mut(origin) {
             origin.in_flight = origin.in_flight.saturating_sub(1);
         }

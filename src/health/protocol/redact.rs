@@ -120,9 +120,7 @@ fn looks_secret(word: &str, key: &str) -> bool {
     }
     // Any part of a word may be the key's: `key=sk-…`, `https://host/sk-…`.
     let lower = word.to_ascii_lowercase();
-    if word.split(['=', '/']).any(|part| has_shape(part))
-        || (lower.contains("sk-") && has_inner_shape(&lower))
-    {
+    if word.split(['=', '/']).any(has_shape) || (lower.contains("sk-") && has_inner_shape(&lower)) {
         return true;
     }
     shares_piece(word, key)

@@ -122,6 +122,11 @@ pub(super) fn is_sendable(key: &str) -> bool {
     !key.is_empty() && key.len() <= MAX_KEY && key.bytes().all(|byte| (0x21..=0x7e).contains(&byte))
 }
 
+/// A Bedrock API key, long- or short-lived, as opposed to an access key of AWS.
+pub(super) fn is_bedrock_key(key: &str) -> bool {
+    key.starts_with("ABSK") || key.starts_with("bedrock-api-key-")
+}
+
 /// Whether the base is one of the vendor's own hosts.
 pub(super) fn is_own_host(spec: &Spec, base: &Url) -> bool {
     base.scheme() == "https"
@@ -206,6 +211,8 @@ pub(super) fn headers(kind: ProviderType, key: Option<&str>, has_body: bool) -> 
         // A token of Entra ID is a JWT; everything else is a resource key.
         Auth::Azure if key.starts_with("eyJ") => headers.push(("authorization", secret("Bearer ", key))),
         Auth::Azure => headers.push(("api-key", secret("", key))),
+        // Access keys belong into signatures, not onto the wire.
+        Auth::Bearer if kind == ProviderType::Bedrock && !is_bedrock_key(key) => {}
         Auth::Bearer => headers.push(("authorization", secret("Bearer ", key))),
     }
     headers

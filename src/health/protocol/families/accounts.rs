@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    Ask, At, Attempt, Auth, Control, KeyReport, KeyVerdict, Plan, Reads, Spec, get, number,
+    Ask, At, Attempt, Auth, CHAT, Control, EMPTY, KeyReport, KeyVerdict, Plan, Reads, Spec, get, number,
     openai::cannot_serve, post, shaped, valid, with_balance,
 };
 use crate::model::ProviderType as P;
@@ -53,8 +53,8 @@ pub(super) fn spec(kind: P) -> Spec {
         P::HuggingFace => Spec {
             hosts: &["router.huggingface.co"],
             fake_key: "hf_providerd0negative0control0not0a0k",
-            // The router's list is public and large: the account endpoint is not.
-            health: get(At::Far("huggingface.co", "/api/whoami-v2")),
+            // The router's list is large, and the account endpoint stands on another host.
+            health: post(CHAT, EMPTY),
             ..base
         },
         P::Replicate => Spec {

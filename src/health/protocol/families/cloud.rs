@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{At, Auth, Control, KeyReport, Plan, Spec, get, shaped, valid};
-use crate::model::ProviderType as P;
+use crate::{health::protocol::wire::is_bedrock_key, model::ProviderType as P};
 
 pub(super) fn spec(kind: P) -> Spec {
     match kind {
@@ -31,7 +31,7 @@ pub(super) fn spec(kind: P) -> Spec {
 
 pub(super) fn plan(kind: P, key: &str) -> Plan {
     match kind {
-        P::Bedrock if key.starts_with("ABSK") || key.starts_with("bedrock-api-key-") => {
+        P::Bedrock if is_bedrock_key(key) => {
             Plan::Try(const { &[shaped(At::Control("/foundation-models"), Control::Foreign, summaries)] })
         }
         P::Bedrock => Plan::Untestable(
