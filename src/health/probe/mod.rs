@@ -167,6 +167,15 @@ impl Prober {
         })
     }
 
+    /// Opens a line and closes it again: is anybody there?
+    pub async fn reach(&self, url: &Url, limits: Limits) -> Result<Phases, ProbeError> {
+        let start = Instant::now();
+        let mut phases = Phases::default();
+        connect(self, url, start, limits, &mut phases).await?;
+        phases.total = start.elapsed();
+        Ok(phases)
+    }
+
     /// Sends one request and reads its reply, within the limits.
     pub async fn send(&self, request: &Request, limits: Limits) -> Result<Answer, ProbeError> {
         let start = Instant::now();
