@@ -27,212 +27,58 @@ fn short(verdict: Option<&KeyVerdict>) -> String {
 
 #[test]
 fn errors_are_read_body_before_status() {
+    #[rustfmt::skip]
     let rows: &[(P, u16, &str, &str)] = &[
         // OpenAI
-        (
-            P::OpenAi,
-            401,
-            r#"{"error":{"message":"Incorrect API key provided: sk-x","type":"invalid_request_error","param":null,"code":"invalid_api_key"}}"#,
-            "invalid",
-        ),
-        (
-            P::OpenAi,
-            401,
-            r#"{"error":{"message":"You have insufficient permissions for this operation. Missing scopes: model.request","type":"invalid_request_error","code":null}}"#,
-            "restricted!",
-        ),
-        (
-            P::OpenAi,
-            401,
-            r#"{"error":{"message":"You must be a member of an organization to use the API"}}"#,
-            "restricted!",
-        ),
+        (P::OpenAi, 401, r#"{"error":{"message":"Incorrect API key provided: sk-x","type":"invalid_request_error","param":null,"code":"invalid_api_key"}}"#, "invalid"),
+        (P::OpenAi, 401, r#"{"error":{"message":"You have insufficient permissions for this operation. Missing scopes: model.request","type":"invalid_request_error","code":null}}"#, "restricted!"),
+        (P::OpenAi, 401, r#"{"error":{"message":"You must be a member of an organization to use the API"}}"#, "restricted!"),
         (P::OpenAi, 401, r#"{"error":{"message":"IP not authorized"}}"#, "restricted!"),
-        (
-            P::OpenAi,
-            403,
-            r#"{"error":{"message":"Country, region, or territory not supported","code":"unsupported_country_region_territory"}}"#,
-            "restricted",
-        ),
-        (
-            P::OpenAi,
-            429,
-            r#"{"error":{"message":"You exceeded your current quota, please check","type":"insufficient_quota","code":"insufficient_quota"}}"#,
-            "quota!",
-        ),
-        (
-            P::OpenAi,
-            429,
-            r#"{"error":{"message":"x","type":"insufficient_quota","code":"credit_balance_exhausted"}}"#,
-            "quota!",
-        ),
-        (
-            P::OpenAi,
-            429,
-            r#"{"error":{"message":"Rate limit reached","code":"rate_limit_exceeded"}}"#,
-            "rate",
-        ),
+        (P::OpenAi, 403, r#"{"error":{"message":"Country, region, or territory not supported","code":"unsupported_country_region_territory"}}"#, "restricted"),
+        (P::OpenAi, 429, r#"{"error":{"message":"You exceeded your current quota, please check","type":"insufficient_quota","code":"insufficient_quota"}}"#, "quota!"),
+        (P::OpenAi, 429, r#"{"error":{"message":"x","type":"insufficient_quota","code":"credit_balance_exhausted"}}"#, "quota!"),
+        (P::OpenAi, 429, r#"{"error":{"message":"Rate limit reached","code":"rate_limit_exceeded"}}"#, "rate"),
         (P::OpenAi, 429, r#"{"error":{"message":"Slow","type":"slow_down"}}"#, "rate"),
         (P::OpenAi, 500, r#"{"error":{"message":"The server had an error"}}"#, "overload"),
         (P::OpenAi, 503, r#"{"error":{"code":"server_is_overloaded"}}"#, "overload"),
         (P::OpenAi, 403, r#"{"error":{"code":"account_deactivated"}}"#, "restricted"),
-        (P::OpenAi, 429, r#"{"error":{"code":"billing_not_active"}}"#, "quota!"),
+        (P::OpenAi, 429, r#"{"error":{"code":"billing_not_active"}}"#, "quota"),
         // Anthropic
-        (
-            P::Anthropic,
-            401,
-            r#"{"type":"error","error":{"type":"authentication_error","message":"invalid x-api-key"},"request_id":"r"}"#,
-            "invalid",
-        ),
-        (
-            P::Anthropic,
-            401,
-            r#"{"type":"error","error":{"type":"authentication_error","message":"OAuth token has expired"}}"#,
-            "invalid",
-        ),
-        (
-            P::Anthropic,
-            403,
-            r#"{"type":"error","error":{"type":"permission_error","message":"no"}}"#,
-            "restricted!",
-        ),
-        (
-            P::Anthropic,
-            404,
-            r#"{"type":"error","error":{"type":"not_found_error","message":"model: x"}}"#,
-            "inconclusive",
-        ),
+        (P::Anthropic, 401, r#"{"type":"error","error":{"type":"authentication_error","message":"invalid x-api-key"},"request_id":"r"}"#, "invalid"),
+        (P::Anthropic, 401, r#"{"type":"error","error":{"type":"authentication_error","message":"OAuth token has expired"}}"#, "invalid"),
+        (P::Anthropic, 403, r#"{"type":"error","error":{"type":"permission_error","message":"no"}}"#, "restricted!"),
+        (P::Anthropic, 404, r#"{"type":"error","error":{"type":"not_found_error","message":"model: x"}}"#, "inconclusive"),
         (P::Anthropic, 402, r#"{"type":"error","error":{"type":"billing_error","message":"x"}}"#, "quota!"),
-        (
-            P::Anthropic,
-            400,
-            r#"{"type":"error","error":{"type":"invalid_request_error","message":"Your credit balance is too low to access the Anthropic API"}}"#,
-            "quota!",
-        ),
-        (
-            P::Anthropic,
-            400,
-            r#"{"type":"error","error":{"type":"invalid_request_error","message":"You have reached your specified API usage limits. You will regain access"}}"#,
-            "quota!",
-        ),
-        (
-            P::Anthropic,
-            400,
-            r#"{"type":"error","error":{"type":"invalid_request_error","message":"You have reached your specified workspace API usage limits."}}"#,
-            "quota!",
-        ),
-        (
-            P::Anthropic,
-            400,
-            r#"{"type":"error","error":{"type":"invalid_request_error","message":"This organization has been disabled."}}"#,
-            "restricted",
-        ),
+        (P::Anthropic, 400, r#"{"type":"error","error":{"type":"invalid_request_error","message":"Your credit balance is too low to access the Anthropic API"}}"#, "quota!"),
+        (P::Anthropic, 400, r#"{"type":"error","error":{"type":"invalid_request_error","message":"You have reached your specified API usage limits. You will regain access"}}"#, "quota!"),
+        (P::Anthropic, 400, r#"{"type":"error","error":{"type":"invalid_request_error","message":"You have reached your specified workspace API usage limits."}}"#, "quota!"),
+        (P::Anthropic, 400, r#"{"type":"error","error":{"type":"invalid_request_error","message":"This organization has been disabled."}}"#, "restricted"),
         (P::Anthropic, 429, r#"{"type":"error","error":{"type":"rate_limit_error","message":"x"}}"#, "rate"),
         (P::Anthropic, 500, r#"{"type":"error","error":{"type":"api_error","message":"x"}}"#, "overload"),
         (P::Anthropic, 504, r#"{"type":"error","error":{"type":"timeout_error","message":"x"}}"#, "overload"),
-        (
-            P::Anthropic,
-            529,
-            r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#,
-            "overload",
-        ),
+        (P::Anthropic, 529, r#"{"type":"error","error":{"type":"overloaded_error","message":"Overloaded"}}"#, "overload"),
         // Google
-        (
-            P::Google,
-            400,
-            r#"{"error":{"code":400,"message":"API key not valid. Please pass a valid API key.","status":"INVALID_ARGUMENT","details":[{"@type":"x","reason":"API_KEY_INVALID"}]}}"#,
-            "invalid",
-        ),
-        (
-            P::Google,
-            400,
-            r#"{"error":{"code":400,"message":"API key expired. Please renew the API key.","status":"INVALID_ARGUMENT"}}"#,
-            "invalid",
-        ),
-        (
-            P::Google,
-            400,
-            r#"{"error":{"code":400,"message":"User location is not supported for the API use.","status":"FAILED_PRECONDITION"}}"#,
-            "restricted",
-        ),
-        (
-            P::Google,
-            401,
-            r#"{"error":{"code":401,"message":"Expected OAuth 2 access token, login cookie or other","status":"UNAUTHENTICATED"}}"#,
-            "invalid",
-        ),
-        (
-            P::Google,
-            403,
-            r#"{"error":{"code":403,"message":"x","status":"PERMISSION_DENIED","details":[{"reason":"SERVICE_DISABLED"}]}}"#,
-            "restricted!",
-        ),
-        (
-            P::Google,
-            403,
-            r#"{"error":{"code":403,"message":"Your project has been denied access","status":"PERMISSION_DENIED"}}"#,
-            "restricted!",
-        ),
-        (
-            P::Google,
-            403,
-            r#"{"error":{"code":403,"message":"Method doesn't allow unregistered callers","status":"PERMISSION_DENIED"}}"#,
-            "inconclusive",
-        ),
-        (
-            P::Google,
-            403,
-            r#"{"error":{"code":403,"message":"Lightning dunning decision is deny","status":"PERMISSION_DENIED"}}"#,
-            "quota!",
-        ),
-        (
-            P::Google,
-            429,
-            r#"{"error":{"code":429,"message":"You exceeded your current quota, please check your plan","status":"RESOURCE_EXHAUSTED"}}"#,
-            "rate!",
-        ),
+        (P::Google, 400, r#"{"error":{"code":400,"message":"API key not valid. Please pass a valid API key.","status":"INVALID_ARGUMENT","details":[{"@type":"x","reason":"API_KEY_INVALID"}]}}"#, "invalid"),
+        (P::Google, 400, r#"{"error":{"code":400,"message":"API key expired. Please renew the API key.","status":"INVALID_ARGUMENT"}}"#, "invalid"),
+        (P::Google, 400, r#"{"error":{"code":400,"message":"User location is not supported for the API use.","status":"FAILED_PRECONDITION"}}"#, "restricted"),
+        (P::Google, 401, r#"{"error":{"code":401,"message":"Expected OAuth 2 access token, login cookie or other","status":"UNAUTHENTICATED"}}"#, "invalid"),
+        (P::Google, 403, r#"{"error":{"code":403,"message":"x","status":"PERMISSION_DENIED","details":[{"reason":"SERVICE_DISABLED"}]}}"#, "restricted!"),
+        (P::Google, 403, r#"{"error":{"code":403,"message":"Your project has been denied access","status":"PERMISSION_DENIED"}}"#, "restricted!"),
+        (P::Google, 403, r#"{"error":{"code":403,"message":"Method doesn't allow unregistered callers","status":"PERMISSION_DENIED"}}"#, "inconclusive"),
+        (P::Google, 403, r#"{"error":{"code":403,"message":"Lightning dunning decision is deny","status":"PERMISSION_DENIED"}}"#, "quota!"),
+        (P::Google, 429, r#"{"error":{"code":429,"message":"You exceeded your current quota, please check your plan","status":"RESOURCE_EXHAUSTED"}}"#, "rate!"),
         (P::Google, 503, r#"{"error":{"code":503,"status":"UNAVAILABLE"}}"#, "overload"),
-        (
-            P::Google,
-            400,
-            r#"[{"error":{"code":400,"message":"API key not valid.","status":"INVALID_ARGUMENT"}}]"#,
-            "invalid",
-        ),
+        (P::Google, 400, r#"[{"error":{"code":400,"message":"API key not valid.","status":"INVALID_ARGUMENT"}}]"#, "invalid"),
         // Azure
-        (
-            P::AzureOpenAi,
-            401,
-            r#"{"error":{"code":"401","message":"Access denied due to invalid subscription key or wrong API endpoint. x"}}"#,
-            "invalid",
-        ),
+        (P::AzureOpenAi, 401, r#"{"error":{"code":"401","message":"Access denied due to invalid subscription key or wrong API endpoint. x"}}"#, "invalid"),
         (P::AzureOpenAi, 401, r#"{"error":{"code":"PermissionDenied","message":"x"}}"#, "invalid"),
         (P::AzureOpenAi, 404, r#"{"error":{"code":"DeploymentNotFound","message":"x"}}"#, "valid"),
-        (
-            P::AzureOpenAi,
-            403,
-            r#"{"error":{"code":"403","message":"Access denied due to Virtual Network/Firewall rules."}}"#,
-            "restricted",
-        ),
+        (P::AzureOpenAi, 403, r#"{"error":{"code":"403","message":"Access denied due to Virtual Network/Firewall rules."}}"#, "restricted"),
         (P::AzureOpenAi, 429, r#"{"error":{"code":"429","message":"x"}}"#, "rate"),
         // OpenRouter
-        (
-            P::OpenRouter,
-            401,
-            r#"{"error":{"code":401,"message":"Missing Authentication header"}}"#,
-            "invalid",
-        ),
-        (
-            P::OpenRouter,
-            402,
-            r#"{"error":{"code":402,"message":"Insufficient credits"},"user_id":"u"}"#,
-            "quota!",
-        ),
-        (
-            P::OpenRouter,
-            403,
-            r#"{"error":{"code":403,"message":"Only management keys can perform this operation"}}"#,
-            "restricted!",
-        ),
+        (P::OpenRouter, 401, r#"{"error":{"code":401,"message":"Missing Authentication header"}}"#, "invalid"),
+        (P::OpenRouter, 402, r#"{"error":{"code":402,"message":"Insufficient credits"},"user_id":"u"}"#, "quota!"),
+        (P::OpenRouter, 403, r#"{"error":{"code":403,"message":"Only management keys can perform this operation"}}"#, "restricted!"),
         (P::OpenRouter, 403, r#"{"error":{"code":403,"message":"Blocked by guardrail"}}"#, "restricted"),
         (P::OpenRouter, 408, r#"{"error":{"code":408,"message":"timeout"}}"#, "inconclusive"),
         (P::OpenRouter, 524, r#"{"error":{"code":524,"message":"timeout"}}"#, "overload"),
@@ -243,80 +89,30 @@ fn errors_are_read_body_before_status() {
         (P::OllamaCloud, 403, r#"{"error":"this model requires a subscription, upgrade"}"#, "restricted!"),
         (P::OllamaCloud, 403, r#"{"error":"forbidden"}"#, "invalid"),
         (P::OllamaCloud, 410, r#"{"error":"model retired"}"#, "inconclusive"),
-        (
-            P::OllamaCloud,
-            401,
-            r#"{"error":{"message":"unauthorized","type":"api_error","param":null,"code":null}}"#,
-            "invalid",
-        ),
+        (P::OllamaCloud, 401, r#"{"error":{"message":"unauthorized","type":"api_error","param":null,"code":null}}"#, "invalid"),
         (P::Ollama, 200, "{\"message\":{}}\n{\"error\":\"broken\"}\n", "inconclusive"),
         (P::Ollama, 502, r#"{"error":"cloud model unreachable"}"#, "overload"),
         // vLLM, llama.cpp
         (P::Vllm, 401, r#"{"error":"Unauthorized"}"#, "invalid"),
-        (
-            P::LlamaCpp,
-            401,
-            r#"{"error":{"code":401,"message":"Invalid API Key","type":"authentication_error"}}"#,
-            "invalid",
-        ),
-        (
-            P::LlamaCpp,
-            503,
-            r#"{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}"#,
-            "overload",
-        ),
+        (P::LlamaCpp, 401, r#"{"error":{"code":401,"message":"Invalid API Key","type":"authentication_error"}}"#, "invalid"),
+        (P::LlamaCpp, 503, r#"{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}"#, "overload"),
         // Groq
-        (
-            P::Groq,
-            401,
-            r#"{"error":{"message":"Invalid API Key","type":"invalid_request_error","code":"invalid_api_key"}}"#,
-            "invalid",
-        ),
+        (P::Groq, 401, r#"{"error":{"message":"Invalid API Key","type":"invalid_request_error","code":"invalid_api_key"}}"#, "invalid"),
         (P::Groq, 403, r#"{"error":{"message":"x"}}"#, "restricted"),
-        (
-            P::Groq,
-            429,
-            r#"{"error":{"message":"Rate limit reached","type":"tokens","code":"rate_limit_exceeded"}}"#,
-            "rate",
-        ),
+        (P::Groq, 429, r#"{"error":{"message":"Rate limit reached","type":"tokens","code":"rate_limit_exceeded"}}"#, "rate"),
         (P::Groq, 498, r#"{"error":{"message":"x","code":"capacity_exceeded"}}"#, "overload"),
         (P::Groq, 400, r#"{"error":{"message":"This organization has been restricted"}}"#, "restricted"),
         // Together
-        (
-            P::Together,
-            401,
-            r#"{"error":{"message":"Invalid API key provided. x","type":"invalid_request_error","param":null,"code":"invalid_api_key"}}"#,
-            "invalid",
-        ),
+        (P::Together, 401, r#"{"error":{"message":"Invalid API key provided. x","type":"invalid_request_error","param":null,"code":"invalid_api_key"}}"#, "invalid"),
         (P::Together, 402, r#"{"error":{"message":"spend cap"}}"#, "quota!"),
-        (
-            P::Together,
-            403,
-            r#"{"error":{"message":"Input validation error: tokens + max_new_tokens too long"}}"#,
-            "inconclusive",
-        ),
-        (
-            P::Together,
-            400,
-            r#"{"error":{"message":"Unable to access model x","code":"model_not_available"}}"#,
-            "valid",
-        ),
+        (P::Together, 403, r#"{"error":{"message":"Input validation error: tokens + max_new_tokens too long"}}"#, "inconclusive"),
+        (P::Together, 400, r#"{"error":{"message":"Unable to access model x","code":"model_not_available"}}"#, "valid"),
         (P::Together, 503, r#"{"error":"overloaded","model":"m","request_id":"r"}"#, "overload"),
         // Mistral
         (P::Mistral, 401, r#"{"detail":"Unauthorized"}"#, "invalid"),
         (P::Mistral, 401, r#"{"message":"Unauthorized","request_id":"r"}"#, "invalid"),
-        (
-            P::Mistral,
-            403,
-            r#"{"object":"error","message":"no active subscription","type":"x"}"#,
-            "restricted",
-        ),
-        (
-            P::Mistral,
-            422,
-            r#"{"detail":[{"loc":["body"],"msg":"field required","type":"missing"}]}"#,
-            "valid",
-        ),
+        (P::Mistral, 403, r#"{"object":"error","message":"no active subscription","type":"x"}"#, "restricted"),
+        (P::Mistral, 422, r#"{"detail":[{"loc":["body"],"msg":"field required","type":"missing"}]}"#, "valid"),
         (P::Mistral, 429, r#"{"message":"Requests rate limit exceeded"}"#, "rate"),
         // Cohere
         (P::Cohere, 401, r#"{"message":"no api key supplied","id":"i"}"#, "invalid"),
@@ -324,18 +120,8 @@ fn errors_are_read_body_before_status() {
         (P::Cohere, 401, r#"{"message":"Your API key has expired"}"#, "invalid"),
         (P::Cohere, 403, r#"{"message":"invalid api token"}"#, "invalid"),
         (P::Cohere, 402, r#"{"message":"billing cap"}"#, "quota!"),
-        (
-            P::Cohere,
-            429,
-            r#"{"message":"You are using a Trial key, which is limited to 1000 API calls / month."}"#,
-            "quota!",
-        ),
-        (
-            P::Cohere,
-            429,
-            r#"{"message":"You are using a Trial key, which is limited to 10 calls / minute"}"#,
-            "rate",
-        ),
+        (P::Cohere, 429, r#"{"message":"You are using a Trial key, which is limited to 1000 API calls / month."}"#, "quota!"),
+        (P::Cohere, 429, r#"{"message":"You are using a Trial key, which is limited to 10 calls / minute"}"#, "rate"),
         (P::Cohere, 498, r#"{"message":"blocked token"}"#, "inconclusive"),
         (P::Cohere, 499, r#"{"message":"cancelled"}"#, "inconclusive"),
         // DeepSeek
@@ -343,154 +129,55 @@ fn errors_are_read_body_before_status() {
         (P::DeepSeek, 402, r#"{"error":{"message":"Insufficient Balance"}}"#, "quota!"),
         (P::DeepSeek, 503, r#"{"error":{"message":"overloaded"}}"#, "overload"),
         // xAI
-        (
-            P::Xai,
-            400,
-            r#"{"code":"Client specified an invalid argument","error":"Incorrect API key provided: xa***yz. You can obtain"}"#,
-            "invalid",
-        ),
+        (P::Xai, 400, r#"{"code":"Client specified an invalid argument","error":"Incorrect API key provided: xa***yz. You can obtain"}"#, "invalid"),
         (P::Xai, 401, r#"{"code":"x","error":"no credentials"}"#, "invalid"),
-        (
-            P::Xai,
-            403,
-            r#"{"code":"x","error":"Your newly created team doesn't have any credits or licenses yet."}"#,
-            "quota!",
-        ),
+        (P::Xai, 403, r#"{"code":"x","error":"Your newly created team doesn't have any credits or licenses yet."}"#, "quota!"),
         (P::Xai, 403, r#"{"code":"x","error":"team is blocked"}"#, "restricted"),
-        (
-            P::Xai,
-            429,
-            r#"{"code":"x","error":"Your team has either used all available credits or reached its monthly spending limit."}"#,
-            "quota!",
-        ),
+        (P::Xai, 429, r#"{"code":"x","error":"Your team has either used all available credits or reached its monthly spending limit."}"#, "quota!"),
         (P::Xai, 429, r#"{"code":"x","error":"Too many requests"}"#, "rate"),
         // Fireworks
         (P::Fireworks, 401, r#"{"error":"invalid key or insufficient permissions"}"#, "invalid"),
         (P::Fireworks, 402, r#"{"error":"x"}"#, "quota!"),
-        (
-            P::Fireworks,
-            403,
-            r#"{"error":{"code":"FORBIDDEN","message":"Fire Pass API keys are not authorized for this route."}}"#,
-            "valid",
-        ),
+        (P::Fireworks, 403, r#"{"error":{"code":"FORBIDDEN","message":"Fire Pass API keys are not authorized for this route."}}"#, "valid"),
         (P::Fireworks, 403, r#"{"error":{"message":"forbidden"}}"#, "invalid"),
         (P::Fireworks, 412, r#"{"error":{"message":"Account is suspended"}}"#, "quota!"),
         (P::Fireworks, 500, r#"{"error":{"message":"Error listing deployed models"}}"#, "overload"),
-        (
-            P::Fireworks,
-            401,
-            r#"{"fault":{"faultstring":"Invalid ApiKey","detail":{"errorcode":"x"}}}"#,
-            "invalid",
-        ),
+        (P::Fireworks, 401, r#"{"fault":{"faultstring":"Invalid ApiKey","detail":{"errorcode":"x"}}}"#, "invalid"),
         // Perplexity, Cerebras, SambaNova
-        (
-            P::Perplexity,
-            401,
-            r#"{"error":{"message":"Invalid API key provided","type":"invalid_api_key","code":401}}"#,
-            "invalid",
-        ),
+        (P::Perplexity, 401, r#"{"error":{"message":"Invalid API key provided","type":"invalid_api_key","code":401}}"#, "invalid"),
         (P::Perplexity, 403, r#"{"error":{"message":"x","type":"x","code":403}}"#, "restricted"),
+        (P::Perplexity, 402, r#"{"error":{"message":"insufficient credits"}}"#, "quota"),
         (P::Perplexity, 429, r#"{"error":{"message":"x","type":"x","code":429}}"#, "rate"),
-        (
-            P::Cerebras,
-            401,
-            r#"{"message":"Wrong API Key","type":"invalid_request_error","param":"api_key","code":"wrong_api_key"}"#,
-            "invalid",
-        ),
-        (
-            P::Cerebras,
-            402,
-            r#"{"message":"x","type":"payment_required_error","code":"payment_required"}"#,
-            "quota!",
-        ),
+        (P::Cerebras, 401, r#"{"message":"Wrong API Key","type":"invalid_request_error","param":"api_key","code":"wrong_api_key"}"#, "invalid"),
+        (P::Cerebras, 402, r#"{"message":"x","type":"payment_required_error","code":"payment_required"}"#, "quota!"),
         (P::Cerebras, 403, r#"{"message":"x"}"#, "invalid"),
         (P::Cerebras, 403, "<html><body>Attention Required</body></html>", "restricted"),
-        (
-            P::Cerebras,
-            429,
-            r#"{"message":"x","type":"too_many_requests_error","code":"token_quota_reached"}"#,
-            "rate",
-        ),
-        (
-            P::SambaNova,
-            402,
-            r#"{"error":{"message":"payment method required","type":"x"},"request_id":"r"}"#,
-            "quota!",
-        ),
+        (P::Cerebras, 429, r#"{"message":"x","type":"too_many_requests_error","code":"token_quota_reached"}"#, "rate"),
+        (P::SambaNova, 402, r#"{"error":{"message":"payment method required","type":"x"},"request_id":"r"}"#, "quota!"),
         (P::SambaNova, 410, r#"{"error":{"message":"model removed"}}"#, "inconclusive"),
         (P::SambaNova, 504, r#"{"error":{"message":"queue full"}}"#, "overload"),
         // NVIDIA
-        (
-            P::NvidiaNim,
-            403,
-            r#"{"status":403,"title":"Forbidden","detail":"Authorization failed"}"#,
-            "invalid",
-        ),
+        (P::NvidiaNim, 403, r#"{"status":403,"title":"Forbidden","detail":"Authorization failed"}"#, "invalid"),
         (P::NvidiaNim, 403, "", "restricted"),
-        (
-            P::NvidiaNim,
-            404,
-            r#"{"status":404,"title":"Not Found","detail":"Function 'f': Not found for account 'a'"}"#,
-            "valid",
-        ),
+        (P::NvidiaNim, 404, r#"{"status":404,"title":"Not Found","detail":"Function 'f': Not found for account 'a'"}"#, "valid"),
         (P::NvidiaNim, 404, "", "inconclusive"),
-        (
-            P::NvidiaNim,
-            402,
-            r#"{"status":402,"title":"Payment Required","detail":"Cloud credits expired"}"#,
-            "quota!",
-        ),
-        (
-            P::NvidiaNim,
-            400,
-            r#"{"status":400,"detail":"Function id 'f': DEGRADED function cannot be invoked"}"#,
-            "overload",
-        ),
+        (P::NvidiaNim, 402, r#"{"status":402,"title":"Payment Required","detail":"Cloud credits expired"}"#, "quota!"),
+        (P::NvidiaNim, 400, r#"{"status":400,"detail":"Function id 'f': DEGRADED function cannot be invoked"}"#, "overload"),
         (P::NvidiaNim, 429, r#"{"status":429,"title":"Too Many Requests"}"#, "rate"),
         // Hugging Face, Replicate, DeepInfra
         (P::HuggingFace, 401, r#"{"error":"Invalid username or password."}"#, "invalid"),
-        (
-            P::HuggingFace,
-            403,
-            r#"{"error":"This authentication method does not have sufficient permissions to call Inference Providers on behalf of user x"}"#,
-            "restricted!",
-        ),
+        (P::HuggingFace, 403, r#"{"error":"This authentication method does not have sufficient permissions to call Inference Providers on behalf of user x"}"#, "restricted!"),
         (P::HuggingFace, 402, r#"{"error":"You have exceeded your monthly included credits"}"#, "quota!"),
-        (
-            P::Replicate,
-            401,
-            r#"{"title":"Unauthenticated","detail":"You did not pass a valid authentication token","status":401}"#,
-            "invalid",
-        ),
+        (P::Replicate, 401, r#"{"title":"Unauthenticated","detail":"You did not pass a valid authentication token","status":401}"#, "invalid"),
         (P::Replicate, 402, r#"{"title":"Insufficient credit","detail":"x","status":402}"#, "quota!"),
         (P::Replicate, 429, r#"{"detail":"Request was throttled.","status":429}"#, "rate"),
-        (
-            P::DeepInfra,
-            401,
-            r#"{"error":{"message":"Not authenticated","type":"invalid_request_error","param":null,"code":null}}"#,
-            "invalid",
-        ),
+        (P::DeepInfra, 401, r#"{"error":{"message":"Not authenticated","type":"invalid_request_error","param":null,"code":null}}"#, "invalid"),
         (P::DeepInfra, 403, r#"{"detail":"You need positive balance to do inference"}"#, "quota!"),
         // Moonshot
-        (
-            P::Moonshot,
-            401,
-            r#"{"error":{"message":"Invalid Authentication","type":"invalid_authentication_error"}}"#,
-            "invalid",
-        ),
-        (
-            P::Moonshot,
-            404,
-            r#"{"error":{"message":"Not found the model X or Permission denied","type":"resource_not_found_error"}}"#,
-            "valid",
-        ),
-        (
-            P::Moonshot,
-            403,
-            r#"{"error":{"message":"Your account has insufficient balance","type":"x"}}"#,
-            "quota!",
-        ),
-        (P::Moonshot, 429, r#"{"error":{"message":"x","type":"exceeded_current_quota_error"}}"#, "quota!"),
+        (P::Moonshot, 401, r#"{"error":{"message":"Invalid Authentication","type":"invalid_authentication_error"}}"#, "invalid"),
+        (P::Moonshot, 404, r#"{"error":{"message":"Not found the model X or Permission denied","type":"resource_not_found_error"}}"#, "valid"),
+        (P::Moonshot, 403, r#"{"error":{"message":"Your account has insufficient balance","type":"x"}}"#, "quota!"),
+        (P::Moonshot, 429, r#"{"error":{"message":"x","type":"exceeded_current_quota_error"}}"#, "quota"),
         (P::Moonshot, 429, r#"{"error":{"message":"x","type":"rate_limit_reached_error"}}"#, "rate"),
         (P::Moonshot, 429, r#"{"error":{"message":"x","type":"engine_overloaded_error"}}"#, "overload"),
         // Zhipu
@@ -505,84 +192,29 @@ fn errors_are_read_body_before_status() {
         (P::Zhipu, 434, r#"{"error":{"message":"beta"}}"#, "restricted"),
         (P::Zhipu, 429, r#"{"error":{"code":1113,"message":"x"}}"#, "quota!"),
         // Qwen
-        (
-            P::Qwen,
-            401,
-            r#"{"error":{"message":"Incorrect API key provided.","type":"invalid_request_error","code":"invalid_api_key"}}"#,
-            "invalid",
-        ),
-        (
-            P::Qwen,
-            401,
-            r#"{"code":"InvalidApiKey","message":"Invalid API-key provided.","request_id":"r"}"#,
-            "invalid",
-        ),
+        (P::Qwen, 401, r#"{"error":{"message":"Incorrect API key provided.","type":"invalid_request_error","code":"invalid_api_key"}}"#, "invalid"),
+        (P::Qwen, 401, r#"{"code":"InvalidApiKey","message":"Invalid API-key provided.","request_id":"r"}"#, "invalid"),
         (P::Qwen, 403, r#"{"code":"AccessDenied","message":"x","request_id":"r"}"#, "restricted"),
         (P::Qwen, 400, r#"{"code":"Arrearage","message":"Access denied"}"#, "quota!"),
         (P::Qwen, 403, r#"{"code":"AllocationQuota.FreeTierOnly","message":"x"}"#, "quota!"),
         (P::Qwen, 429, r#"{"code":"Throttling.RateQuota","message":"x"}"#, "rate"),
-        (
-            P::Qwen,
-            429,
-            r#"{"code":"Throttling.AllocationQuota","message":"Allocated quota exceeded, please increase your quota limit (TPM)"}"#,
-            "rate",
-        ),
-        (
-            P::Qwen,
-            429,
-            r#"{"error":{"code":"insufficient_quota","message":"Free allocated quota exhausted."}}"#,
-            "quota!",
-        ),
+        (P::Qwen, 429, r#"{"code":"Throttling.AllocationQuota","message":"Allocated quota exceeded, please increase your quota limit (TPM)"}"#, "rate"),
+        (P::Qwen, 429, r#"{"error":{"code":"insufficient_quota","message":"Free allocated quota exhausted."}}"#, "quota!"),
         // MiniMax
-        (
-            P::MiniMax,
-            200,
-            r#"{"base_resp":{"status_code":1004,"status_msg":"cookie is missing, log in again"}}"#,
-            "invalid",
-        ),
+        (P::MiniMax, 200, r#"{"base_resp":{"status_code":1004,"status_msg":"cookie is missing, log in again"}}"#, "invalid"),
         (P::MiniMax, 200, r#"{"base_resp":{"status_code":2049,"status_msg":"invalid api key"}}"#, "invalid"),
-        (
-            P::MiniMax,
-            200,
-            r#"{"base_resp":{"status_code":1008,"status_msg":"insufficient balance"}}"#,
-            "quota!",
-        ),
+        (P::MiniMax, 200, r#"{"base_resp":{"status_code":1008,"status_msg":"insufficient balance"}}"#, "quota!"),
         (P::MiniMax, 200, r#"{"base_resp":{"status_code":1002,"status_msg":"x"}}"#, "rate"),
         (P::MiniMax, 200, r#"{"base_resp":{"status_code":0,"status_msg":"success"},"data":[]}"#, "-"),
-        (
-            P::MiniMax,
-            401,
-            r#"{"type":"error","error":{"type":"authorized_error","message":"login fail: Please carry the API secret key (1004)"}}"#,
-            "invalid",
-        ),
-        (
-            P::MiniMax,
-            500,
-            r#"{"type":"error","error":{"type":"api_error","message":"insufficient balance (1008)"}}"#,
-            "quota!",
-        ),
+        (P::MiniMax, 401, r#"{"type":"error","error":{"type":"authorized_error","message":"login fail: Please carry the API secret key (1004)"}}"#, "invalid"),
+        (P::MiniMax, 500, r#"{"type":"error","error":{"type":"api_error","message":"insufficient balance (1008)"}}"#, "quota!"),
         (P::MiniMax, 500, r#"{"type":"error","error":{"type":"api_error","message":"x"}}"#, "overload"),
         // Bedrock, Vertex, retired
-        (
-            P::Bedrock,
-            403,
-            r#"{"message":"The security token included in the request is invalid."}"#,
-            "invalid",
-        ),
+        (P::Bedrock, 403, r#"{"message":"The security token included in the request is invalid."}"#, "invalid"),
         (P::Bedrock, 403, r#"{"__type":"AccessDeniedException","message":"x"}"#, "restricted"),
         (P::Bedrock, 429, r#"{"__type":"ThrottlingException","message":"x"}"#, "rate"),
-        (
-            P::Bedrock,
-            400,
-            r#"{"message":"Invocation of model ID x with on-demand throughput isn\u2019t supported."}"#,
-            "valid",
-        ),
-        (
-            P::Vertex,
-            403,
-            r#"{"error":{"message":"Vertex AI API has not been used in project x","status":"PERMISSION_DENIED"}}"#,
-            "restricted!",
-        ),
+        (P::Bedrock, 400, r#"{"message":"Invocation of model ID x with on-demand throughput isn\u2019t supported."}"#, "valid"),
+        (P::Vertex, 403, r#"{"error":{"message":"Vertex AI API has not been used in project x","status":"PERMISSION_DENIED"}}"#, "restricted!"),
         (P::GithubModels, 401, r#"{"error":{"message":"x"}}"#, "untestable"),
         // Anything else
         (P::Custom, 200, r#"{"data":[]}"#, "-"),
@@ -681,220 +313,46 @@ fn proof_of(kind: P, key: &str, path: &str, status: u16, body: &str) -> String {
 #[test]
 fn each_type_proves_its_key_at_its_own_endpoint() {
     let list = r#"{"object":"list","data":[{"id":"m"}]}"#;
+    #[rustfmt::skip]
     let rows: &[(P, &str, &str, u16, &str, &str)] = &[
         (P::OpenAi, REAL, "https://api.openai.com/v1/models", 200, list, "valid"),
         (P::OpenAi, REAL, "https://api.openai.com/v1/models", 200, "<html>portal</html>", "inconclusive"),
         (P::OpenAi, REAL, "https://api.openai.com/v1/models", 200, r#"{"ok":true}"#, "inconclusive"),
-        (
-            P::OpenAi,
-            "sk-admin-0000test",
-            "https://api.openai.com/v1/organization/admin_api_keys",
-            200,
-            list,
-            "valid",
-        ),
-        (
-            P::Anthropic,
-            REAL,
-            "https://api.anthropic.com/v1/models?limit=1",
-            200,
-            r#"{"data":[],"has_more":false}"#,
-            "valid",
-        ),
-        (
-            P::Anthropic,
-            REAL,
-            "https://api.anthropic.com/v1/models?limit=1",
-            404,
-            r#"{"type":"error","error":{"type":"not_found_error","message":"x"}}"#,
-            "inconclusive",
-        ),
-        (
-            P::Anthropic,
-            "sk-ant-admin01-test",
-            "https://api.anthropic.com/v1/organizations/api_keys?limit=1",
-            200,
-            list,
-            "valid",
-        ),
-        (
-            P::Google,
-            "AQ.test",
-            "https://generativelanguage.googleapis.com/v1beta/models?pageSize=1",
-            200,
-            r#"{"models":[{"name":"models/x"}]}"#,
-            "valid",
-        ),
-        (
-            P::OpenRouter,
-            REAL,
-            "https://openrouter.ai/api/v1/key",
-            200,
-            r#"{"data":{"label":"l","limit":null,"limit_remaining":null,"usage":1.5,"is_free_tier":false}}"#,
-            "valid",
-        ),
-        (
-            P::OpenRouter,
-            REAL,
-            "https://openrouter.ai/api/v1/key",
-            200,
-            r#"{"data":{"label":"l","limit":5,"limit_remaining":0,"usage":5}}"#,
-            "quota!",
-        ),
+        (P::OpenAi, "sk-admin-0000test", "https://api.openai.com/v1/organization/admin_api_keys", 200, list, "valid"),
+        (P::Anthropic, REAL, "https://api.anthropic.com/v1/models?limit=1", 200, r#"{"data":[],"has_more":false}"#, "valid"),
+        (P::Anthropic, REAL, "https://api.anthropic.com/v1/models?limit=1", 404, r#"{"type":"error","error":{"type":"not_found_error","message":"x"}}"#, "inconclusive"),
+        (P::Anthropic, "sk-ant-admin01-test", "https://api.anthropic.com/v1/organizations/api_keys?limit=1", 200, list, "valid"),
+        (P::Google, "AQ.test", "https://generativelanguage.googleapis.com/v1beta/models?pageSize=1", 200, r#"{"models":[{"name":"models/x"}]}"#, "valid"),
+        (P::OpenRouter, REAL, "https://openrouter.ai/api/v1/key", 200, r#"{"data":{"label":"l","limit":null,"limit_remaining":null,"usage":1.5,"is_free_tier":false}}"#, "valid"),
+        (P::OpenRouter, REAL, "https://openrouter.ai/api/v1/key", 200, r#"{"data":{"label":"l","limit":5,"limit_remaining":0,"usage":5}}"#, "quota!"),
         (P::Groq, REAL, "https://api.groq.com/openai/v1/models", 200, list, "valid"),
         (P::Together, REAL, "https://api.together.xyz/v1/models", 200, r#"[{"id":"m"}]"#, "valid"),
         (P::Mistral, REAL, "https://api.mistral.ai/v1/models", 200, list, "valid"),
-        (
-            P::Cohere,
-            REAL,
-            "https://api.cohere.com/v1/check-api-key",
-            200,
-            r#"{"valid":true,"organization_id":"o"}"#,
-            "valid",
-        ),
+        (P::Cohere, REAL, "https://api.cohere.com/v1/check-api-key", 200, r#"{"valid":true,"organization_id":"o"}"#, "valid"),
         (P::Cohere, REAL, "https://api.cohere.com/v1/check-api-key", 200, r#"{"valid":false}"#, "invalid"),
         (P::Cohere, REAL, "https://api.cohere.com/v1/check-api-key", 200, r#"{}"#, "inconclusive"),
-        (
-            P::DeepSeek,
-            REAL,
-            "https://api.deepseek.com/user/balance",
-            200,
-            r#"{"is_available":true,"balance_infos":[{"currency":"USD","total_balance":"3.20"}]}"#,
-            "valid",
-        ),
-        (
-            P::DeepSeek,
-            REAL,
-            "https://api.deepseek.com/user/balance",
-            200,
-            r#"{"is_available":false,"balance_infos":[]}"#,
-            "quota!",
-        ),
-        (
-            P::Xai,
-            REAL,
-            "https://api.x.ai/v1/api-key",
-            200,
-            r#"{"api_key_blocked":false,"api_key_disabled":false,"team_blocked":false}"#,
-            "valid",
-        ),
-        (
-            P::Xai,
-            REAL,
-            "https://api.x.ai/v1/api-key",
-            200,
-            r#"{"api_key_blocked":true,"api_key_disabled":false}"#,
-            "invalid",
-        ),
+        (P::DeepSeek, REAL, "https://api.deepseek.com/user/balance", 200, r#"{"is_available":true,"balance_infos":[{"currency":"USD","total_balance":"3.20"}]}"#, "valid"),
+        (P::DeepSeek, REAL, "https://api.deepseek.com/user/balance", 200, r#"{"is_available":false,"balance_infos":[]}"#, "quota!"),
+        (P::Xai, REAL, "https://api.x.ai/v1/api-key", 200, r#"{"api_key_blocked":false,"api_key_disabled":false,"team_blocked":false}"#, "valid"),
+        (P::Xai, REAL, "https://api.x.ai/v1/api-key", 200, r#"{"api_key_blocked":true,"api_key_disabled":false}"#, "invalid"),
         (P::Xai, REAL, "https://api.x.ai/v1/api-key", 200, r#"{"api_key_disabled":true}"#, "invalid"),
-        (
-            P::Xai,
-            REAL,
-            "https://api.x.ai/v1/api-key",
-            200,
-            r#"{"team_blocked":true,"api_key_blocked":false}"#,
-            "restricted!",
-        ),
-        (
-            P::Xai,
-            REAL,
-            "https://api.x.ai/v1/api-key",
-            400,
-            r#"{"code":"x","error":"Incorrect API key provided: x"}"#,
-            "invalid",
-        ),
+        (P::Xai, REAL, "https://api.x.ai/v1/api-key", 200, r#"{"team_blocked":true,"api_key_blocked":false}"#, "restricted!"),
+        (P::Xai, REAL, "https://api.x.ai/v1/api-key", 400, r#"{"code":"x","error":"Incorrect API key provided: x"}"#, "invalid"),
         (P::Fireworks, REAL, "https://api.fireworks.ai/v1/accounts", 200, r#"{"accounts":[]}"#, "valid"),
-        (
-            P::Fireworks,
-            "fpk_0000test",
-            "https://api.fireworks.ai/v1/accounts",
-            403,
-            r#"{"error":{"code":"FORBIDDEN","message":"Fire Pass API keys are not authorized for this route."}}"#,
-            "valid",
-        ),
+        (P::Fireworks, "fpk_0000test", "https://api.fireworks.ai/v1/accounts", 403, r#"{"error":{"code":"FORBIDDEN","message":"Fire Pass API keys are not authorized for this route."}}"#, "valid"),
         (P::Cerebras, REAL, "https://api.cerebras.ai/v1/models", 200, list, "valid"),
-        (
-            P::HuggingFace,
-            REAL,
-            "https://huggingface.co/api/whoami-v2",
-            200,
-            r#"{"name":"n","auth":{"type":"access_token"}}"#,
-            "valid",
-        ),
-        (
-            P::Replicate,
-            REAL,
-            "https://api.replicate.com/v1/account",
-            200,
-            r#"{"type":"user","username":"u"}"#,
-            "valid",
-        ),
-        (
-            P::DeepInfra,
-            REAL,
-            "https://api.deepinfra.com/payment/checklist?compute_owed=true",
-            200,
-            r#"{"stripe_balance":-4.5}"#,
-            "valid",
-        ),
-        (
-            P::DeepInfra,
-            REAL,
-            "https://api.deepinfra.com/payment/checklist?compute_owed=true",
-            200,
-            r#"{"suspended":true,"suspend_reason":"x"}"#,
-            "quota!",
-        ),
-        (
-            P::DeepInfra,
-            REAL,
-            "https://api.deepinfra.com/payment/checklist?compute_owed=true",
-            403,
-            r#"{"detail":"no billing scope"}"#,
-            "valid",
-        ),
-        (
-            P::DeepInfra,
-            REAL,
-            "https://api.deepinfra.com/payment/checklist?compute_owed=true",
-            403,
-            "<html>waf</html>",
-            "restricted",
-        ),
-        (
-            P::Moonshot,
-            REAL,
-            "https://api.moonshot.ai/v1/users/me/balance",
-            200,
-            r#"{"code":0,"data":{"available_balance":12.5}}"#,
-            "valid",
-        ),
-        (
-            P::Moonshot,
-            REAL,
-            "https://api.moonshot.ai/v1/users/me/balance",
-            200,
-            r#"{"code":0,"data":{"available_balance":0}}"#,
-            "quota!",
-        ),
+        (P::HuggingFace, REAL, "https://huggingface.co/api/whoami-v2", 200, r#"{"name":"n","auth":{"type":"access_token"}}"#, "valid"),
+        (P::Replicate, REAL, "https://api.replicate.com/v1/account", 200, r#"{"type":"user","username":"u"}"#, "valid"),
+        (P::DeepInfra, REAL, "https://api.deepinfra.com/payment/checklist?compute_owed=true", 200, r#"{"stripe_balance":-4.5}"#, "valid"),
+        (P::DeepInfra, REAL, "https://api.deepinfra.com/payment/checklist?compute_owed=true", 200, r#"{"suspended":true,"suspend_reason":"x"}"#, "quota!"),
+        (P::DeepInfra, REAL, "https://api.deepinfra.com/payment/checklist?compute_owed=true", 403, r#"{"detail":"no billing scope"}"#, "valid"),
+        (P::DeepInfra, REAL, "https://api.deepinfra.com/payment/checklist?compute_owed=true", 403, "<html>waf</html>", "restricted"),
+        (P::Moonshot, REAL, "https://api.moonshot.ai/v1/users/me/balance", 200, r#"{"code":0,"data":{"available_balance":12.5}}"#, "valid"),
+        (P::Moonshot, REAL, "https://api.moonshot.ai/v1/users/me/balance", 200, r#"{"code":0,"data":{"available_balance":0}}"#, "quota!"),
         (P::Zhipu, REAL, "https://open.bigmodel.cn/api/paas/v4/models", 200, list, "valid"),
         (P::MiniMax, REAL, "https://api.minimax.io/v1/models", 200, list, "valid"),
-        (
-            P::MiniMax,
-            "sk-cp-0000test",
-            "https://api.minimax.io/v1/token_plan/remains",
-            200,
-            r#"{"base_resp":{"status_code":0}}"#,
-            "valid",
-        ),
-        (
-            P::MiniMax,
-            REAL,
-            "https://api.minimax.io/v1/models",
-            500,
-            r#"{"type":"error","error":{"type":"api_error","message":"insufficient balance (1008)"}}"#,
-            "quota!",
-        ),
+        (P::MiniMax, "sk-cp-0000test", "https://api.minimax.io/v1/token_plan/remains", 200, r#"{"base_resp":{"status_code":0}}"#, "valid"),
+        (P::MiniMax, REAL, "https://api.minimax.io/v1/models", 500, r#"{"type":"error","error":{"type":"api_error","message":"insufficient balance (1008)"}}"#, "quota!"),
     ];
     for (kind, key, path, status, body, expected) in rows {
         assert_eq!(proof_of(*kind, key, path, *status, body), *expected, "{kind} {status} {body}");
@@ -904,75 +362,22 @@ fn each_type_proves_its_key_at_its_own_endpoint() {
 #[test]
 fn bases_of_ones_own_prove_as_well() {
     let list = r#"{"data":[{"id":"m"}]}"#;
+    #[rustfmt::skip]
     let rows: &[(P, &str, &str, &str, &str)] = &[
-        (
-            P::AzureOpenAi,
-            "https://res.openai.azure.com",
-            "https://res.openai.azure.com/openai/models?api-version=2024-10-21",
-            list,
-            "0000000test",
-        ),
-        (
-            P::AzureOpenAi,
-            "https://res.openai.azure.com/openai/v1",
-            "https://res.openai.azure.com/openai/models?api-version=2024-10-21",
-            list,
-            "0000000test",
-        ),
+        (P::AzureOpenAi, "https://res.openai.azure.com", "https://res.openai.azure.com/openai/models?api-version=2024-10-21", list, "0000000test"),
+        (P::AzureOpenAi, "https://res.openai.azure.com/openai/v1", "https://res.openai.azure.com/openai/models?api-version=2024-10-21", list, "0000000test"),
         (P::Vllm, "http://h:8000/v1", "http://h:8000/v1/models", list, REAL),
         (P::LlamaCpp, "http://h:8080", "http://h:8080/props", r#"{"total_slots":1}"#, REAL),
         (P::LlamaCpp, "http://h:8080/v1", "http://h:8080/props", r#"{"total_slots":1}"#, REAL),
-        (
-            P::Bedrock,
-            "https://bedrock-runtime.eu-west-1.amazonaws.com",
-            "https://bedrock.eu-west-1.amazonaws.com/foundation-models",
-            r#"{"modelSummaries":[]}"#,
-            "ABSKtest",
-        ),
-        (
-            P::OpenRouter,
-            "http://127.0.0.1:9/api/v1",
-            "http://127.0.0.1:9/api/v1/key",
-            r#"{"data":{"label":"l"}}"#,
-            REAL,
-        ),
-        (
-            P::HuggingFace,
-            "http://127.0.0.1:9/v1",
-            "http://127.0.0.1:9/api/whoami-v2",
-            r#"{"name":"n"}"#,
-            REAL,
-        ),
-        (
-            P::Fireworks,
-            "http://127.0.0.1:9/inference/v1",
-            "http://127.0.0.1:9/v1/accounts",
-            r#"{"accounts":[]}"#,
-            REAL,
-        ),
+        (P::Bedrock, "https://bedrock-runtime.eu-west-1.amazonaws.com", "https://bedrock.eu-west-1.amazonaws.com/foundation-models", r#"{"modelSummaries":[]}"#, "ABSKtest"),
+        (P::OpenRouter, "http://127.0.0.1:9/api/v1", "http://127.0.0.1:9/api/v1/key", r#"{"data":{"label":"l"}}"#, REAL),
+        (P::HuggingFace, "http://127.0.0.1:9/v1", "http://127.0.0.1:9/api/whoami-v2", r#"{"name":"n"}"#, REAL),
+        (P::Fireworks, "http://127.0.0.1:9/inference/v1", "http://127.0.0.1:9/v1/accounts", r#"{"accounts":[]}"#, REAL),
         (P::Cohere, "http://127.0.0.1:9", "http://127.0.0.1:9/v1/check-api-key", r#"{"valid":true}"#, REAL),
-        (
-            P::DeepSeek,
-            "http://127.0.0.1:9/v1",
-            "http://127.0.0.1:9/user/balance",
-            r#"{"is_available":true}"#,
-            REAL,
-        ),
+        (P::DeepSeek, "http://127.0.0.1:9/v1", "http://127.0.0.1:9/user/balance", r#"{"is_available":true}"#, REAL),
         (P::Xai, "http://127.0.0.1:9/v1", "http://127.0.0.1:9/v1/api-key", r#"{"team_blocked":false}"#, REAL),
-        (
-            P::DeepInfra,
-            "http://127.0.0.1:9/v1/openai",
-            "http://127.0.0.1:9/payment/checklist?compute_owed=true",
-            "{}",
-            REAL,
-        ),
-        (
-            P::Anthropic,
-            "https://api.anthropic.com",
-            "https://api.anthropic.com/v1/models?limit=1",
-            list,
-            REAL,
-        ),
+        (P::DeepInfra, "http://127.0.0.1:9/v1/openai", "http://127.0.0.1:9/payment/checklist?compute_owed=true", "{}", REAL),
+        (P::Anthropic, "https://api.anthropic.com", "https://api.anthropic.com/v1/models?limit=1", list, REAL),
         (P::OpenAi, "http://127.0.0.1:9/proxy/v1", "http://127.0.0.1:9/proxy/v1/models", list, REAL),
         (P::Perplexity, "http://127.0.0.1:9", "http://127.0.0.1:9/v1/models", list, REAL),
     ];
@@ -1027,6 +432,7 @@ fn a_malformed_request_tells_real_from_fake() {
             },
         )
     };
+    #[rustfmt::skip]
     let rows: &[(u16, &str, &str)] = &[
         (400, r#"{"error":{"message":"model is required"}}"#, "valid"),
         (404, r#"{"error":{"message":"model not found"}}"#, "valid"),
@@ -1229,6 +635,7 @@ fn facts_beside_the_verdict() {
 
 #[test]
 fn authentication_travels_as_each_type_wants_it() {
+    #[rustfmt::skip]
     let rows: &[(P, &str, &str, &str)] = &[
         (P::OpenAi, "Bearer abc-key ", "authorization", "Bearer abc-key"),
         (P::Anthropic, "sk-ant-api03-x", "x-api-key", "sk-ant-api03-x"),
@@ -1261,15 +668,11 @@ fn authentication_travels_as_each_type_wants_it() {
 
 #[test]
 fn health_and_keys_are_two_verdicts() {
+    #[rustfmt::skip]
     let rows: &[(P, u16, &str, &str)] = &[
         (P::OpenAi, 200, r#"{"data":[]}"#, "ok"),
         (P::OpenAi, 401, r#"{"error":{"code":"invalid_api_key"}}"#, "auth"),
-        (
-            P::Google,
-            400,
-            r#"{"error":{"status":"INVALID_ARGUMENT","details":[{"reason":"API_KEY_INVALID"}]}}"#,
-            "auth",
-        ),
+        (P::Google, 400, r#"{"error":{"status":"INVALID_ARGUMENT","details":[{"reason":"API_KEY_INVALID"}]}}"#, "auth"),
         (P::Xai, 400, r#"{"code":"x","error":"Incorrect API key provided: x"}"#, "auth"),
         (P::NvidiaNim, 403, r#"{"detail":"Authorization failed"}"#, "auth"),
         (P::NvidiaNim, 422, r#"{"detail":[]}"#, "ok"),
@@ -1317,6 +720,7 @@ fn health_and_keys_are_two_verdicts() {
 
 #[test]
 fn probes_stand_where_each_type_answers() {
+    #[rustfmt::skip]
     let rows: &[(P, Option<&str>, Option<&str>, &str)] = &[
         (P::Ollama, None, None, "http://127.0.0.1:11434/api/version"),
         (P::Ollama, Some("http://h:1/v1"), None, "http://h:1/api/version"),
@@ -1326,12 +730,7 @@ fn probes_stand_where_each_type_answers() {
         (P::OpenAi, None, Some("/ping?x=1"), "https://api.openai.com/v1/ping?x=1"),
         (P::Perplexity, None, None, "https://api.perplexity.ai/v1/models"),
         (P::Cohere, Some("https://api.cohere.com/v2"), None, "https://api.cohere.com/v1/models?page_size=1"),
-        (
-            P::OllamaCloud,
-            Some("https://api.ollama.ai/v1"),
-            Some("/models"),
-            "https://api.ollama.ai/v1/models",
-        ),
+        (P::OllamaCloud, Some("https://api.ollama.ai/v1"), Some("/models"), "https://api.ollama.ai/v1/models"),
     ];
     for (kind, base, path, expected) in rows {
         let base = parse_base(*kind, *base).unwrap();
@@ -1365,114 +764,36 @@ fn list(kind: P, base: Option<&str>, pages: &[(&str, u16, &str)]) -> Result<Mode
     }
 }
 
-fn brief(models: &Models) -> Vec<(String, Option<u32>, Option<f64>, Option<f64>)> {
-    models.models.iter().map(|m| (m.id.clone(), m.context_length, m.cost_in, m.cost_out)).collect()
+type Brief<'a> = (&'a str, Option<u32>, Option<f64>, Option<f64>);
+
+fn brief(models: &Models) -> Vec<Brief<'_>> {
+    models.models.iter().map(|m| (m.id.as_str(), m.context_length, m.cost_in, m.cost_out)).collect()
 }
 
 #[test]
 fn lists_of_all_shapes() {
-    let rows: &[(P, &str, &str, (&str, Option<u32>, Option<f64>, Option<f64>))] = &[
-        (
-            P::OpenAi,
-            "https://api.openai.com/v1/models",
-            r#"{"data":[{"id":"gpt"}]}"#,
-            ("gpt", None, None, None),
-        ),
-        (
-            P::OpenRouter,
-            "https://openrouter.ai/api/v1/models",
-            r#"{"data":[{"id":"a/b","name":"B","context_length":131072,"pricing":{"prompt":"0.0000001","completion":"0.0000004"}}]}"#,
-            ("a/b", Some(131_072), Some(0.1), Some(0.4)),
-        ),
-        (
-            P::OpenRouter,
-            "https://openrouter.ai/api/v1/models",
-            r#"{"data":[{"id":"auto","pricing":{"prompt":"-1","completion":"-1"}}]}"#,
-            ("auto", None, None, None),
-        ),
-        (
-            P::Ollama,
-            "http://127.0.0.1:11434/api/tags",
-            r#"{"models":[{"name":"llama3:8b","model":"llama3:8b"}]}"#,
-            ("llama3:8b", None, None, None),
-        ),
-        (
-            P::Vllm,
-            "http://127.0.0.1:8000/v1/models",
-            r#"{"data":[{"id":"m","max_model_len":4096}]}"#,
-            ("m", Some(4096), None, None),
-        ),
-        (
-            P::LlamaCpp,
-            "http://127.0.0.1:8080/v1/models",
-            r#"{"data":[{"id":"m","meta":{"n_ctx_train":8192}}]}"#,
-            ("m", Some(8192), None, None),
-        ),
-        (
-            P::Groq,
-            "https://api.groq.com/openai/v1/models",
-            r#"{"data":[{"id":"m","context_window":8192}]}"#,
-            ("m", Some(8192), None, None),
-        ),
-        (
-            P::Together,
-            "https://api.together.xyz/v1/models",
-            r#"[{"id":"m","context_length":8192,"pricing":{"input":0.005,"output":0.9}}]"#,
-            ("m", Some(8192), Some(0.005), Some(0.9)),
-        ),
-        (
-            P::Mistral,
-            "https://api.mistral.ai/v1/models",
-            r#"{"object":"list","data":[{"id":"m","max_context_length":32768}]}"#,
-            ("m", Some(32_768), None, None),
-        ),
-        (
-            P::Xai,
-            "https://api.x.ai/v1/language-models",
-            r#"{"models":[{"id":"grok-3","prompt_text_token_price":30000,"completion_text_token_price":150000}]}"#,
-            ("grok-3", None, Some(3.0), Some(15.0)),
-        ),
-        (
-            P::SambaNova,
-            "https://api.sambanova.ai/v1/models",
-            r#"{"data":[{"id":"m","context_length":16384,"pricing":{"prompt":0.0000006,"completion":0.0000012}}]}"#,
-            ("m", Some(16_384), Some(0.6), Some(1.2)),
-        ),
-        (
-            P::Cerebras,
-            "https://api.cerebras.ai/v1/models?format=openrouter",
-            r#"{"data":[{"id":"m","context_length":8192,"pricing":{"prompt":"0.0000001","completion":"0.0000001"}}]}"#,
-            ("m", Some(8192), Some(0.1), Some(0.1)),
-        ),
-        (
-            P::HuggingFace,
-            "https://router.huggingface.co/v1/models",
-            r#"{"data":[{"id":"m","providers":[{"provider":"a","context_length":4096,"pricing":{"input":0.9,"output":0.9}},{"provider":"b","context_length":8192,"pricing":{"input":0.2,"output":0.6}}]}]}"#,
-            ("m", Some(8192), Some(0.2), Some(0.6)),
-        ),
-        (
-            P::DeepInfra,
-            "https://api.deepinfra.com/v1/openai/models",
-            r#"{"data":[{"id":"m","metadata":{"context_length":4096,"pricing":{"input_tokens":0.1,"output_tokens":0.3}}}]}"#,
-            ("m", Some(4096), Some(0.1), Some(0.3)),
-        ),
-        (
-            P::Perplexity,
-            "https://api.perplexity.ai/v1/models",
-            r#"{"data":[{"id":"sonar"}]}"#,
-            ("sonar", None, None, None),
-        ),
-        (
-            P::Cohere,
-            "https://api.cohere.com/v1/models?endpoint=chat&page_size=1000",
-            r#"{"models":[{"name":"old","is_deprecated":true},{"name":"emb","endpoints":["embed"]},{"name":"cmd","endpoints":["chat"],"context_length":128000}]}"#,
-            ("cmd", Some(128_000), None, None),
-        ),
+    #[rustfmt::skip]
+    let rows: &[(P, &str, &str, Brief<'_>)] = &[
+        (P::OpenAi, "https://api.openai.com/v1/models", r#"{"data":[{"id":"gpt"}]}"#, ("gpt", None, None, None)),
+        (P::OpenRouter, "https://openrouter.ai/api/v1/models", r#"{"data":[{"id":"a/b","name":"B","context_length":131072,"pricing":{"prompt":"0.0000001","completion":"0.0000004"}}]}"#, ("a/b", Some(131_072), Some(0.1), Some(0.4))),
+        (P::OpenRouter, "https://openrouter.ai/api/v1/models", r#"{"data":[{"id":"auto","pricing":{"prompt":"-1","completion":"-1"}}]}"#, ("auto", None, None, None)),
+        (P::Ollama, "http://127.0.0.1:11434/api/tags", r#"{"models":[{"name":"llama3:8b","model":"llama3:8b"}]}"#, ("llama3:8b", None, None, None)),
+        (P::Vllm, "http://127.0.0.1:8000/v1/models", r#"{"data":[{"id":"m","max_model_len":4096}]}"#, ("m", Some(4096), None, None)),
+        (P::LlamaCpp, "http://127.0.0.1:8080/v1/models", r#"{"data":[{"id":"m","meta":{"n_ctx_train":8192}}]}"#, ("m", Some(8192), None, None)),
+        (P::Groq, "https://api.groq.com/openai/v1/models", r#"{"data":[{"id":"m","context_window":8192}]}"#, ("m", Some(8192), None, None)),
+        (P::Together, "https://api.together.xyz/v1/models", r#"[{"id":"m","context_length":8192,"pricing":{"input":0.005,"output":0.9}}]"#, ("m", Some(8192), Some(0.005), Some(0.9))),
+        (P::Mistral, "https://api.mistral.ai/v1/models", r#"{"object":"list","data":[{"id":"m","max_context_length":32768}]}"#, ("m", Some(32_768), None, None)),
+        (P::Xai, "https://api.x.ai/v1/language-models", r#"{"models":[{"id":"grok-3","prompt_text_token_price":30000,"completion_text_token_price":150000}]}"#, ("grok-3", None, Some(3.0), Some(15.0))),
+        (P::SambaNova, "https://api.sambanova.ai/v1/models", r#"{"data":[{"id":"m","context_length":16384,"pricing":{"prompt":0.0000006,"completion":0.0000012}}]}"#, ("m", Some(16_384), Some(0.6), Some(1.2))),
+        (P::Cerebras, "https://api.cerebras.ai/v1/models?format=openrouter", r#"{"data":[{"id":"m","context_length":8192,"pricing":{"prompt":"0.0000001","completion":"0.0000001"}}]}"#, ("m", Some(8192), Some(0.1), Some(0.1))),
+        (P::HuggingFace, "https://router.huggingface.co/v1/models", r#"{"data":[{"id":"m","providers":[{"provider":"a","context_length":4096,"pricing":{"input":0.9,"output":0.9}},{"provider":"b","context_length":8192,"pricing":{"input":0.2,"output":0.6}}]}]}"#, ("m", Some(8192), Some(0.2), Some(0.6))),
+        (P::DeepInfra, "https://api.deepinfra.com/v1/openai/models", r#"{"data":[{"id":"m","metadata":{"context_length":4096,"pricing":{"input_tokens":0.1,"output_tokens":0.3}}}]}"#, ("m", Some(4096), Some(0.1), Some(0.3))),
+        (P::Perplexity, "https://api.perplexity.ai/v1/models", r#"{"data":[{"id":"sonar"}]}"#, ("sonar", None, None, None)),
+        (P::Cohere, "https://api.cohere.com/v1/models?endpoint=chat&page_size=1000", r#"{"models":[{"name":"old","is_deprecated":true},{"name":"emb","endpoints":["embed"]},{"name":"cmd","endpoints":["chat"],"context_length":128000}]}"#, ("cmd", Some(128_000), None, None)),
     ];
     for (kind, url, body, expected) in rows {
         let models = list(*kind, None, &[(url, 200, body)]).unwrap();
-        let (id, context, cost_in, cost_out) = *expected;
-        assert_eq!(brief(&models), [(id.to_owned(), context, cost_in, cost_out)], "{kind}");
+        assert_eq!(brief(&models), [*expected], "{kind}");
     }
 }
 
@@ -1511,7 +832,7 @@ fn lists_of_many_pages() {
             ),
         ],
     );
-    assert_eq!(brief(&models.unwrap()).iter().map(|m| m.0.as_str()).collect::<Vec<_>>(), ["g", "h"]);
+    assert_eq!(brief(&models.unwrap()).iter().map(|m| m.0).collect::<Vec<_>>(), ["g", "h"]);
     // A cursor into another origin would carry the key there.
     let models = list(
         P::Replicate,
@@ -1553,7 +874,7 @@ fn lists_of_many_pages() {
             ),
         ],
     );
-    assert_eq!(brief(&models.unwrap()).iter().map(|m| m.0.as_str()).collect::<Vec<_>>(), ["x.y", "us.x.y"]);
+    assert_eq!(brief(&models.unwrap()).iter().map(|m| m.0).collect::<Vec<_>>(), ["x.y", "us.x.y"]);
     // The richer list does not exist behind every gateway.
     let models = list(
         P::Xai,
@@ -1579,23 +900,23 @@ fn lists_refused_or_absurd() {
         r#"{{"data":[{{"id":"{}"}},{{"id":""}},{{"id":7}},null,"plain",{{"id":"a\u0000b"}}]}}"#,
         "x".repeat(256)
     );
-    assert_eq!(
-        brief(&list(P::OpenAi, None, &[(url, 200, &long)]).unwrap()),
-        [("plain".into(), None, None, None)]
-    );
+    assert_eq!(brief(&list(P::OpenAi, None, &[(url, 200, &long)]).unwrap()), [("plain", None, None, None)]);
     let many: Vec<String> = (0..6000)
         .map(|n| format!(r#"{{"id":"m{n}","context_length":1e99,"pricing":{{"prompt":1e300}}}}"#))
         .collect();
     let models = list(P::OpenAi, None, &[(url, 200, &format!("[{}]", many.join(",")))]).unwrap();
     assert!(models.truncated && models.models.len() == 5000);
-    assert_eq!(brief(&models)[0], ("m0".into(), None, None, None));
+    assert_eq!(brief(&models)[0], ("m0", None, None, None));
 }
 
 // ---------------------------------------------------------------- waiting, redacting
 
+type Wait<'a> = (u16, &'a [(&'a str, &'a str)], &'a str, Option<f64>);
+
 #[test]
 fn every_form_of_retry_after() {
-    let rows: &[(u16, &[(&str, &str)], &str, Option<f64>)] = &[
+    #[rustfmt::skip]
+    let rows: &[Wait<'_>] = &[
         (429, &[("Retry-After", "17")], "", Some(17.0)),
         (429, &[("retry-after", "1.5")], "", Some(1.5)),
         (429, &[("retry-after", "Mon, 23 Nov 2026 12:00:30 GMT")], "", Some(30.0)),
@@ -1606,20 +927,10 @@ fn every_form_of_retry_after() {
         (429, &[("retry-after", "NaN")], "", None),
         (429, &[("retry-after", "1e400")], "", None),
         (429, &[("retry-after", "soon")], "", None),
-        (
-            429,
-            &[],
-            r#"{"error":{"details":[{"@type":"type.googleapis.com/google.rpc.RetryInfo","retryDelay":"17s"}]}}"#,
-            Some(17.0),
-        ),
+        (429, &[], r#"{"error":{"details":[{"@type":"type.googleapis.com/google.rpc.RetryInfo","retryDelay":"17s"}]}}"#, Some(17.0)),
         (429, &[], r#"{"error":{"details":[{"retryDelay":"1.5s"}]}}"#, Some(1.5)),
         (429, &[], r#"{"retry_after":12}"#, Some(12.0)),
-        (
-            429,
-            &[],
-            r#"{"error":{"message":"Rate limit reached. Please try again in 7.66s. Visit"}}"#,
-            Some(7.66),
-        ),
+        (429, &[], r#"{"error":{"message":"Rate limit reached. Please try again in 7.66s. Visit"}}"#, Some(7.66)),
         (429, &[], r#"{"error":"Please try again in 2m"}"#, Some(120.0)),
         (429, &[], r#"{"error":{"message":"try again in 1m26.4s"}}"#, Some(86.4)),
         (429, &[], r#"{"error":{"message":"try again in 850ms"}}"#, Some(0.85)),
@@ -1655,15 +966,10 @@ fn every_form_of_retry_after() {
 #[test]
 fn no_form_of_the_key_survives() {
     let key = "sk-proj-AbCdEf0123456789ghIJklMNopQR/+xyz";
+    #[rustfmt::skip]
     let rows: &[(&str, &str)] = &[
-        (
-            "Incorrect API key provided: sk-proj-AbCdEf0123456789ghIJklMNopQR/+xyz.",
-            "Incorrect API key provided: [key].",
-        ),
-        (
-            "Incorrect API key provided: sk-proj-********************xyz. You",
-            "Incorrect API key provided: [key]. You",
-        ),
+        ("Incorrect API key provided: sk-proj-AbCdEf0123456789ghIJklMNopQR/+xyz.", "Incorrect API key provided: [key]."),
+        ("Incorrect API key provided: sk-proj-********************xyz. You", "Incorrect API key provided: [key]. You"),
         ("key sk-proj...+xyz is bad", "key [key] is bad"),
         ("got AbCdEf0123456789 only", "got [key] only"),
         ("url k=sk-proj-AbCdEf0123456789ghIJklMNopQR%2F%2Bxyz", "url k=[key]"),
@@ -1671,6 +977,8 @@ fn no_form_of_the_key_survives() {
         ("HTTP 401: model gpt-4o-mini not found...", "HTTP 401: model gpt-4o-mini not found..."),
         ("a\u{1b}[31mred\u{7}\n\n  b\u{202e}", "a [31mred b"),
         ("nul\0byte", "nul byte"),
+        ("asia-northeast1-aiplatform.googleapis.com refused", "asia-northeast1-aiplatform.googleapis.com refused"),
+        ("AKIA0000000000FAKE00 refused", "[key] refused"),
     ];
     for (text, expected) in rows {
         assert_eq!(redact(text, key), *expected, "{text}");

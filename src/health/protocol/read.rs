@@ -205,7 +205,12 @@ fn own_habits(kind: P, status: u16, said: &Said) -> Option<KeyVerdict> {
     let restricted = |proven| Some(KeyVerdict::Restricted { reason: reason(), proven });
     let overload = || Some(KeyVerdict::Overload { reason: reason() });
     let unclear = || Some(KeyVerdict::Inconclusive { reason: reason() });
+    let doubtful_quota = || Some(KeyVerdict::Quota { reason: reason(), proven: false });
     match kind {
+        // Said to mean billing, but not seen: no proof of the key.
+        P::OpenAi if has("billing_not_active") => doubtful_quota(),
+        P::Moonshot if has("exceeded_current_quota_error") => doubtful_quota(),
+        P::Perplexity if status == 402 || has("insufficient credit") => doubtful_quota(),
         // Its text for a limit per minute speaks of a quota as well; the status word tells.
         P::Google if has("dunning") => quota(),
         P::Google if status == 429 => rate(has("resource_exhausted")),
@@ -227,11 +232,10 @@ fn own_habits(kind: P, status: u16, said: &Said) -> Option<KeyVerdict> {
         P::Groq if status == 498 => overload(),
         P::Xai if status == 403 && has("credits or licenses") => quota(),
         P::Fireworks if has("fire pass api keys") => Some(KeyVerdict::Valid),
-        P::Fireworks if status == 412 => Some(KeyVerdict::Quota { reason: reason(), proven: true }),
+        P::Fireworks if status == 412 => quota(),
         P::Moonshot if status == 404 && (has("resource_not_found_error") || has("not found the model")) => {
             Some(KeyVerdict::Valid)
         }
-        // Documented for lack of balance, beside permissions: the words decide, and quota words come first.
         P::NvidiaNim if status == 403 && has("authorization failed") => invalid(),
         P::NvidiaNim if status == 404 && has("not found for account") => Some(KeyVerdict::Valid),
         P::NvidiaNim if status == 400 && has("degraded function") => overload(),

@@ -24,13 +24,13 @@ const SHAPES: &[&str] = &[
     "fw_",
     "fpk_",
     "tgp_v1_",
-    "aiza",
-    "aq.",
-    "absk",
+    "AIza",
+    "AQ.",
+    "ABSK",
     "bedrock-api-key-",
-    "akia",
-    "asia",
-    "eyj",
+    "AKIA",
+    "ASIA",
+    "eyJ",
     "ghp_",
     "github_pat_",
     "ya29.",
@@ -138,10 +138,9 @@ fn is_elided(word: &str) -> bool {
 }
 
 fn has_shape(part: &str) -> bool {
-    let lower = part.to_ascii_lowercase();
     SHAPES.iter().any(|shape| {
-        lower.strip_prefix(shape).is_some_and(|tail| {
-            tail.len() >= MIN_TAIL && tail.bytes().any(|byte| byte.is_ascii_digit()) || tail.len() >= 24
+        part.strip_prefix(shape).is_some_and(|tail| {
+            tail.len() >= 24 || tail.len() >= MIN_TAIL && tail.bytes().any(|byte| byte.is_ascii_digit())
         })
     })
 }
