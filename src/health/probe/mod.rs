@@ -271,7 +271,8 @@ fn to_wire(request: &Request) -> Result<hyper::Request<Full<Bytes>>, ProbeError>
         }
         .map_err(|_| unusable())?;
         found.set_sensitive(matches!(value, Value::Secret(_)));
-        wire.headers_mut().insert(HeaderName::from_static(name), found);
+        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| unusable())?;
+        wire.headers_mut().insert(name, found);
     }
     Ok(wire)
 }
