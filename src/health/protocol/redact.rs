@@ -1,5 +1,7 @@
 //! Makes a provider's words fit to store, log and show: no key, no control characters, bounded.
 
+use std::collections::HashSet;
+
 /// Characters that are kept.
 const MAX_SHOWN: usize = 400;
 /// Bytes that are looked at; what lies beyond is never shown.
@@ -93,6 +95,7 @@ fn is_key_char(c: char) -> bool {
 
 fn mask_words(text: &str, key: &str) -> String {
     let mut out = String::with_capacity(text.len());
+    let pieces = pieces(key);
     let mut rest = text;
     while let Some(start) = rest.find(is_key_char) {
         let (before, from) = rest.split_at(start);
@@ -101,7 +104,7 @@ fn mask_words(text: &str, key: &str) -> String {
         let (word, after) = from.split_at(end);
         // A full stop or dots that end a sentence belong to the sentence.
         let core = word.trim_end_matches(['.', '/', '=']);
-        if looks_secret(core, key) {
+        if looks_secret(core, &pieces) {
             out.push_str(MASK);
             out.push_str(&word[core.len()..]);
         } else {
@@ -113,7 +116,7 @@ fn mask_words(text: &str, key: &str) -> String {
     out
 }
 
-fn looks_secret(word: &str, key: &str) -> bool {
+fn looks_secret(word: &str, pieces: &HashSet<&[u8]>) -> bool {
     let masked = word.contains("***") || word.contains('•') || word.contains('●') || is_elided(word);
     if masked && word.chars().any(|c| c.is_ascii_alphanumeric()) {
         return true;
@@ -123,7 +126,7 @@ fn looks_secret(word: &str, key: &str) -> bool {
     if word.split(['=', '/']).any(has_shape) || (lower.contains("sk-") && has_inner_shape(&lower)) {
         return true;
     }
-    shares_piece(word, key)
+    word.as_bytes().windows(PIECE).any(|piece| pieces.contains(piece))
 }
 
 /// `c19094f...o8ub`: both ends with the middle left out.
@@ -149,14 +152,15 @@ fn has_inner_shape(lower: &str) -> bool {
     lower.match_indices("sk-").any(|(at, _)| lower.len() - at >= 24)
 }
 
-fn shares_piece(word: &str, key: &str) -> bool {
-    let (word, key) = (word.as_bytes(), key.as_bytes());
-    if key.len() < 2 * PIECE || word.len() < PIECE {
-        return false;
+/// The pieces by which a part of the key is recognized. Keys share their beginnings with prose about them
+/// ("sk-proj-"), so that a piece without a digit must lie beyond.
+fn pieces(key: &str) -> HashSet<&[u8]> {
+    if key.len() < 2 * PIECE {
+        return HashSet::new();
     }
-    // Keys share their beginnings with prose about them ("sk-proj-"), so that a piece must lie beyond.
-    word.windows(PIECE).any(|piece| {
-        piece.iter().any(u8::is_ascii_digit) && key.windows(PIECE).any(|window| window == piece)
-            || key[PIECE / 2..].windows(PIECE).any(|window| window == piece)
-    })
+    let windows = key.as_bytes().windows(PIECE).enumerate();
+    windows
+        .filter(|(at, piece)| *at >= PIECE / 2 || piece.iter().any(u8::is_ascii_digit))
+        .map(|(_, piece)| piece)
+        .collect()
 }
