@@ -51,7 +51,7 @@ pub struct Related {
     pub text: String,
 }
 
-/// Turns bytes into lines and columns; made only when there is something to report.
+/// Turns bytes into lines and columns.
 pub(super) struct Lines<'a> {
     text: &'a str,
     starts: Vec<usize>,
@@ -63,6 +63,11 @@ impl<'a> Lines<'a> {
         Self { text, starts: std::iter::once(0).chain(breaks).collect() }
     }
 
+    /// Line of a byte, from 1.
+    pub fn line(&self, at: usize) -> u32 {
+        u32::try_from(self.starts.partition_point(|start| *start <= at)).unwrap_or(u32::MAX)
+    }
+
     /// Line and column of a byte, both from 1.
     pub fn place(&self, at: usize) -> (u32, u32) {
         let at = at.min(self.text.len());
@@ -71,13 +76,6 @@ impl<'a> Lines<'a> {
         let column = self.text.get(start..at).map_or(0, |text| text.chars().count());
         (u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(column + 1).unwrap_or(u32::MAX))
     }
-}
-
-/// The line of a byte, without an index; for the few places that every object has.
-pub(super) fn line_of(text: &str, at: usize) -> u32 {
-    let lines =
-        text.as_bytes().get(..at).map_or(0, |before| before.iter().filter(|byte| **byte == b'\n').count());
-    u32::try_from(lines + 1).unwrap_or(u32::MAX)
 }
 
 impl Diagnostic {

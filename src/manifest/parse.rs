@@ -3,7 +3,14 @@
 //! PURE and total: any text, no panic. Not its job: anything that takes two files. A text with an error yields its
 //! diagnostics and the names it mentions, and no object.
 
-use std::{borrow::Cow, collections::BTreeSet, ops::Range, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::{BTreeSet, HashMap},
+    ops::Range,
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
 
 use serde_json::Value;
 use toml::{
@@ -11,11 +18,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use super::{
-    Diagnostic, ParsedFile, Severity,
-    diagnostic::{Lines, line_of},
-    keyshape,
-};
+use super::{Diagnostic, ParsedFile, Severity, diagnostic::Lines, keyshape};
 use crate::model::{
     Discover, HealthPolicy, JsonMap, KeySource, ManifestPath, Model, Origin, PowerLevel, Provider,
     ProviderType, Route, Schedule, SecretRef,
@@ -57,6 +60,10 @@ pub(super) const SECRET: &[&str] = &["env", "file", "credential", "sealed"];
 const RESERVED_CONFIG: &[&str] = &["base_url", "model_prefixes", "description"];
 /// `VARCHAR(255)` columns.
 const MAX_NAME: usize = 255;
+/// Problems reported for one file; whoever has more has made the same mistake again and again.
+const MAX_PROBLEMS: usize = 1000;
+/// A year: no check is rarer, and sums with the time of day stay far from every limit.
+const MAX_DURATION: Duration = Duration::from_secs(365 * 86_400);
 /// A discovery without a time of its own runs at night.
 const DISCOVER_CRON: &str = "0 0 3 * * *";
 /// `numeric(10,4)` holds six digits before the point.
@@ -68,7 +75,7 @@ type Item<'a> = Spanned<DeValue<'a>>;
 pub fn parse(path: &ManifestPath, text: &str) -> ParsedFile {
     // Editors on other systems begin a file with a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut reader = Reader { path, text, lines: None, found: Vec::new() };
+    let mut reader = Reader { path, text, lines: None, found: Vec::new(), more: (0, false) };
     let (root, errors) = DeTable::parse_recoverable(text);
     let mut file = ParsedFile::default();
     for error in &errors {
@@ -85,7 +92,7 @@ pub fn parse(path: &ManifestPath, text: &str) -> ParsedFile {
             file.mentioned.extend(providers.keys().map(|name| Arc::from(&**name.get_ref())));
         }
     }
-    file.diagnostics = reader.found;
+    file.diagnostics = reader.finish();
     file.diagnostics.sort_by_key(|it| (it.line, it.column));
     if file.has_errors() {
         file.mentioned.extend(file.providers.drain(..).map(|provider| provider.name.clone()));
@@ -135,15 +142,21 @@ fn is_cron(text: &str) -> bool {
             .is_ok()
 }
 
-/// The candidate that was probably meant.
+/// The candidate that was probably meant. Words longer than any name have none: the distance costs both lengths.
 pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let close =
-        candidates.into_iter().map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate));
-    let allowed = |candidate: &str| (candidate.chars().count() / 3).max(1);
-    close
-        .filter(|(distance, it)| *distance <= allowed(it))
-        .min_by_key(|(distance, _)| *distance)
-        .map(|(_, it)| it)
+    let length = word.chars().take(MAX_NAME + 1).count();
+    if length > MAX_NAME {
+        return None;
+    }
+    let close = candidates.into_iter().filter_map(|candidate| {
+        let own = candidate.chars().count();
+        let allowed = (own / 3).max(1);
+        // Texts are at least as far apart as their lengths are.
+        (own.abs_diff(length) <= allowed)
+            .then(|| (strsim::osa_distance(word, candidate), candidate))
+            .filter(|(distance, _)| *distance <= allowed)
+    });
+    close.min_by_key(|(distance, _)| *distance).map(|(_, it)| it)
 }
 
 struct Reader<'a> {
@@ -151,6 +164,8 @@ struct Reader<'a> {
     text: &'a str,
     lines: Option<Lines<'a>>,
     found: Vec<Diagnostic>,
+    /// Problems beyond [`MAX_PROBLEMS`], and whether one of them is an error.
+    more: (usize, bool),
 }
 
 impl<'a> Reader<'a> {
@@ -170,6 +185,14 @@ impl<'a> Reader<'a> {
         span: Range<usize>,
         message: String,
     ) -> &mut Diagnostic {
+        if self.found.len() > MAX_PROBLEMS {
+            // The last one is only kept for its caller to complete.
+            self.more = (self.more.0 + 1, self.more.1 || severity == Severity::Error);
+            self.found.pop();
+            self.found.push(Diagnostic::at(severity, code, self.path, Some(span), 1, message));
+            let last = self.found.len() - 1;
+            return &mut self.found[last];
+        }
         let lines = self.lines.get_or_insert_with(|| Lines::new(self.text));
         let ((line, column), (end_line, end_column)) = (lines.place(span.start), lines.place(span.end));
         let mut found = Diagnostic::at(severity, code, self.path, Some(span), line, message);
@@ -177,6 +200,23 @@ impl<'a> Reader<'a> {
         self.found.push(found);
         let last = self.found.len() - 1;
         &mut self.found[last]
+    }
+
+    /// Everything found; where that is too much, the number of what is left out.
+    fn finish(mut self) -> Vec<Diagnostic> {
+        if self.found.len() > MAX_PROBLEMS {
+            let last = self.found.pop();
+            let is_error = self.more.1 || last.as_ref().is_some_and(|last| last.severity == Severity::Error);
+            let severity = if is_error { Severity::Error } else { Severity::Warning };
+            let message = format!("{} more problems are not shown", self.more.0 + 1);
+            let line = last.map_or(1, |last| last.line);
+            self.found.push(Diagnostic::at(severity, "too-many-problems", self.path, None, line, message));
+        }
+        self.found
+    }
+
+    fn line(&mut self, at: usize) -> u32 {
+        self.lines.get_or_insert_with(|| Lines::new(self.text)).line(at)
     }
 
     fn root(&mut self, root: &DeTable<'a>, file: &mut ParsedFile) {
@@ -205,6 +245,7 @@ impl<'a> Reader<'a> {
                 .help
                 .push(help.into());
         }
+        self.check_text("providers", name, span.clone());
         let table = self.expect_table(item, "a provider")?;
         self.unknown(table, PROVIDER, "a provider");
         let kind = self.kind(table, name, span.clone());
@@ -214,7 +255,8 @@ impl<'a> Reader<'a> {
             && kind.default_base_url().is_none()
             && !table.contains_key("base_url")
         {
-            let message = format!("provider `{name}` needs a `base_url`: type `{kind}` has none of its own");
+            let message =
+                format!("provider `{}` needs a `base_url`: type `{kind}` has none of its own", shorten(name));
             self.error("missing-base-url", span.clone(), message);
         }
         if kind == Some(ProviderType::GithubModels) {
@@ -222,7 +264,7 @@ impl<'a> Reader<'a> {
                 "GitHub Models was retired on 2026-07-30: every call fails, whatever the key".to_owned();
             self.report(Severity::Warning, "retired-type", span.clone(), message);
         }
-        let line = line_of(self.text, span.start);
+        let line = self.line(span.start);
         let provider = Provider {
             name: name.as_ref().into(),
             origin: Origin { file: self.path.clone(), line },
@@ -251,7 +293,9 @@ impl<'a> Reader<'a> {
         if !table.contains_key("type") {
             let known = ProviderType::parse(name).map(|kind| format!("type = \"{kind}\""));
             let help = known.unwrap_or_else(|| "type = \"openai-compatible\" speaks to most servers".into());
-            self.error("missing-type", span, format!("provider `{name}` has no `type`")).help.push(help);
+            self.error("missing-type", span, format!("provider `{}` has no `type`", shorten(name)))
+                .help
+                .push(help);
             return None;
         }
         self.word(table, "type", ProviderType::parse, ProviderType::ALL.iter().map(|it| it.as_str()))
@@ -260,6 +304,8 @@ impl<'a> Reader<'a> {
     fn base_url(&mut self, table: &DeTable<'a>) -> Option<Box<str>> {
         let text = self.text_of(table, "base_url", None)?;
         let span = table.get("base_url")?.span();
+        // What is refused may hold a password or a key, as a part that no URL of an API has.
+        let secret = text.contains(['@', '?', '#']);
         let problem = match url::Url::parse(&text) {
             Err(_) => "expected an absolute URL such as https://api.example.com/v1",
             Ok(url) if !matches!(url.scheme(), "http" | "https") => {
@@ -277,7 +323,7 @@ impl<'a> Reader<'a> {
             Ok(url) if url.host_str().is_none_or(str::is_empty) => "expected a host in the URL",
             Ok(_) => return Some(text),
         };
-        self.error("base-url", span, problem);
+        self.error("base-url", span, problem).secret = secret;
         None
     }
 
@@ -295,7 +341,8 @@ impl<'a> Reader<'a> {
                 return None;
             }
             other => {
-                self.wrong_type(item.span(), "`api_key`", "a table such as { env = \"NAME\" }", other);
+                self.wrong_type(item.span(), "`api_key`", "a table such as { env = \"NAME\" }", other)
+                    .secret = true;
                 return None;
             }
         };
@@ -396,21 +443,26 @@ impl<'a> Reader<'a> {
 
     fn models(&mut self, table: &DeTable<'a>) -> Vec<Model> {
         let mut models: Vec<Model> = Vec::new();
+        let mut lines: HashMap<&str, u32> = HashMap::new();
         for item in self.tables(table, "models") {
             let Some(table) = self.expect_table(item, "a model") else { continue };
             self.unknown(table, MODEL, "a model");
-            let line = line_of(self.text, item.span().start);
+            let line = self.line(item.span().start);
             let Some(name) = self.required(table, "name", item.span(), "a model") else { continue };
             if name.is_empty() {
                 self.error("model-name", item.span(), "a model's name must not be empty");
             }
-            if let Some(first) = models.iter().find(|model| model.name == name) {
-                let (path, first) = (self.path.clone(), first.line);
+            // The text lives as long as the parsed table does; the name is moved into the model.
+            let spelled = table.get("name").and_then(|item| item.get_ref().as_str()).unwrap_or_default();
+            if let Some(first) = lines.get(spelled).copied() {
                 let span = table.get("name").map_or_else(|| item.span(), Spanned::span);
-                let found = self.error("duplicate-model", span, format!("model `{name}` is declared twice"));
-                *found = found.clone().with_related(&path, first, "first declared here");
+                let message = format!("model `{}` is declared twice", shorten(&name));
+                let path = self.path;
+                let found = self.error("duplicate-model", span, message);
+                *found = found.clone().with_related(path, first, "first declared here");
                 continue;
             }
+            lines.insert(spelled, line);
             models.push(Model {
                 name,
                 line,
@@ -460,7 +512,7 @@ impl<'a> Reader<'a> {
             }
         }
         Some(Route {
-            origin: Origin { file: self.path.clone(), line: line_of(self.text, item.span().start) },
+            origin: Origin { file: self.path.clone(), line: self.line(item.span().start) },
             priority: self.integer(table, "priority", i32::MIN, i32::MAX),
             weight: self.integer(table, "weight", 0, i32::MAX),
             enabled: self.boolean(table, "enabled"),
@@ -487,10 +539,16 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn wrong_type(&mut self, span: Range<usize>, what: &str, wanted: &str, found: &DeValue<'_>) {
+    fn wrong_type(
+        &mut self,
+        span: Range<usize>,
+        what: &str,
+        wanted: &str,
+        found: &DeValue<'_>,
+    ) -> &mut Diagnostic {
         let article = if found.type_str().starts_with(['a', 'i', 'o']) { "an" } else { "a" };
         let message = format!("{what}: expected {wanted}, found {article} {}", found.type_str());
-        self.error("wrong-type", span, message);
+        self.error("wrong-type", span, message)
     }
 
     fn table<'t>(&mut self, table: &'t DeTable<'a>, key: &str) -> Option<&'t DeTable<'a>> {
@@ -581,12 +639,12 @@ impl<'a> Reader<'a> {
                     self.check_text(key, text, item.span());
                     texts.push(text.into());
                 }
-                None => self.wrong_type(
+                None => drop(self.wrong_type(
                     item.span(),
                     &format!("an element of `{key}`"),
                     "a string",
                     item.get_ref(),
-                ),
+                )),
             }
         }
         Some(texts)
@@ -642,9 +700,9 @@ impl<'a> Reader<'a> {
         let text = self.raw_text(table, key)?;
         let span = table.get(key)?.span();
         match duration(text) {
-            Some(found) if found >= least => Some(found),
+            Some(found) if (least..=MAX_DURATION).contains(&found) => Some(found),
             Some(_) => {
-                self.error("out-of-range", span, format!("`{key}` must be at least {least:?}"));
+                self.error("out-of-range", span, format!("`{key}` must be from {least:?} to 365d"));
                 None
             }
             None => {
@@ -782,7 +840,11 @@ fn is_token(text: &str) -> bool {
 
 /// A word from a manifest for a message: one line, of bounded length, without a secret.
 fn shorten(word: &str) -> String {
-    let plain: String = word.chars().map(|c| if c.is_control() { ' ' } else { c }).take(60).collect();
-    let plain = keyshape::mask(&plain, &[]);
-    if plain.len() < word.len() && word.chars().count() > 60 { format!("{plain}…") } else { plain }
+    // Hidden first: a key that is cut looks like one no more. What is looked at is bounded by what a key is long.
+    let head: String = word.chars().map(|c| if c.is_control() { ' ' } else { c }).take(4096).collect();
+    let mut short: String = keyshape::mask(&head, &[]).chars().take(60).collect();
+    if word.chars().nth(60).is_some() {
+        short.push('…');
+    }
+    short
 }

@@ -16,6 +16,10 @@ use crate::{
 /// Providers, models and routes over all files.
 const MAX_OBJECTS: usize = 100_000;
 
+/// Routes that match nothing and get the nearest name as a hint. Each compares all names; where more than these are
+/// wrong, one cause has made them so.
+const MAX_SUGGESTIONS: usize = 20;
+
 /// Which providers' desired state may differ from the previous build's.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Changed {
@@ -113,6 +117,8 @@ impl Workspace {
             _ => self.rebuild(),
         };
         build.changed = match (&self.built, touched) {
+            // What a file's routes made may belong to any provider.
+            (Some(built), _) if built.catalog.frozen.files != build.catalog.frozen.files => Changed::All,
             (Some(built), Some(mut touched)) => {
                 // A name that is declared twice now, or no longer, concerns its providers too.
                 touched.extend(
@@ -211,7 +217,7 @@ impl Workspace {
             catalog.frozen.providers.insert(name);
         }
         catalog.defaults = merge_defaults(&defaults, &mut diagnostics);
-        check_routes(&catalog, &mut diagnostics);
+        check_routes(&mut catalog, &mut diagnostics);
         diagnostics.sort_by(|a, b| (&a.path, a.line, a.column).cmp(&(&b.path, b.line, b.column)));
         let with_errors: HashSet<&ManifestPath> =
             diagnostics.iter().filter(|it| it.severity == Severity::Error).map(|it| &it.path).collect();
@@ -247,7 +253,8 @@ fn merge_defaults(
     for (directory, policies) in found {
         let mut policy = HealthPolicy::default();
         for (path, more) in policies {
-            if overlap(&policy, more) {
+            let mut others = policies.iter().filter(|(other, _)| other != path);
+            if others.any(|(_, other)| overlap(other, more)) {
                 let message = "another file of this directory sets the same `defaults.health` key";
                 let mut clash = Diagnostic::of_file("duplicate-defaults", path, message);
                 for (other, _) in policies.iter().filter(|(other, _)| other != path) {
@@ -271,14 +278,19 @@ fn overlap(a: &HealthPolicy, b: &HealthPolicy) -> bool {
         || (a.expect_status.is_some() && b.expect_status.is_some())
 }
 
-/// Routes that match nothing, and routes that say the same.
-fn check_routes(catalog: &Catalog, diagnostics: &mut Vec<Diagnostic>) {
-    let mut said: HashMap<(&str, &str, &str, Option<&str>), &Route> =
+/// Routes that match nothing, and routes that say the same: none of them is applied, and the rules that their files
+/// made before stay as they are.
+fn check_routes(catalog: &mut Catalog, diagnostics: &mut Vec<Diagnostic>) {
+    let mut said: HashMap<(&str, &str, &str, Option<&str>), usize> =
         HashMap::with_capacity(catalog.routes.len());
-    for route in &catalog.routes {
+    let mut bad: BTreeSet<usize> = BTreeSet::new();
+    let mut suggestions = MAX_SUGGESTIONS;
+    for (at, route) in catalog.routes.iter().enumerate() {
         let key = (&*route.models, route.power_level.as_str(), &*route.user_tier, route.task_type.as_deref());
-        if let Some(first) = said.insert(key, route) {
-            for (this, other) in [(first, &**route), (&**route, first)] {
+        if let Some(first) = said.insert(key, at)
+            && let Some(other) = catalog.routes.get(first)
+        {
+            for (this, other) in [(other, route), (route, other)] {
                 let message = format!(
                     "two routes say where `{}` serves {} × {}",
                     this.models, this.power_level, this.user_tier
@@ -286,14 +298,29 @@ fn check_routes(catalog: &Catalog, diagnostics: &mut Vec<Diagnostic>) {
                 let found = at_object("duplicate-route", &this.origin, message);
                 diagnostics.push(found.with_related(&other.origin.file, other.origin.line, "the other one"));
             }
+            bad.extend([first, at]);
         }
-        if let Some(found) = dangling(catalog, route) {
+        if let Some(found) = dangling(catalog, route, &mut suggestions) {
             diagnostics.push(found);
+            bad.insert(at);
+        }
+    }
+    drop(said);
+    if bad.is_empty() {
+        return;
+    }
+    // Only now: what is frozen silences the search for routes that match nothing.
+    let (routes, frozen) = (std::mem::take(&mut catalog.routes), &mut catalog.frozen.files);
+    for (at, route) in routes.into_iter().enumerate() {
+        if bad.contains(&at) {
+            frozen.insert(route.origin.file.clone());
+        } else {
+            catalog.routes.push(route);
         }
     }
 }
 
-fn dangling(catalog: &Catalog, route: &Route) -> Option<Diagnostic> {
+fn dangling(catalog: &Catalog, route: &Route, suggestions: &mut usize) -> Option<Diagnostic> {
     let (provider, model) = route.pattern();
     let model_pattern = Pattern::new(model);
     let is_glob = provider.contains(['*', '?']);
@@ -323,6 +350,10 @@ fn dangling(catalog: &Catalog, route: &Route) -> Option<Diagnostic> {
     }
     let found =
         at_object("dangling-route", &route.origin, format!("`{}` matches no declared model", route.models));
+    if *suggestions == 0 {
+        return Some(found);
+    }
+    *suggestions -= 1;
     Some(match catalog.providers.get(provider) {
         None if is_glob => found,
         None => match nearest(provider, catalog.providers.keys().map(|name| &**name)) {
