@@ -27,6 +27,7 @@ use crate::{
     lifecycle::{self, Hangups, Heartbeat, Supervisor, Systemd},
     loader::Loader,
     manifest::{Build, Changed, Severity, render},
+    memory,
     metrics::Metrics,
     model::SecretRef,
     plan::{HoldKind, NoticeKind},
@@ -53,6 +54,8 @@ const DEFER_LIMIT: Duration = Duration::from_secs(10);
 const WEDGED_AFTER: Duration = Duration::from_secs(120);
 /// How often the loop moves when nothing happens.
 const BEAT: Duration = Duration::from_secs(5);
+/// From so many providers on, a pass over all of them leaves enough behind to be worth giving back.
+const LARGE: usize = 500;
 /// Room for the few jobs of the scheduler: its default of 200 is lost silently when exceeded.
 const SCHEDULER_CHANNEL: usize = 1024;
 
@@ -341,6 +344,10 @@ async fn hold_lease(
     Ok(())
 }
 
+fn is_file(reference: &SecretRef) -> bool {
+    matches!(reference, SecretRef::File(_) | SecretRef::Credential(_))
+}
+
 struct Loop {
     main: Main,
     loader: Loader,
@@ -433,10 +440,21 @@ impl Loop {
         self.revisions.latest().await;
         self.report(&build);
         self.wanted.add(build.changed.clone());
-        let files = build.catalog.providers.values().filter_map(|it| it.api_key.as_ref());
-        let files = files.filter_map(|reference| self.reconciler.watched_path(reference)).collect();
-        self.wake.handle.watch_secrets(files);
-        self.build = Some(Arc::new(build));
+        let build = Arc::new(build);
+        if self.concerns_key_files(&build) {
+            let references = build.catalog.providers.values().filter_map(|it| it.api_key.as_ref());
+            let files = references.filter_map(|reference| self.reconciler.watched_path(reference)).collect();
+            self.wake.handle.watch_secrets(files);
+        }
+        self.build = Some(build);
+    }
+
+    /// Whether the set of watched key files may differ from the previous build's.
+    fn concerns_key_files(&self, build: &Arc<Build>) -> bool {
+        let (Changed::Providers(names), Some(before)) = (&build.changed, &self.build) else { return true };
+        let mut of_both =
+            names.iter().flat_map(|name| [before, build].map(|it| it.catalog.providers.get(name)));
+        of_both.any(|provider| provider.and_then(|it| it.api_key.as_ref()).is_some_and(is_file))
     }
 
     /// Providers whose key may be another one because a file changed.
@@ -444,8 +462,7 @@ impl Loop {
         let from_file =
             |reference: &SecretRef| matches!(reference, SecretRef::File(_) | SecretRef::Credential(_));
         let providers = self.build.iter().flat_map(|build| build.catalog.providers.values());
-        let named =
-            providers.filter(|it| it.api_key.as_ref().is_some_and(from_file)).map(|it| it.name.clone());
+        let named = providers.filter(|it| it.api_key.as_ref().is_some_and(is_file)).map(|it| it.name.clone());
         Changed::Providers(named.collect())
     }
 
@@ -572,6 +589,9 @@ impl Loop {
         }
         if !whole {
             return;
+        }
+        if self.build.as_ref().is_some_and(|build| build.catalog.providers.len() >= LARGE) {
+            memory::give_back();
         }
         // A pass over everything knows the totals; writing foreign databases must not make it a busy loop.
         self.drift_not_before = Instant::now() + time * 4;

@@ -31,6 +31,7 @@ pub mod lifecycle;
 pub mod loader;
 pub mod logging;
 pub mod manifest;
+pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod plan;

@@ -98,6 +98,8 @@ pub struct Refusal {
 struct Planned {
     plan: Plan,
     secrets: HashMap<Arc<str>, Secret>,
+    /// An operator stopped all applying.
+    suspended: bool,
 }
 
 /// Reconciles catalogs into one database.
@@ -156,12 +158,9 @@ impl Reconciler {
 
     async fn attempt(&self, pass: &Pass<'_>) -> Result<Outcome, ReconcileError> {
         let mut tx = self.store.reconcile_begin().await?;
-        let Planned { plan, secrets } = self.plan(&mut tx, pass).await?;
-        let mut outcome = Outcome { plan, ..Outcome::default() };
-        let suspended = tx.suspended().await?;
-        if suspended.all.is_some() {
-            outcome.suspended = true;
-        } else if !pass.settled && prunes(&outcome.plan) {
+        let Planned { plan, secrets, suspended } = self.plan(&mut tx, pass).await?;
+        let mut outcome = Outcome { plan, suspended, ..Outcome::default() };
+        if !suspended && !pass.settled && prunes(&outcome.plan) {
             outcome.deferred = true;
         }
         let reports = self.new_reports(&mut tx, &outcome.plan, pass).await?;
@@ -171,19 +170,30 @@ impl Reconciler {
         }
         let tokens = self.encrypt(&outcome.plan, &secrets);
         drop(secrets);
-        let mut events = audit(&outcome.plan);
-        if let Some((_, entries)) = &reports {
-            events.extend(entries.iter().cloned());
+        self.fence(&mut tx, pass, &plan_digest(&outcome.plan)).await?;
+        // The audit rows are put together while the database takes the rows they are about.
+        let plan = Arc::new(std::mem::take(&mut outcome.plan));
+        let (of, revision) = (plan.clone(), pass.revision.clone());
+        let rows = tokio::task::spawn_blocking(move || with_revision(audit(&of), revision.as_ref()));
+        let written = tx.apply(&plan.providers, &tokens).await;
+        let mut events = rows.await.map_err(|error| StoreError::Other(error.to_string()))?;
+        outcome.plan = Arc::unwrap_or_clone(plan);
+        if let Some((reported, entries)) = reports {
+            // A transaction that was refused takes nothing more.
+            if written.is_ok() {
+                tx.meta_set("reported", &reported).await?;
+            }
+            events.extend(with_revision(entries, pass.revision.as_ref()));
         }
-        outcome.events = events.len();
-        let events = with_revision(events, pass.revision.as_ref());
-        let digest = plan_digest(&outcome.plan);
-        self.fence(&mut tx, pass, &digest).await?;
-        if let Some((reported, _)) = &reports {
-            tx.meta_set("reported", reported).await?;
-        }
-        match tx.apply(&outcome.plan.providers, &tokens, &events).await {
-            Ok(()) => tx.commit().await?,
+        let written = match written {
+            Ok(()) => tx.record(&events).await,
+            refused => refused,
+        };
+        match written {
+            Ok(()) => {
+                outcome.events = events.len();
+                tx.commit().await?;
+            }
             Err(error) if error.is_data() => {
                 warn!(error = %error, "the database refused part of the catalog; applying the rest");
                 tx.rollback().await?;
@@ -213,7 +223,11 @@ impl Reconciler {
             let one = Plan { providers: vec![provider], ..Plan::default() };
             let events = with_revision(audit(&one), pass.revision.as_ref());
             tx.savepoint().await?;
-            match tx.apply(&one.providers, tokens, &events).await {
+            let written = match tx.apply(&one.providers, tokens).await {
+                Ok(()) => tx.record(&events).await,
+                refused => refused,
+            };
+            match written {
                 Ok(()) => {
                     outcome.events += events.len();
                     outcome.plan.providers.extend(one.providers);
@@ -230,7 +244,7 @@ impl Reconciler {
         if outcome.plan.providers.is_empty() && refusals.is_empty() {
             tx.rollback().await?;
         } else {
-            tx.apply(&[], &HashMap::new(), &refusals).await?;
+            tx.record(&refusals).await?;
             outcome.events += refusals.len();
             tx.commit().await?;
         }
@@ -289,29 +303,19 @@ impl Reconciler {
         // The database sends its rows while the keys are fingerprinted.
         let open = |token: &str| self.keyring.open(token);
         let resolved = self.resolve(&chosen);
-        let world = tx.world(&scope, &open).await?;
+        let mut world = tx.world(&scope, &open).await?;
         let suspended = tx.suspended().await?;
 
+        let rules: Vec<_> = chosen.par_iter().map(|provider| pass.build.index.rules_for(provider)).collect();
         let mut secrets = HashMap::new();
         let mut desired = BTreeMap::new();
-        for (provider, (key, secret)) in chosen.into_iter().zip(resolved) {
+        for ((provider, (key, secret)), rules) in chosen.into_iter().zip(resolved).zip(rules) {
             if let Some(secret) = secret {
                 secrets.insert(provider.name.clone(), secret);
             }
-            let rules = pass.build.index.rules_for(&provider);
             desired.insert(provider.name.clone(), Desired { provider, rules, key });
         }
         let mut policy = self.policy(pass, &suspended);
-        let input = |policy: &Policy, with_usage: &HashSet<Uuid>| {
-            plan(&Input {
-                desired: &desired,
-                world: &world,
-                frozen: &catalog.frozen,
-                policy,
-                with_usage,
-                new_id: &Uuid::new_v4,
-            })
-        };
         let none = HashSet::new();
         let candidates = Input {
             desired: &desired,
@@ -322,7 +326,21 @@ impl Reconciler {
             new_id: &Uuid::new_v4,
         }
         .prune_candidates();
-        let with_usage = if candidates.is_empty() { none } else { tx.with_usage(&candidates).await? };
+        let mut with_usage = none;
+        if !candidates.is_empty() {
+            with_usage = tx.with_usage(&candidates).await?;
+            world.managed_total = tx.managed_total().await?;
+        }
+        let input = |policy: &Policy, with_usage: &HashSet<Uuid>| {
+            plan(&Input {
+                desired: &desired,
+                world: &world,
+                frozen: &catalog.frozen,
+                policy,
+                with_usage,
+                new_id: &Uuid::new_v4,
+            })
+        };
         let mut plan = input(&policy, &with_usage);
         let lost = self.lost(tx, &plan, &world).await?;
         if !lost.is_empty() {
@@ -339,7 +357,7 @@ impl Reconciler {
                 warn!(power_level = %power, user_tier = %tier, guard = ?self.settings.route_guard, "a route cell loses its last usable model");
             }
         }
-        Ok(Planned { plan, secrets })
+        Ok(Planned { plan, secrets, suspended: suspended.all.is_some() })
     }
 
     fn route_hold(&self, (power, tier): &(String, String)) -> Hold {
@@ -432,13 +450,14 @@ impl Reconciler {
             )
             .map(|entry| (short_digest(&format!("{:?}{}{}", entry.kind, entry.detail, entry.reason)), entry))
             .collect();
+        let whole = pass.providers.is_none();
+        if current.is_empty() && !whole {
+            return Ok(None);
+        }
         let stored = tx.meta_get("reported").await?.unwrap_or_default();
         let known: BTreeSet<&str> = stored.split_whitespace().collect();
-        let whole = pass.providers.is_none();
-        if (current.is_empty() && (known.is_empty() || !whole))
-            || current.keys().all(|key| known.contains(key.as_str()))
-                && (!whole || known.len() == current.len())
-        {
+        let nothing_new = current.keys().all(|key| known.contains(key.as_str()));
+        if nothing_new && (!whole || known.len() == current.len()) {
             return Ok(None);
         }
         let mut next: BTreeSet<&str> = current.keys().map(String::as_str).collect();

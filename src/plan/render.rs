@@ -104,9 +104,28 @@ impl fmt::Display for Summary {
     }
 }
 
+impl Plan {
+    /// As [`fmt::Display`], but the rows of the first `limit` providers only; the rest is counted.
+    pub fn brief(&self, limit: usize) -> impl fmt::Display + '_ {
+        Brief { plan: self, limit }
+    }
+}
+
+struct Brief<'a> {
+    plan: &'a Plan,
+    limit: usize,
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for provider in &self.providers {
+        self.brief(usize::MAX).fmt(f)
+    }
+}
+
+impl fmt::Display for Brief<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { plan, limit } = *self;
+        for provider in plan.providers.iter().take(limit) {
             for change in &provider.changes {
                 write_change(f, change)?;
             }
@@ -114,7 +133,10 @@ impl fmt::Display for Plan {
                 writeln!(f, "~ key of {}: {key}", provider.name)?;
             }
         }
-        for hold in &self.held {
+        if let Some(more @ 1..) = plan.providers.len().checked_sub(limit) {
+            writeln!(f, "… and the same for {more} more providers (`providerd events` shows each)")?;
+        }
+        for hold in &plan.held {
             writeln!(f, "! held back: {}", hold.reason)?;
             for object in &hold.objects {
                 writeln!(f, "    {object}")?;
@@ -126,7 +148,7 @@ impl fmt::Display for Plan {
                 )?;
             }
         }
-        for notice in &self.notices {
+        for notice in &plan.notices {
             writeln!(f, "! {}: {}", notice.provider, notice.message)?;
             for field in &notice.fields {
                 writeln!(
@@ -138,7 +160,7 @@ impl fmt::Display for Plan {
                 )?;
             }
         }
-        writeln!(f, "{}", self.summary())
+        writeln!(f, "{}", plan.summary())
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
 };
 
 use chrono::{NaiveDateTime, Utc};
+use rayon::prelude::*;
 use serde_json::Value;
 use sqlx::Row;
 use uuid::Uuid;
@@ -50,12 +51,7 @@ impl ReconcileTx {
     /// # Errors
     /// [`StoreError::Data`] if the database refuses a value (names the provider where it can): roll back to the
     /// savepoint and leave that one out; [`StoreError::Conflict`] after a race with another writer.
-    pub async fn apply(
-        &mut self,
-        plans: &[ProviderPlan],
-        tokens: &HashMap<Arc<str>, String>,
-        events: &[NewEvent],
-    ) -> Result<()> {
+    pub async fn apply(&mut self, plans: &[ProviderPlan], tokens: &HashMap<Arc<str>, String>) -> Result<()> {
         let now = Utc::now().naive_utc();
         let mut batches = self.sort(plans, tokens, now)?;
         let before_global = self.before_global(&batches, now).await?;
@@ -73,14 +69,38 @@ impl ReconcileTx {
         for kind in [PROVIDER, MODEL, ROUTE] {
             update(&mut self.tx, kind, &batches.update[kind]).await?;
         }
-        self.bookkeeping(plans).await?;
-        if !events.is_empty() {
-            events::insert(&mut self.tx, events).await?;
-        }
-        Ok(())
+        // Freeing the columns of ten thousand providers takes as long as a statement: beside the server's work.
+        drop(tokio::task::spawn_blocking(move || drop(batches)));
+        self.bookkeeping(plans).await
+    }
+
+    /// Writes rows of the audit trail.
+    ///
+    /// # Errors
+    /// The database failed or refused one.
+    pub async fn record(&mut self, events: &[NewEvent]) -> Result<()> {
+        if events.is_empty() { Ok(()) } else { events::insert(&mut self.tx, events).await }
     }
 
     fn sort(
+        &self,
+        plans: &[ProviderPlan],
+        tokens: &HashMap<Arc<str>, String>,
+        now: NaiveDateTime,
+    ) -> Result<Batches> {
+        let parts: Vec<Result<Batches>> =
+            plans.par_chunks(CHUNK).map(|plans| self.sort_some(plans, tokens, now)).collect();
+        let mut all = Batches::default();
+        for part in parts {
+            let part = part?;
+            all.create.iter_mut().zip(part.create).for_each(|(all, part)| all.extend(part));
+            all.update.iter_mut().zip(part.update).for_each(|(all, part)| all.extend(part));
+            all.delete.iter_mut().zip(part.delete).for_each(|(all, part)| all.extend(part));
+        }
+        Ok(all)
+    }
+
+    fn sort_some(
         &self,
         plans: &[ProviderPlan],
         tokens: &HashMap<Arc<str>, String>,

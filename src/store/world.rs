@@ -52,6 +52,15 @@ impl ReconcileTx {
         Ok(world)
     }
 
+    /// How many providers are managed in all. Counts rows, so it is asked only where a prune depends on it.
+    pub async fn managed_total(&mut self) -> Result<usize> {
+        let total: i64 = sqlx::query_scalar("SELECT count(*) FROM providerd.managed")
+            .persistent(false)
+            .fetch_one(&mut *self.tx)
+            .await?;
+        Ok(usize::try_from(total).unwrap_or_default())
+    }
+
     /// Which of these providers have usage history.
     pub async fn with_usage(&mut self, ids: &[Uuid]) -> Result<HashSet<Uuid>> {
         if ids.is_empty() {
@@ -128,15 +137,7 @@ async fn read(
         world.managed.insert(Arc::clone(&managed.name), managed);
     }
     drop(rows);
-    world.managed_total = if all {
-        world.managed.len()
-    } else {
-        let total: i64 = sqlx::query_scalar("SELECT count(*) FROM providerd.managed")
-            .persistent(false)
-            .fetch_one(&mut **tx)
-            .await?;
-        usize::try_from(total).unwrap_or_default()
-    };
+    world.managed_total = if all { world.managed.len() } else { usize::MAX };
 
     let owned: Vec<Uuid> = world.managed.values().map(|managed| managed.provider_id).collect();
     let mut places: HashMap<Uuid, LiveProvider> = HashMap::new();
