@@ -45,7 +45,7 @@ pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// The BYOK key of the environment, if it is there.
 pub fn byok_env() -> Option<Zeroizing<String>> {
-    std::env::var(secret::BYOK_ENV).ok().map(Zeroizing::new)
+    secret::take_env(secret::BYOK_ENV)
 }
 
 fn credentials_dir() -> Option<std::path::PathBuf> {

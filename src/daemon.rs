@@ -5,6 +5,8 @@
 
 use std::{
     collections::BTreeSet,
+    net::SocketAddr,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
@@ -23,6 +25,7 @@ use zeroize::Zeroizing;
 use crate::{
     app,
     config::Settings,
+    embedded::Embedded,
     http::{self, Readiness, Shared},
     lifecycle::{self, Hangups, Heartbeat, Supervisor, Systemd},
     loader::Loader,
@@ -34,7 +37,7 @@ use crate::{
     reconcile::{Outcome, Pass, ReconcileError, Reconciler},
     secret::{Byok, Keyring, Source},
     source::{self, Look, RevisionTracker, Watcher},
-    store::{Lease, Store},
+    store::{Lease, ProviderStatus, Store},
 };
 
 /// Name of the lease that admits one reconciling daemon.
@@ -101,11 +104,27 @@ impl Wake {
     }
 }
 
+/// What a person in front of a terminal wants to know once the daemon works.
+pub struct Arrival {
+    pub manifests: PathBuf,
+    /// How to reach the database with `psql`; `None` for one that was named, whose URL may hold a password.
+    pub database: Option<String>,
+    pub listen: SocketAddr,
+    pub providers: Vec<ProviderStatus>,
+}
+
+/// Called once, when the first reconcile is done.
+pub type Greeting = Box<dyn FnOnce(Arrival) + Send>;
+
 /// Runs until a signal ends it.
 ///
 /// # Errors
 /// A mistake that a person must mend (settings, keys, a foreign database), or a task that died.
-pub async fn run(settings: Settings, env: Option<Zeroizing<String>>) -> anyhow::Result<()> {
+pub async fn run(
+    settings: Settings,
+    env: Option<Zeroizing<String>>,
+    greeting: Option<Greeting>,
+) -> anyhow::Result<()> {
     // 1. Signals first: from here on a stop is an orderly one.
     lifecycle::install_panic_hook();
     let supervisor = Supervisor::new();
@@ -114,6 +133,10 @@ pub async fn run(settings: Settings, env: Option<Zeroizing<String>>) -> anyhow::
 
     // 2. What can be refused at once: keys and the socket.
     let (byok, source) = app::byok(&settings, env)?;
+    anyhow::ensure!(
+        settings.server.tls().is_none(),
+        "server.tls is set, but TLS is not served yet\nhint: put a proxy in front and set `server.plain_http = true`"
+    );
     let listener = http::bind(settings.server.listen).await?;
     let listen = listener.local_addr()?;
     let metrics = Arc::new(Metrics::new()?);
@@ -141,9 +164,20 @@ pub async fn run(settings: Settings, env: Option<Zeroizing<String>>) -> anyhow::
     let heartbeat = Heartbeat::new();
     let beat = heartbeat.clone();
     supervisor.serve_watchdog(Systemd, move || beat.age() < WEDGED_AFTER);
-    let main = Main { settings, byok, source, store: store.clone(), metrics, readiness, heartbeat };
+    let database = embedded.as_ref().map(Embedded::url);
+    let main = Main {
+        settings,
+        byok,
+        source,
+        store: store.clone(),
+        metrics,
+        readiness,
+        heartbeat,
+        listen,
+        database,
+    };
     let tasks = supervisor.clone();
-    supervisor.spawn("reconcile", async move { main.run(tasks, hangups).await });
+    supervisor.spawn("reconcile", async move { main.run(tasks, hangups, greeting).await });
 
     // 6. Until a signal or a dead task ends it.
     stop.cancelled().await;
@@ -167,10 +201,17 @@ struct Main {
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     heartbeat: Heartbeat,
+    listen: SocketAddr,
+    database: Option<String>,
 }
 
 impl Main {
-    async fn run(self, supervisor: Supervisor, hangups: Hangups) -> anyhow::Result<()> {
+    async fn run(
+        self,
+        supervisor: Supervisor,
+        hangups: Hangups,
+        greeting: Option<Greeting>,
+    ) -> anyhow::Result<()> {
         let stop = supervisor.token();
         let Some(keyring) = self.prepare(&stop).await? else { return Ok(()) };
         let resolver = app::resolver(&self.settings, self.byok.clone(), &self.source);
@@ -222,6 +263,7 @@ impl Main {
             retry_at: None,
             drift_not_before: Instant::now(),
             ready: false,
+            greeting,
             suspended: false,
         }
         .run(watcher, &stop)
@@ -363,6 +405,7 @@ struct Loop {
     retry_at: Option<Instant>,
     drift_not_before: Instant,
     ready: bool,
+    greeting: Option<Greeting>,
     suspended: bool,
 }
 
@@ -420,7 +463,7 @@ impl Loop {
     }
 
     /// Reads what changed and notes whom it concerns.
-    async fn load(&mut self, look: &Look, unfinished: BTreeSet<std::path::PathBuf>) {
+    async fn load(&mut self, look: &Look, unfinished: BTreeSet<PathBuf>) {
         self.loader.set_unfinished(unfinished);
         let build = match look {
             Look::Everything => {
@@ -459,8 +502,6 @@ impl Loop {
 
     /// Providers whose key may be another one because a file changed.
     fn keys_from_files(&self) -> Changed {
-        let from_file =
-            |reference: &SecretRef| matches!(reference, SecretRef::File(_) | SecretRef::Credential(_));
         let providers = self.build.iter().flat_map(|build| build.catalog.providers.values());
         let named = providers.filter(|it| it.api_key.as_ref().is_some_and(is_file)).map(|it| it.name.clone());
         Changed::Providers(named.collect())
@@ -540,6 +581,7 @@ impl Loop {
                 self.retry_at = None;
                 self.took(&outcome, whole, started.elapsed());
                 self.is_ready();
+                self.greet().await;
                 Ok(())
             }
             Err(error) => self.failed(&error),
@@ -619,6 +661,16 @@ impl Loop {
             for notice in outcome.plan.notices.iter().filter(|it| it.kind == NoticeKind::KeyUnresolved) {
                 warn!(provider = %notice.provider, "{}", notice.message);
             }
+        }
+    }
+
+    /// Tells who stands in front of the terminal where everything is, once.
+    async fn greet(&mut self) {
+        let Some(greeting) = self.greeting.take() else { return };
+        if let Ok(providers) = self.main.store.provider_status_rows(None).await {
+            let manifests = self.main.settings.manifests.path.clone();
+            let (database, listen) = (self.main.database.clone(), self.main.listen);
+            greeting(Arrival { manifests, database, listen, providers });
         }
     }
 

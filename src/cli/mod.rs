@@ -103,6 +103,10 @@ pub fn main() -> ExitCode {
             return if asked { ExitCode::SUCCESS } else { ExitCode::from(64) };
         }
     };
+    // Keys pass through every command: no core dump, and no other process of this user, shall see its memory.
+    if let Err(error) = crate::secret::harden_process() {
+        anstream::eprintln!("warning: {error}");
+    }
     match dispatch(cli) {
         Ok(exit) => exit.into(),
         Err(error) => {

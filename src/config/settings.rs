@@ -171,17 +171,19 @@ sections! {
         allow_private: bool = "true";
     }
 
-    /// The HTTP server: metrics, admin API and dashboard.
+    /// The HTTP server: metrics and probes.
     server: Server {
         /// Address and port to listen on.
         listen: SocketAddr = "\"127.0.0.1:7411\"";
         /// Permit listening beyond loopback without TLS, for instance behind a proxy that adds it.
         plain_http: bool = "false";
-        /// PEM file with the certificate chain; reloaded when it changes.
+        /// PEM file with the certificate chain. TLS is not served yet: `run` refuses to start with it rather
+        /// than serve in clear; put a proxy in front and set `server.plain_http`.
         tls_cert ("tls.cert"): Option<PathBuf> = "";
-        /// PEM file with the private key of `server.tls.cert`; reloaded when it changes.
+        /// PEM file with the private key of `server.tls.cert`.
         tls_key ("tls.key"): Option<PathBuf> = "";
-        /// SHA-256 of each accepted admin token, in hexadecimal. Without one the admin API is closed.
+        /// SHA-256 of each accepted admin token, in hexadecimal. The admin API is not there yet; nothing reads
+        /// this.
         token_sha256: Vec<TokenHash> = "[]";
     }
 
