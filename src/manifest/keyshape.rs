@@ -43,70 +43,139 @@ fn is_word(byte: u8) -> bool {
 
 /// Bytes of the first thing in `text` that looks like a key.
 pub fn find(text: &str) -> Option<Range<usize>> {
+    let mut first: Option<Range<usize>> = None;
+    each(text, |range| {
+        if first.as_ref().is_none_or(|first| range.start < first.start) {
+            first = Some(range);
+        }
+    });
+    first
+}
+
+/// Everything in `text` that looks like a key, in time linear in its length: what was looked at once is skipped.
+fn each(text: &str, mut note: impl FnMut(Range<usize>)) {
     let bytes = text.as_bytes();
     if bytes.len() < 16 {
-        return None;
+        return;
     }
-    let mut found: Option<Range<usize>> = None;
-    let mut note = |range: Range<usize>| {
-        if found.as_ref().is_none_or(|found| range.start < found.start) {
-            found = Some(range);
-        }
-    };
     for (prefix, length) in PREFIXES {
+        let mut seen = 0;
         for (at, _) in text.match_indices(prefix) {
             let starts_word = at == 0 || bytes.get(at - 1).is_none_or(|byte| !is_word(*byte));
+            if at < seen || !starts_word {
+                continue;
+            }
             let body = bytes.get(at + prefix.len()..).unwrap_or_default();
             // Tokens of base64 may hold dots, slashes, plus signs and padding.
             let run = body
                 .iter()
                 .take_while(|byte| is_word(**byte) || matches!(byte, b'.' | b'/' | b'+' | b'='))
                 .count();
-            let is_opaque = body.iter().take(run).any(u8::is_ascii_digit);
-            if starts_word && run >= *length && is_opaque {
-                note(at..at + prefix.len() + run);
-                break;
+            // What begins later in this run is shorter and holds no more digits, so it is no key either.
+            seen = at + prefix.len() + run;
+            if run >= *length && body.iter().take(run).any(u8::is_ascii_digit) {
+                note(at..seen);
             }
         }
     }
-    if let Some(at) = text.find("-----BEGIN")
-        && text.get(at..).is_some_and(|rest| rest.contains("PRIVATE KEY"))
-    {
-        note(at..text.len());
+    private_keys(text, &mut note);
+    tokens(text, &mut note);
+    hex_dot(text, &mut note);
+}
+
+/// From `-----BEGIN … PRIVATE KEY` to the end of its last line, or of the text.
+fn private_keys(text: &str, note: &mut impl FnMut(Range<usize>)) {
+    let mut from = 0;
+    while let Some(at) = text.get(from..).and_then(|rest| rest.find("-----BEGIN")).map(|at| from + at) {
+        let rest = text.get(at..).unwrap_or_default();
+        let title = rest.lines().next().unwrap_or_default();
+        from = at + "-----BEGIN".len();
+        if title.contains("PRIVATE KEY") {
+            let last = rest
+                .find("-----END")
+                .map(|end| end + rest.get(end..).and_then(|it| it.find('\n')).unwrap_or(rest.len() - end));
+            from = at + last.unwrap_or(rest.len());
+            note(at..from);
+        }
     }
-    if let Some(range) = jwt(text).or_else(|| hex_dot(text)) {
-        note(range);
-    }
-    found
 }
 
 /// `header.payload.signature` of a JSON Web Token.
-fn jwt(text: &str) -> Option<Range<usize>> {
-    let at = text.find("eyJ")?;
-    let run = text.bytes().skip(at).take_while(|byte| is_word(*byte) || *byte == b'.').count();
-    let token = text.get(at..at + run)?;
-    (token.matches('.').count() == 2 && token.len() >= 40).then_some(at..at + run)
+fn tokens(text: &str, note: &mut impl FnMut(Range<usize>)) {
+    let mut seen = 0;
+    for (at, _) in text.match_indices("eyJ") {
+        if at < seen {
+            continue;
+        }
+        let run = text.bytes().skip(at).take_while(|byte| is_word(*byte) || *byte == b'.').count();
+        seen = at + run;
+        let dots = text.bytes().skip(at).take(run).filter(|byte| *byte == b'.').count();
+        if dots >= 2 && run >= 40 {
+            note(at..seen);
+        }
+    }
 }
 
 /// 32 hexadecimal digits, a dot and 24 characters: Ollama's keys.
-fn hex_dot(text: &str) -> Option<Range<usize>> {
-    text.match_indices('.').find_map(|(dot, _)| {
-        let start = dot.checked_sub(32)?;
-        let head = text.get(start..dot)?.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let alone = start == 0 || text.as_bytes().get(start - 1).is_some_and(|byte| !is_word(*byte));
-        let tail = text.bytes().skip(dot + 1).take_while(|byte| is_word(*byte)).count();
-        (head && alone && tail >= 20).then_some(start..dot + 1 + tail)
-    })
+fn hex_dot(text: &str, note: &mut impl FnMut(Range<usize>)) {
+    for (dot, _) in text.match_indices('.') {
+        let Some(start) = dot.checked_sub(32) else { continue };
+        let bytes = text.as_bytes();
+        let head = bytes.get(start..dot).is_some_and(|head| head.iter().all(u8::is_ascii_hexdigit));
+        let alone = start == 0 || bytes.get(start - 1).is_some_and(|byte| !is_word(*byte));
+        if head && alone {
+            let tail = text.bytes().skip(dot + 1).take_while(|byte| is_word(*byte)).count();
+            if tail >= 20 {
+                note(start..dot + 1 + tail);
+            }
+        }
+    }
+}
+
+fn is_secret_name(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    SECRET_NAMES
+        .iter()
+        .any(|secret| name.strip_suffix(secret).is_some_and(|it| it.is_empty() || it.ends_with('_')))
 }
 
 /// Whether the value of a key of this name is a secret: the name says so and the value is opaque.
 pub fn is_named_secret(name: &str, value: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    SECRET_NAMES.iter().any(|secret| name == *secret || name.ends_with(&format!("_{secret}")))
+    is_secret_name(name)
         && value.len() >= OPAQUE_LENGTH
         && value.bytes().all(|byte| is_word(byte) || matches!(byte, b'.' | b'/' | b'+' | b'='))
         && value.bytes().any(|byte| byte.is_ascii_digit())
         && value.bytes().any(|byte| byte.is_ascii_alphabetic())
+}
+
+/// What is assigned to a secret's name, in a text that need not be valid: `api_key = "…"` and `token: …`.
+fn assigned(text: &str, note: &mut impl FnMut(Range<usize>)) {
+    let bytes = text.as_bytes();
+    for (at, _) in text.match_indices(['=', ':']) {
+        let is_space = |byte: &u8| matches!(byte, b' ' | b'\t' | b'"' | b'\'');
+        let before = bytes.get(..at).unwrap_or_default();
+        let end = before.len() - before.iter().rev().take_while(|byte| is_space(byte)).count();
+        // A name is short; nothing longer is looked at.
+        let length = before
+            .get(..end)
+            .unwrap_or_default()
+            .iter()
+            .rev()
+            .take(64)
+            .take_while(|byte| is_word(**byte))
+            .count();
+        let Some(name) = text.get(end - length..end).filter(|name| is_secret_name(name)) else { continue };
+        let after = bytes.get(at + 1..).unwrap_or_default();
+        let start = at + 1 + after.iter().take_while(|byte| is_space(byte) || **byte == b'[').count();
+        let value = bytes.get(start..).unwrap_or_default();
+        let run =
+            value.iter().take_while(|byte| !byte.is_ascii_whitespace() && !b"\"',]}{".contains(byte)).count();
+        // A reference such as { credential = "name" } is meant to be read.
+        let Some(value) = text.get(start..start + run) else { continue };
+        if run >= 8 && (!name.eq_ignore_ascii_case("credential") || is_named_secret(name, value)) {
+            note(start..start + run);
+        }
+    }
 }
 
 /// The text with everything that looks like a key, and every span given, replaced by asterisks of the same
@@ -121,15 +190,8 @@ pub fn mask(text: &str, spans: &[Range<usize>]) -> String {
         }
     };
     spans.iter().cloned().for_each(&mut blot);
-    let mut from = 0;
-    for line in text.split_inclusive('\n') {
-        let mut at = 0;
-        while let Some(found) = line.get(at..).and_then(find) {
-            blot(from + at + found.start..from + at + found.end);
-            at += found.end.max(1);
-        }
-        from += line.len();
-    }
+    each(text, &mut blot);
+    assigned(text, &mut blot);
     // Whole characters were replaced, so this is UTF-8 still; what is not is replaced.
     String::from_utf8_lossy(&bytes).into_owned()
 }

@@ -1,0 +1,12 @@
+//! Manifests from their text to what people read: every fixture in `tests/manifests`, every promise about all texts.
+//!
+//! `UPDATE_SNAPSHOTS=1 cargo test --test manifests` rewrites what is expected; read the difference before keeping it.
+
+#[path = "manifests/fixtures.rs"]
+mod fixtures;
+#[path = "manifests/hostile.rs"]
+mod hostile;
+#[path = "manifests/properties.rs"]
+mod properties;
+#[path = "../fuzz/entry.rs"]
+mod entry;
