@@ -2,11 +2,11 @@
 //!
 //! `UPDATE_SNAPSHOTS=1 cargo test --test manifests` rewrites what is expected; read the difference before keeping it.
 
+#[path = "../fuzz/entry.rs"]
+mod entry;
 #[path = "manifests/fixtures.rs"]
 mod fixtures;
 #[path = "manifests/hostile.rs"]
 mod hostile;
 #[path = "manifests/properties.rs"]
 mod properties;
-#[path = "../fuzz/entry.rs"]
-mod entry;

@@ -136,7 +136,7 @@ fn is_secret_name(name: &str) -> bool {
     let name = name.to_ascii_lowercase();
     SECRET_NAMES
         .iter()
-        .any(|secret| name.strip_suffix(secret).is_some_and(|it| it.is_empty() || it.ends_with('_')))
+        .any(|secret| name.strip_suffix(secret).is_some_and(|it| it.is_empty() || it.ends_with(['_', '-'])))
 }
 
 /// Whether the value of a key of this name is a secret: the name says so and the value is opaque.

@@ -108,6 +108,7 @@ pub fn parse(path: &ManifestPath, text: &str) -> ParsedFile {
         }
     }
     file.diagnostics = reader.finish();
+    dismantle(root.into_inner());
     if file.has_errors() {
         file.mentioned.extend(file.providers.drain(..).map(|provider| provider.name.clone()));
         file.routes.clear();
@@ -115,6 +116,24 @@ pub fn parse(path: &ManifestPath, text: &str) -> ParsedFile {
         (file.provider_places, file.route_places, file.defaults_place) = Default::default();
     }
     file
+}
+
+/// Frees a table without recursion. Dotted keys inside of inline tables nest thousands deep, and to free such a
+/// table as values usually are, from the outside in, takes more stack than a thread has.
+fn dismantle(root: DeTable<'_>) {
+    let mut open = vec![DeValue::Table(root)];
+    while let Some(next) = open.pop() {
+        let is_inner = |item: &Item<'_>| item.get_ref().is_table() || item.get_ref().is_array();
+        match next {
+            DeValue::Table(table) => {
+                open.extend(
+                    table.into_iter().map(|(_, item)| item).filter(is_inner).map(Spanned::into_inner),
+                );
+            }
+            DeValue::Array(items) => open.extend(items.into_iter().filter(is_inner).map(Spanned::into_inner)),
+            _ => {}
+        }
+    }
 }
 
 /// A name of a broken file, unless it is a key that stands in the wrong place.
@@ -166,9 +185,11 @@ fn is_cron(text: &str) -> bool {
 
 /// The candidate that was probably meant.
 pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let close =
-        candidates.into_iter().map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate));
     let allowed = |candidate: &str| (candidate.chars().count() / 3).max(1);
+    // Lengths that differ by more are further away than that; most candidates cost no more than this.
+    let length = word.chars().count();
+    let near = candidates.into_iter().filter(|it| length.abs_diff(it.chars().count()) <= allowed(it));
+    let close = near.map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate));
     close
         .filter(|(distance, it)| *distance <= allowed(it))
         .min_by_key(|(distance, _)| *distance)
@@ -445,7 +466,8 @@ impl<'a> Reader<'a> {
         };
         let mut codes = Vec::new();
         for item in items.iter() {
-            match item.get_ref().as_integer().and_then(|it| it.as_str().parse::<u16>().ok()) {
+            match item.get_ref().as_integer().and_then(|it| u16::from_str_radix(it.as_str(), it.radix()).ok())
+            {
                 Some(code @ 100..=599) => codes.push(code),
                 _ => drop(self.error(
                     "status-code",
@@ -768,6 +790,10 @@ impl<'a> Reader<'a> {
         if parsed.is_none() {
             let span = table.get(key)?.span();
             self.check_text(key, text, span.clone());
+            if keyshape::find(text).is_some() {
+                // What a key is doing here matters more than which words there are.
+                return None;
+            }
             let all: Vec<&str> = all.collect();
             let help = match nearest(text, all.iter().copied()) {
                 Some(close) => format!("did you mean `{close}`?"),

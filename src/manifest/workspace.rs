@@ -397,15 +397,13 @@ fn dangling(catalog: &Catalog, route: &Route, place: &Place, guess: bool) -> Dia
             .with_label(format!("`{provider}` declares no model"))
             .with_help("declare the model, or let `[providers.….discover]` find it"),
         Some(it) => {
-            let count = it.models.len();
-            let models = if count == 1 { "model" } else { "models" };
             let close = guess.then(|| nearest(model, it.models.iter().map(|model| &*model.name)));
             match close.flatten() {
                 Some(close) => found
                     .with_label(format!("`{provider}` has no model `{model}`"))
                     .with_help(format!("did you mean `{provider}/{close}`?")),
                 None => found
-                    .with_label(format!("none of the {count} {models} of `{provider}` matches"))
+                    .with_label(format!("no model of `{provider}` is called so"))
                     .with_help("declare the model, or let `[providers.….discover]` find it"),
             }
         }

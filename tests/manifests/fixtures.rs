@@ -168,9 +168,10 @@ fn the_examples_are_valid_and_serve_every_power_level() {
     assert_eq!(build.diagnostics, []);
     let table = providerd::routing::Table::resolve(&build.catalog);
     for level in providerd::model::PowerLevel::ALL {
-        let any = table.rows().iter().any(|row| {
-            row.power_level == *level && &*row.user_tier == "all" && row.task_type.is_none()
-        });
+        let any = table
+            .rows()
+            .iter()
+            .any(|row| row.power_level == *level && &*row.user_tier == "all" && row.task_type.is_none());
         assert!(any, "nobody serves {level} × all");
     }
     let ollama = &build.catalog.providers["ollama-cloud"];
@@ -187,9 +188,8 @@ fn the_schema_beside_the_examples_is_the_programs_own() {
 fn the_manual_knows_every_key() {
     let manual = fs::read_to_string(root().join("docs/MANIFESTS.md")).unwrap();
     let schema = manifest::json_schema();
-    let mut tables = vec![&schema];
-    tables.extend(schema["$defs"].as_object().unwrap().values());
-    for key in tables.iter().filter_map(|table| table["properties"].as_object()).flat_map(|it| it.keys()) {
+    let tables = schema["$defs"].as_object().unwrap().values();
+    for key in tables.filter_map(|table| table["properties"].as_object()).flat_map(|it| it.keys()) {
         assert!(manual.contains(&format!("`{key}`")), "docs/MANIFESTS.md does not know `{key}`");
     }
 }

@@ -58,22 +58,41 @@ fn nesting() {
 fn breadth() {
     check("keys", &numbered("", |at| format!("k{at} = 1\n")));
     check("keys of a provider", &numbered("[providers.a]\n", |at| format!("k{at} = 1\n")));
-    check("keys of config", &numbered("[providers.a]\ntype = \"openai\"\n[providers.a.config]\n", |at| {
-        format!("k{at} = 1\n")
-    }));
+    check(
+        "keys of config",
+        &numbered("[providers.a]\ntype = \"openai\"\n[providers.a.config]\n", |at| format!("k{at} = 1\n")),
+    );
     check("array", &filled("[providers.a]\ntype = \"openai\"\nconfig = { a = [", "1,", "] }\n"));
     check("strings", &filled("[providers.a]\ntype = \"openai\"\nmodel_prefixes = [", "\"a\",", "]\n"));
     check("wrong strings", &filled("[providers.a]\ntype = \"openai\"\nmodel_prefixes = [", "1,", "]\n"));
-    check("wide wrong strings", &filled("[providers.a]\ntype = \"openai\"\nmodel_prefixes = [", "1,\"ä\",", "]\n"));
-    check("models", &numbered("[providers.a]\ntype = \"openai\"\n", |at| {
-        format!("[[providers.a.models]]\nname = \"m{at}\"\n")
-    }));
-    check("the same model", &filled("[providers.a]\ntype = \"openai\"\n", "[[providers.a.models]]\nname = \"m\"\n", ""));
-    check("providers in one line", &(numbered("providers = { ", |at| format!("p{at} = {{ type = \"openai\" }}, ")) + "\"ä\" = 1 }"));
-    check("routes", &numbered("", |at| {
-        format!("[[routes]]\nmodels = \"a/m{at}\"\npower_level = \"eco\"\nuser_tier = \"all\"\n")
-    }));
-    check("the same route", &filled("", "[[routes]]\nmodels = \"a/m\"\npower_level = \"eco\"\nuser_tier = \"all\"\n", ""));
+    check(
+        "wide wrong strings",
+        &filled("[providers.a]\ntype = \"openai\"\nmodel_prefixes = [", "1,\"ä\",", "]\n"),
+    );
+    check(
+        "models",
+        &numbered("[providers.a]\ntype = \"openai\"\n", |at| {
+            format!("[[providers.a.models]]\nname = \"m{at}\"\n")
+        }),
+    );
+    check(
+        "the same model",
+        &filled("[providers.a]\ntype = \"openai\"\n", "[[providers.a.models]]\nname = \"m\"\n", ""),
+    );
+    check(
+        "providers in one line",
+        &(numbered("providers = { ", |at| format!("p{at} = {{ type = \"openai\" }}, ")) + "\"ä\" = 1 }"),
+    );
+    check(
+        "routes",
+        &numbered("", |at| {
+            format!("[[routes]]\nmodels = \"a/m{at}\"\npower_level = \"eco\"\nuser_tier = \"all\"\n")
+        }),
+    );
+    check(
+        "the same route",
+        &filled("", "[[routes]]\nmodels = \"a/m\"\npower_level = \"eco\"\nuser_tier = \"all\"\n", ""),
+    );
 }
 
 #[test]

@@ -16,10 +16,51 @@ const FORMS: &str = include_str!("valid/forms.toml");
 /// Words that are likelier to reach deep than noise is.
 fn token() -> impl Strategy<Value = String> {
     const WORDS: [&str; 45] = [
-        "[", "]", "[[", "]]", "{", "}", "=", ".", ",", "\n", "\"", "'", "\"\"\"", "#", "\\u0000", "ä", "\r\n", "\0",
-        "providers", "routes", "defaults", "health", "models", "name", "type", "openai", "api_key", "env", "sealed",
-        "config", "interval", "30s", "cron", "1", "-1", "1e999", "nan", "true", "2026-01-01", "a/b", "*",
-        "sk-canary0canary0canary0canary0", "token = canary1canary2canary3", "-----BEGIN PRIVATE KEY", " ",
+        "[",
+        "]",
+        "[[",
+        "]]",
+        "{",
+        "}",
+        "=",
+        ".",
+        ",",
+        "\n",
+        "\"",
+        "'",
+        "\"\"\"",
+        "#",
+        "\\u0000",
+        "ä",
+        "\r\n",
+        "\0",
+        "providers",
+        "routes",
+        "defaults",
+        "health",
+        "models",
+        "name",
+        "type",
+        "openai",
+        "api_key",
+        "env",
+        "sealed",
+        "config",
+        "interval",
+        "30s",
+        "cron",
+        "1",
+        "-1",
+        "1e999",
+        "nan",
+        "true",
+        "2026-01-01",
+        "a/b",
+        "*",
+        "sk-canary0canary0canary0canary0",
+        "token = canary1canary2canary3",
+        "-----BEGIN PRIVATE KEY",
+        " ",
     ];
     prop_oneof![4 => prop::sample::select(&WORDS[..]).prop_map(str::to_owned), 1 => "\\PC{0,6}"]
 }
@@ -118,7 +159,9 @@ fn text() -> impl Strategy<Value = Content> {
         .prop_map(|it| it.map_or(String::new(), |it| format!("\n[defaults.health]\ninterval = \"{it}s\"\n")));
     let damage = prop::sample::select(&["", "", "", "", "\n", "# a comment\n", "typo = 1\n", "[[[\n"][..]);
     let whole = (damage, defaults, providers, routes)
-        .prop_map(|(damage, defaults, providers, routes)| damage.to_owned() + &defaults + &providers + &routes)
+        .prop_map(|(damage, defaults, providers, routes)| {
+            damage.to_owned() + &defaults + &providers + &routes
+        })
         .prop_map(|text| Content::Text(text.into()));
     let unreadable = Just(Content::Unreadable { code: "not-utf8", reason: "not UTF-8".into() });
     prop_oneof![9 => whole, 1 => unreadable]
