@@ -151,7 +151,11 @@ pub fn is_named_secret(name: &str, value: &str) -> bool {
 /// What is assigned to a secret's name, in a text that need not be valid: `api_key = "…"` and `token: …`.
 fn assigned(text: &str, note: &mut impl FnMut(Range<usize>)) {
     let bytes = text.as_bytes();
+    let mut seen = 0;
     for (at, _) in text.match_indices(['=', ':']) {
+        if at < seen {
+            continue;
+        }
         let is_space = |byte: &u8| matches!(byte, b' ' | b'\t' | b'"' | b'\'');
         let before = bytes.get(..at).unwrap_or_default();
         let end = before.len() - before.iter().rev().take_while(|byte| is_space(byte)).count();
@@ -170,10 +174,12 @@ fn assigned(text: &str, note: &mut impl FnMut(Range<usize>)) {
         let value = bytes.get(start..).unwrap_or_default();
         let run =
             value.iter().take_while(|byte| !byte.is_ascii_whitespace() && !b"\"',]}{".contains(byte)).count();
-        // A reference such as { credential = "name" } is meant to be read.
+        // A reference such as { credential = "name" } is meant to be read; the name of one is short.
         let Some(value) = text.get(start..start + run) else { continue };
-        if run >= 8 && (!name.eq_ignore_ascii_case("credential") || is_named_secret(name, value)) {
-            note(start..start + run);
+        let is_name = name.eq_ignore_ascii_case("credential") && run <= 255 && !is_named_secret(name, value);
+        if run >= 8 && !is_name {
+            seen = start + run;
+            note(start..seen);
         }
     }
 }

@@ -11,6 +11,9 @@ use serde::Serialize;
 use super::{Diagnostic, Severity, keyshape};
 use crate::model::ManifestPath;
 
+/// Longer lines are not shown: nobody reads them, and each problem in one would cost its whole length.
+const MAX_EXCERPT: usize = 8 << 10;
+
 /// Finds the text of a file that diagnostics are about; `None` shows them without it.
 pub type Lookup<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
@@ -89,6 +92,9 @@ fn excerpt<'a>(source: &'a str, diagnostic: &Diagnostic) -> Option<(&'a str, Ran
     let from = source.get(..span.start)?.rfind('\n').map_or(0, |at| at + 1);
     let rest = source.get(span.end..)?;
     let to = span.end + rest.find('\n').unwrap_or(rest.len());
+    if to - from > MAX_EXCERPT {
+        return None;
+    }
     Some((source.get(from..to)?, span.start - from..span.end - from))
 }
 
