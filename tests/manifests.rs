@@ -2,6 +2,8 @@
 //!
 //! `UPDATE_SNAPSHOTS=1 cargo test --test manifests` rewrites what is expected; read the difference before keeping it.
 
+#[path = "manifests/workspace.rs"]
+mod workspace;
 #[path = "../fuzz/entry.rs"]
 mod entry;
 #[path = "manifests/fixtures.rs"]

@@ -114,6 +114,12 @@ impl<'a> Lines<'a> {
         (u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(column + 1).unwrap_or(u32::MAX))
     }
 
+    /// What follows a byte in its line, of so many bytes or a few less at most.
+    pub fn rest_of_line(&self, at: usize, most: usize) -> &'a str {
+        let end = self.text.floor_char_boundary(at.saturating_add(most).min(self.text.len()));
+        self.text.get(at..end).and_then(|rest| rest.lines().next()).unwrap_or_default()
+    }
+
     pub fn place(&self, span: Range<usize>) -> Place {
         let ((line, column), (end_line, end_column)) = (self.point(span.start), self.point(span.end));
         Place { span, line, column, end_line, end_column }

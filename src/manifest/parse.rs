@@ -68,6 +68,9 @@ const MAX_NAME: usize = 255;
 const DISCOVER_CRON: &str = "0 0 3 * * *";
 /// `numeric(10,4)` holds six digits before the point.
 const MAX_COST: f64 = 1_000_000.0;
+const REVOKE: &str = "if this file was ever committed, revoke the key: Git remembers it";
+/// No key is known to be longer, and more of a line is not looked at.
+const LONGEST_KEY: usize = 1024;
 /// More problems than anybody reads at once; a file of noise must not fill the memory with them.
 const MAX_PROBLEMS: usize = 100;
 /// Free-form tables nest so deep at most; each level costs stack here and in whoever reads the column.
@@ -282,8 +285,10 @@ impl<'a> Reader<'a> {
 
     fn provider(&mut self, name: &Spanned<Cow<'a, str>>, item: &Item<'a>) -> Option<Provider> {
         let (span, name) = (name.span(), name.get_ref());
-        if keyshape::find(name).is_some() {
-            self.error("literal-key", span, "this provider's name looks like a key").secret = true;
+        if keyshape::find(name).is_some() || self.begins_key(span.clone()) {
+            let found = self.error("literal-key", span, "this provider's name looks like a key");
+            found.secret = true;
+            found.help.push(REVOKE.into());
             return None;
         }
         if !is_provider_name(name) {
@@ -381,7 +386,7 @@ impl<'a> Reader<'a> {
                 "this literal is a key, or looks like one".clone_into(&mut found.label);
                 found.help.push("seal it: `providerd key seal` reads it from standard input and prints `api_key = { sealed = \"…\" }`".into());
                 found.help.push("or refer to it: `api_key = { env = \"NAME\" }`, `{ file = \"path\" }`, `{ credential = \"name\" }`".into());
-                found.help.push("if this file was ever committed, revoke the key: Git remembers it".into());
+                found.help.push(REVOKE.into());
                 return None;
             }
             other => {
@@ -573,11 +578,24 @@ impl<'a> Reader<'a> {
         Some((route, self.lines.place(span)))
     }
 
+    /// Whether the text at this place is a key: without quotes, TOML takes one apart at its dots.
+    fn begins_key(&self, span: Range<usize>) -> bool {
+        let rest = self.lines.rest_of_line(span.start, LONGEST_KEY);
+        keyshape::find(rest).is_some_and(|found| found.start <= span.end - span.start)
+    }
+
     // ------------------------------------------------------------ values
 
     fn unknown(&mut self, table: &DeTable<'a>, known: &[&'static str], what: &str) {
         for key in table.keys().filter(|key| !known.contains(&&**key.get_ref())) {
             let name = key.get_ref();
+            if self.begins_key(key.span()) {
+                let found =
+                    self.error("literal-key", key.span(), format!("a key stands where {what} has keys"));
+                found.secret = true;
+                found.help.push(REVOKE.into());
+                continue;
+            }
             let close = nearest(name, known.iter().copied());
             let help = match close {
                 Some(close) => format!("did you mean `{close}`?"),
@@ -658,7 +676,7 @@ impl<'a> Reader<'a> {
             found
                 .help
                 .push("a key belongs in `api_key`, sealed with `providerd key seal` or by reference".into());
-            found.help.push("if this file was ever committed, revoke the key: Git remembers it".into());
+            found.help.push(REVOKE.into());
         }
     }
 
