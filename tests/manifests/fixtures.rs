@@ -112,6 +112,8 @@ fn invalid_manifests_are_explained() {
         assert!(!build.diagnostics.is_empty(), "{}", fixture.path.display());
         for (ending, text) in rendered(&build, &fixture.texts) {
             check(&fixture.path.with_extension(ending), &text);
+            // Every fake key in a fixture holds this word.
+            assert!(!text.contains("canary"), "{}.{ending} shows a key", fixture.path.display());
             let lines = text.lines().filter(|line| line.ends_with(' '));
             assert_eq!(lines.count(), 0, "{}.{ending}: blanks at the end of a line", fixture.path.display());
         }
