@@ -2,8 +2,6 @@
 //!
 //! `UPDATE_SNAPSHOTS=1 cargo test --test manifests` rewrites what is expected; read the difference before keeping it.
 
-#[path = "manifests/workspace.rs"]
-mod workspace;
 #[path = "../fuzz/entry.rs"]
 mod entry;
 #[path = "manifests/fixtures.rs"]
@@ -12,3 +10,5 @@ mod fixtures;
 mod hostile;
 #[path = "manifests/properties.rs"]
 mod properties;
+#[path = "manifests/workspace.rs"]
+mod workspace;
