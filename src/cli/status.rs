@@ -1,7 +1,7 @@
 //! `status`: every provider at a glance, as the database was read to hold it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -129,7 +129,7 @@ impl Status {
         }
         if !self.names.is_empty() {
             lines.retain(|name, _| self.names.contains(name));
-            for name in self.names.iter().filter(|name| !lines.contains_key(*name)) {
+            if let Some(name) = self.names.iter().find(|name| !lines.contains_key(*name)) {
                 anyhow::bail!("no provider is called `{name}`");
             }
         }
@@ -166,11 +166,9 @@ impl Status {
                     Some(false) => "off".to_owned(),
                     _ => line.health.clone().unwrap_or_else(|| "unknown".into()),
                 },
-                if line.has_key {
-                    line.key.clone().unwrap_or_else(|| "untested".into())
-                } else {
-                    "none".into()
-                },
+                line.key
+                    .clone()
+                    .unwrap_or_else(|| if line.has_key { "untested".into() } else { "none".into() }),
                 ago(line.last_check),
                 line.models.to_string(),
                 line.source.clone().unwrap_or_default(),
@@ -180,9 +178,14 @@ impl Status {
             output::table(&["NAME", "TYPE", "STATE", "HEALTH", "KEY", "CHECKED", "MODELS", "SOURCE"], rows);
         let notices =
             report.providers.iter().flat_map(|line| line.notices.iter().map(move |it| (&line.name, it)));
+        let mut hints = BTreeSet::new();
         for (name, notice) in notices {
-            text += &format!("! {name}: {notice}\n");
+            let (message, hint) =
+                notice.split_once("\nhint: ").map_or((notice.as_str(), None), |(a, b)| (a, Some(b)));
+            text += &format!("! {name}: {message}\n");
+            hints.extend(hint);
         }
+        text.extend(hints.into_iter().map(|hint| format!("  hint: {hint}\n")));
         for held in &report.held {
             text += &format!("! held back: {held}\n");
         }
@@ -223,6 +226,7 @@ fn line(row: ProviderStatus, build: &Build, plan: &Plan) -> Line {
     let source = declared
         .map(|provider| provider.origin.to_string())
         .or_else(|| Some(row.managed.as_ref()?.0.to_string()));
+    let missing = is(NoticeKind::KeyUnresolved) && !row.has_key;
     let notices = about().map(|notice| notice.message.clone()).collect();
     Line {
         name: row.name.to_string(),
@@ -232,7 +236,7 @@ fn line(row: ProviderStatus, build: &Build, plan: &Plan) -> Line {
         health: row.health_status,
         last_check: row.last_health_check,
         has_key: row.has_key,
-        key: row.key_test_status,
+        key: if missing { Some("missing".to_owned()) } else { row.key_test_status },
         key_last_tested: row.key_last_tested,
         models: row.models,
         source,

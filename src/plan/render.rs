@@ -2,12 +2,15 @@
 //!
 //! PURE. A key shows as keyed fingerprints, because the plan holds nothing else.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::Value;
 
-use super::{Action, Cause, Change, Fingerprint, HoldKind, KeyAction, KeyChange, Kind, Plan};
+use super::{Action, Cause, Change, Fingerprint, HoldKind, KeyAction, KeyChange, Kind, Notice, Plan};
 
 /// How many rows of each kind a plan creates, changes and deletes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -148,8 +151,11 @@ impl fmt::Display for Brief<'_> {
                 )?;
             }
         }
+        let mut hints = BTreeSet::new();
         for notice in &plan.notices {
-            writeln!(f, "! {}: {}", notice.provider, notice.message)?;
+            let (message, hint) = notice.parts();
+            writeln!(f, "! {}: {message}", notice.provider)?;
+            hints.extend(hint);
             for field in &notice.fields {
                 writeln!(
                     f,
@@ -160,7 +166,20 @@ impl fmt::Display for Brief<'_> {
                 )?;
             }
         }
+        for hint in hints {
+            writeln!(f, "  hint: {hint}")?;
+        }
         writeln!(f, "{}", plan.summary())
+    }
+}
+
+impl Notice {
+    /// The message, and apart from it the hint that it may end with: many notices share one.
+    pub fn parts(&self) -> (&str, Option<&str>) {
+        match self.message.split_once("\nhint: ") {
+            Some((message, hint)) => (message, Some(hint)),
+            None => (&self.message, None),
+        }
     }
 }
 
