@@ -145,7 +145,7 @@ impl Status {
         let managed = |line: &&Line| line.state != "unmanaged";
         let synced = held.is_empty()
             && manifests.is_empty()
-            && !suspended.all.is_some()
+            && suspended.all.is_none()
             && providers.iter().filter(managed).all(|line| line.state == "synced");
         Ok(Report { synced, suspended: suspended.all.is_some(), providers, held, manifests })
     }

@@ -82,7 +82,7 @@ impl KeyVerdict {
         }
     }
 
-    /// The provider's words, or ours; empty for a valid key. May echo the key: pass it through [`redact`].
+    /// The provider's words, or ours; empty for a valid key. May echo the key: pass it through [`redact()`].
     pub fn reason(&self) -> &str {
         match self {
             Self::Valid => "",
