@@ -40,7 +40,7 @@ impl Key {
         match self {
             Self::Generate => generate(),
             Self::Seal => seal(global),
-            Self::Verify => context::block_on(global, |context| Box::pin(verify(context))),
+            Self::Verify => context::block_on(global, app::Access::Look, |context| Box::pin(verify(context))),
         }
     }
 }

@@ -16,6 +16,7 @@ mod validate;
 
 use std::{path::PathBuf, process::ExitCode};
 
+use crate::app::Access;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub use self::output::Exit;
@@ -125,12 +126,12 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Routes(args) => args.run(&global),
         Command::Key(key::Key::Generate) => key::generate(),
         Command::Run => run::run(&global),
-        Command::Plan(args) => context::block_on(&global, |context| Box::pin(args.run(context))),
-        Command::Apply(args) => context::block_on(&global, |context| Box::pin(args.run(context))),
-        Command::Status(args) => context::block_on(&global, |context| Box::pin(args.run(context))),
-        Command::Events(args) => context::block_on(&global, |context| Box::pin(args.run(context))),
-        Command::Suspend(args) => context::block_on(&global, |context| Box::pin(args.run(context))),
-        Command::Resume(args) => context::block_on(&global, |context| Box::pin(args.run(context))),
+        Command::Plan(args) => context::block_on(&global, Access::Look, |context| Box::pin(args.run(context))),
+        Command::Apply(args) => context::block_on(&global, Access::Write, |context| Box::pin(args.run(context))),
+        Command::Status(args) => context::block_on(&global, Access::Look, |context| Box::pin(args.run(context))),
+        Command::Events(args) => context::block_on(&global, Access::Look, |context| Box::pin(args.run(context))),
+        Command::Suspend(args) => context::block_on(&global, Access::Write, |context| Box::pin(args.run(context))),
+        Command::Resume(args) => context::block_on(&global, Access::Write, |context| Box::pin(args.run(context))),
         Command::Key(key) => key.run(&global),
     }
 }

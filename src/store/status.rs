@@ -60,6 +60,9 @@ pub struct UsageTotals {
 impl Store {
     /// All providers, or those of these names, by name.
     pub async fn provider_status_rows(&self, names: Option<&[String]>) -> Result<Vec<ProviderStatus>> {
+        if self.is_blank() {
+            return Ok(Vec::new());
+        }
         let mut tx = self.read().await?;
         let rows = query(
             "SELECT p.id, p.name::text, p.type::text, p.enabled, p.health_status::text, p.last_health_check::timestamp,
