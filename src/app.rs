@@ -119,6 +119,29 @@ pub async fn prepare(store: &Store, byok: &Byok) -> anyhow::Result<Keyring> {
     Ok(Keyring { byok: byok.clone(), fp })
 }
 
+/// The token that the right BYOK key opens; none before the first start.
+///
+/// # Errors
+/// The database cannot be read.
+pub async fn canary(store: &Store) -> Result<Option<String>, StoreError> {
+    store.meta_get(CANARY).await
+}
+
+/// Encrypts providerd's own two tokens with the first BYOK key: the canary last, because it is what lets a daemon start.
+///
+/// # Errors
+/// As [`prepare`].
+pub async fn rotate_own(store: &Store, byok: &Byok) -> anyhow::Result<()> {
+    for name in [FINGERPRINT_KEY, CANARY] {
+        let token = store.meta_get(name).await?.unwrap_or_default();
+        let (secret, is_current) = byok.decrypt_primary(&token)?;
+        if !is_current {
+            store.meta_set(name, &byok.encrypt(&secret)).await?;
+        }
+    }
+    Ok(())
+}
+
 /// As [`prepare`], without a single write.
 ///
 /// # Errors

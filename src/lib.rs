@@ -8,7 +8,7 @@
 //! - [`reconcile`] reads, plans and applies; [`loader`] turns a directory into a catalog
 //! - [`source`], [`store`], [`embedded`], [`secret`], [`http`] and the prober of [`health`] each touch one part of
 //!   the world
-//! - [`manifest`], [`plan`], [`routing`], [`model`] and the protocols and state machines of [`health`] are pure
+//! - [`manifest`], [`import`], [`plan`], [`routing`], [`model`] and the protocols and state machines of [`health`] are pure
 //!
 //! # Invariants
 //! `tests/architecture.rs` checks what a test can check of these.
@@ -27,6 +27,7 @@ pub mod daemon;
 pub mod embedded;
 pub mod health;
 pub mod http;
+pub mod import;
 pub mod lifecycle;
 pub mod loader;
 pub mod logging;

@@ -70,7 +70,9 @@ struct Watch {
 
 impl Watch {
     fn new(secrets: &[&str]) -> Self {
-        let forms = secrets.iter().flat_map(|secret| forms(secret).into_iter().map(|form| ((*secret).to_owned(), form)));
+        let forms = secrets
+            .iter()
+            .flat_map(|secret| forms(secret).into_iter().map(|form| ((*secret).to_owned(), form)));
         Self { forms: forms.collect() }
     }
 
@@ -96,13 +98,16 @@ fn manifest(literal: bool, sealed: &str) -> String {
     provider("by-seal", &format!("{{ sealed = \"{sealed}\" }}"));
     if literal {
         provider("literal", &format!("\"{LITERAL_KEY}\""));
-        text += &format!("[providers.other]\ntype = \"openai\"\nconfig = {{ token = \"{LITERAL_KEY}\" }}\ndescription = \"{LITERAL_KEY}\"\n");
+        text += &format!(
+            "[providers.other]\ntype = \"openai\"\nconfig = {{ token = \"{LITERAL_KEY}\" }}\ndescription = \"{LITERAL_KEY}\"\n"
+        );
     }
     text
 }
 
 fn private(path: &std::path::Path, text: &str) {
-    let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path).unwrap();
+    let mut file =
+        fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(path).unwrap();
     file.write_all(text.as_bytes()).unwrap();
 }
 
@@ -170,7 +175,15 @@ async fn dump(lab: &Lab) -> String {
 async fn no_secret_is_ever_seen() {
     let lab = Lab::new().await;
     let watch = Watch::new(&[
-        ENV_KEY, FILE_KEY, CREDENTIAL_KEY, SEALED_KEY, FOREIGN_KEY, LITERAL_KEY, BYOK, WRONG_BYOK, PASSWORD,
+        ENV_KEY,
+        FILE_KEY,
+        CREDENTIAL_KEY,
+        SEALED_KEY,
+        FOREIGN_KEY,
+        LITERAL_KEY,
+        BYOK,
+        WRONG_BYOK,
+        PASSWORD,
     ]);
     for directory in ["keys", "credentials"] {
         fs::create_dir(lab.dir.path().join(directory)).unwrap();
@@ -217,12 +230,17 @@ async fn no_secret_is_ever_seen() {
     lab.write("literal.toml", &manifest(true, &sealed).replace("by-", "also-"));
     daemon.wait_for_log("literal").await;
     let log = daemon.log();
-    let listen = log.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok()).find_map(|line| {
-        let fields = line.get("fields").unwrap_or(&line);
-        Some(fields.get("listen")?.as_str()?.rsplit_once(':')?.1.to_owned())
-    });
+    let listen = log
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find_map(|line| {
+            let fields = line.get("fields").unwrap_or(&line);
+            Some(fields.get("listen")?.as_str()?.rsplit_once(':')?.1.to_owned())
+        });
     let port = listen.unwrap_or_else(|| panic!("no `listen` in:\n{log}"));
-    for path in ["/metrics", "/livez", "/readyz", "/api/v1/llm/providers/keys", "/api/v1/status", "/", "/nowhere"] {
+    for path in
+        ["/metrics", "/livez", "/readyz", "/api/v1/llm/providers/keys", "/api/v1/status", "/", "/nowhere"]
+    {
         watch.check(path, &get(&port, path));
     }
     lab.remove("literal.toml");
@@ -231,9 +249,12 @@ async fn no_secret_is_ever_seen() {
     let tables = dump(&lab).await;
     watch.check("the database", &tables);
     let fernet = fernet::Fernet::new(BYOK).unwrap();
-    for (name, key) in
-        [("by-env", ENV_KEY), ("by-file", FOREIGN_KEY), ("by-credential", CREDENTIAL_KEY), ("by-seal", SEALED_KEY)]
-    {
+    for (name, key) in [
+        ("by-env", ENV_KEY),
+        ("by-file", FOREIGN_KEY),
+        ("by-credential", CREDENTIAL_KEY),
+        ("by-seal", SEALED_KEY),
+    ] {
         for column in ["api_key_encrypted", "encrypted_api_key"] {
             let token = lab.value(&format!("SELECT {column} FROM llm_providers WHERE name = '{name}'")).await;
             assert_eq!(fernet.decrypt(&token).unwrap(), key.as_bytes(), "{name}");
@@ -259,7 +280,9 @@ async fn no_secret_is_ever_seen() {
     ] {
         for args in [&["plan"][..], &["status"], &["doctor"]] {
             let (code, text) = output(
-                with_secrets(&lab, args).env("DATABASE_URL", &url).env("PROVIDERD_DATABASE__CONNECT_TIMEOUT", "1s"),
+                with_secrets(&lab, args)
+                    .env("DATABASE_URL", &url)
+                    .env("PROVIDERD_DATABASE__CONNECT_TIMEOUT", "1s"),
             );
             assert!(matches!(code, 1 | 2), "{args:?} without a database ended with {code}:\n{text}");
             watch.check(&format!("{args:?} without a database"), &text);
