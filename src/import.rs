@@ -271,11 +271,7 @@ fn string(text: &str) -> String {
 fn key(name: &str) -> String {
     let bare =
         !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'));
-    if bare {
-        name.to_owned()
-    } else {
-        Value::from(name).to_string().replace('\u{7f}', "\\u007f")
-    }
+    if bare { name.to_owned() } else { Value::from(name).to_string().replace('\u{7f}', "\\u007f") }
 }
 
 /// A value on one line; `None` for what TOML cannot say (null, integers beyond 64 bits).
