@@ -147,7 +147,8 @@ async fn exit_codes_and_what_needs_no_database() {
     assert!(lab.run(&["schema"]).expect(0).json().is_object());
     lab.write("a.toml", "[providers.alpha]\ntyp = \"openai\"\n");
     assert!(lab.run(&["validate"]).expect(2).stdout.contains("did you mean"));
-    assert!(lab.run(&["validate", "--output", "json"]).expect(2).json().is_array());
+    let problems = lab.run(&["validate", "--output", "json"]).expect(2).json().to_string();
+    assert!(problems.contains("\"unknown-key\"") && problems.contains("\"a.toml\""), "{problems}");
     assert!(lab.run(&["validate", "--output", "github"]).expect(2).stdout.contains("::error "));
     lab.run(&["validate", "nowhere"]).expect(1);
     lab.write("a.toml", &provider("alpha", 1));
@@ -156,4 +157,21 @@ async fn exit_codes_and_what_needs_no_database() {
     lab.run(&["status", "alpha"]).expect(0);
     lab.run(&["status", "nobody"]).expect(1);
     lab.run(&["plan", "--database-url", "postgres://u@127.0.0.1:9/x"]).expect(1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn followed_events_go_on() {
+    let lab = Lab::new().await;
+    lab.write("a.toml", &provider("alpha", 1));
+    lab.run(&["apply"]).expect(0);
+    let mut child =
+        lab.command(&["events", "--follow", "--output", "json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    let mut next = || -> Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
+    assert_eq!(next()["provider"], "alpha");
+    lab.write("b.toml", &provider("beta", 1));
+    lab.run(&["apply"]).expect(0);
+    assert_eq!(next()["provider"], "beta");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
