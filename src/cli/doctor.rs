@@ -365,7 +365,7 @@ mod tests {
 
     #[test]
     fn clocks_are_compared_with_the_answer_s_way_allowed_for() {
-        let at = |seconds| DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap();
+        let at = |seconds: i64| DateTime::from_timestamp(1_800_000_000 + seconds, 0).unwrap();
         let check = |database, expected| {
             assert_eq!(skew(at(0), at(database), at(10)).is_some(), expected, "{database}")
         };
