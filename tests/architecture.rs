@@ -7,7 +7,8 @@ use std::{
 
 /// Modules that decide: values in, values out. A name that ends in `/` is a directory, others are files
 /// without their ending.
-const PURE: [&str; 7] = [
+const PURE: [&str; 8] = [
+    "src/import",
     "src/model",
     "src/routing",
     "src/manifest/",

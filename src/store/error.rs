@@ -16,7 +16,7 @@ pub enum StoreError {
     #[error("the database has a foreign layout: {0}; nothing was changed")]
     ForeignLayout(String),
     #[error(
-        "the database is not migrated; hint: start `providerd run` once, or point database.url at the right one"
+        "the database is not migrated; hint: `providerd apply` or `providerd run` does it, or point database.url at the right one"
     )]
     NotMigrated,
     /// Somebody else changed the same rows at the same time: read again and retry.

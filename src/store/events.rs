@@ -52,6 +52,9 @@ pub struct EventFilter {
 impl Store {
     /// Reads events, oldest first.
     pub async fn events(&self, filter: EventFilter) -> Result<Vec<Event>> {
+        if self.is_blank() {
+            return Ok(Vec::new());
+        }
         let limit = match filter.limit {
             0 => 100,
             limit => i64::from(limit.min(10_000)),

@@ -137,6 +137,9 @@ impl Store {
 
     /// What is suspended now.
     pub async fn suspended(&self) -> Result<Suspended> {
+        if self.is_blank() {
+            return Ok(Suspended::default());
+        }
         let mut tx = self.read().await?;
         let suspended = suspended(&mut tx).await?;
         tx.rollback().await?;
@@ -214,6 +217,9 @@ fn suspension_event(kind: EventKind, provider: Option<&str>, reason: &str) -> Ne
 impl ReconcileTx {
     /// What is suspended, as this transaction sees it.
     pub async fn suspended(&mut self) -> Result<Suspended> {
+        if self.blank {
+            return Ok(Suspended::default());
+        }
         suspended(&mut self.tx).await
     }
 

@@ -31,7 +31,33 @@ pub struct MigrationReport {
     pub version: i32,
 }
 
+/// What a database holds of the tables that this program needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Never migrated; tables of an installation that can be joined may be there.
+    Absent,
+    /// All of it.
+    Current,
+}
+
 impl Store {
+    /// Looks, and writes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::ForeignLayout`] if the tables cannot be joined, [`StoreError::NotMigrated`] if an older program
+    /// migrated them.
+    pub async fn layout(&self) -> Result<Layout> {
+        let mut tx = self.read().await?;
+        refuse_foreign(&mut tx, &self.schema).await?;
+        let have = version(&mut tx).await?;
+        tx.rollback().await?;
+        match have {
+            0 => Ok(Layout::Absent),
+            have if have >= newest() => Ok(Layout::Current),
+            _ => Err(StoreError::NotMigrated),
+        }
+    }
+
     /// Whether every migration that this program knows has been carried out.
     pub async fn migrated(&self) -> Result<bool> {
         let mut tx = self.read().await?;

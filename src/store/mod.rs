@@ -34,7 +34,7 @@ pub use self::{
     events::{Event, EventFilter, NewEvent},
     leases::{Lease, Suspended, Suspension},
     listen::DriftListener,
-    migrate::MigrationReport,
+    migrate::{Layout, MigrationReport},
     status::{ProviderStatus, StatusWrite, UsageTotals},
     world::Scope,
 };
@@ -75,6 +75,8 @@ pub struct Store {
     begin_read: Arc<str>,
     begin_write: Arc<str>,
     begin_reconcile: Arc<str>,
+    /// The tables do not exist yet: everything reads as empty.
+    blank: bool,
 }
 
 impl std::fmt::Debug for Store {
@@ -130,6 +132,7 @@ impl Store {
             pool,
             options,
             schema: settings.schema.as_str().into(),
+            blank: false,
             begin_read: format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {common}").into(),
             begin_write: format!("BEGIN; {common}").into(),
             begin_reconcile: format!(
@@ -144,6 +147,16 @@ impl Store {
         let mut tx = self.read().await?;
         query("SELECT 1").execute(&mut *tx).await?;
         Ok(tx.rollback().await?)
+    }
+
+    /// The same database, taken to be without tables: what looks at it finds nothing.
+    #[must_use]
+    pub fn blank(&self) -> Self {
+        Self { blank: true, ..self.clone() }
+    }
+
+    pub const fn is_blank(&self) -> bool {
+        self.blank
     }
 
     /// Closes all connections.
@@ -161,7 +174,7 @@ impl Store {
     /// # Errors
     /// The database cannot be reached.
     pub async fn look_begin(&self) -> Result<ReconcileTx> {
-        Ok(ReconcileTx::new(self.read().await?))
+        Ok(ReconcileTx { blank: self.blank, ..ReconcileTx::new(self.read().await?) })
     }
 
     async fn write(&self) -> Result<Tx> {
@@ -209,11 +222,13 @@ pub struct ReconcileTx {
     known: HashSet<Arc<str>>,
     /// Whether `known` is complete.
     known_all: bool,
+    /// As [`Store::blank`].
+    blank: bool,
 }
 
 impl ReconcileTx {
     fn new(tx: Tx) -> Self {
-        Self { tx, align: HashMap::new(), known: HashSet::new(), known_all: false }
+        Self { tx, align: HashMap::new(), known: HashSet::new(), known_all: false, blank: false }
     }
 
     /// Marks a point to come back to.

@@ -60,6 +60,9 @@ pub struct UsageTotals {
 impl Store {
     /// All providers, or those of these names, by name.
     pub async fn provider_status_rows(&self, names: Option<&[String]>) -> Result<Vec<ProviderStatus>> {
+        if self.is_blank() {
+            return Ok(Vec::new());
+        }
         let mut tx = self.read().await?;
         let rows = query(
             "SELECT p.id, p.name::text, p.type::text, p.enabled, p.health_status::text, p.last_health_check::timestamp,
@@ -188,6 +191,47 @@ impl Store {
         }
         tx.commit().await?;
         Ok(was)
+    }
+
+    /// Replaces the tokens of both key columns by others for the same keys, only where both still are `old`, and without
+    /// touching the key's dates and status. An empty column stays as it is. Returns whether they were.
+    pub async fn key_rotate(
+        &self,
+        id: Uuid,
+        old: [&str; 2],
+        new: [&str; 2],
+        event: &NewEvent,
+    ) -> Result<bool> {
+        let mut tx = self.write().await?;
+        query("SELECT set_config('providerd.applying', 'on', true)").execute(&mut *tx).await?;
+        let done = query(
+            "UPDATE llm_providers SET
+                 api_key_encrypted = CASE WHEN $2 = '' THEN api_key_encrypted ELSE $4 END,
+                 encrypted_api_key = CASE WHEN $3 = '' THEN encrypted_api_key ELSE $5 END
+             WHERE id = $1 AND coalesce(api_key_encrypted, '') = $2 AND coalesce(encrypted_api_key, '') = $3",
+        )
+        .bind(id)
+        .bind(old[0])
+        .bind(old[1])
+        .bind(new[0])
+        .bind(new[1])
+        .execute(&mut *tx)
+        .await?;
+        let was = done.rows_affected() == 1;
+        if was {
+            events::insert(&mut tx, std::slice::from_ref(event)).await?;
+        }
+        tx.commit().await?;
+        Ok(was)
+    }
+
+    /// The database's clock.
+    pub async fn now(&self) -> Result<DateTime<Utc>> {
+        let mut tx = self.read().await?;
+        let now =
+            sqlx::query_scalar("SELECT clock_timestamp()").persistent(false).fetch_one(&mut *tx).await?;
+        tx.rollback().await?;
+        Ok(now)
     }
 
     /// Usage per provider since `since`.

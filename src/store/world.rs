@@ -36,6 +36,9 @@ pub type Opener<'a> = &'a (dyn Fn(&str) -> LiveKey + Sync);
 impl Store {
     /// Reads the world without a lock, for `plan`, `status` and `import`.
     pub async fn read_world(&self, scope: &Scope, open: Opener<'_>) -> Result<World> {
+        if self.is_blank() {
+            return Ok(World::default());
+        }
         let mut tx = self.read().await?;
         let world = read(&mut tx, scope, open, &mut HashMap::new()).await?;
         tx.rollback().await?;
@@ -46,6 +49,9 @@ impl Store {
 impl ReconcileTx {
     /// Reads the world inside the reconcile's own transaction.
     pub async fn world(&mut self, scope: &Scope, open: Opener<'_>) -> Result<World> {
+        if self.blank {
+            return Ok(World::default());
+        }
         let world = read(&mut self.tx, scope, open, &mut self.align).await?;
         self.known.extend(world.managed.keys().cloned());
         self.known_all |= !matches!(scope, Scope::Providers(_));
