@@ -81,8 +81,25 @@ impl Wanted {
     }
 }
 
-/// Who may reconcile: the lease, where this daemon holds it.
-type Leadership = watch::Receiver<Option<Lease>>;
+/// Who may reconcile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Leader {
+    /// The database was not asked yet.
+    Unknown,
+    Somebody,
+    Us(Lease),
+}
+
+impl Leader {
+    fn lease(&self) -> Option<&Lease> {
+        match self {
+            Self::Us(lease) => Some(lease),
+            Self::Unknown | Self::Somebody => None,
+        }
+    }
+}
+
+type Leadership = watch::Receiver<Leader>;
 
 /// Wakes the loop from elsewhere.
 #[derive(Clone)]
@@ -222,7 +239,7 @@ impl Main {
         let wake =
             Wake { handle: watcher.handle(), drift: Arc::default(), trigger: Arc::new(Mutex::new("start")) };
 
-        let (leading, leadership) = watch::channel(None);
+        let (leading, leadership) = watch::channel(Leader::Unknown);
         let (store, token, holder) = (self.store.clone(), stop.clone(), Uuid::new_v4());
         supervisor.spawn("lease", async move { hold_lease(store, holder, leading, token).await });
         let (store, token, drift) = (self.store.clone(), stop.clone(), wake.drift.clone());
@@ -337,7 +354,7 @@ impl Main {
 async fn hold_lease(
     store: Store,
     holder: Uuid,
-    leading: watch::Sender<Option<Lease>>,
+    leading: watch::Sender<Leader>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut lease: Option<Lease> = None;
@@ -350,6 +367,7 @@ async fn hold_lease(
             }
             None => store.lease_acquire(LEASE, holder, LEASE_TTL).await,
         };
+        let answered = answer.is_ok();
         match answer {
             Ok(now) => {
                 if now.is_some() {
@@ -368,9 +386,14 @@ async fn hold_lease(
                 }
             }
         }
+        let now = match &lease {
+            Some(lease) => Leader::Us(lease.clone()),
+            None if answered => Leader::Somebody,
+            None => Leader::Unknown,
+        };
         leading.send_if_modified(|current| {
-            let changed = current.as_ref().map(|it| it.token) != lease.as_ref().map(|it| it.token);
-            current.clone_from(&lease);
+            let changed = *current != now;
+            *current = now;
             changed
         });
         let wait = if lease.is_some() { LEASE_RENEW } else { LEASE_LOOK };
@@ -437,7 +460,9 @@ impl Loop {
                 }
                 changed = self.leadership.changed() => {
                     changed.context("the lease task is gone")?;
-                    self.main.metrics.leader.set(self.leadership.borrow().is_some().into());
+                    let leader = self.leadership.borrow().clone();
+                    self.main.metrics.leader.set(leader.lease().is_some().into());
+                    self.main.database_up(leader != Leader::Unknown);
                     self.wanted = Wanted::Everything;
                     "leader"
                 }
@@ -546,13 +571,17 @@ impl Loop {
     /// One pass over what is wanted, if this daemon leads.
     async fn pass(&mut self, trigger: &'static str) -> anyhow::Result<()> {
         let Some(build) = self.build.clone() else { return Ok(()) };
-        let lease = self.leadership.borrow().clone();
-        let Some(lease) = lease else {
-            // Somebody else reconciles; this daemon is ready to take over.
-            if self.main.readiness.database.load(Ordering::Relaxed) {
-                self.is_ready();
+        let leader = self.leadership.borrow().clone();
+        let lease = match leader {
+            Leader::Us(lease) => lease,
+            Leader::Unknown => return Ok(()),
+            Leader::Somebody => {
+                // This daemon is ready to take over.
+                if self.main.readiness.database.load(Ordering::Relaxed) {
+                    self.is_ready();
+                }
+                return Ok(());
             }
-            return Ok(());
         };
         let started = Instant::now();
         let waited = self.deferred_since.is_some_and(|since| since.elapsed() >= DEFER_LIMIT);
