@@ -27,6 +27,7 @@ pub mod daemon;
 pub mod embedded;
 pub mod health;
 pub mod http;
+pub mod import;
 pub mod lifecycle;
 pub mod loader;
 pub mod logging;
