@@ -129,7 +129,7 @@ impl Status {
         }
         if !self.names.is_empty() {
             lines.retain(|name, _| self.names.contains(name));
-            for name in self.names.iter().filter(|name| !lines.contains_key(*name)) {
+            if let Some(name) = self.names.iter().find(|name| !lines.contains_key(*name)) {
                 anyhow::bail!("no provider is called `{name}`");
             }
         }
@@ -145,7 +145,7 @@ impl Status {
         let managed = |line: &&Line| line.state != "unmanaged";
         let synced = held.is_empty()
             && manifests.is_empty()
-            && !suspended.all.is_some()
+            && suspended.all.is_none()
             && providers.iter().filter(managed).all(|line| line.state == "synced");
         Ok(Report { synced, suspended: suspended.all.is_some(), providers, held, manifests })
     }
