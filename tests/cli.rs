@@ -13,7 +13,7 @@ use serde_json::Value;
 use support::lab::{Lab, provider};
 
 /// The words of the findings of `doctor`.
-fn findings(lab: &Lab, adjust: impl FnOnce(&mut Command)) -> Vec<String> {
+fn findings(lab: &Lab, adjust: impl FnOnce(&mut Command) -> &mut Command) -> Vec<String> {
     let mut command = lab.command(&["doctor", "--output", "json"]);
     adjust(&mut command);
     let output = command.output().unwrap();
@@ -38,7 +38,7 @@ async fn looking_at_a_database_that_was_never_migrated_writes_nothing() {
     lab.run(&["status"]).expect(2);
     lab.run(&["events"]).expect(0);
     lab.run(&["key", "verify"]).expect(0);
-    assert_eq!(findings(&lab, |_| {}), ["migrations"]);
+    assert_eq!(findings(&lab, |it| it), ["migrations"]);
     assert_eq!(lab.value(shape).await, before);
     lab.run(&["apply"]).expect(0);
     lab.run(&["plan"]).expect(0);
@@ -49,30 +49,30 @@ async fn doctor_finds_each_broken_thing() {
     let lab = Lab::new().await;
     lab.write("a.toml", &provider("alpha", 1));
     lab.run(&["apply"]).expect(0);
-    assert!(findings(&lab, |_| {}).is_empty());
+    assert!(findings(&lab, |it| it).is_empty());
     let other = "d3Jvbmctd3JvbmctYnlvay1rZXktdGVzdC0wMDAwMDI=";
-    assert_eq!(findings(&lab, |it| drop(it.env("BYOK_ENCRYPTION_KEY", other))), ["byok-key"]);
-    assert_eq!(findings(&lab, |it| drop(it.env_remove("BYOK_ENCRYPTION_KEY"))), ["byok-key"]);
-    assert_eq!(findings(&lab, |it| drop(it.env("DATABASE_URL", "postgres://u@127.0.0.1:9/x"))), ["database"]);
-    assert_eq!(findings(&lab, |it| drop(it.args(["--manifests", "nowhere"]))), ["manifests"]);
+    assert_eq!(findings(&lab, |it| it.env("BYOK_ENCRYPTION_KEY", other)), ["byok-key"]);
+    assert_eq!(findings(&lab, |it| it.env_remove("BYOK_ENCRYPTION_KEY")), ["byok-key"]);
+    assert_eq!(findings(&lab, |it| it.env("DATABASE_URL", "postgres://u@127.0.0.1:9/x")), ["database"]);
+    assert_eq!(findings(&lab, |it| it.args(["--manifests", "nowhere"])), ["manifests"]);
     lab.execute("UPDATE llm_providers SET api_key_encrypted = 'junk', encrypted_api_key = 'junk'").await;
-    assert_eq!(findings(&lab, |_| {}), ["stored-key"]);
+    assert_eq!(findings(&lab, |it| it), ["stored-key"]);
     lab.run(&["key", "verify"]).expect(2);
     lab.execute("UPDATE llm_providers SET api_key_encrypted = '', encrypted_api_key = ''").await;
     lab.write("bad.toml", "[providers.x]\n");
-    assert_eq!(findings(&lab, |_| {}), ["manifests"]);
+    assert_eq!(findings(&lab, |it| it), ["manifests"]);
     let file = lab.dir.path().join("open.key");
     fs::write(&file, "fake-open-key").unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
     lab.write("bad.toml", &format!("[providers.x]\ntype = \"openai\"\napi_key = {{ file = {file:?} }}\n"));
-    assert_eq!(findings(&lab, |_| {}), ["permissions", "providers"]);
+    assert_eq!(findings(&lab, |it| it), ["permissions", "providers"]);
     lab.write("bad.toml", "[providers.x]\ntype = \"openai\"\napi_key = { env = \"LAB_NOWHERE\" }\n");
-    assert_eq!(findings(&lab, |_| {}), ["reference", "providers"]);
+    assert_eq!(findings(&lab, |it| it), ["reference", "providers"]);
 
     let foreign = Lab::new().await;
     foreign.execute(include_str!("layouts/c.sql")).await;
     foreign.write("a.toml", &provider("alpha", 1));
-    assert_eq!(findings(&foreign, |_| {}), ["layout"]);
+    assert_eq!(findings(&foreign, |it| it), ["layout"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

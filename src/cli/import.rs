@@ -20,8 +20,8 @@ use super::{
 use crate::{
     import,
     model::SecretRef,
-    plan::{LiveKey, LiveProvider},
-    store::Scope,
+    plan::{EventKind, LiveKey, LiveProvider},
+    store::{NewEvent, Scope},
 };
 
 #[derive(Debug, Args)]
@@ -81,10 +81,21 @@ impl Import {
             );
         }
         fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        let mut events = Vec::new();
         for (name, path, text) in texts {
             write_new(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
+            events.push(NewEvent {
+                kind: EventKind::Import,
+                provider: Some(name.clone()),
+                provider_id: world.live.get(&name).map(|live| live.id),
+                detail: serde_json::json!({ "file": path }),
+                reason: "a manifest was written from the database".to_owned(),
+                origin: None,
+                revision: None,
+            });
             report.written.insert(name.to_string(), path);
         }
+        context.backend.store.record(&events).await?;
         match context.format {
             Format::Json => output::json(&report)?,
             Format::Table | Format::Github => output::text(&render(&report))?,
