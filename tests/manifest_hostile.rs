@@ -159,13 +159,13 @@ fn text_of_nothing_but_prefixes() {
 }
 
 #[test]
-fn a_thousand_problems_are_enough() {
+fn a_hundred_problems_are_enough() {
     let text: String = (0..60_000).map(|n| format!("k{n}=1\n")).collect();
     let path: Arc<str> = "a.toml".into();
     let file = manifest::parse(&path, &text);
-    assert_eq!(file.diagnostics.len(), 1001);
+    assert_eq!(file.diagnostics.len(), 101);
     assert!(file.has_errors());
-    assert!(file.diagnostics.iter().any(|it| it.message == "59000 more problems are not shown"));
+    assert!(file.diagnostics.iter().any(|it| it.message == "59900 more problems are not shown"));
 }
 
 #[test]

@@ -160,6 +160,9 @@ fn mentioned(text: &str) -> BTreeSet<Arc<str>> {
     names.collect()
 }
 
+/// Nothing here is waited for longer; far greater numbers would overflow a clock.
+const LONGEST: Duration = Duration::from_secs(365 * 86_400);
+
 /// `30s`, `500ms`, `5m`, `1h`, `1d`.
 pub(super) fn duration(text: &str) -> Option<Duration> {
     let split = text.find(|c: char| !c.is_ascii_digit())?;
@@ -173,7 +176,7 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
         "d" => 86_400_000,
         _ => return None,
     };
-    number.checked_mul(millis).map(Duration::from_millis)
+    number.checked_mul(millis).map(Duration::from_millis).filter(|it| *it <= LONGEST)
 }
 
 /// Six fields with seconds, as `tokio-cron-scheduler` reads them.

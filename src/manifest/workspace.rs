@@ -125,6 +125,10 @@ impl Workspace {
         build.changed = match (&self.built, touched) {
             // What does not fit any more may take routes of anybody with it.
             (Some(built), Some(_)) if is_cut(built) || is_cut(&build) => Changed::All,
+            // A route that becomes good, or bad, through another file lets go of what it held, or takes hold of it.
+            (Some(built), Some(_)) if built.catalog.frozen.files != build.catalog.frozen.files => {
+                Changed::All
+            }
             (Some(built), Some(mut touched)) => {
                 // A name that is declared twice now, or no longer, concerns its providers too.
                 touched.extend(
@@ -232,7 +236,15 @@ impl Workspace {
             catalog.frozen.providers.insert(name);
         }
         catalog.defaults = merge_defaults(&defaults, &mut diagnostics);
-        check_routes(&catalog, &route_places, &mut diagnostics);
+        let bad = check_routes(&catalog, &route_places, &mut diagnostics);
+        if !bad.is_empty() {
+            // What such a route made earlier stays, and so does everything else that its file is the source of.
+            let files =
+                bad.iter().filter_map(|at| catalog.routes.get(*at)).map(|route| route.origin.file.clone());
+            catalog.frozen.files.extend(files);
+            let mut at = 0..;
+            catalog.routes.retain(|_| !at.next().is_some_and(|at| bad.contains(&at)));
+        }
         diagnostics.sort_by(|a, b| (&a.path, a.line, a.column).cmp(&(&b.path, b.line, b.column)));
         let with_errors: HashSet<&ManifestPath> =
             diagnostics.iter().filter(|it| it.severity == Severity::Error).map(|it| &it.path).collect();
@@ -320,8 +332,9 @@ fn overlap(a: &HealthPolicy, b: &HealthPolicy) -> Vec<&'static str> {
 /// What two routes must not share: the models and the cell they speak about.
 type Said<'a> = (&'a str, &'a str, &'a str, Option<&'a str>);
 
-/// Routes that match nothing, and routes that say the same. `places` has one for each route.
-fn check_routes(catalog: &Catalog, places: &[&Place], diagnostics: &mut Vec<Diagnostic>) {
+/// Routes that match nothing, and routes that say the same: which ones they are. `places` has one for each route.
+fn check_routes(catalog: &Catalog, places: &[&Place], diagnostics: &mut Vec<Diagnostic>) -> BTreeSet<usize> {
+    let mut bad = BTreeSet::new();
     let mut first: HashMap<Said<'_>, usize> = HashMap::with_capacity(catalog.routes.len());
     let mut same: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     let mut guesses = MAX_GUESSES;
@@ -332,12 +345,14 @@ fn check_routes(catalog: &Catalog, places: &[&Place], diagnostics: &mut Vec<Diag
             same.entry(first).or_insert_with(|| vec![first]).push(at);
         }
         if is_dangling(catalog, route) {
+            bad.insert(at);
             let guess = guesses > 0;
             guesses = guesses.saturating_sub(1);
             diagnostics.push(dangling(catalog, route, place, guess));
         }
     }
     for group in same.values() {
+        bad.extend(group);
         let group = || group.iter().filter_map(|at| Some((&**catalog.routes.get(*at)?, *places.get(*at)?)));
         for (route, place) in group() {
             let message = format!(
@@ -353,6 +368,7 @@ fn check_routes(catalog: &Catalog, places: &[&Place], diagnostics: &mut Vec<Diag
             }));
         }
     }
+    bad
 }
 
 fn is_dangling(catalog: &Catalog, route: &Route) -> bool {
