@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeSet,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
@@ -171,6 +171,8 @@ pub async fn run(
         "starting"
     );
 
+    let _settings_watch = settings.file.as_deref().and_then(notice_settings);
+
     // 4. Answering comes before work: a daemon that waits for its database says so.
     let readiness = Arc::new(Readiness::default());
     let shared = Shared { metrics: metrics.clone(), readiness: readiness.clone() };
@@ -207,6 +209,20 @@ pub async fn run(
         embedded.stop().await.context("the embedded PostgreSQL did not stop cleanly")?;
     }
     Ok(ended?)
+}
+
+/// Says so when the settings file changes: settings are read once, and a person may think otherwise.
+fn notice_settings(file: &Path) -> Option<notify::RecommendedWatcher> {
+    let shown = file.display().to_string();
+    let changed =
+        move || warn!(file = %shown, "the settings file changed; it takes effect at the next start");
+    match source::watch_file(file, changed) {
+        Ok(watcher) => Some(watcher),
+        Err(error) => {
+            debug!(%error, "the settings file is not watched");
+            None
+        }
+    }
 }
 
 /// The reconcile loop and what it stands on.

@@ -449,3 +449,18 @@ async fn the_wrong_byok_key_writes_nothing() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.code() == Some(1) && said.contains("key generate"), "{said}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_settings_file_is_noticed() {
+    let lab = Lab::new().await;
+    lab.write("a.toml", &provider("alpha", 1));
+    let file = lab.dir.path().join("settings.toml");
+    fs::write(&file, "[manifests]\nresync_interval = \"30s\"\n").unwrap();
+    let mut daemon = lab.daemon_with(|command| {
+        command.arg("--config").arg(&file);
+    });
+    daemon.wait_ready().await;
+    assert!(!daemon.log().contains("takes effect at the next start"));
+    fs::write(&file, "[manifests]\nresync_interval = \"40s\"\n").unwrap();
+    daemon.wait_for_log("takes effect at the next start").await;
+}

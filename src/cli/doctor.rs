@@ -36,6 +36,9 @@ const MANY_DIRECTORIES: u64 = 1_000_000;
 /// How many providers one finding names.
 const NAMED: usize = 10;
 
+/// A daemon answers from memory; longer means that it hangs.
+const DAEMON_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+
 #[derive(Debug, Args)]
 pub struct Doctor {}
 
@@ -105,7 +108,38 @@ impl Doctor {
     }
 }
 
+/// Asks the daemon of these settings, if one runs here, whether it is ready.
+async fn daemon(settings: &Settings, report: &mut Report) -> anyhow::Result<()> {
+    report.checked.push("daemon");
+    let address = settings.server.listen;
+    let client = reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(DAEMON_PATIENCE)
+        .build()?;
+    match client.get(format!("http://{address}/readyz")).send().await {
+        Ok(answer) if answer.status().is_success() => {}
+        Ok(answer) => {
+            let said: serde_json::Value = answer.json().await.unwrap_or_default();
+            let why = said
+                .pointer("/error/message")
+                .and_then(serde_json::Value::as_str)
+                .unwrap_or("it does not say why");
+            let hint = "its log says more: `journalctl -u providerd`, or where its standard error goes";
+            report.find("daemon", address.to_string(), format!("the daemon is not ready: {why}"), hint);
+        }
+        // Nobody listens: on the machine of somebody who only looks, that is as it should be.
+        Err(error) if error.is_connect() => {}
+        Err(_) => {
+            let message = "something listens there, but it does not answer like providerd";
+            report.find("daemon", address.to_string(), message, "set `server.listen` to a free port");
+        }
+    }
+    Ok(())
+}
+
 async fn examine(settings: &Settings, report: &mut Report) -> anyhow::Result<()> {
+    daemon(settings, report).await?;
     let build = manifests(settings, report);
     let key = byok(settings, report);
     if let Some((byok, source)) = &key {

@@ -110,6 +110,8 @@ pub fn main() -> ExitCode {
             return if asked { ExitCode::SUCCESS } else { ExitCode::from(64) };
         }
     };
+    // One TLS implementation for every client of the process; a second call finds the first one's choice.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     // Keys pass through every command: no core dump, and no other process of this user, shall see its memory.
     if let Err(error) = crate::secret::harden_process() {
         anstream::eprintln!("warning: {error}");

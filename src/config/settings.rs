@@ -137,7 +137,8 @@ sections! {
         route_guard: RouteGuard = "\"hold\"";
     }
 
-    /// Defaults of the health checks; a manifest's own `health` table is stronger.
+    /// Defaults of the health checks; a manifest's own `health` table is stronger. The daemon does not run the checks
+    /// yet: this section is read and validated, and has no effect.
     health: Health {
         /// Run health checks and key tests.
         enabled: bool = "true";
@@ -160,7 +161,7 @@ sections! {
         per_origin_rate: NonZeroU32 = "20";
     }
 
-    /// What outgoing connections may reach, and how.
+    /// What outgoing connections may reach, and how. Without checks there are none yet: no effect.
     egress: Egress {
         /// Proxy for all outgoing HTTP, as a URL; `HTTP_PROXY` and its like are not read.
         proxy: Option<SecretString> = "";
@@ -187,7 +188,7 @@ sections! {
         token_sha256: Vec<TokenHash> = "[]";
     }
 
-    /// What `/metrics` shows.
+    /// What `/metrics` shows. Series of single providers come with the checks: no effect yet.
     metrics: Metrics {
         /// Expose the series that carry a `provider` label.
         per_provider: bool = "true";
