@@ -129,7 +129,7 @@ fn jwts(text: &str, found: &mut Vec<Range<usize>>) {
         let rest = text.as_bytes().get(at..).unwrap_or_default();
         from = at + run(rest, |byte| is_word(byte) || byte == b'.');
         let dots = rest.iter().take(from - at).filter(|byte| **byte == b'.').count();
-        if dots == 2 && from - at >= 40 {
+        if dots >= 2 && from - at >= 40 {
             found.push(at..from);
         }
     }

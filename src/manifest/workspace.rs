@@ -55,6 +55,8 @@ pub struct Workspace {
     touched: Option<BTreeSet<Arc<str>>>,
     /// Nothing but values inside providers changed since the last build.
     shape_kept: bool,
+    /// Files with other routes than at the last build, of the same patterns and cells.
+    rerouted: BTreeSet<ManifestPath>,
 }
 
 impl Workspace {
@@ -70,6 +72,9 @@ impl Workspace {
         }
         let kept = old.is_some_and(|old| same_shape(old, &file)) && !self.is_concerned(&path);
         self.shape_kept &= kept;
+        if kept && routes(old) != routes(Some(&file)) {
+            self.rerouted.insert(path.clone());
+        }
         let (old_parsed, new_parsed) = (old.and_then(|old| old.parsed.as_ref()), file.parsed.as_ref());
         let good = |parsed: Option<&ParsedFile>| parsed.is_some_and(|parsed| !parsed.has_errors());
         let was_good = old.is_none() || good(old_parsed);
@@ -118,8 +123,9 @@ impl Workspace {
     pub fn build(&mut self) -> Build {
         let touched = self.touched.replace(BTreeSet::new());
         let kept = std::mem::replace(&mut self.shape_kept, true);
+        let rerouted = std::mem::take(&mut self.rerouted);
         let mut build = match (&self.built, &touched) {
-            (Some(built), Some(touched)) if kept => self.refresh(built, touched),
+            (Some(built), Some(touched)) if kept => self.refresh(built, touched, &rerouted),
             _ => self.rebuild(),
         };
         build.changed = match (&self.built, touched) {
@@ -147,9 +153,23 @@ impl Workspace {
         build
     }
 
-    /// The previous build, with new values in the providers that were touched.
-    fn refresh(&self, built: &Build, touched: &BTreeSet<Arc<str>>) -> Build {
+    /// The previous build, with new values in the providers that were touched and in the routes of these files.
+    fn refresh(
+        &self,
+        built: &Build,
+        touched: &BTreeSet<Arc<str>>,
+        rerouted: &BTreeSet<ManifestPath>,
+    ) -> Build {
         let mut build = built.clone();
+        for path in rerouted {
+            let catalog = Arc::make_mut(&mut build.catalog);
+            let new = routes(self.files.get(path));
+            // Routes are in the order of their files.
+            let from = catalog.routes.partition_point(|route| *route.origin.file < **path);
+            let old = catalog.routes.iter().skip(from).take_while(|route| route.origin.file == *path).count();
+            catalog.routes.splice(from..from + old, new.iter().cloned());
+            Arc::make_mut(&mut build.index).replace(path, new);
+        }
         if !touched.is_empty() {
             let catalog = Arc::make_mut(&mut build.catalog);
             for name in touched {
@@ -437,6 +457,24 @@ fn touches(parsed: &ParsedFile) -> impl Iterator<Item = Option<Arc<str>>> {
     providers.chain(routes).chain(defaults)
 }
 
+/// The routes of a file that was read.
+fn routes(file: Option<&ReadFile>) -> &[Arc<Route>] {
+    file.and_then(|file| file.parsed.as_ref()).map_or(&[], |parsed| &parsed.routes)
+}
+
+/// Whether routes speak about the same models and cells, in the same order; a route over several providers must be
+/// the same throughout, because it concerns them all.
+fn same_cells(old: &[Arc<Route>], new: &[Arc<Route>]) -> bool {
+    let cell = |route: &Route| {
+        (route.models.clone(), route.power_level, route.user_tier.clone(), route.task_type.clone())
+    };
+    old.len() == new.len()
+        && old
+            .iter()
+            .zip(new)
+            .all(|(old, new)| old == new || (old.literal_provider().is_some() && cell(old) == cell(new)))
+}
+
 /// Whether two versions of a file differ in nothing that another file could notice.
 fn same_shape(old: &ReadFile, new: &ReadFile) -> bool {
     let (Some(old), Some(new)) = (&old.parsed, &new.parsed) else { return false };
@@ -445,7 +483,7 @@ fn same_shape(old: &ReadFile, new: &ReadFile) -> bool {
     old.diagnostics.is_empty()
         && new.diagnostics.is_empty()
         && old.default_health == new.default_health
-        && old.routes == new.routes
+        && same_cells(&old.routes, &new.routes)
         && old.providers.len() == new.providers.len()
         && old.providers.iter().zip(&new.providers).all(|(old, new)| {
             old.name == new.name
