@@ -1,4 +1,5 @@
 //! The daemon as a user runs it: real files, real PostgreSQL, real signals.
+#![allow(clippy::disallowed_methods, reason = "tests spawn readers of their own")]
 
 mod support;
 

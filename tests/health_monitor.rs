@@ -1,4 +1,5 @@
 //! The monitor over real sockets: verdicts, keys, freezes, and nobody held up by anybody.
+#![allow(clippy::disallowed_methods, reason = "tests spawn servers of their own")]
 
 use std::{
     net::SocketAddr,

@@ -34,7 +34,7 @@ fn hides(text: &str, canary: &str) {
 const OPAQUE: &str = "fake0fake1fake2fake3fake4fake5fa";
 
 macro_rules! hides {
-    ($($name:ident: $text:expr, $canary:expr;)*) => { mod hides { use super::*; $(#[test] fn $name() { hides(&$text, $canary) })* } };
+    ($($name:ident: $text:expr, $canary:expr;)*) => { mod hides { use super::*; $(#[test] fn $name() { let text: String = $text; hides(&text, $canary) })* } };
 }
 
 hides! {

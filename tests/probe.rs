@@ -1,4 +1,5 @@
 //! The prober against servers that misbehave at every phase, over real sockets on loopback.
+#![allow(clippy::disallowed_methods, reason = "tests spawn servers of their own")]
 
 use std::{
     future::Future,

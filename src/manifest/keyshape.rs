@@ -329,7 +329,7 @@ mod tests {
         let key = format!("sk-{}", "fake1".repeat(6));
         let text = format!("a = \"ä{key}\"\n# {key} and {key}\nb = \"hidden\"\n");
         let at = text.find("hidden").unwrap();
-        let masked = mask(&text, &[at..at + 6]);
+        let masked = mask(&text, std::slice::from_ref(&(at..at + 6)));
         assert_eq!(masked.len(), text.len());
         assert!(!masked.contains("fake1") && !masked.contains("hidden"), "{masked}");
         assert_eq!(masked.lines().count(), 3);

@@ -22,8 +22,7 @@ pub fn watch_file(path: &Path, changed: impl Fn() + Send + 'static) -> notify::R
             Ok(event) => {
                 // An overflow comes without a path and may have swallowed ours.
                 event.need_rescan()
-                    || (!matches!(event.kind, EventKind::Access(_))
-                        && event.paths.iter().any(|it| *it == path))
+                    || (!matches!(event.kind, EventKind::Access(_)) && event.paths.contains(&path))
             }
             Err(_) => true,
         };

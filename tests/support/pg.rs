@@ -4,6 +4,7 @@
 //! end of a pipe: when the test process is gone, however it went, the pipe closes, the shell stops the server and
 //! removes its directory. Nothing is ever left running.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(clippy::disallowed_methods, reason = "tests spawn servers of their own")]
 
 use std::{
     io::Write as _,
