@@ -247,10 +247,10 @@ mod tests {
             let now = start + ms(at);
             while let Some((_, step)) = steps.next_if(|(when, _)| *when == at) {
                 match step {
-                    Step::Complete(path) => debounce.complete(manifest(path), now),
-                    Step::Write(path) => debounce.writing(manifest(path), now, WRITER_QUIET),
-                    Step::Everything => debounce.everything(now),
-                    Step::Poke => debounce.everything_now(now),
+                    Complete(path) => debounce.complete(manifest(path), now),
+                    Write(path) => debounce.writing(manifest(path), now, WRITER_QUIET),
+                    Everything => debounce.everything(now),
+                    Poke => debounce.everything_now(now),
                 }
             }
             while let Some(activation) = debounce.take(now) {

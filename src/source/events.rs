@@ -379,6 +379,32 @@ mod tests {
         Ok(())
     }
 
+    /// What is heard of a directory in which a file is written and which is then renamed.
+    async fn check(depth: Depth, expected: &[What]) -> Result<(), Box<dyn std::error::Error>> {
+        let base = tempfile::tempdir()?;
+        let dir = base.path().canonicalize()?.join("dir");
+        std::fs::create_dir(&dir)?;
+        let mut events = Events::new()?;
+        assert!(matches!(events.hold(&dir, depth, (1, 1)), Held::New));
+        std::fs::write(dir.join("file"), "text")?;
+        assert_eq!(std::fs::read_to_string(dir.join("file"))?, "text");
+        std::fs::rename(&dir, base.path().join("elsewhere"))?;
+        let mut seen = Vec::new();
+        while seen.last() != Some(&What::Went) {
+            tokio::time::timeout(Duration::from_secs(20), events.readable()).await?;
+            seen.extend(events.take(100).unwrap_or_default().iter().map(|event| event.what));
+        }
+        assert_eq!(seen, expected, "{depth:?}");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn only_as_much_is_heard_as_matters() -> Result<(), Box<dyn std::error::Error>> {
+        check(Depth::Place, &[What::Went]).await?;
+        check(Depth::Names, &[What::Created, What::Went]).await?;
+        check(Depth::Contents, &[What::Created, What::Written, What::Closed, What::Went]).await
+    }
+
     #[test]
     fn an_overflow_in_the_kernel_is_known() {
         let queue = Queue::default();

@@ -39,6 +39,7 @@ const ARM_ROUNDS: usize = 5;
 pub struct Watches {
     /// Absent where the kernel grants none, or it was not wanted.
     pub events: Option<Events>,
+    notify: bool,
     /// Why it is absent.
     silent: Option<String>,
     /// Absolute.
@@ -73,12 +74,10 @@ impl Watches {
     /// Nothing is watched yet. Without `notify`, nothing ever is, and `failure` says why.
     pub fn new(root: &Path, notify: bool) -> Self {
         let root = if root.as_os_str().is_empty() { Path::new(".") } else { root };
-        let (events, silent) = match notify {
-            true => listen(),
-            false => (None, Some("file events are switched off".to_owned())),
-        };
+        let (events, silent) = listen(notify);
         Self {
             events,
+            notify,
             silent,
             root: std::path::absolute(root).unwrap_or_else(|_| root.to_owned()),
             pinned: None,
@@ -100,6 +99,9 @@ impl Watches {
     /// Watches what the root's path and its symlinks lead to now.
     pub fn arm(&mut self, debounce: &mut Debounce, now: Instant) {
         self.stale = false;
+        if self.notify && self.events.is_none() {
+            (self.events, self.silent) = listen(self.notify);
+        }
         self.failure.clone_from(&self.silent);
         let way = trace(&self.root);
         let canonical = way.names.last().cloned().unwrap_or_else(|| self.root.clone());
@@ -326,7 +328,7 @@ impl Watches {
         });
     }
 
-    /// At most `limit` events that have happened; what it knows of the file system may be older.
+    /// At most `limit` events that have happened, oldest first. Where some were lost, everything starts anew.
     pub fn take_events(&mut self, limit: usize, debounce: &mut Debounce, now: Instant) -> Vec<Event> {
         let Some(events) = &self.events else { return Vec::new() };
         events.take(limit).unwrap_or_else(|| {
@@ -336,7 +338,7 @@ impl Watches {
             self.trees.clear();
             self.sides.clear();
             drop(self.events.take());
-            (self.events, self.silent) = listen();
+            (self.events, self.silent) = listen(self.notify);
             self.stale = true;
             debounce.everything(now);
             Vec::new()
@@ -459,7 +461,10 @@ impl Watches {
 }
 
 /// Something that hears the kernel's events, or why there is nothing.
-fn listen() -> (Option<Events>, Option<String>) {
+fn listen(notify: bool) -> (Option<Events>, Option<String>) {
+    if !notify {
+        return (None, Some("file events are switched off".to_owned()));
+    }
     match Events::new() {
         Ok(events) => (Some(events), None),
         Err(error) => {
