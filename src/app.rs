@@ -45,7 +45,7 @@ pub fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// The BYOK key of the environment, if it is there.
 pub fn byok_env() -> Option<Zeroizing<String>> {
-    std::env::var(secret::BYOK_ENV).ok().map(Zeroizing::new)
+    secret::take_env(secret::BYOK_ENV)
 }
 
 fn credentials_dir() -> Option<std::path::PathBuf> {
@@ -76,7 +76,16 @@ pub fn byok(settings: &Settings, env: Option<Zeroizing<String>>) -> anyhow::Resu
     Ok((byok, Source::File(path)))
 }
 
-/// An open, migrated database whose keys open.
+/// What a command is going to do with the database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Read only: an external database is not even migrated. One that was never migrated reads as empty.
+    Look,
+    /// Read and write: what is missing in the database is added first.
+    Write,
+}
+
+/// An open database whose keys open.
 pub struct Backend {
     pub store: Store,
     pub keyring: Arc<Keyring>,
@@ -110,6 +119,46 @@ pub async fn prepare(store: &Store, byok: &Byok) -> anyhow::Result<Keyring> {
     Ok(Keyring { byok: byok.clone(), fp })
 }
 
+/// The token that the right BYOK key opens; none before the first start.
+///
+/// # Errors
+/// The database cannot be read.
+pub async fn canary(store: &Store) -> Result<Option<String>, StoreError> {
+    store.meta_get(CANARY).await
+}
+
+/// Encrypts providerd's own two tokens with the first BYOK key: the canary last, because it is what lets a daemon start.
+///
+/// # Errors
+/// As [`prepare`].
+pub async fn rotate_own(store: &Store, byok: &Byok) -> anyhow::Result<()> {
+    for name in [FINGERPRINT_KEY, CANARY] {
+        let token = store.meta_get(name).await?.unwrap_or_default();
+        let (secret, is_current) = byok.decrypt_primary(&token)?;
+        if !is_current {
+            store.meta_set(name, &byok.encrypt(&secret)).await?;
+        }
+    }
+    Ok(())
+}
+
+/// As [`prepare`], without a single write.
+///
+/// # Errors
+/// Also [`StoreError::NotMigrated`], for a database that an older providerd has migrated.
+async fn look(store: &Store, byok: &Byok) -> anyhow::Result<(Store, Keyring)> {
+    let fresh = || Keyring { byok: byok.clone(), fp: FingerprintKey::generate() };
+    if store.layout().await? == store::Layout::Absent {
+        return Ok((store.blank(), fresh()));
+    }
+    if let Some(canary) = store.meta_get(CANARY).await? {
+        secret::check_canary(byok, &canary)?;
+    }
+    let Some(sealed) = store.meta_get(FINGERPRINT_KEY).await? else { return Ok((store.clone(), fresh())) };
+    let fp = FingerprintKey::open(byok, &sealed).context("the stored fingerprint key does not open")?;
+    Ok((store.clone(), Keyring { byok: byok.clone(), fp }))
+}
+
 /// Resolves key references as these settings say.
 pub fn resolver(settings: &Settings, byok: Byok, source: &Source) -> Resolver {
     let mut resolver = Resolver::new(settings.keys.dir.clone(), credentials_dir(), Some(byok));
@@ -122,20 +171,28 @@ pub fn resolver(settings: &Settings, byok: Byok, source: &Source) -> Resolver {
 /// How to connect.
 pub fn store_settings(settings: &Settings, url: secrecy::SecretString) -> store::Settings {
     store::Settings {
-        url,
         schema: settings.database.schema.clone(),
         max_connections: settings.database.max_connections.get(),
-        connect_timeout: settings.database.connect_timeout,
+        acquire_timeout: settings.database.connect_timeout,
+        ..store::Settings::new(url)
     }
 }
 
 impl Backend {
     /// Opens everything a one-shot command needs.
-    pub async fn open(settings: &Settings, env: Option<Zeroizing<String>>) -> anyhow::Result<Self> {
+    pub async fn open(
+        settings: &Settings,
+        env: Option<Zeroizing<String>>,
+        access: Access,
+    ) -> anyhow::Result<Self> {
         let (byok, source) = byok(settings, env)?;
         let (url, embedded) = database(settings).await?;
         let opened = async {
             let store = Store::connect(&store_settings(settings, url)).await?;
+            // The embedded database is ours alone, so there is nobody to be careful for.
+            if access == Access::Look && embedded.is_none() {
+                return look(&store, &byok).await;
+            }
             let keyring = prepare(&store, &byok).await?;
             anyhow::Ok((store, keyring))
         };

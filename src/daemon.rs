@@ -5,6 +5,8 @@
 
 use std::{
     collections::BTreeSet,
+    net::SocketAddr,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     time::Duration,
 };
@@ -23,17 +25,19 @@ use zeroize::Zeroizing;
 use crate::{
     app,
     config::Settings,
+    embedded::Embedded,
     http::{self, Readiness, Shared},
     lifecycle::{self, Hangups, Heartbeat, Supervisor, Systemd},
     loader::Loader,
     manifest::{Build, Changed, Severity, render},
+    memory,
     metrics::Metrics,
     model::SecretRef,
     plan::{HoldKind, NoticeKind},
     reconcile::{Outcome, Pass, ReconcileError, Reconciler},
     secret::{Byok, Keyring, Source},
     source::{self, Look, RevisionTracker, Watcher},
-    store::{Lease, Store},
+    store::{Lease, ProviderStatus, Store},
 };
 
 /// Name of the lease that admits one reconciling daemon.
@@ -53,6 +57,8 @@ const DEFER_LIMIT: Duration = Duration::from_secs(10);
 const WEDGED_AFTER: Duration = Duration::from_secs(120);
 /// How often the loop moves when nothing happens.
 const BEAT: Duration = Duration::from_secs(5);
+/// From so many providers on, a pass over all of them leaves enough behind to be worth giving back.
+const LARGE: usize = 500;
 /// Room for the few jobs of the scheduler: its default of 200 is lost silently when exceeded.
 const SCHEDULER_CHANNEL: usize = 1024;
 
@@ -75,8 +81,25 @@ impl Wanted {
     }
 }
 
-/// Who may reconcile: the lease, where this daemon holds it.
-type Leadership = watch::Receiver<Option<Lease>>;
+/// Who may reconcile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Leader {
+    /// The database was not asked yet.
+    Unknown,
+    Somebody,
+    Us(Lease),
+}
+
+impl Leader {
+    fn lease(&self) -> Option<&Lease> {
+        match self {
+            Self::Us(lease) => Some(lease),
+            Self::Unknown | Self::Somebody => None,
+        }
+    }
+}
+
+type Leadership = watch::Receiver<Leader>;
 
 /// Wakes the loop from elsewhere.
 #[derive(Clone)]
@@ -98,11 +121,27 @@ impl Wake {
     }
 }
 
+/// What a person in front of a terminal wants to know once the daemon works.
+pub struct Arrival {
+    pub manifests: PathBuf,
+    /// How to reach the database with `psql`; `None` for one that was named, whose URL may hold a password.
+    pub database: Option<String>,
+    pub listen: SocketAddr,
+    pub providers: Vec<ProviderStatus>,
+}
+
+/// Called once, when the first reconcile is done.
+pub type Greeting = Box<dyn FnOnce(Arrival) + Send>;
+
 /// Runs until a signal ends it.
 ///
 /// # Errors
 /// A mistake that a person must mend (settings, keys, a foreign database), or a task that died.
-pub async fn run(settings: Settings, env: Option<Zeroizing<String>>) -> anyhow::Result<()> {
+pub async fn run(
+    settings: Settings,
+    env: Option<Zeroizing<String>>,
+    greeting: Option<Greeting>,
+) -> anyhow::Result<()> {
     // 1. Signals first: from here on a stop is an orderly one.
     lifecycle::install_panic_hook();
     let supervisor = Supervisor::new();
@@ -111,6 +150,10 @@ pub async fn run(settings: Settings, env: Option<Zeroizing<String>>) -> anyhow::
 
     // 2. What can be refused at once: keys and the socket.
     let (byok, source) = app::byok(&settings, env)?;
+    anyhow::ensure!(
+        settings.server.tls().is_none(),
+        "server.tls is set, but TLS is not served yet\nhint: put a proxy in front and set `server.plain_http = true`"
+    );
     let listener = http::bind(settings.server.listen).await?;
     let listen = listener.local_addr()?;
     let metrics = Arc::new(Metrics::new()?);
@@ -128,6 +171,8 @@ pub async fn run(settings: Settings, env: Option<Zeroizing<String>>) -> anyhow::
         "starting"
     );
 
+    let _settings_watch = settings.file.as_deref().and_then(notice_settings);
+
     // 4. Answering comes before work: a daemon that waits for its database says so.
     let readiness = Arc::new(Readiness::default());
     let shared = Shared { metrics: metrics.clone(), readiness: readiness.clone() };
@@ -138,9 +183,20 @@ pub async fn run(settings: Settings, env: Option<Zeroizing<String>>) -> anyhow::
     let heartbeat = Heartbeat::new();
     let beat = heartbeat.clone();
     supervisor.serve_watchdog(Systemd, move || beat.age() < WEDGED_AFTER);
-    let main = Main { settings, byok, source, store: store.clone(), metrics, readiness, heartbeat };
+    let database = embedded.as_ref().map(Embedded::url);
+    let main = Main {
+        settings,
+        byok,
+        source,
+        store: store.clone(),
+        metrics,
+        readiness,
+        heartbeat,
+        listen,
+        database,
+    };
     let tasks = supervisor.clone();
-    supervisor.spawn("reconcile", async move { main.run(tasks, hangups).await });
+    supervisor.spawn("reconcile", async move { main.run(tasks, hangups, greeting).await });
 
     // 6. Until a signal or a dead task ends it.
     stop.cancelled().await;
@@ -155,6 +211,20 @@ pub async fn run(settings: Settings, env: Option<Zeroizing<String>>) -> anyhow::
     Ok(ended?)
 }
 
+/// Says so when the settings file changes: settings are read once, and a person may think otherwise.
+fn notice_settings(file: &Path) -> Option<notify::RecommendedWatcher> {
+    let shown = file.display().to_string();
+    let changed =
+        move || warn!(file = %shown, "the settings file changed; it takes effect at the next start");
+    match source::watch_file(file, changed) {
+        Ok(watcher) => Some(watcher),
+        Err(error) => {
+            debug!(%error, "the settings file is not watched");
+            None
+        }
+    }
+}
+
 /// The reconcile loop and what it stands on.
 struct Main {
     settings: Settings,
@@ -164,10 +234,17 @@ struct Main {
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     heartbeat: Heartbeat,
+    listen: SocketAddr,
+    database: Option<String>,
 }
 
 impl Main {
-    async fn run(self, supervisor: Supervisor, hangups: Hangups) -> anyhow::Result<()> {
+    async fn run(
+        self,
+        supervisor: Supervisor,
+        hangups: Hangups,
+        greeting: Option<Greeting>,
+    ) -> anyhow::Result<()> {
         let stop = supervisor.token();
         let Some(keyring) = self.prepare(&stop).await? else { return Ok(()) };
         let resolver = app::resolver(&self.settings, self.byok.clone(), &self.source);
@@ -178,12 +255,15 @@ impl Main {
         let wake =
             Wake { handle: watcher.handle(), drift: Arc::default(), trigger: Arc::new(Mutex::new("start")) };
 
-        let (leading, leadership) = watch::channel(None);
+        let (leading, leadership) = watch::channel(Leader::Unknown);
         let (store, token, holder) = (self.store.clone(), stop.clone(), Uuid::new_v4());
         supervisor.spawn("lease", async move { hold_lease(store, holder, leading, token).await });
         let (store, token, drift) = (self.store.clone(), stop.clone(), wake.drift.clone());
         supervisor.spawn("drift", async move {
-            store.listen_drift(token, move || drift.notify_one()).await;
+            let mut listener = store.listen_drift();
+            while token.run_until_cancelled(listener.hint()).await.is_some() {
+                drift.notify_one();
+            }
         });
         let hup = wake.clone();
         supervisor.serve_reloads(hangups, Systemd, move || {
@@ -216,6 +296,7 @@ impl Main {
             retry_at: None,
             drift_not_before: Instant::now(),
             ready: false,
+            greeting,
             suspended: false,
         }
         .run(watcher, &stop)
@@ -271,7 +352,7 @@ impl Main {
             .add(Job::new_async("0 17 3 * * *", move |_, _| {
                 let store = store.clone();
                 Box::pin(async move {
-                    match store.events_prune(keep).await {
+                    match store.events_expire(chrono::Utc::now() - keep).await {
                         Ok(deleted) => info!(deleted, "cut the audit trail"),
                         Err(error) => {
                             warn!(error = %error, "the audit trail could not be cut; tried again tomorrow")
@@ -289,7 +370,7 @@ impl Main {
 async fn hold_lease(
     store: Store,
     holder: Uuid,
-    leading: watch::Sender<Option<Lease>>,
+    leading: watch::Sender<Leader>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut lease: Option<Lease> = None;
@@ -297,9 +378,12 @@ async fn hold_lease(
     while !stop.is_cancelled() {
         let asked = Instant::now();
         let answer = match &lease {
-            Some(held) => store.lease_renew(held, LEASE_TTL).await,
+            Some(held) => {
+                store.lease_renew(held, LEASE_TTL).await.map(|held_still| held_still.then(|| held.clone()))
+            }
             None => store.lease_acquire(LEASE, holder, LEASE_TTL).await,
         };
+        let answered = answer.is_ok();
         match answer {
             Ok(now) => {
                 if now.is_some() {
@@ -318,9 +402,14 @@ async fn hold_lease(
                 }
             }
         }
+        let now = match &lease {
+            Some(lease) => Leader::Us(lease.clone()),
+            None if answered => Leader::Somebody,
+            None => Leader::Unknown,
+        };
         leading.send_if_modified(|current| {
-            let changed = current.as_ref().map(|it| it.token) != lease.as_ref().map(|it| it.token);
-            current.clone_from(&lease);
+            let changed = *current != now;
+            *current = now;
             changed
         });
         let wait = if lease.is_some() { LEASE_RENEW } else { LEASE_LOOK };
@@ -334,6 +423,10 @@ async fn hold_lease(
         let _ = store.lease_release(&held).await;
     }
     Ok(())
+}
+
+fn is_file(reference: &SecretRef) -> bool {
+    matches!(reference, SecretRef::File(_) | SecretRef::Credential(_))
 }
 
 struct Loop {
@@ -351,6 +444,7 @@ struct Loop {
     retry_at: Option<Instant>,
     drift_not_before: Instant,
     ready: bool,
+    greeting: Option<Greeting>,
     suspended: bool,
 }
 
@@ -382,7 +476,9 @@ impl Loop {
                 }
                 changed = self.leadership.changed() => {
                     changed.context("the lease task is gone")?;
-                    self.main.metrics.leader.set(self.leadership.borrow().is_some().into());
+                    let leader = self.leadership.borrow().clone();
+                    self.main.metrics.leader.set(leader.lease().is_some().into());
+                    self.main.database_up(leader != Leader::Unknown);
                     self.wanted = Wanted::Everything;
                     "leader"
                 }
@@ -408,7 +504,7 @@ impl Loop {
     }
 
     /// Reads what changed and notes whom it concerns.
-    async fn load(&mut self, look: &Look, unfinished: BTreeSet<std::path::PathBuf>) {
+    async fn load(&mut self, look: &Look, unfinished: BTreeSet<PathBuf>) {
         self.loader.set_unfinished(unfinished);
         let build = match look {
             Look::Everything => {
@@ -428,19 +524,27 @@ impl Loop {
         self.revisions.latest().await;
         self.report(&build);
         self.wanted.add(build.changed.clone());
-        let files = build.catalog.providers.values().filter_map(|it| it.api_key.as_ref());
-        let files = files.filter_map(|reference| self.reconciler.watched_path(reference)).collect();
-        self.wake.handle.watch_secrets(files);
-        self.build = Some(Arc::new(build));
+        let build = Arc::new(build);
+        if self.concerns_key_files(&build) {
+            let references = build.catalog.providers.values().filter_map(|it| it.api_key.as_ref());
+            let files = references.filter_map(|reference| self.reconciler.watched_path(reference)).collect();
+            self.wake.handle.watch_secrets(files);
+        }
+        self.build = Some(build);
+    }
+
+    /// Whether the set of watched key files may differ from the previous build's.
+    fn concerns_key_files(&self, build: &Arc<Build>) -> bool {
+        let (Changed::Providers(names), Some(before)) = (&build.changed, &self.build) else { return true };
+        let mut of_both =
+            names.iter().flat_map(|name| [before, build].map(|it| it.catalog.providers.get(name)));
+        of_both.any(|provider| provider.and_then(|it| it.api_key.as_ref()).is_some_and(is_file))
     }
 
     /// Providers whose key may be another one because a file changed.
     fn keys_from_files(&self) -> Changed {
-        let from_file =
-            |reference: &SecretRef| matches!(reference, SecretRef::File(_) | SecretRef::Credential(_));
         let providers = self.build.iter().flat_map(|build| build.catalog.providers.values());
-        let named =
-            providers.filter(|it| it.api_key.as_ref().is_some_and(from_file)).map(|it| it.name.clone());
+        let named = providers.filter(|it| it.api_key.as_ref().is_some_and(is_file)).map(|it| it.name.clone());
         Changed::Providers(named.collect())
     }
 
@@ -483,13 +587,17 @@ impl Loop {
     /// One pass over what is wanted, if this daemon leads.
     async fn pass(&mut self, trigger: &'static str) -> anyhow::Result<()> {
         let Some(build) = self.build.clone() else { return Ok(()) };
-        let lease = self.leadership.borrow().clone();
-        let Some(lease) = lease else {
-            // Somebody else reconciles; this daemon is ready to take over.
-            if self.main.readiness.database.load(Ordering::Relaxed) {
-                self.is_ready();
+        let leader = self.leadership.borrow().clone();
+        let lease = match leader {
+            Leader::Us(lease) => lease,
+            Leader::Unknown => return Ok(()),
+            Leader::Somebody => {
+                // This daemon is ready to take over.
+                if self.main.readiness.database.load(Ordering::Relaxed) {
+                    self.is_ready();
+                }
+                return Ok(());
             }
-            return Ok(());
         };
         let started = Instant::now();
         let waited = self.deferred_since.is_some_and(|since| since.elapsed() >= DEFER_LIMIT);
@@ -518,6 +626,7 @@ impl Loop {
                 self.retry_at = None;
                 self.took(&outcome, whole, started.elapsed());
                 self.is_ready();
+                self.greet().await;
                 Ok(())
             }
             Err(error) => self.failed(&error),
@@ -568,6 +677,9 @@ impl Loop {
         if !whole {
             return;
         }
+        if self.build.as_ref().is_some_and(|build| build.catalog.providers.len() >= LARGE) {
+            memory::give_back();
+        }
         // A pass over everything knows the totals; writing foreign databases must not make it a busy loop.
         self.drift_not_before = Instant::now() + time * 4;
         let held = |kind| {
@@ -594,6 +706,16 @@ impl Loop {
             for notice in outcome.plan.notices.iter().filter(|it| it.kind == NoticeKind::KeyUnresolved) {
                 warn!(provider = %notice.provider, "{}", notice.message);
             }
+        }
+    }
+
+    /// Tells who stands in front of the terminal where everything is, once.
+    async fn greet(&mut self) {
+        let Some(greeting) = self.greeting.take() else { return };
+        if let Ok(providers) = self.main.store.provider_status_rows(None).await {
+            let manifests = self.main.settings.manifests.path.clone();
+            let (database, listen) = (self.main.database.clone(), self.main.listen);
+            greeting(Arrival { manifests, database, listen, providers });
         }
     }
 

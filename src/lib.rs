@@ -6,8 +6,9 @@
 //!
 //! - [`cli`] and [`daemon`] compose; [`app`] is what they share, [`lifecycle`] and [`logging`] serve them
 //! - [`reconcile`] reads, plans and applies; [`loader`] turns a directory into a catalog
-//! - [`source`], [`store`], [`embedded`], [`secret`], [`http`] each touch one part of the world
-//! - [`manifest`], [`plan`], [`routing`] and [`model`] are pure
+//! - [`source`], [`store`], [`embedded`], [`secret`], [`http`] and the prober of [`health`] each touch one part of
+//!   the world
+//! - [`manifest`], [`plan`], [`routing`], [`model`] and the protocols and state machines of [`health`] are pure
 //!
 //! # Invariants
 //! `tests/architecture.rs` checks what a test can check of these.
@@ -24,11 +25,14 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod embedded;
+pub mod health;
 pub mod http;
+pub mod import;
 pub mod lifecycle;
 pub mod loader;
 pub mod logging;
 pub mod manifest;
+pub mod memory;
 pub mod metrics;
 pub mod model;
 pub mod plan;

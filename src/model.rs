@@ -288,6 +288,12 @@ pub struct Route {
 }
 
 impl Route {
+    /// The one provider that the pattern names, unless its provider part is a glob.
+    pub fn literal_provider(&self) -> Option<&str> {
+        let (provider, _) = self.pattern();
+        (!provider.contains(['*', '?'])).then_some(provider)
+    }
+
     /// The pattern's provider part and model part.
     pub fn pattern(&self) -> (&str, &str) {
         self.models.split_once('/').unwrap_or((&self.models, "*"))

@@ -25,8 +25,11 @@ use crate::{
         lost_cells, plan,
     },
     secret::{Keyring, Resolver, Secret},
-    store::{Fence, Lease, NewEvent, ReconcileTx, Scope, Store, StoreError, Suspension},
+    store::{Lease, NewEvent, ReconcileTx, Scope, Store, StoreError, Suspended},
 };
+
+/// Others write to the same rows at the same time; a pass that lost against them reads again so many times at once.
+const CONFLICT_TRIES: u32 = 5;
 
 /// Why a pass could not be carried out. The database is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +98,8 @@ pub struct Refusal {
 struct Planned {
     plan: Plan,
     secrets: HashMap<Arc<str>, Secret>,
+    /// An operator stopped all applying.
+    suspended: bool,
 }
 
 /// Reconciles catalogs into one database.
@@ -139,13 +144,23 @@ impl Reconciler {
     /// The database could not be reached, refused the transaction as a whole, or the lease is lost. Nothing was
     /// applied then. Objects that the database refuses one by one are in [`Outcome::refused`].
     pub async fn reconcile(&self, pass: &Pass<'_>) -> Result<Outcome, ReconcileError> {
+        let mut tries = CONFLICT_TRIES;
+        loop {
+            match self.attempt(pass).await {
+                Err(ReconcileError::Store(StoreError::Conflict(what))) if tries > 0 => {
+                    tracing::debug!(%what, "somebody else wrote at the same time; reading again");
+                    tries -= 1;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn attempt(&self, pass: &Pass<'_>) -> Result<Outcome, ReconcileError> {
         let mut tx = self.store.reconcile_begin().await?;
-        let Planned { plan, secrets } = self.plan(&mut tx, pass).await?;
-        let mut outcome = Outcome { plan, ..Outcome::default() };
-        let suspension = tx.suspension().await?;
-        if suspension.all {
-            outcome.suspended = true;
-        } else if !pass.settled && prunes(&outcome.plan) {
+        let Planned { plan, secrets, suspended } = self.plan(&mut tx, pass).await?;
+        let mut outcome = Outcome { plan, suspended, ..Outcome::default() };
+        if !suspended && !pass.settled && prunes(&outcome.plan) {
             outcome.deferred = true;
         }
         let reports = self.new_reports(&mut tx, &outcome.plan, pass).await?;
@@ -155,18 +170,30 @@ impl Reconciler {
         }
         let tokens = self.encrypt(&outcome.plan, &secrets);
         drop(secrets);
-        let mut events = audit(&outcome.plan);
-        if let Some((_, entries)) = &reports {
-            events.extend(entries.iter().cloned());
+        self.fence(&mut tx, pass, &plan_digest(&outcome.plan)).await?;
+        // The audit rows are put together while the database takes the rows they are about.
+        let plan = Arc::new(std::mem::take(&mut outcome.plan));
+        let (of, revision) = (plan.clone(), pass.revision.clone());
+        let rows = tokio::task::spawn_blocking(move || with_revision(audit(&of), revision.as_ref()));
+        let written = tx.apply(&plan.providers, &tokens).await;
+        let mut events = rows.await.map_err(|error| StoreError::Other(error.to_string()))?;
+        outcome.plan = Arc::unwrap_or_clone(plan);
+        if let Some((reported, entries)) = reports {
+            // A transaction that was refused takes nothing more.
+            if written.is_ok() {
+                tx.meta_set("reported", &reported).await?;
+            }
+            events.extend(with_revision(entries, pass.revision.as_ref()));
         }
-        outcome.events = events.len();
-        let events = with_revision(events, pass.revision.as_ref());
-        self.fence(&mut tx, pass).await?;
-        if let Some((reported, _)) = &reports {
-            tx.meta_set("reported", reported).await?;
-        }
-        match tx.apply(&outcome.plan.providers, &tokens, &events).await {
-            Ok(()) => tx.commit().await?,
+        let written = match written {
+            Ok(()) => tx.record(&events).await,
+            refused => refused,
+        };
+        match written {
+            Ok(()) => {
+                outcome.events = events.len();
+                tx.commit().await?;
+            }
             Err(error) if error.is_data() => {
                 warn!(error = %error, "the database refused part of the catalog; applying the rest");
                 tx.rollback().await?;
@@ -189,21 +216,24 @@ impl Reconciler {
         tokens: &HashMap<Arc<str>, String>,
     ) -> Result<Outcome, ReconcileError> {
         let mut tx = self.store.reconcile_begin().await?;
-        self.fence(&mut tx, pass).await?;
+        self.fence(&mut tx, pass, &plan_digest(&plan)).await?;
         let mut outcome = Outcome::default();
         let Plan { providers, held, notices } = plan;
         for provider in providers {
             let one = Plan { providers: vec![provider], ..Plan::default() };
             let events = with_revision(audit(&one), pass.revision.as_ref());
             tx.savepoint().await?;
-            match tx.apply(&one.providers, tokens, &events).await {
+            let written = match tx.apply(&one.providers, tokens).await {
+                Ok(()) => tx.record(&events).await,
+                refused => refused,
+            };
+            match written {
                 Ok(()) => {
-                    tx.savepoint_release().await?;
                     outcome.events += events.len();
                     outcome.plan.providers.extend(one.providers);
                 }
                 Err(error) if error.is_data() => {
-                    tx.savepoint_rollback().await?;
+                    tx.rollback_to().await?;
                     let provider = one.providers.first();
                     outcome.refused.extend(provider.map(|it| refusal(it, &error)));
                 }
@@ -214,7 +244,7 @@ impl Reconciler {
         if outcome.plan.providers.is_empty() && refusals.is_empty() {
             tx.rollback().await?;
         } else {
-            tx.apply(&[], &HashMap::new(), &refusals).await?;
+            tx.record(&refusals).await?;
             outcome.events += refusals.len();
             tx.commit().await?;
         }
@@ -243,13 +273,20 @@ impl Reconciler {
     }
 
     /// Proves that nobody else may be writing, in the transaction that is about to write.
-    async fn fence(&self, tx: &mut ReconcileTx, pass: &Pass<'_>) -> Result<(), ReconcileError> {
+    async fn fence(&self, tx: &mut ReconcileTx, pass: &Pass<'_>, digest: &str) -> Result<(), ReconcileError> {
         if let Some(lease) = pass.lease
             && !tx.lease_check(lease).await?
         {
             return Err(ReconcileError::NotLeader);
         }
-        tx.fence_advance(&Fence { revision: pass.revision.clone() }).await?;
+        let seq = tx.fence_read().await?;
+        tx.fence_advance(
+            seq,
+            pass.revision.as_ref(),
+            digest,
+            pass.lease.map_or(Uuid::nil(), |lease| lease.holder),
+        )
+        .await?;
         Ok(())
     }
 
@@ -266,29 +303,19 @@ impl Reconciler {
         // The database sends its rows while the keys are fingerprinted.
         let open = |token: &str| self.keyring.open(token);
         let resolved = self.resolve(&chosen);
-        let world = tx.world(&scope, &open).await?;
-        let suspension = tx.suspension().await?;
+        let mut world = tx.world(&scope, &open).await?;
+        let suspended = tx.suspended().await?;
 
+        let rules: Vec<_> = chosen.par_iter().map(|provider| pass.build.index.rules_for(provider)).collect();
         let mut secrets = HashMap::new();
         let mut desired = BTreeMap::new();
-        for (provider, (key, secret)) in chosen.into_iter().zip(resolved) {
+        for ((provider, (key, secret)), rules) in chosen.into_iter().zip(resolved).zip(rules) {
             if let Some(secret) = secret {
                 secrets.insert(provider.name.clone(), secret);
             }
-            let rules = pass.build.index.rules_for(&provider);
             desired.insert(provider.name.clone(), Desired { provider, rules, key });
         }
-        let mut policy = self.policy(pass, &suspension);
-        let input = |policy: &Policy, with_usage: &HashSet<Uuid>| {
-            plan(&Input {
-                desired: &desired,
-                world: &world,
-                frozen: &catalog.frozen,
-                policy,
-                with_usage,
-                new_id: &Uuid::new_v4,
-            })
-        };
+        let mut policy = self.policy(pass, &suspended);
         let none = HashSet::new();
         let candidates = Input {
             desired: &desired,
@@ -299,7 +326,21 @@ impl Reconciler {
             new_id: &Uuid::new_v4,
         }
         .prune_candidates();
-        let with_usage = if candidates.is_empty() { none } else { tx.with_usage(&candidates).await? };
+        let mut with_usage = none;
+        if !candidates.is_empty() {
+            with_usage = tx.with_usage(&candidates).await?;
+            world.managed_total = tx.managed_total().await?;
+        }
+        let input = |policy: &Policy, with_usage: &HashSet<Uuid>| {
+            plan(&Input {
+                desired: &desired,
+                world: &world,
+                frozen: &catalog.frozen,
+                policy,
+                with_usage,
+                new_id: &Uuid::new_v4,
+            })
+        };
         let mut plan = input(&policy, &with_usage);
         let lost = self.lost(tx, &plan, &world).await?;
         if !lost.is_empty() {
@@ -316,7 +357,7 @@ impl Reconciler {
                 warn!(power_level = %power, user_tier = %tier, guard = ?self.settings.route_guard, "a route cell loses its last usable model");
             }
         }
-        Ok(Planned { plan, secrets })
+        Ok(Planned { plan, secrets, suspended: suspended.all.is_some() })
     }
 
     fn route_hold(&self, (power, tier): &(String, String)) -> Hold {
@@ -344,16 +385,16 @@ impl Reconciler {
         }
         let cells: Vec<(String, String)> = lost.iter().map(|lost| lost.cell.clone()).collect();
         let rules: Vec<Uuid> = lost.iter().flat_map(|lost| lost.rules.iter().copied()).collect();
-        let served = tx.cells_served_elsewhere(&cells, &rules).await?;
+        let served = tx.cells_served_elsewhere(&cells, &[], &rules).await?;
         Ok(cells.into_iter().filter(|cell| !served.contains(cell)).collect())
     }
 
-    fn policy(&self, pass: &Pass<'_>, suspension: &Suspension) -> Policy {
+    fn policy(&self, pass: &Pass<'_>, suspended: &Suspended) -> Policy {
         Policy {
             drift: self.settings.drift,
             prune_limit: prune_limit(&self.settings),
             confirmed: pass.confirmed.clone(),
-            suspended: suspension.providers.iter().cloned().collect(),
+            suspended: suspended.providers.keys().cloned().collect(),
             hold_cells: BTreeSet::new(),
             keys: BTreeMap::<Arc<str>, Confirmed>::new(),
             require_valid: self.require_valid,
@@ -409,13 +450,14 @@ impl Reconciler {
             )
             .map(|entry| (short_digest(&format!("{:?}{}{}", entry.kind, entry.detail, entry.reason)), entry))
             .collect();
+        let whole = pass.providers.is_none();
+        if current.is_empty() && !whole {
+            return Ok(None);
+        }
         let stored = tx.meta_get("reported").await?.unwrap_or_default();
         let known: BTreeSet<&str> = stored.split_whitespace().collect();
-        let whole = pass.providers.is_none();
-        if (current.is_empty() && (known.is_empty() || !whole))
-            || current.keys().all(|key| known.contains(key.as_str()))
-                && (!whole || known.len() == current.len())
-        {
+        let nothing_new = current.keys().all(|key| known.contains(key.as_str()));
+        if nothing_new && (!whole || known.len() == current.len()) {
             return Ok(None);
         }
         let mut next: BTreeSet<&str> = current.keys().map(String::as_str).collect();
@@ -433,6 +475,16 @@ fn refusal(provider: &ProviderPlan, error: &StoreError) -> Refusal {
     let message = error.to_string();
     warn!(provider = %provider.name, error = %message, "refused by the database; its last good state stays");
     Refusal { provider: provider.name.clone(), message }
+}
+
+/// Names the desired states that a plan brings about.
+fn plan_digest(plan: &Plan) -> String {
+    let mut hash = sha2::Sha256::new();
+    for provider in &plan.providers {
+        hash.update(provider.id);
+        hash.update(provider.record.as_ref().map_or([0; 16], |record| record.digest.0));
+    }
+    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn short_digest(text: &str) -> String {
@@ -458,5 +510,14 @@ fn prune_limit(settings: &Reconcile) -> PruneLimit {
 }
 
 fn with_revision(entries: Vec<AuditEntry>, revision: Option<&Revision>) -> Vec<NewEvent> {
-    entries.into_iter().map(|entry| NewEvent { entry, revision: revision.cloned() }).collect()
+    let one = |entry: AuditEntry| NewEvent {
+        kind: entry.kind,
+        provider: entry.provider,
+        provider_id: entry.provider_id,
+        detail: entry.detail,
+        reason: entry.reason,
+        origin: entry.origin,
+        revision: revision.cloned(),
+    };
+    entries.into_iter().map(one).collect()
 }

@@ -48,31 +48,48 @@ pub struct DesiredRule {
     pub origin: Origin,
 }
 
-/// Routes by the provider they name.
-#[derive(Debug, Default)]
+/// Routes by the provider they name. A copy shares all of them.
+#[derive(Debug, Clone, Default)]
 pub struct RouteIndex {
-    literal: HashMap<Box<str>, Vec<Arc<Route>>>,
+    literal: HashMap<Arc<str>, Arc<[Arc<Route>]>>,
     /// Routes with a glob in their provider part, which may concern anybody.
-    anywhere: Vec<Arc<Route>>,
+    anywhere: Arc<[Arc<Route>]>,
 }
 
 impl RouteIndex {
     pub fn new(routes: &[Arc<Route>]) -> Self {
-        let mut index = Self::default();
+        let mut literal: HashMap<&str, Vec<Arc<Route>>> = HashMap::with_capacity(routes.len());
+        let mut anywhere = Vec::new();
         for route in routes {
-            let (provider, _) = route.pattern();
-            if provider.contains(['*', '?']) {
-                index.anywhere.push(route.clone());
-            } else {
-                index.literal.entry(provider.into()).or_default().push(route.clone());
+            match route.literal_provider() {
+                Some(provider) => literal.entry(provider).or_default().push(route.clone()),
+                None => anywhere.push(route.clone()),
             }
         }
-        index
+        let literal =
+            literal.into_iter().map(|(provider, routes)| (provider.into(), routes.into())).collect();
+        Self { literal, anywhere: anywhere.into() }
+    }
+
+    /// Takes one file's routes in place of those it had. None of them has a glob in its provider part, and they name
+    /// the same providers as before.
+    pub(crate) fn replace(&mut self, file: &str, routes: &[Arc<Route>]) {
+        let mut named: BTreeMap<&str, Vec<Arc<Route>>> = BTreeMap::new();
+        for route in routes {
+            if let Some(provider) = route.literal_provider() {
+                named.entry(provider).or_default().push(route.clone());
+            }
+        }
+        for (provider, mut routes) in named {
+            let others = self.literal.get(provider).into_iter().flat_map(|all| all.iter());
+            routes.extend(others.filter(|route| *route.origin.file != *file).cloned());
+            self.literal.insert(provider.into(), routes.into());
+        }
     }
 
     /// The rules of one provider's models, by model and cell.
     pub fn rules_for(&self, provider: &Provider) -> Vec<DesiredRule> {
-        let named = self.literal.get(&*provider.name).into_iter().flatten();
+        let named = self.literal.get(&*provider.name).into_iter().flat_map(|routes| routes.iter());
         let anywhere =
             self.anywhere.iter().filter(|route| Pattern::new(route.pattern().0).matches(&provider.name));
         let mut best: BTreeMap<(&str, Cow<'_, Cell>), (&Route, bool)> = BTreeMap::new();

@@ -1,6 +1,7 @@
 //! The embedded database, with the real PostgreSQL of this machine.
 //!
 //! Some tests need processes that die: this binary starts itself again, as `helper_process`.
+#![allow(clippy::disallowed_methods, reason = "tests spawn readers of their own")]
 
 use std::{
     fs,

@@ -13,6 +13,9 @@ use crate::{
     reconcile::{Pass, Refusal},
 };
 
+/// Providers whose rows are printed one by one; a first apply of thousands would drown its own summary.
+const SHOWN: usize = 200;
+
 #[derive(Debug, Args)]
 pub struct Apply {
     /// Permit exactly the prune that a plan with this digest shows
@@ -51,7 +54,7 @@ impl Apply {
                 plan: &outcome.plan,
             })?,
             Format::Table | Format::Github => {
-                let mut text = outcome.plan.to_string();
+                let mut text = outcome.plan.brief(SHOWN).to_string();
                 for refusal in &outcome.refused {
                     text +=
                         &format!("! {}: refused by the database: {}\n", refusal.provider, refusal.message);

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use super::{Format, Global, output::Exit};
 use crate::{
-    app::{self, Backend},
+    app::{self, Access, Backend},
     config::Settings,
     loader::Loader,
     manifest::{self, Build, Severity},
@@ -27,14 +27,20 @@ pub fn settings(global: &Global) -> anyhow::Result<Settings> {
 }
 
 /// Runs a command that needs the database, and stops what it started.
-pub fn block_on<F>(global: &Global, command: F) -> anyhow::Result<Exit>
+pub fn block_on<F>(global: &Global, access: Access, command: F) -> anyhow::Result<Exit>
 where
     F: for<'a> FnOnce(&'a Context) -> Pin<Box<dyn Future<Output = anyhow::Result<Exit>> + 'a>>,
 {
     let settings = settings(global)?;
     let byok = app::byok_env();
     app::runtime()?.block_on(async {
-        let backend = Backend::open(&settings, byok).await?;
+        let backend = Backend::open(&settings, byok, access).await?;
+        if backend.store.is_blank() {
+            anstream::eprintln!(
+                "note: the database has no tables of providerd yet and reads as empty; \
+                 `providerd apply` or `providerd run` will add them"
+            );
+        }
         let context = Context { settings, format: global.output, backend };
         let result = command(&context).await;
         let closed = context.backend.close().await;

@@ -58,7 +58,7 @@ impl Events {
         let store = &context.backend.store;
         let mut filter =
             EventFilter { provider: self.provider, since: self.since, after_id: None, limit: self.limit };
-        let mut rows = store.events(&filter).await?;
+        let mut rows = store.events(filter.clone()).await?;
         if !self.follow && context.format == Format::Json {
             return output::json(&rows);
         }
@@ -77,7 +77,7 @@ impl Events {
                 () = tokio::time::sleep(FOLLOW_EVERY) => {}
                 _ = tokio::signal::ctrl_c() => return Ok(Exit::Done),
             }
-            rows = store.events(&filter).await?;
+            rows = store.events(filter.clone()).await?;
         }
     }
 }
@@ -89,8 +89,8 @@ fn line(event: &Event) -> String {
     if let Some(provider) = &event.provider {
         text = format!("{at}  {:<10} {provider}: {}", event.kind, event.reason);
     }
-    if let (Some(file), Some(line)) = (&event.file, event.line) {
-        text += &format!("  ({file}:{line})");
+    if let Some(origin) = &event.origin {
+        text += &format!("  ({origin})");
     }
     if let Some(revision) = &event.revision {
         text += &format!("  @{revision}");

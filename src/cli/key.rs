@@ -1,4 +1,4 @@
-//! `key`: make a BYOK key, seal a secret for a manifest, prove every stored key.
+//! `key`: make a BYOK key, seal a secret for a manifest, prove or re-encrypt every stored key.
 
 use std::io::Read;
 
@@ -12,9 +12,9 @@ use super::{
 };
 use crate::{
     app,
-    plan::{Fingerprint, LiveKey},
+    plan::{EventKind, Fingerprint, LiveKey},
     secret::{Byok, Secret},
-    store::Scope,
+    store::{NewEvent, Scope},
 };
 
 /// A secret longer than this is a mistake (a file piped in by accident).
@@ -28,6 +28,8 @@ pub enum Key {
     Seal,
     /// Prove every stored key: stored → decrypted → matches its source
     Verify,
+    /// Encrypt every stored key anew with the first of several BYOK keys, online; run again, it continues
+    Rotate,
 }
 
 /// Prints a fresh key; the only command that prints a secret, because it makes it.
@@ -40,7 +42,10 @@ impl Key {
         match self {
             Self::Generate => generate(),
             Self::Seal => seal(global),
-            Self::Verify => context::block_on(global, |context| Box::pin(verify(context))),
+            Self::Rotate => {
+                context::block_on(global, app::Access::Write, |context| Box::pin(rotate(context)))
+            }
+            Self::Verify => context::block_on(global, app::Access::Look, |context| Box::pin(verify(context))),
         }
     }
 }
@@ -102,10 +107,7 @@ impl Verdict {
 async fn verify(context: &Context) -> anyhow::Result<Exit> {
     let (_, build) = context.load();
     let keyring = &context.backend.keyring;
-    let names = context.backend.store.provider_names().await?;
-    let declared = names.into_iter().map(Into::into).collect();
-    let world =
-        context.backend.store.read_world(&Scope::All { declared }, &|token| keyring.open(token)).await?;
+    let world = context.backend.store.read_world(&Scope::Everything, &|token| keyring.open(token)).await?;
     let mut proofs = Vec::new();
     for (name, live) in &world.live {
         let reference = build.catalog.providers.get(name).and_then(|provider| provider.api_key.as_ref());
@@ -140,4 +142,103 @@ async fn verify(context: &Context) -> anyhow::Result<Exit> {
         }
     };
     Ok(Exit::when(proofs.iter().all(|proof| proof.verdict != Verdict::Undecryptable)))
+}
+
+/// Stable JSON of `key rotate`.
+#[derive(Debug, Default, Serialize)]
+struct Rotation {
+    /// Encrypted anew by this run.
+    rotated: Vec<String>,
+    /// Encrypted with the first key before.
+    current: usize,
+    /// Stored, but no BYOK key opens it; left as it is.
+    undecryptable: Vec<String>,
+    /// Everything that opens is encrypted with the first key, so the others may go.
+    done: bool,
+}
+
+/// How often all rows are gone through while somebody else keeps storing keys under the former BYOK key.
+const ROTATE_ROUNDS: u32 = 5;
+
+/// Exit 0: nothing needs the former keys any more; 2: something undecryptable is left.
+async fn rotate(context: &Context) -> anyhow::Result<Exit> {
+    let (store, byok) = (&context.backend.store, &context.backend.keyring.byok);
+    let mut report = Rotation::default();
+    for _ in 0..ROTATE_ROUNDS {
+        report.current = 0;
+        report.undecryptable.clear();
+        let mut stale = false;
+        for row in store.provider_status_rows(None).await? {
+            if !row.has_key {
+                continue;
+            }
+            let Some((first, second, _)) = store.key_columns(&row.name).await? else { continue };
+            let old = [first, second];
+            // Equal tokens stay equal: the two columns are copies of each other.
+            let one = |token: &str| (!token.is_empty()).then(|| byok.decrypt_primary(token));
+            let mut new = old.clone();
+            for index in 0..old.len() {
+                match one(&old[index]) {
+                    Some(Ok((_, true))) | None => {}
+                    Some(Ok((secret, false))) => {
+                        new[index] = if index == 1 && old[0] == old[1] {
+                            new[0].clone()
+                        } else {
+                            byok.encrypt(&secret)
+                        };
+                    }
+                    Some(Err(_)) => {
+                        if report.undecryptable.last().is_none_or(|last| **last != *row.name) {
+                            report.undecryptable.push(row.name.to_string());
+                        }
+                    }
+                }
+            }
+            if new == old {
+                report.current += 1;
+                continue;
+            }
+            let event = NewEvent {
+                kind: EventKind::Key,
+                provider: Some(row.name.clone()),
+                provider_id: Some(row.id),
+                detail: serde_json::json!({ "action": "rotate" }),
+                reason: "encrypted anew with the first BYOK key".to_owned(),
+                origin: None,
+                revision: None,
+            };
+            if store.key_rotate(row.id, [&old[0], &old[1]], [&new[0], &new[1]], &event).await? {
+                report.rotated.push(row.name.to_string());
+            }
+            // Stored by this run, or by somebody else at the same moment: either way worth another look.
+            stale = true;
+        }
+        if !stale {
+            report.done = true;
+            break;
+        }
+    }
+    anyhow::ensure!(
+        report.done,
+        "keys are being stored under a former BYOK key as fast as they are rotated\n\
+         hint: give every daemon the new BYOK key first (`new,former`), then rotate again"
+    );
+    // Last of all, so that nobody can start with the new key alone before everything opens with it.
+    app::rotate_own(store, byok).await?;
+    report.done = report.undecryptable.is_empty();
+    match context.format {
+        Format::Json => output::json(&report)?,
+        Format::Table | Format::Github => {
+            let mut text = format!("{} rotated, {} current\n", report.rotated.len(), report.current);
+            for name in &report.undecryptable {
+                text += &format!("! {name}: does not open with any BYOK key; left as it is\n");
+            }
+            if report.done && byok.key_count() > 1 {
+                text += "hint: every stored key opens with the first BYOK key now. Sealed references in manifests are \
+                         not stored here: seal them again before dropping the former key\n";
+            }
+            output::text(&text)?
+        }
+    };
+    Ok(Exit::when(report.done))
 }

@@ -4,7 +4,9 @@
 
 mod apply;
 mod context;
+mod doctor;
 mod events;
+mod import;
 mod key;
 mod output;
 mod plan;
@@ -16,6 +18,7 @@ mod validate;
 
 use std::{path::PathBuf, process::ExitCode};
 
+use crate::app::Access;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub use self::output::Exit;
@@ -72,13 +75,17 @@ pub enum Command {
     Routes(routes::Routes),
     /// Show every provider: synced, health, key, source
     Status(status::Status),
+    /// Write manifests for what the database already holds
+    Import(import::Import),
+    /// Find out what is wrong, with the fix for each finding
+    Doctor(doctor::Doctor),
     /// Show the audit trail
     Events(events::Events),
     /// Stop applying, to everything or to one provider; checks go on
     Suspend(suspend::Suspend),
     /// Start applying again
     Resume(suspend::Resume),
-    /// Make, seal and verify keys
+    /// Make, seal, verify and rotate keys
     #[command(subcommand)]
     Key(key::Key),
     /// Print the manifests' JSON Schema
@@ -103,6 +110,12 @@ pub fn main() -> ExitCode {
             return if asked { ExitCode::SUCCESS } else { ExitCode::from(64) };
         }
     };
+    // One TLS implementation for every client of the process; a second call finds the first one's choice.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    // Keys pass through every command: no core dump, and no other process of this user, shall see its memory.
+    if let Err(error) = crate::secret::harden_process() {
+        anstream::eprintln!("warning: {error}");
+    }
     match dispatch(cli) {
         Ok(exit) => exit.into(),
         Err(error) => {
@@ -125,12 +138,28 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Routes(args) => args.run(&global),
         Command::Key(key::Key::Generate) => key::generate(),
         Command::Run => run::run(&global),
-        Command::Plan(args) => context::block_on(&global, |context| Box::pin(args.run(context))),
-        Command::Apply(args) => context::block_on(&global, |context| Box::pin(args.run(context))),
-        Command::Status(args) => context::block_on(&global, |context| Box::pin(args.run(context))),
-        Command::Events(args) => context::block_on(&global, |context| Box::pin(args.run(context))),
-        Command::Suspend(args) => context::block_on(&global, |context| Box::pin(args.run(context))),
-        Command::Resume(args) => context::block_on(&global, |context| Box::pin(args.run(context))),
+        Command::Plan(args) => {
+            context::block_on(&global, Access::Look, |context| Box::pin(args.run(context)))
+        }
+        Command::Apply(args) => {
+            context::block_on(&global, Access::Write, |context| Box::pin(args.run(context)))
+        }
+        Command::Status(args) => {
+            context::block_on(&global, Access::Look, |context| Box::pin(args.run(context)))
+        }
+        Command::Events(args) => {
+            context::block_on(&global, Access::Look, |context| Box::pin(args.run(context)))
+        }
+        Command::Suspend(args) => {
+            context::block_on(&global, Access::Write, |context| Box::pin(args.run(context)))
+        }
+        Command::Resume(args) => {
+            context::block_on(&global, Access::Write, |context| Box::pin(args.run(context)))
+        }
+        Command::Import(args) => {
+            context::block_on(&global, Access::Write, |context| Box::pin(args.run(context)))
+        }
+        Command::Doctor(args) => args.run(&global),
         Command::Key(key) => key.run(&global),
     }
 }

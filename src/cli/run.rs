@@ -1,13 +1,68 @@
 //! `run`: the daemon.
 
-use super::{Global, context, output::Exit};
-use crate::{app, daemon, logging};
+use std::io::IsTerminal;
+
+use super::{
+    Global, context,
+    output::{self, Exit},
+};
+use crate::{
+    app,
+    config::LogFormat,
+    daemon::{self, Arrival, Greeting},
+    logging,
+};
+
+/// Rows of the table that a terminal is greeted with; `status` shows all.
+const SHOWN: usize = 50;
 
 /// Runs until a signal ends it.
 pub fn run(global: &Global) -> anyhow::Result<Exit> {
     let settings = context::settings(global)?;
     logging::init(&settings.log)?;
     let byok = app::byok_env();
-    app::runtime()?.block_on(daemon::run(settings, byok))?;
+    let for_people = match settings.log.format {
+        LogFormat::Human => true,
+        LogFormat::Auto => std::io::stdout().is_terminal(),
+        LogFormat::Json => false,
+    };
+    let greeting: Option<Greeting> = if for_people { Some(Box::new(greet)) } else { None };
+    let runtime = app::runtime()?;
+    let ended = runtime.block_on(daemon::run(settings, byok, greeting));
+    // Work that cannot be interrupted must not hold up an orderly end.
+    runtime.shutdown_background();
+    ended?;
     Ok(Exit::Done)
+}
+
+/// Where everything is, and a table of what the database holds.
+fn greet(arrival: Arrival) {
+    let rows = arrival.providers.iter().take(SHOWN).map(|row| {
+        vec![
+            row.name.to_string(),
+            row.kind.clone().unwrap_or_default(),
+            row.health_status.clone().unwrap_or_default(),
+            if row.has_key {
+                row.key_test_status.clone().unwrap_or_else(|| "untested".into())
+            } else {
+                "none".into()
+            },
+            row.models.to_string(),
+            row.managed.as_ref().map(|(origin, _)| origin.to_string()).unwrap_or_default(),
+        ]
+    });
+    let mut text = output::table(&["NAME", "TYPE", "HEALTH", "KEY", "MODELS", "SOURCE"], rows);
+    if let Some(more @ 1..) = arrival.providers.len().checked_sub(SHOWN) {
+        text += &format!("… and {more} more\n");
+    }
+    text += &format!(
+        "\nmanifests  {}  (edit one and watch `providerd events --follow`)\n",
+        arrival.manifests.display()
+    );
+    if let Some(url) = arrival.database {
+        text += &format!("database   psql '{url}'\n");
+    }
+    text += &format!("metrics    http://{}/metrics\n", arrival.listen);
+    // A terminal that went away is no reason to stop working.
+    let _ = output::text(&text);
 }

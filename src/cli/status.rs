@@ -1,7 +1,7 @@
 //! `status`: every provider at a glance, as the database was read to hold it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -18,7 +18,7 @@ use crate::{
     manifest::Build,
     plan::{NoticeKind, Plan},
     reconcile::Pass,
-    store::ProviderRow,
+    store::ProviderStatus,
 };
 
 /// How often `--watch` and `--wait` look again.
@@ -104,10 +104,10 @@ impl Status {
             lease: None,
         };
         let plan = context.reconciler().preview(&pass).await?;
-        let suspension = context.backend.store.suspension().await?;
-        let rows = context.backend.store.provider_rows().await?;
+        let suspended = context.backend.store.suspended().await?;
+        let rows = context.backend.store.provider_status_rows(None).await?;
         let mut lines: BTreeMap<String, Line> =
-            rows.into_iter().map(|row| (row.name.clone(), line(row, &build, &plan))).collect();
+            rows.into_iter().map(|row| (row.name.to_string(), line(row, &build, &plan))).collect();
         for provider in
             build.catalog.providers.values().filter(|it| !lines.contains_key(&*it.name)).collect::<Vec<_>>()
         {
@@ -129,7 +129,7 @@ impl Status {
         }
         if !self.names.is_empty() {
             lines.retain(|name, _| self.names.contains(name));
-            for name in self.names.iter().filter(|name| !lines.contains_key(*name)) {
+            if let Some(name) = self.names.iter().find(|name| !lines.contains_key(*name)) {
                 anyhow::bail!("no provider is called `{name}`");
             }
         }
@@ -145,9 +145,9 @@ impl Status {
         let managed = |line: &&Line| line.state != "unmanaged";
         let synced = held.is_empty()
             && manifests.is_empty()
-            && !suspension.all
+            && suspended.all.is_none()
             && providers.iter().filter(managed).all(|line| line.state == "synced");
-        Ok(Report { synced, suspended: suspension.all, providers, held, manifests })
+        Ok(Report { synced, suspended: suspended.all.is_some(), providers, held, manifests })
     }
 
     fn print(&self, context: &Context, report: &Report) -> anyhow::Result<()> {
@@ -166,11 +166,9 @@ impl Status {
                     Some(false) => "off".to_owned(),
                     _ => line.health.clone().unwrap_or_else(|| "unknown".into()),
                 },
-                if line.has_key {
-                    line.key.clone().unwrap_or_else(|| "untested".into())
-                } else {
-                    "none".into()
-                },
+                line.key
+                    .clone()
+                    .unwrap_or_else(|| if line.has_key { "untested".into() } else { "none".into() }),
                 ago(line.last_check),
                 line.models.to_string(),
                 line.source.clone().unwrap_or_default(),
@@ -180,9 +178,14 @@ impl Status {
             output::table(&["NAME", "TYPE", "STATE", "HEALTH", "KEY", "CHECKED", "MODELS", "SOURCE"], rows);
         let notices =
             report.providers.iter().flat_map(|line| line.notices.iter().map(move |it| (&line.name, it)));
+        let mut hints = BTreeSet::new();
         for (name, notice) in notices {
-            text += &format!("! {name}: {notice}\n");
+            let (message, hint) =
+                notice.split_once("\nhint: ").map_or((notice.as_str(), None), |(a, b)| (a, Some(b)));
+            text += &format!("! {name}: {message}\n");
+            hints.extend(hint);
         }
+        text.extend(hints.into_iter().map(|hint| format!("  hint: {hint}\n")));
         for held in &report.held {
             text += &format!("! held back: {held}\n");
         }
@@ -197,11 +200,11 @@ impl Status {
     }
 }
 
-fn line(row: ProviderRow, build: &Build, plan: &Plan) -> Line {
-    let declared = build.catalog.providers.get(row.name.as_str());
-    let planned = plan.providers.iter().find(|it| *it.name == *row.name);
-    let about = || plan.notices.iter().filter(|it| *it.provider == *row.name);
-    let held = plan.held.iter().any(|hold| hold.objects.iter().any(|name| *name == row.name));
+fn line(row: ProviderStatus, build: &Build, plan: &Plan) -> Line {
+    let declared = build.catalog.providers.get(&row.name);
+    let planned = plan.providers.iter().find(|it| it.name == row.name);
+    let about = || plan.notices.iter().filter(|it| it.provider == row.name);
+    let held = plan.held.iter().any(|hold| hold.objects.iter().any(|name| **name == *row.name));
     let is = |kind| about().any(|notice| notice.kind == kind);
     let state = if is(NoticeKind::Suspended) {
         "suspended"
@@ -215,26 +218,26 @@ fn line(row: ProviderRow, build: &Build, plan: &Plan) -> Line {
         "pending"
     } else if declared.is_some() {
         "synced"
-    } else if row.managed {
+    } else if row.managed.is_some() {
         "frozen"
     } else {
         "unmanaged"
     };
-    let source = declared.map(|provider| provider.origin.to_string()).or_else(|| {
-        let (file, line) = (row.file.as_ref()?, row.line?);
-        Some(format!("{file}:{line}"))
-    });
+    let source = declared
+        .map(|provider| provider.origin.to_string())
+        .or_else(|| Some(row.managed.as_ref()?.0.to_string()));
+    let missing = is(NoticeKind::KeyUnresolved) && !row.has_key;
     let notices = about().map(|notice| notice.message.clone()).collect();
     Line {
-        name: row.name,
+        name: row.name.to_string(),
         kind: row.kind,
         state,
         enabled: row.enabled,
         health: row.health_status,
         last_check: row.last_health_check,
         has_key: row.has_key,
-        key: row.api_key_test_status,
-        key_last_tested: row.api_key_last_tested,
+        key: if missing { Some("missing".to_owned()) } else { row.key_test_status },
+        key_last_tested: row.key_last_tested,
         models: row.models,
         source,
         notices,

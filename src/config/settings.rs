@@ -137,7 +137,8 @@ sections! {
         route_guard: RouteGuard = "\"hold\"";
     }
 
-    /// Defaults of the health checks; a manifest's own `health` table is stronger.
+    /// Defaults of the health checks; a manifest's own `health` table is stronger. The daemon does not run the checks
+    /// yet: this section is read and validated, and has no effect.
     health: Health {
         /// Run health checks and key tests.
         enabled: bool = "true";
@@ -160,7 +161,7 @@ sections! {
         per_origin_rate: NonZeroU32 = "20";
     }
 
-    /// What outgoing connections may reach, and how.
+    /// What outgoing connections may reach, and how. Without checks there are none yet: no effect.
     egress: Egress {
         /// Proxy for all outgoing HTTP, as a URL; `HTTP_PROXY` and its like are not read.
         proxy: Option<SecretString> = "";
@@ -171,21 +172,23 @@ sections! {
         allow_private: bool = "true";
     }
 
-    /// The HTTP server: metrics, admin API and dashboard.
+    /// The HTTP server: metrics and probes.
     server: Server {
         /// Address and port to listen on.
         listen: SocketAddr = "\"127.0.0.1:7411\"";
         /// Permit listening beyond loopback without TLS, for instance behind a proxy that adds it.
         plain_http: bool = "false";
-        /// PEM file with the certificate chain; reloaded when it changes.
+        /// PEM file with the certificate chain. TLS is not served yet: `run` refuses to start with it rather
+        /// than serve in clear; put a proxy in front and set `server.plain_http`.
         tls_cert ("tls.cert"): Option<PathBuf> = "";
-        /// PEM file with the private key of `server.tls.cert`; reloaded when it changes.
+        /// PEM file with the private key of `server.tls.cert`.
         tls_key ("tls.key"): Option<PathBuf> = "";
-        /// SHA-256 of each accepted admin token, in hexadecimal. Without one the admin API is closed.
+        /// SHA-256 of each accepted admin token, in hexadecimal. The admin API is not there yet; nothing reads
+        /// this.
         token_sha256: Vec<TokenHash> = "[]";
     }
 
-    /// What `/metrics` shows.
+    /// What `/metrics` shows. Series of single providers come with the checks: no effect yet.
     metrics: Metrics {
         /// Expose the series that carry a `provider` label.
         per_provider: bool = "true";

@@ -3,11 +3,13 @@
 //! Answers come from memory; no request waits for PostgreSQL.
 
 use std::{
+    future::IntoFuture as _,
     net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use axum::{
@@ -22,6 +24,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
+
+/// How long requests under way may take after the stop.
+const DRAIN: Duration = Duration::from_secs(2);
 
 /// What the daemon tells about itself.
 #[derive(Default)]
@@ -67,8 +72,17 @@ pub async fn serve(listener: TcpListener, shared: Shared, stop: CancellationToke
         .route("/readyz", get(readyz))
         .fallback(not_found)
         .with_state(shared);
-    axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await?;
-    Ok(())
+    let serving =
+        axum::serve(listener, app).with_graceful_shutdown(stop.clone().cancelled_owned()).into_future();
+    let patience = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        ended = serving => Ok(ended?),
+        // Somebody who reads his answer byte by byte does not hold up the stop.
+        () = patience => Ok(()),
+    }
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {

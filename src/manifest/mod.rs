@@ -32,6 +32,10 @@ pub struct ParsedFile {
     /// Provider names that stand in the text, as far as a broken text tells.
     pub mentioned: BTreeSet<Arc<str>>,
     pub diagnostics: Vec<Diagnostic>,
+    /// Where the objects stand, in their order: a provider's name, a route's pattern, the defaults' header.
+    provider_places: Vec<diagnostic::Place>,
+    route_places: Vec<diagnostic::Place>,
+    defaults_place: Option<diagnostic::Place>,
 }
 
 impl ParsedFile {

@@ -3,7 +3,14 @@
 //! PURE and total: any text, no panic. Not its job: anything that takes two files. A text with an error yields its
 //! diagnostics and the names it mentions, and no object.
 
-use std::{borrow::Cow, collections::BTreeSet, ops::Range, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::{BTreeSet, HashMap},
+    ops::Range,
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
 
 use serde_json::Value;
 use toml::{
@@ -12,8 +19,8 @@ use toml::{
 };
 
 use super::{
-    Diagnostic, ParsedFile, Severity,
-    diagnostic::{Lines, line_of},
+    Diagnostic, ParsedFile, Related, Severity,
+    diagnostic::{Lines, Place},
     keyshape,
 };
 use crate::model::{
@@ -61,6 +68,13 @@ const MAX_NAME: usize = 255;
 const DISCOVER_CRON: &str = "0 0 3 * * *";
 /// `numeric(10,4)` holds six digits before the point.
 const MAX_COST: f64 = 1_000_000.0;
+const REVOKE: &str = "if this file was ever committed, revoke the key: Git remembers it";
+/// No key is known to be longer, and more of a line is not looked at.
+const LONGEST_KEY: usize = 1024;
+/// More problems than anybody reads at once; a file of noise must not fill the memory with them.
+const MAX_PROBLEMS: usize = 100;
+/// Free-form tables nest so deep at most; each level costs stack here and in whoever reads the column.
+const MAX_DEPTH: usize = 64;
 
 type Item<'a> = Spanned<DeValue<'a>>;
 
@@ -68,46 +82,86 @@ type Item<'a> = Spanned<DeValue<'a>>;
 pub fn parse(path: &ManifestPath, text: &str) -> ParsedFile {
     // Editors on other systems begin a file with a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut reader = Reader { path, text, lines: None, found: Vec::new() };
+    let mut reader = Reader {
+        path,
+        lines: Lines::new(text),
+        found: Vec::new(),
+        left_out: 0,
+        left_out_worst: Severity::Warning,
+    };
     let (root, errors) = DeTable::parse_recoverable(text);
     let mut file = ParsedFile::default();
+    let mut last = None;
     for error in &errors {
         let span = error.span().unwrap_or(0..0);
-        let at = reader.error("syntax", span, error.message().to_owned());
+        // Where the reader stumbles, it often stumbles again at the same place; the first word is the true one.
+        if last.replace(span.start) == Some(span.start) {
+            continue;
+        }
         // The parser's words may quote what stands there.
-        at.message = keyshape::mask(&at.message, &[]);
+        let message = keyshape::mask(error.message(), &[]);
+        reader.error("syntax", span, message);
     }
     if errors.is_empty() {
         reader.root(root.get_ref(), &mut file);
     } else {
         file.mentioned = mentioned(text);
         if let Some(providers) = root.get_ref().get("providers").and_then(|it| it.get_ref().as_table()) {
-            file.mentioned.extend(providers.keys().map(|name| Arc::from(&**name.get_ref())));
+            file.mentioned.extend(providers.keys().filter_map(|name| mentionable(name.get_ref())));
         }
     }
-    file.diagnostics = reader.found;
-    file.diagnostics.sort_by_key(|it| (it.line, it.column));
+    file.diagnostics = reader.finish();
+    dismantle(root.into_inner());
     if file.has_errors() {
         file.mentioned.extend(file.providers.drain(..).map(|provider| provider.name.clone()));
         file.routes.clear();
         file.default_health = None;
+        (file.provider_places, file.route_places, file.defaults_place) = Default::default();
     }
     file
+}
+
+/// Frees a table without recursion. Dotted keys inside of inline tables nest thousands deep, and to free such a
+/// table as values usually are, from the outside in, takes more stack than a thread has.
+fn dismantle(root: DeTable<'_>) {
+    let mut open = vec![DeValue::Table(root)];
+    while let Some(next) = open.pop() {
+        let is_inner = |item: &Item<'_>| item.get_ref().is_table() || item.get_ref().is_array();
+        match next {
+            DeValue::Table(table) => {
+                open.extend(
+                    table.into_iter().map(|(_, item)| item).filter(is_inner).map(Spanned::into_inner),
+                );
+            }
+            DeValue::Array(items) => open.extend(items.into_iter().filter(is_inner).map(Spanned::into_inner)),
+            _ => {}
+        }
+    }
+}
+
+/// A name of a broken file, unless it is a key that stands in the wrong place.
+fn mentionable(name: &str) -> Option<Arc<str>> {
+    (!name.is_empty() && keyshape::find(name).is_none()).then(|| name.into())
 }
 
 /// Provider names in headers and dotted keys of a text whose syntax is broken.
 fn mentioned(text: &str) -> BTreeSet<Arc<str>> {
     let names = text.lines().filter_map(|line| {
         let line = line.trim_start().trim_start_matches('[').trim_start();
-        let rest = line.strip_prefix("providers")?.trim_start().strip_prefix('.')?.trim_start();
+        let rest =
+            ["providers", "\"providers\"", "'providers'"].iter().find_map(|it| line.strip_prefix(it))?;
+        let rest = rest.trim_start().strip_prefix('.')?.trim_start();
         let name = match rest.chars().next()? {
             quote @ ('"' | '\'') => rest.get(1..)?.split(quote).next()?,
             _ => rest.split(|c: char| !(c.is_alphanumeric() || matches!(c, '_' | '-'))).next()?,
         };
-        (!name.is_empty()).then(|| name.into())
+        mentionable(name)
     });
     names.collect()
 }
+
+/// Nothing here is waited for longer; far greater numbers would overflow a clock.
+const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 
 /// `30s`, `500ms`, `5m`, `1h`, `1d`.
 pub(super) fn duration(text: &str) -> Option<Duration> {
@@ -122,7 +176,7 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
         "d" => 86_400_000,
         _ => return None,
     };
-    number.checked_mul(millis).map(Duration::from_millis)
+    number.checked_mul(millis).map(Duration::from_millis).filter(|it| *it <= LONGEST)
 }
 
 /// Six fields with seconds, as `tokio-cron-scheduler` reads them.
@@ -137,9 +191,11 @@ fn is_cron(text: &str) -> bool {
 
 /// The candidate that was probably meant.
 pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let close =
-        candidates.into_iter().map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate));
     let allowed = |candidate: &str| (candidate.chars().count() / 3).max(1);
+    // Lengths that differ by more are further away than that; most candidates cost no more than this.
+    let length = word.chars().count();
+    let near = candidates.into_iter().filter(|it| length.abs_diff(it.chars().count()) <= allowed(it));
+    let close = near.map(|candidate| (strsim::damerau_levenshtein(word, candidate), candidate));
     close
         .filter(|(distance, it)| *distance <= allowed(it))
         .min_by_key(|(distance, _)| *distance)
@@ -148,9 +204,11 @@ pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
 
 struct Reader<'a> {
     path: &'a ManifestPath,
-    text: &'a str,
-    lines: Option<Lines<'a>>,
+    lines: Lines<'a>,
     found: Vec<Diagnostic>,
+    /// Problems beyond those that are shown.
+    left_out: usize,
+    left_out_worst: Severity,
 }
 
 impl<'a> Reader<'a> {
@@ -170,35 +228,72 @@ impl<'a> Reader<'a> {
         span: Range<usize>,
         message: String,
     ) -> &mut Diagnostic {
-        let lines = self.lines.get_or_insert_with(|| Lines::new(self.text));
-        let ((line, column), (end_line, end_column)) = (lines.place(span.start), lines.place(span.end));
-        let mut found = Diagnostic::at(severity, code, self.path, Some(span), line, message);
-        (found.column, found.end_line, found.end_column) = (column, end_line, end_column);
+        let place = self.lines.place(span);
+        let found = Diagnostic::at(severity, code, self.path, Some(&place), message);
+        if self.found.len() > MAX_PROBLEMS {
+            // The last place is overwritten for ever; `finish` replaces it with a word about how many there are.
+            if let Some(over) = self.found.pop() {
+                self.left_out_worst = self.left_out_worst.min(over.severity);
+            }
+            self.left_out += 1;
+        }
         self.found.push(found);
         let last = self.found.len() - 1;
         &mut self.found[last]
+    }
+
+    /// What was found, in order, and how much more there is.
+    fn finish(self) -> Vec<Diagnostic> {
+        let mut found = self.found;
+        let mut worst = self.left_out_worst;
+        if self.left_out > 0
+            && let Some(over) = found.pop()
+        {
+            worst = worst.min(over.severity);
+        }
+        found.sort_by_key(|it| (it.line, it.column));
+        if self.left_out > 0 {
+            let message = format!("{} more problems are not shown", self.left_out + 1);
+            let more = Diagnostic::at(worst, "too-many-problems", self.path, None, message);
+            found.push(more.with_help("mend what is shown first; one mistake often causes many"));
+        }
+        found
     }
 
     fn root(&mut self, root: &DeTable<'a>, file: &mut ParsedFile) {
         self.unknown(root, ROOT, "a manifest");
         if let Some(providers) = self.table(root, "providers") {
             for (name, item) in providers {
-                file.providers.extend(self.provider(name, item).map(Arc::new));
-                file.mentioned.insert(name.get_ref().as_ref().into());
+                file.mentioned.extend(mentionable(name.get_ref()));
+                if let Some(provider) = self.provider(name, item) {
+                    file.provider_places.push(self.lines.place(name.span()));
+                    file.providers.push(Arc::new(provider));
+                }
             }
         }
         for item in self.tables(root, "routes") {
-            file.routes.extend(self.route(item).map(Arc::new));
+            if let Some((route, place)) = self.route(item) {
+                file.route_places.push(place);
+                file.routes.push(Arc::new(route));
+            }
         }
         file.routes.shrink_to_fit();
         if let Some(defaults) = self.table(root, "defaults") {
             self.unknown(defaults, DEFAULTS, "`defaults`");
             file.default_health = self.table(defaults, "health").map(|table| self.health(table));
+            let header = defaults.get_key_value("health").map(|(key, _)| key.span());
+            file.defaults_place = header.map(|span| self.lines.place(span));
         }
     }
 
     fn provider(&mut self, name: &Spanned<Cow<'a, str>>, item: &Item<'a>) -> Option<Provider> {
         let (span, name) = (name.span(), name.get_ref());
+        if keyshape::find(name).is_some() || self.begins_key(span.clone()) {
+            let found = self.error("literal-key", span, "this provider's name looks like a key");
+            found.secret = true;
+            found.help.push(REVOKE.into());
+            return None;
+        }
         if !is_provider_name(name) {
             let help = "a name has 1 to 100 of a-z, 0-9, `.`, `_` and `-`, and begins with a letter or digit";
             self.error("provider-name", span.clone(), format!("`{}` is no provider name", shorten(name)))
@@ -214,7 +309,8 @@ impl<'a> Reader<'a> {
             && kind.default_base_url().is_none()
             && !table.contains_key("base_url")
         {
-            let message = format!("provider `{name}` needs a `base_url`: type `{kind}` has none of its own");
+            let message =
+                format!("provider `{}` needs a `base_url`: type `{kind}` has none of its own", shorten(name));
             self.error("missing-base-url", span.clone(), message);
         }
         if kind == Some(ProviderType::GithubModels) {
@@ -222,7 +318,7 @@ impl<'a> Reader<'a> {
                 "GitHub Models was retired on 2026-07-30: every call fails, whatever the key".to_owned();
             self.report(Severity::Warning, "retired-type", span.clone(), message);
         }
-        let line = line_of(self.text, span.start);
+        let line = self.lines.line(span.start);
         let provider = Provider {
             name: name.as_ref().into(),
             origin: Origin { file: self.path.clone(), line },
@@ -251,7 +347,9 @@ impl<'a> Reader<'a> {
         if !table.contains_key("type") {
             let known = ProviderType::parse(name).map(|kind| format!("type = \"{kind}\""));
             let help = known.unwrap_or_else(|| "type = \"openai-compatible\" speaks to most servers".into());
-            self.error("missing-type", span, format!("provider `{name}` has no `type`")).help.push(help);
+            self.error("missing-type", span, format!("provider `{}` has no `type`", shorten(name)))
+                .help
+                .push(help);
             return None;
         }
         self.word(table, "type", ProviderType::parse, ProviderType::ALL.iter().map(|it| it.as_str()))
@@ -291,22 +389,26 @@ impl<'a> Reader<'a> {
                 "this literal is a key, or looks like one".clone_into(&mut found.label);
                 found.help.push("seal it: `providerd key seal` reads it from standard input and prints `api_key = { sealed = \"…\" }`".into());
                 found.help.push("or refer to it: `api_key = { env = \"NAME\" }`, `{ file = \"path\" }`, `{ credential = \"name\" }`".into());
-                found.help.push("if this file was ever committed, revoke the key: Git remembers it".into());
+                found.help.push(REVOKE.into());
                 return None;
             }
             other => {
-                self.wrong_type(item.span(), "`api_key`", "a table such as { env = \"NAME\" }", other);
+                // An integer or an array may hold a key as well.
+                self.wrong_type(item.span(), "`api_key`", "a table such as { env = \"NAME\" }", other)
+                    .secret = true;
                 return None;
             }
         };
         self.unknown(table, SECRET, "`api_key`");
         let known: Vec<&str> = SECRET.iter().copied().filter(|key| table.contains_key(*key)).collect();
         let [kind] = known.as_slice() else {
-            self.error(
+            let found = self.error(
                 "api-key",
                 item.span(),
                 "`api_key` needs exactly one of `env`, `file`, `credential` and `sealed`",
             );
+            // Whatever stands under another name may be the key itself.
+            found.secret = known.is_empty();
             return None;
         };
         let span = table.get(*kind).map_or_else(|| item.span(), Spanned::span);
@@ -372,7 +474,8 @@ impl<'a> Reader<'a> {
         };
         let mut codes = Vec::new();
         for item in items.iter() {
-            match item.get_ref().as_integer().and_then(|it| it.as_str().parse::<u16>().ok()) {
+            match item.get_ref().as_integer().and_then(|it| u16::from_str_radix(it.as_str(), it.radix()).ok())
+            {
                 Some(code @ 100..=599) => codes.push(code),
                 _ => drop(self.error(
                     "status-code",
@@ -395,20 +498,25 @@ impl<'a> Reader<'a> {
     }
 
     fn models(&mut self, table: &DeTable<'a>) -> Vec<Model> {
-        let mut models: Vec<Model> = Vec::new();
-        for item in self.tables(table, "models") {
+        let items = self.tables(table, "models");
+        let mut models: Vec<Model> = Vec::with_capacity(items.len());
+        let mut lines: HashMap<&str, u32> = HashMap::with_capacity(items.len());
+        for item in items {
             let Some(table) = self.expect_table(item, "a model") else { continue };
             self.unknown(table, MODEL, "a model");
-            let line = line_of(self.text, item.span().start);
+            let line = self.lines.line(item.span().start);
             let Some(name) = self.required(table, "name", item.span(), "a model") else { continue };
             if name.is_empty() {
                 self.error("model-name", item.span(), "a model's name must not be empty");
             }
-            if let Some(first) = models.iter().find(|model| model.name == name) {
-                let (path, first) = (self.path.clone(), first.line);
+            let key = table.get("name").and_then(|it| it.get_ref().as_str()).unwrap_or_default();
+            if let Some(first) = lines.insert(key, line) {
+                lines.insert(key, first);
+                let path = self.path.clone();
                 let span = table.get("name").map_or_else(|| item.span(), Spanned::span);
-                let found = self.error("duplicate-model", span, format!("model `{name}` is declared twice"));
-                *found = found.clone().with_related(&path, first, "first declared here");
+                let message = format!("model `{}` is declared twice", shorten(key));
+                let found = self.error("duplicate-model", span, message);
+                found.related.push(Related { path, line: first, text: "first declared here".into() });
                 continue;
             }
             models.push(Model {
@@ -426,7 +534,7 @@ impl<'a> Reader<'a> {
         models
     }
 
-    fn route(&mut self, item: &Item<'a>) -> Option<Route> {
+    fn route(&mut self, item: &Item<'a>) -> Option<(Route, Place)> {
         let table = self.expect_table(item, "a route")?;
         self.unknown(table, ROUTE, "a route");
         let models = self.required(table, "models", item.span(), "a route");
@@ -459,8 +567,9 @@ impl<'a> Reader<'a> {
                 );
             }
         }
-        Some(Route {
-            origin: Origin { file: self.path.clone(), line: line_of(self.text, item.span().start) },
+        let span = table.get("models").map_or_else(|| item.span(), Spanned::span);
+        let route = Route {
+            origin: Origin { file: self.path.clone(), line: self.lines.line(item.span().start) },
             priority: self.integer(table, "priority", i32::MIN, i32::MAX),
             weight: self.integer(table, "weight", 0, i32::MAX),
             enabled: self.boolean(table, "enabled"),
@@ -468,7 +577,14 @@ impl<'a> Reader<'a> {
             power_level: power_level?,
             user_tier: user_tier?,
             task_type,
-        })
+        };
+        Some((route, self.lines.place(span)))
+    }
+
+    /// Whether the text at this place is a key: without quotes, TOML takes one apart at its dots.
+    fn begins_key(&self, span: Range<usize>) -> bool {
+        let rest = self.lines.rest_of_line(span.start, LONGEST_KEY);
+        keyshape::find(rest).is_some_and(|found| found.start <= span.end - span.start)
     }
 
     // ------------------------------------------------------------ values
@@ -476,6 +592,13 @@ impl<'a> Reader<'a> {
     fn unknown(&mut self, table: &DeTable<'a>, known: &[&'static str], what: &str) {
         for key in table.keys().filter(|key| !known.contains(&&**key.get_ref())) {
             let name = key.get_ref();
+            if self.begins_key(key.span()) {
+                let found =
+                    self.error("literal-key", key.span(), format!("a key stands where {what} has keys"));
+                found.secret = true;
+                found.help.push(REVOKE.into());
+                continue;
+            }
             let close = nearest(name, known.iter().copied());
             let help = match close {
                 Some(close) => format!("did you mean `{close}`?"),
@@ -487,10 +610,16 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn wrong_type(&mut self, span: Range<usize>, what: &str, wanted: &str, found: &DeValue<'_>) {
+    fn wrong_type(
+        &mut self,
+        span: Range<usize>,
+        what: &str,
+        wanted: &str,
+        found: &DeValue<'_>,
+    ) -> &mut Diagnostic {
         let article = if found.type_str().starts_with(['a', 'i', 'o']) { "an" } else { "a" };
         let message = format!("{what}: expected {wanted}, found {article} {}", found.type_str());
-        self.error("wrong-type", span, message);
+        self.error("wrong-type", span, message)
     }
 
     fn table<'t>(&mut self, table: &'t DeTable<'a>, key: &str) -> Option<&'t DeTable<'a>> {
@@ -550,7 +679,7 @@ impl<'a> Reader<'a> {
             found
                 .help
                 .push("a key belongs in `api_key`, sealed with `providerd key seal` or by reference".into());
-            found.help.push("if this file was ever committed, revoke the key: Git remembers it".into());
+            found.help.push(REVOKE.into());
         }
     }
 
@@ -581,12 +710,12 @@ impl<'a> Reader<'a> {
                     self.check_text(key, text, item.span());
                     texts.push(text.into());
                 }
-                None => self.wrong_type(
+                None => drop(self.wrong_type(
                     item.span(),
                     &format!("an element of `{key}`"),
                     "a string",
                     item.get_ref(),
-                ),
+                )),
             }
         }
         Some(texts)
@@ -682,6 +811,10 @@ impl<'a> Reader<'a> {
         if parsed.is_none() {
             let span = table.get(key)?.span();
             self.check_text(key, text, span.clone());
+            if keyshape::find(text).is_some() {
+                // What a key is doing here matters more than which words there are.
+                return None;
+            }
             let all: Vec<&str> = all.collect();
             let help = match nearest(text, all.iter().copied()) {
                 Some(close) => format!("did you mean `{close}`?"),
@@ -701,23 +834,27 @@ impl<'a> Reader<'a> {
                 format!("`{}` in `{key}` is set from the provider's own key of that name", name.get_ref());
             self.error("reserved-key", name.span(), message);
         }
-        self.json_table(table)
+        self.json_table(table, 1)
     }
 
-    fn json_table(&mut self, table: &DeTable<'a>) -> JsonMap {
+    fn json_table(&mut self, table: &DeTable<'a>, depth: usize) -> JsonMap {
         let mut map = JsonMap::new();
         for (name, item) in table {
             if name.get_ref().contains('\0') || keyshape::find(name.get_ref()).is_some() {
                 self.error("key-name", name.span(), "this is no name for a key").secret = true;
                 continue;
             }
-            let value = self.json(name.get_ref(), item);
+            let value = self.json(name.get_ref(), item, depth);
             map.insert(name.get_ref().clone().into_owned(), value);
         }
         map
     }
 
-    fn json(&mut self, name: &str, item: &Item<'a>) -> Value {
+    fn json(&mut self, name: &str, item: &Item<'a>, depth: usize) -> Value {
+        if depth > MAX_DEPTH {
+            self.error("too-deep", item.span(), format!("tables and arrays nest {MAX_DEPTH} deep at most"));
+            return Value::Null;
+        }
         match item.get_ref() {
             DeValue::String(text) => {
                 self.check_text(name, text, item.span());
@@ -739,8 +876,10 @@ impl<'a> Reader<'a> {
             },
             DeValue::Boolean(value) => (*value).into(),
             DeValue::Datetime(time) => time.to_string().into(),
-            DeValue::Array(items) => Value::Array(items.iter().map(|item| self.json(name, item)).collect()),
-            DeValue::Table(table) => Value::Object(self.json_table(table)),
+            DeValue::Array(items) => {
+                Value::Array(items.iter().map(|item| self.json(name, item, depth + 1)).collect())
+            }
+            DeValue::Table(table) => Value::Object(self.json_table(table, depth + 1)),
         }
     }
 }
@@ -782,7 +921,12 @@ fn is_token(text: &str) -> bool {
 
 /// A word from a manifest for a message: one line, of bounded length, without a secret.
 fn shorten(word: &str) -> String {
-    let plain: String = word.chars().map(|c| if c.is_control() { ' ' } else { c }).take(60).collect();
-    let plain = keyshape::mask(&plain, &[]);
-    if plain.len() < word.len() && word.chars().count() > 60 { format!("{plain}…") } else { plain }
+    // Masked first: half a key would pass for none.
+    let masked = keyshape::mask(word, &[]);
+    let mut characters = masked.chars().map(|c| if c.is_control() { ' ' } else { c });
+    let mut plain: String = characters.by_ref().take(60).collect();
+    if characters.next().is_some() {
+        plain.push('…');
+    }
+    plain
 }

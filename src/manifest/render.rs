@@ -11,6 +11,9 @@ use serde::Serialize;
 use super::{Diagnostic, Severity, keyshape};
 use crate::model::ManifestPath;
 
+/// Longer lines are not shown: nobody reads them, and each problem in one would cost its whole length.
+const MAX_EXCERPT: usize = 8 << 10;
+
 /// Finds the text of a file that diagnostics are about; `None` shows them without it.
 pub type Lookup<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
@@ -54,16 +57,23 @@ fn one(diagnostic: &Diagnostic, path: &ManifestPath, source: Option<&str>, rende
         .primary_title(diagnostic.message.as_str())
         .id(diagnostic.code)
         .elements(std::iter::empty::<Snippet<'_, annotate_snippets::Annotation<'_>>>());
-    let span = source.and_then(|source| {
-        let line = || line_span(source, diagnostic.line);
-        diagnostic.span.as_ref().and_then(|span| inside(span, source)).or_else(line)
-    });
-    match (source, span) {
-        (Some(source), Some(span)) => {
+    let shown = source.and_then(|source| excerpt(source, diagnostic));
+    match shown {
+        Some((text, span)) => {
             let annotation = AnnotationKind::Primary.span(span).label(diagnostic.label.as_str());
-            group = group.element(Snippet::source(source).line_start(1).path(&**path).annotation(annotation));
+            let line = diagnostic.line as usize;
+            group =
+                group.element(Snippet::source(text).line_start(line).path(&**path).annotation(annotation));
         }
-        _ => group = group.element(annotate_snippets::Origin::path(&**path).line(diagnostic.line as usize)),
+        // A problem of the file as a whole has no line.
+        None if diagnostic.span.is_none() => {
+            group = group.element(annotate_snippets::Origin::path(&**path));
+        }
+        None => {
+            let origin = annotate_snippets::Origin::path(&**path);
+            group =
+                group.element(origin.line(diagnostic.line as usize).char_column(diagnostic.column as usize));
+        }
     }
     for related in &diagnostic.related {
         group = group
@@ -75,18 +85,17 @@ fn one(diagnostic: &Diagnostic, path: &ManifestPath, source: Option<&str>, rende
     renderer.render(&[group])
 }
 
-/// Bytes of a whole line, without its indentation.
-fn line_span(text: &str, line: u32) -> Option<Range<usize>> {
-    let mut from = 0;
-    for (number, found) in (1..).zip(text.split_inclusive('\n')) {
-        if number == line {
-            let content = found.trim_end();
-            let indent = content.len() - content.trim_start().len();
-            return Some(from + indent..from + content.len());
-        }
-        from += found.len();
+/// The lines that a diagnostic is about, and its span in them. Only these are handed on, so that a large file
+/// with many problems is not read anew for each.
+fn excerpt<'a>(source: &'a str, diagnostic: &Diagnostic) -> Option<(&'a str, Range<usize>)> {
+    let span = inside(diagnostic.span.as_ref()?, source)?;
+    let from = source.get(..span.start)?.rfind('\n').map_or(0, |at| at + 1);
+    let rest = source.get(span.end..)?;
+    let to = span.end + rest.find('\n').unwrap_or(rest.len());
+    if to - from > MAX_EXCERPT {
+        return None;
     }
-    None
+    Some((source.get(from..to)?, span.start - from..span.end - from))
 }
 
 /// Message and hints in one line, for the log.

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Diagnostic, ParsedFile, ReadFile, Severity, parse::nearest};
+use super::{Diagnostic, ParsedFile, ReadFile, Severity, diagnostic::Place, parse::nearest};
 use crate::{
     model::{Catalog, Frozen, HealthPolicy, ManifestPath, Provider, Route},
     routing::{Pattern, RouteIndex},
@@ -15,6 +15,8 @@ use crate::{
 
 /// Providers, models and routes over all files.
 const MAX_OBJECTS: usize = 100_000;
+/// What was probably meant is looked for among all names for so many routes; the rest are told without.
+const MAX_GUESSES: usize = 100;
 
 /// Which providers' desired state may differ from the previous build's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +55,8 @@ pub struct Workspace {
     touched: Option<BTreeSet<Arc<str>>>,
     /// Nothing but values inside providers changed since the last build.
     shape_kept: bool,
+    /// Files with other routes than at the last build, of the same patterns and cells.
+    rerouted: BTreeSet<ManifestPath>,
 }
 
 impl Workspace {
@@ -66,8 +70,11 @@ impl Workspace {
         if old.is_some_and(|old| old.hash == file.hash) {
             return;
         }
-        let kept = old.is_some_and(|old| same_shape(old, &file));
+        let kept = old.is_some_and(|old| same_shape(old, &file)) && !self.is_concerned(&path);
         self.shape_kept &= kept;
+        if kept && routes(old) != routes(Some(&file)) {
+            self.rerouted.insert(path.clone());
+        }
         let (old_parsed, new_parsed) = (old.and_then(|old| old.parsed.as_ref()), file.parsed.as_ref());
         let good = |parsed: Option<&ParsedFile>| parsed.is_some_and(|parsed| !parsed.has_errors());
         let was_good = old.is_none() || good(old_parsed);
@@ -77,11 +84,19 @@ impl Workspace {
                 Some(names) => self.touch(names),
                 None => self.touched = None,
             }
-            self.known.insert(path.clone());
         } else {
             self.touched = None;
         }
+        if good(file.parsed.as_ref()) {
+            self.known.insert(path.clone());
+        }
         self.files.insert(path, file);
+    }
+
+    /// Whether a problem over several files points into this one: its lines must follow every change.
+    fn is_concerned(&self, path: &ManifestPath) -> bool {
+        let mut found = self.built.iter().flat_map(|built| &built.diagnostics);
+        found.any(|it| it.path == *path || it.related.iter().any(|related| related.path == *path))
     }
 
     /// Forgets a file that is gone.
@@ -108,11 +123,18 @@ impl Workspace {
     pub fn build(&mut self) -> Build {
         let touched = self.touched.replace(BTreeSet::new());
         let kept = std::mem::replace(&mut self.shape_kept, true);
+        let rerouted = std::mem::take(&mut self.rerouted);
         let mut build = match (&self.built, &touched) {
-            (Some(built), Some(touched)) if kept => self.refresh(built, touched),
+            (Some(built), Some(touched)) if kept => self.refresh(built, touched, &rerouted),
             _ => self.rebuild(),
         };
         build.changed = match (&self.built, touched) {
+            // What does not fit any more may take routes of anybody with it.
+            (Some(built), Some(_)) if is_cut(built) || is_cut(&build) => Changed::All,
+            // A route that becomes good, or bad, through another file lets go of what it held, or takes hold of it.
+            (Some(built), Some(_)) if built.catalog.frozen.files != build.catalog.frozen.files => {
+                Changed::All
+            }
             (Some(built), Some(mut touched)) => {
                 // A name that is declared twice now, or no longer, concerns its providers too.
                 touched.extend(
@@ -131,9 +153,23 @@ impl Workspace {
         build
     }
 
-    /// The previous build, with new values in the providers that were touched.
-    fn refresh(&self, built: &Build, touched: &BTreeSet<Arc<str>>) -> Build {
+    /// The previous build, with new values in the providers that were touched and in the routes of these files.
+    fn refresh(
+        &self,
+        built: &Build,
+        touched: &BTreeSet<Arc<str>>,
+        rerouted: &BTreeSet<ManifestPath>,
+    ) -> Build {
         let mut build = built.clone();
+        for path in rerouted {
+            let catalog = Arc::make_mut(&mut build.catalog);
+            let new = routes(self.files.get(path));
+            // Routes are in the order of their files.
+            let from = catalog.routes.partition_point(|route| *route.origin.file < **path);
+            let old = catalog.routes.iter().skip(from).take_while(|route| route.origin.file == *path).count();
+            catalog.routes.splice(from..from + old, new.iter().cloned());
+            Arc::make_mut(&mut build.index).replace(path, new);
+        }
         if !touched.is_empty() {
             let catalog = Arc::make_mut(&mut build.catalog);
             for name in touched {
@@ -154,9 +190,10 @@ impl Workspace {
         let mut catalog = Catalog::default();
         let mut files = FileCounts::default();
         let mut objects = 0usize;
-        let mut declared: HashMap<&str, &Provider> = HashMap::with_capacity(self.files.len());
-        let mut twice: BTreeMap<Arc<str>, Vec<&Provider>> = BTreeMap::new();
-        let mut defaults: BTreeMap<&str, Vec<(&ManifestPath, &HealthPolicy)>> = BTreeMap::new();
+        let mut declared: HashMap<&str, Declared<'_>> = HashMap::with_capacity(self.files.len());
+        let mut twice: BTreeMap<Arc<str>, Vec<Declared<'_>>> = BTreeMap::new();
+        let mut route_places: Vec<&Place> = Vec::new();
+        let mut defaults: BTreeMap<&str, Vec<DirectoryDefaults<'_>>> = BTreeMap::new();
         for (path, file) in &self.files {
             if let Some(unreadable) = &file.unreadable {
                 files.unreadable += 1;
@@ -185,25 +222,33 @@ impl Workspace {
                 continue;
             }
             files.valid += 1;
-            for provider in &parsed.providers {
-                match declared.insert(&provider.name, provider) {
+            for (provider, place) in parsed.providers.iter().zip(&parsed.provider_places) {
+                match declared.insert(&provider.name, (provider, place)) {
                     None => drop(catalog.providers.insert(provider.name.clone(), provider.clone())),
-                    Some(first) => {
-                        twice.entry(provider.name.clone()).or_insert_with(|| vec![first]).push(provider)
-                    }
+                    Some(before) => twice
+                        .entry(provider.name.clone())
+                        .or_insert_with(|| vec![before])
+                        .push((provider, place)),
                 }
             }
             catalog.routes.extend(parsed.routes.iter().cloned());
+            route_places.extend(&parsed.route_places);
             if let Some(policy) = &parsed.default_health {
-                defaults.entry(parent(path)).or_default().push((path, policy));
+                defaults.entry(parent(path)).or_default().push((
+                    path,
+                    policy,
+                    parsed.defaults_place.as_ref(),
+                ));
             }
         }
         for (name, providers) in twice {
             catalog.providers.remove(&name);
-            for provider in &providers {
-                let others = providers.iter().filter(|other| other.origin != provider.origin);
+            for (provider, place) in &providers {
+                let others =
+                    providers.iter().map(|(other, _)| other).filter(|it| it.origin != provider.origin);
+                let path = &provider.origin.file;
                 diagnostics.push(others.fold(
-                    at_object("duplicate-provider", &provider.origin, format!("provider `{name}` is declared in several files"))
+                    at_object("duplicate-provider", path, place, format!("provider `{name}` is declared in several files"))
                         .with_help("a name is unique over all files; until then the provider stays at its last good state"),
                     |found, other| found.with_related(&other.origin.file, other.origin.line, "also declared here"),
                 ));
@@ -211,7 +256,15 @@ impl Workspace {
             catalog.frozen.providers.insert(name);
         }
         catalog.defaults = merge_defaults(&defaults, &mut diagnostics);
-        check_routes(&catalog, &mut diagnostics);
+        let bad = check_routes(&catalog, &route_places, &mut diagnostics);
+        if !bad.is_empty() {
+            // What such a route made earlier stays, and so does everything else that its file is the source of.
+            let files =
+                bad.iter().filter_map(|at| catalog.routes.get(*at)).map(|route| route.origin.file.clone());
+            catalog.frozen.files.extend(files);
+            let mut at = 0..;
+            catalog.routes.retain(|_| !at.next().is_some_and(|at| bad.contains(&at)));
+        }
         diagnostics.sort_by(|a, b| (&a.path, a.line, a.column).cmp(&(&b.path, b.line, b.column)));
         let with_errors: HashSet<&ManifestPath> =
             diagnostics.iter().filter(|it| it.severity == Severity::Error).map(|it| &it.path).collect();
@@ -228,8 +281,19 @@ fn freeze(frozen: &mut Frozen, path: &ManifestPath, parsed: &ParsedFile) {
     frozen.providers.extend(parsed.providers.iter().map(|provider| provider.name.clone()));
 }
 
-fn at_object(code: &'static str, origin: &crate::model::Origin, message: String) -> Diagnostic {
-    Diagnostic::at(Severity::Error, code, &origin.file, None, origin.line, message)
+/// A provider and where its name stands.
+type Declared<'a> = (&'a Provider, &'a Place);
+
+/// A file's defaults and where they stand.
+type DirectoryDefaults<'a> = (&'a ManifestPath, &'a HealthPolicy, Option<&'a Place>);
+
+fn at_object(code: &'static str, path: &ManifestPath, place: &Place, message: String) -> Diagnostic {
+    Diagnostic::at(Severity::Error, code, path, Some(place), message)
+}
+
+/// Whether files were left out because there are too many objects.
+fn is_cut(build: &Build) -> bool {
+    build.diagnostics.iter().any(|it| it.code == "too-many-objects")
 }
 
 /// The directory of a path, `""` for the top.
@@ -239,23 +303,33 @@ fn parent(path: &str) -> &str {
 
 /// One policy for each directory that has defaults, its parents' included.
 fn merge_defaults(
-    found: &BTreeMap<&str, Vec<(&ManifestPath, &HealthPolicy)>>,
+    found: &BTreeMap<&str, Vec<DirectoryDefaults<'_>>>,
     diagnostics: &mut Vec<Diagnostic>,
 ) -> BTreeMap<Box<str>, HealthPolicy> {
     let mut merged: BTreeMap<Box<str>, HealthPolicy> = BTreeMap::new();
     // Parents come before their children in this order.
     for (directory, policies) in found {
         let mut policy = HealthPolicy::default();
-        for (path, more) in policies {
-            if overlap(&policy, more) {
-                let message = "another file of this directory sets the same `defaults.health` key";
-                let mut clash = Diagnostic::of_file("duplicate-defaults", path, message);
-                for (other, _) in policies.iter().filter(|(other, _)| other != path) {
-                    clash = clash.with_related(other, 1, "also set here");
-                }
-                diagnostics.push(clash);
-            }
+        for (path, more, place) in policies {
             policy = policy.or(more);
+            let clashing: Vec<_> = policies
+                .iter()
+                .filter(|(other, theirs, _)| other != path && !overlap(more, theirs).is_empty())
+                .collect();
+            let keys: BTreeSet<&str> =
+                clashing.iter().flat_map(|(_, theirs, _)| overlap(more, theirs)).collect();
+            if keys.is_empty() {
+                continue;
+            }
+            let keys: Vec<String> = keys.iter().map(|key| format!("`{key}`")).collect();
+            let message = format!("several files of this directory set the default {}", keys.join(", "));
+            let clash = Diagnostic::at(Severity::Error, "duplicate-defaults", path, *place, message)
+                .with_help(
+                    "set each default in one file of a directory; until then the first file's is used",
+                );
+            diagnostics.push(clashing.iter().fold(clash, |clash, (other, _, place)| {
+                clash.with_related(other, place.map_or(1, |it| it.line), "also set here")
+            }));
         }
         let outer = crate::model::nearest_defaults(&merged, directory).cloned().unwrap_or_default();
         merged.insert((*directory).into(), policy.or(&outer));
@@ -263,82 +337,113 @@ fn merge_defaults(
     merged
 }
 
-fn overlap(a: &HealthPolicy, b: &HealthPolicy) -> bool {
-    (a.schedule.is_some() && b.schedule.is_some())
-        || (a.timeout.is_some() && b.timeout.is_some())
-        || (a.slow_after.is_some() && b.slow_after.is_some())
-        || (a.path.is_some() && b.path.is_some())
-        || (a.expect_status.is_some() && b.expect_status.is_some())
+/// The keys that both set.
+fn overlap(a: &HealthPolicy, b: &HealthPolicy) -> Vec<&'static str> {
+    let both = [
+        ("interval", a.schedule.is_some() && b.schedule.is_some()),
+        ("timeout", a.timeout.is_some() && b.timeout.is_some()),
+        ("slow_after", a.slow_after.is_some() && b.slow_after.is_some()),
+        ("path", a.path.is_some() && b.path.is_some()),
+        ("expect_status", a.expect_status.is_some() && b.expect_status.is_some()),
+    ];
+    both.into_iter().filter_map(|(key, both)| both.then_some(key)).collect()
 }
 
-/// Routes that match nothing, and routes that say the same.
-fn check_routes(catalog: &Catalog, diagnostics: &mut Vec<Diagnostic>) {
-    let mut said: HashMap<(&str, &str, &str, Option<&str>), &Route> =
-        HashMap::with_capacity(catalog.routes.len());
-    for route in &catalog.routes {
+/// What two routes must not share: the models and the cell they speak about.
+type Said<'a> = (&'a str, &'a str, &'a str, Option<&'a str>);
+
+/// Routes that match nothing, and routes that say the same: which ones they are. `places` has one for each route.
+fn check_routes(catalog: &Catalog, places: &[&Place], diagnostics: &mut Vec<Diagnostic>) -> BTreeSet<usize> {
+    let mut bad = BTreeSet::new();
+    let mut first: HashMap<Said<'_>, usize> = HashMap::with_capacity(catalog.routes.len());
+    let mut same: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+    let mut guesses = MAX_GUESSES;
+    for (at, (route, place)) in catalog.routes.iter().zip(places).enumerate() {
         let key = (&*route.models, route.power_level.as_str(), &*route.user_tier, route.task_type.as_deref());
-        if let Some(first) = said.insert(key, route) {
-            for (this, other) in [(first, &**route), (&**route, first)] {
-                let message = format!(
-                    "two routes say where `{}` serves {} × {}",
-                    this.models, this.power_level, this.user_tier
-                );
-                let found = at_object("duplicate-route", &this.origin, message);
-                diagnostics.push(found.with_related(&other.origin.file, other.origin.line, "the other one"));
-            }
+        let first = *first.entry(key).or_insert(at);
+        if first != at {
+            same.entry(first).or_insert_with(|| vec![first]).push(at);
         }
-        if let Some(found) = dangling(catalog, route) {
-            diagnostics.push(found);
+        if is_dangling(catalog, route) {
+            bad.insert(at);
+            let guess = guesses > 0;
+            guesses = guesses.saturating_sub(1);
+            diagnostics.push(dangling(catalog, route, place, guess));
+        }
+    }
+    for group in same.values() {
+        bad.extend(group);
+        let group = || group.iter().filter_map(|at| Some((&**catalog.routes.get(*at)?, *places.get(*at)?)));
+        for (route, place) in group() {
+            let message = format!(
+                "several routes say where `{}` serves {} × {}",
+                route.models, route.power_level, route.user_tier
+            );
+            let found = at_object("duplicate-route", &route.origin.file, place, message)
+                .with_help("keep one of them, or give them different values of `task_type`");
+            // A few others tell enough; thousands of copies must not each name all of their like.
+            let others = group().filter(|(other, _)| other.origin != route.origin).take(3);
+            diagnostics.push(others.fold(found, |found, (other, _)| {
+                found.with_related(&other.origin.file, other.origin.line, "said here too")
+            }));
+        }
+    }
+    bad
+}
+
+fn is_dangling(catalog: &Catalog, route: &Route) -> bool {
+    let (provider, model) = route.pattern();
+    let model = Pattern::new(model);
+    let serves = |it: &Provider| {
+        it.discover.is_some() || it.models.iter().any(|declared| model.matches(&declared.name))
+    };
+    let frozen = &catalog.frozen;
+    // What a bad file declares may be what the route means; nobody can say now.
+    if provider.contains(['*', '?']) {
+        let pattern = Pattern::new(provider);
+        frozen.files.is_empty()
+            && frozen.providers.is_empty()
+            && !catalog.providers.values().any(|it| pattern.matches(&it.name) && serves(it))
+    } else {
+        match catalog.providers.get(provider) {
+            _ if frozen.providers.contains(provider) => false,
+            Some(found) => !serves(found),
+            None => frozen.files.is_empty(),
         }
     }
 }
 
-fn dangling(catalog: &Catalog, route: &Route) -> Option<Diagnostic> {
+/// What to say about a route that matches nothing; a guess at what was meant costs a look at all names.
+fn dangling(catalog: &Catalog, route: &Route, place: &Place, guess: bool) -> Diagnostic {
     let (provider, model) = route.pattern();
-    let model_pattern = Pattern::new(model);
+    let message = format!("`{}` matches no declared model", route.models);
+    let found = at_object("dangling-route", &route.origin.file, place, message);
     let is_glob = provider.contains(['*', '?']);
-    if !is_glob {
-        let found = catalog.providers.get(provider);
-        if found.is_some_and(|it| {
-            it.discover.is_some() || it.models.iter().any(|model| model_pattern.matches(&model.name))
-        }) {
-            return None;
+    match catalog.providers.get(provider) {
+        None if is_glob => found.with_label("no provider of such a name has such a model"),
+        None => {
+            let close = guess.then(|| nearest(provider, catalog.providers.keys().map(|name| &**name)));
+            let found = found.with_label(format!("no provider is called `{provider}`"));
+            match close.flatten() {
+                Some(close) => found.with_help(format!("did you mean `{close}/{model}`?")),
+                None => found.with_help("declare the provider, or remove the route"),
+            }
         }
-        // A provider in a bad file may have the model; nobody can say now.
-        if catalog.frozen.providers.contains(provider)
-            || (found.is_none() && !catalog.frozen.files.is_empty())
-        {
-            return None;
-        }
-    } else {
-        let provider_pattern = Pattern::new(provider);
-        let mut matching = catalog.providers.values().filter(|it| provider_pattern.matches(&it.name));
-        if matching.any(|it| {
-            it.discover.is_some() || it.models.iter().any(|model| model_pattern.matches(&model.name))
-        }) || !catalog.frozen.files.is_empty()
-            || !catalog.frozen.providers.is_empty()
-        {
-            return None;
+        Some(it) if it.models.is_empty() => found
+            .with_label(format!("`{provider}` declares no model"))
+            .with_help("declare the model, or let `[providers.….discover]` find it"),
+        Some(it) => {
+            let close = guess.then(|| nearest(model, it.models.iter().map(|model| &*model.name)));
+            match close.flatten() {
+                Some(close) => found
+                    .with_label(format!("`{provider}` has no model `{model}`"))
+                    .with_help(format!("did you mean `{provider}/{close}`?")),
+                None => found
+                    .with_label(format!("no model of `{provider}` is called so"))
+                    .with_help("declare the model, or let `[providers.….discover]` find it"),
+            }
         }
     }
-    let found =
-        at_object("dangling-route", &route.origin, format!("`{}` matches no declared model", route.models));
-    Some(match catalog.providers.get(provider) {
-        None if is_glob => found,
-        None => match nearest(provider, catalog.providers.keys().map(|name| &**name)) {
-            Some(close) => {
-                found.with_help(format!("no provider is called `{provider}`; did you mean `{close}`?"))
-            }
-            None => found.with_help(format!("no provider is called `{provider}`")),
-        },
-        Some(it) => match nearest(model, it.models.iter().map(|model| &*model.name)) {
-            Some(close) => found.with_help(format!("did you mean `{provider}/{close}`?")),
-            None => found.with_help(format!(
-                "`{provider}` declares {} models; none matches `{model}`",
-                it.models.len()
-            )),
-        },
-    })
 }
 
 /// The names of what a file declares; `None` stands for a route over several providers or for defaults.
@@ -352,6 +457,24 @@ fn touches(parsed: &ParsedFile) -> impl Iterator<Item = Option<Arc<str>>> {
     providers.chain(routes).chain(defaults)
 }
 
+/// The routes of a file that was read.
+fn routes(file: Option<&ReadFile>) -> &[Arc<Route>] {
+    file.and_then(|file| file.parsed.as_ref()).map_or(&[], |parsed| &parsed.routes)
+}
+
+/// Whether routes speak about the same models and cells, in the same order; a route over several providers must be
+/// the same throughout, because it concerns them all.
+fn same_cells(old: &[Arc<Route>], new: &[Arc<Route>]) -> bool {
+    let cell = |route: &Route| {
+        (route.models.clone(), route.power_level, route.user_tier.clone(), route.task_type.clone())
+    };
+    old.len() == new.len()
+        && old
+            .iter()
+            .zip(new)
+            .all(|(old, new)| old == new || (old.literal_provider().is_some() && cell(old) == cell(new)))
+}
+
 /// Whether two versions of a file differ in nothing that another file could notice.
 fn same_shape(old: &ReadFile, new: &ReadFile) -> bool {
     let (Some(old), Some(new)) = (&old.parsed, &new.parsed) else { return false };
@@ -360,7 +483,7 @@ fn same_shape(old: &ReadFile, new: &ReadFile) -> bool {
     old.diagnostics.is_empty()
         && new.diagnostics.is_empty()
         && old.default_health == new.default_health
-        && old.routes == new.routes
+        && same_cells(&old.routes, &new.routes)
         && old.providers.len() == new.providers.len()
         && old.providers.iter().zip(&new.providers).all(|(old, new)| {
             old.name == new.name

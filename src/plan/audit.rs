@@ -5,11 +5,12 @@
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Action, Cause, Hold, Notice, NoticeKind, Plan, ProviderPlan};
+use super::{Action, Cause, Hold, Kind, Notice, NoticeKind, Plan, ProviderPlan};
 use crate::model::Origin;
 
 macro_rules! kinds {
@@ -29,22 +30,26 @@ macro_rules! kinds {
 }
 
 kinds! {
-    /// A manifest's change was applied.
-    Apply = "apply",
-    /// Someone else's change was found; corrected or reported.
+    /// A declared change was applied.
+    Change = "change",
+    /// Someone else changed a managed value; set back or reported.
     Drift = "drift",
-    /// Work that waits for a person's word.
+    /// A prune or a route change waits for a person's word.
     Hold = "hold",
-    /// The database refused an object.
+    /// The database refused an object, or a provider a key.
     Refusal = "refusal",
-    /// A key was stored, replaced, wiped or found changed.
+    /// A key was set, replaced, wiped, rotated or found changed.
     Key = "key",
-    /// A provider's health changed.
+    /// `health_status` changed.
     Health = "health",
-    /// A key's test status changed.
-    KeyStatus = "key-status",
-    /// Applying was suspended or resumed.
-    Suspension = "suspension",
+    /// `api_key_test_status` changed.
+    KeyTest = "key_test",
+    /// Applying was stopped.
+    Suspend = "suspend",
+    /// Applying was started again.
+    Resume = "resume",
+    /// Manifests were written from the database.
+    Import = "import",
     /// A call to the admin API.
     Admin = "admin",
 }
@@ -60,16 +65,13 @@ pub struct AuditEntry {
     pub origin: Option<Origin>,
 }
 
-/// The rows that applying this plan writes. Creations list their rows without repeating every field: the
-/// fields stand in the tables, and nothing was there before.
+/// The rows that applying this plan writes.
 pub fn audit(plan: &Plan) -> Vec<AuditEntry> {
-    let mut entries = Vec::with_capacity(plan.providers.len());
-    for provider in &plan.providers {
-        entries.extend(applied(provider));
-        entries.extend(drift(provider));
-        entries.extend(key(provider));
-    }
-    entries
+    let of = |provider: &ProviderPlan| {
+        [applied(provider), drift(provider), key(provider)].into_iter().flatten().collect()
+    };
+    let rows: Vec<Vec<AuditEntry>> = plan.providers.par_iter().map(of).collect();
+    rows.into_iter().flatten().collect()
 }
 
 fn entry(provider: &ProviderPlan, kind: EventKind, detail: Value, reason: String) -> AuditEntry {
@@ -82,16 +84,16 @@ fn entry(provider: &ProviderPlan, kind: EventKind, detail: Value, reason: String
 fn applied(provider: &ProviderPlan) -> Option<AuditEntry> {
     let mut changes = Vec::new();
     for change in &provider.changes {
-        let fields: Vec<Value> = change
-            .fields
-            .iter()
-            .filter(|field| field.cause != Cause::Drift)
-            .map(|field| match change.action {
-                Action::Create => json!([field.field, field.new]),
-                _ => {
-                    json!({ "field": field.field, "old": field.old, "new": field.new, "cause": field.cause })
-                }
-            })
+        if change.action == Action::Create {
+            // Nothing was there before, so names and values say it all; ten thousand of these are written at once.
+            let values: serde_json::Map<String, Value> =
+                change.fields.iter().map(|field| (field.field.to_string(), field.new.clone())).collect();
+            changes.push(json!({ "kind": change.kind, "action": change.action, "name": change.name, "values": values }));
+            continue;
+        }
+        let declared = change.fields.iter().filter(|field| field.cause != Cause::Drift);
+        let fields: Vec<Value> = declared
+            .map(|field| json!({ "field": field.field, "old": field.old, "new": field.new, "cause": field.cause }))
             .collect();
         let only_drift = fields.is_empty() && !change.fields.is_empty();
         if !only_drift {
@@ -113,7 +115,11 @@ fn applied(provider: &ProviderPlan) -> Option<AuditEntry> {
         Some(Action::Adopt) => "declared; the row existed",
         _ => "declared",
     };
-    Some(entry(provider, EventKind::Apply, json!({ "changes": changes }), reason.into()))
+    let mut detail = json!({ "changes": changes });
+    if let (true, Some(key), Some(detail)) = (is_new(provider), &provider.key, detail.as_object_mut()) {
+        detail.insert("key".into(), json!({ "action": key.action, "new": key.new }));
+    }
+    Some(entry(provider, EventKind::Change, detail, reason.into()))
 }
 
 fn drift(provider: &ProviderPlan) -> Option<AuditEntry> {
@@ -129,8 +135,13 @@ fn drift(provider: &ProviderPlan) -> Option<AuditEntry> {
         .then(|| entry(provider, EventKind::Drift, json!({ "corrected": true, "changes": rows }), reason))
 }
 
+/// Whether the provider's row is created; its key is then part of that.
+fn is_new(provider: &ProviderPlan) -> bool {
+    provider.changes.iter().any(|change| change.kind == Kind::Provider && change.action == Action::Create)
+}
+
 fn key(provider: &ProviderPlan) -> Option<AuditEntry> {
-    let key = provider.key.as_ref()?;
+    let key = provider.key.as_ref().filter(|_| !is_new(provider))?;
     let detail = json!({ "action": key.action, "old": key.old, "new": key.new });
     Some(entry(provider, EventKind::Key, detail, key.reason.to_string()))
 }

@@ -166,7 +166,8 @@ impl fmt::Display for Digest {
 pub struct World {
     pub live: BTreeMap<Arc<str>, LiveProvider>,
     pub managed: BTreeMap<Arc<str>, Managed>,
-    /// Number of rows in `providerd.managed`, whatever the scope of this reading.
+    /// Number of rows in `providerd.managed`, whatever the scope of this reading; a reading of some providers leaves
+    /// it to the caller, who sets it where something may be pruned.
     pub managed_total: usize,
 }
 

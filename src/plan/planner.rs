@@ -185,7 +185,7 @@ fn prune(input: &Input<'_>, by_id: &BTreeMap<Uuid, &LiveProvider>, plan: &mut Pl
     // Providers that this plan takes under management count, or applying it would change its own verdict.
     let fresh =
         plan.providers.iter().filter(|provider| !input.world.managed.contains_key(&provider.name)).count();
-    let managed_total = input.world.managed_total + fresh;
+    let managed_total = input.world.managed_total.saturating_add(fresh);
     let reason = if deleted.is_empty() {
         None
     } else if let Some(reason) = &input.frozen.no_prune {

@@ -2,12 +2,15 @@
 //!
 //! PURE. A key shows as keyed fingerprints, because the plan holds nothing else.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::Value;
 
-use super::{Action, Cause, Change, Fingerprint, HoldKind, KeyAction, KeyChange, Kind, Plan};
+use super::{Action, Cause, Change, Fingerprint, HoldKind, KeyAction, KeyChange, Kind, Notice, Plan};
 
 /// How many rows of each kind a plan creates, changes and deletes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -104,9 +107,28 @@ impl fmt::Display for Summary {
     }
 }
 
+impl Plan {
+    /// As [`fmt::Display`], but the rows of the first `limit` providers only; the rest is counted.
+    pub fn brief(&self, limit: usize) -> impl fmt::Display + '_ {
+        Brief { plan: self, limit }
+    }
+}
+
+struct Brief<'a> {
+    plan: &'a Plan,
+    limit: usize,
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for provider in &self.providers {
+        self.brief(usize::MAX).fmt(f)
+    }
+}
+
+impl fmt::Display for Brief<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { plan, limit } = *self;
+        for provider in plan.providers.iter().take(limit) {
             for change in &provider.changes {
                 write_change(f, change)?;
             }
@@ -114,7 +136,10 @@ impl fmt::Display for Plan {
                 writeln!(f, "~ key of {}: {key}", provider.name)?;
             }
         }
-        for hold in &self.held {
+        if let Some(more @ 1..) = plan.providers.len().checked_sub(limit) {
+            writeln!(f, "… and the same for {more} more providers (`providerd events` shows each)")?;
+        }
+        for hold in &plan.held {
             writeln!(f, "! held back: {}", hold.reason)?;
             for object in &hold.objects {
                 writeln!(f, "    {object}")?;
@@ -126,8 +151,11 @@ impl fmt::Display for Plan {
                 )?;
             }
         }
-        for notice in &self.notices {
-            writeln!(f, "! {}: {}", notice.provider, notice.message)?;
+        let mut hints = BTreeSet::new();
+        for notice in &plan.notices {
+            let (message, hint) = notice.parts();
+            writeln!(f, "! {}: {message}", notice.provider)?;
+            hints.extend(hint);
             for field in &notice.fields {
                 writeln!(
                     f,
@@ -138,7 +166,20 @@ impl fmt::Display for Plan {
                 )?;
             }
         }
-        writeln!(f, "{}", self.summary())
+        for hint in hints {
+            writeln!(f, "  hint: {hint}")?;
+        }
+        writeln!(f, "{}", plan.summary())
+    }
+}
+
+impl Notice {
+    /// The message, and apart from it the hint that it may end with: many notices share one.
+    pub fn parts(&self) -> (&str, Option<&str>) {
+        match self.message.split_once("\nhint: ") {
+            Some((message, hint)) => (message, Some(hint)),
+            None => (&self.message, None),
+        }
     }
 }
 

@@ -12,6 +12,7 @@ mod directory;
 mod events;
 mod git;
 mod names;
+mod notice;
 mod read;
 mod trace;
 mod walk;
@@ -23,6 +24,7 @@ use std::{collections::BTreeSet, fmt, path::PathBuf};
 pub use self::{
     directory::Directory,
     git::{RevisionTracker, manifests_at, revision},
+    notice::watch_file,
     watch::{Handle, Options, Watcher},
 };
 use crate::model::ManifestPath;

@@ -1,104 +1,144 @@
-//! The audit trail.
-
-use std::time::Duration;
+//! The audit trail: `providerd.events`.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
+use serde_json::Value;
 use sqlx::Row;
+use std::sync::Arc;
+use uuid::Uuid;
 
-use super::{Result, Store};
-use crate::{model::Revision, plan::AuditEntry};
+use super::{Result, Store, Tx, query};
+use crate::{
+    model::{Origin, Revision},
+    plan::EventKind,
+};
 
-/// Rows deleted in one statement, so that nobody waits for a year's worth.
-const PRUNE_BATCH: i64 = 10_000;
-
-/// A row to be written.
+/// An event to be recorded. `detail` holds fields and fingerprints, never a key.
 #[derive(Debug, Clone)]
 pub struct NewEvent {
-    pub entry: AuditEntry,
+    pub kind: EventKind,
+    pub provider: Option<Arc<str>>,
+    pub provider_id: Option<Uuid>,
+    pub detail: Value,
+    pub reason: String,
+    pub origin: Option<Origin>,
     pub revision: Option<Revision>,
 }
 
-/// A row that was written.
+/// A recorded event.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Event {
     pub id: i64,
     pub at: DateTime<Utc>,
     pub kind: String,
     pub provider: Option<String>,
-    pub provider_id: Option<uuid::Uuid>,
+    pub provider_id: Option<Uuid>,
+    pub detail: Value,
     pub reason: String,
-    pub file: Option<String>,
-    pub line: Option<i32>,
+    pub origin: Option<Origin>,
     pub revision: Option<String>,
-    pub detail: serde_json::Value,
 }
 
-/// Which rows to read.
+/// Which events to read. With `after_id`: the oldest after it, in order; without: the newest, in order.
 #[derive(Debug, Clone, Default)]
 pub struct EventFilter {
     pub provider: Option<String>,
     pub since: Option<DateTime<Utc>>,
-    /// Only rows after this one, oldest first; without it the newest rows.
     pub after_id: Option<i64>,
+    /// 0 stands for 100; at most 10,000.
     pub limit: u32,
 }
 
 impl Store {
-    /// Rows in the order in which they were written.
-    pub async fn events(&self, filter: &EventFilter) -> Result<Vec<Event>> {
-        let mut tx = self.begin().await?;
-        let newest_first = filter.after_id.is_none();
-        let rows = sqlx::query(
-            "SELECT id, at, kind, provider, provider_id, reason, file, line, revision, detail FROM providerd.events \
-             WHERE ($1::text IS NULL OR provider = $1) AND ($2::timestamptz IS NULL OR at >= $2) AND id > $3 \
-             ORDER BY CASE WHEN $4 THEN -id ELSE id END LIMIT $5",
-        )
-        .bind(&filter.provider)
-        .bind(filter.since)
-        .bind(filter.after_id.unwrap_or(0))
-        .bind(newest_first)
-        .bind(i64::from(filter.limit))
-        .fetch_all(&mut *tx)
-        .await?;
+    /// Reads events, oldest first.
+    pub async fn events(&self, filter: EventFilter) -> Result<Vec<Event>> {
+        if self.is_blank() {
+            return Ok(Vec::new());
+        }
+        let limit = match filter.limit {
+            0 => 100,
+            limit => i64::from(limit.min(10_000)),
+        };
+        let mut tx = self.read().await?;
+        let sql = if filter.after_id.is_some() { FORWARD } else { BACKWARD };
+        let rows = query(sql)
+            .bind(filter.after_id)
+            .bind(filter.provider)
+            .bind(filter.since)
+            .bind(limit)
+            .fetch_all(&mut *tx)
+            .await?;
+        tx.rollback().await?;
         let mut events = Vec::with_capacity(rows.len());
         for row in rows {
+            let file: Option<String> = row.try_get(7)?;
+            let line: Option<i32> = row.try_get(8)?;
             events.push(Event {
                 id: row.try_get(0)?,
                 at: row.try_get(1)?,
                 kind: row.try_get(2)?,
                 provider: row.try_get(3)?,
                 provider_id: row.try_get(4)?,
-                reason: row.try_get(5)?,
-                file: row.try_get(6)?,
-                line: row.try_get(7)?,
-                revision: row.try_get(8)?,
-                detail: row.try_get(9)?,
+                detail: row.try_get(5)?,
+                reason: row.try_get(6)?,
+                origin: file.map(|file| Origin {
+                    file: file.into(),
+                    line: u32::try_from(line.unwrap_or_default()).unwrap_or_default(),
+                }),
+                revision: row.try_get(9)?,
             });
         }
-        if newest_first {
+        if filter.after_id.is_none() {
             events.reverse();
         }
         Ok(events)
     }
 
-    /// Deletes rows older than `keep`; how many they were.
-    pub async fn events_prune(&self, keep: Duration) -> Result<u64> {
-        let mut deleted = 0;
-        loop {
-            let batch = sqlx::query(
-                "DELETE FROM providerd.events WHERE id IN (SELECT id FROM providerd.events \
-                 WHERE at < now() - $1 * interval '1 second' ORDER BY id LIMIT $2)",
-            )
-            .bind(keep.as_secs_f64())
-            .bind(PRUNE_BATCH)
-            .execute(&self.pool)
-            .await?
-            .rows_affected();
-            deleted += batch;
-            if batch < PRUNE_BATCH as u64 {
-                return Ok(deleted);
-            }
+    /// Records events outside a reconcile (health transitions, key operations).
+    pub async fn record(&self, events: &[NewEvent]) -> Result<()> {
+        if events.is_empty() {
+            return Ok(());
         }
+        let mut tx = self.write().await?;
+        insert(&mut tx, events).await?;
+        Ok(tx.commit().await?)
     }
+
+    /// Deletes events older than `before`; returns how many.
+    pub async fn events_expire(&self, before: DateTime<Utc>) -> Result<u64> {
+        let mut tx = self.write().await?;
+        let done = query("DELETE FROM providerd.events WHERE at < $1").bind(before).execute(&mut *tx).await?;
+        tx.commit().await?;
+        Ok(done.rows_affected())
+    }
+}
+
+const FORWARD: &str = "SELECT id, at, kind, provider, provider_id, detail, reason, file, line, revision
+    FROM providerd.events
+    WHERE id > $1 AND ($2::text IS NULL OR provider = $2) AND ($3::timestamptz IS NULL OR at >= $3)
+    ORDER BY id LIMIT $4";
+const BACKWARD: &str = "SELECT id, at, kind, provider, provider_id, detail, reason, file, line, revision
+    FROM providerd.events
+    WHERE $1::bigint IS NULL AND ($2::text IS NULL OR provider = $2) AND ($3::timestamptz IS NULL OR at >= $3)
+    ORDER BY id DESC LIMIT $4";
+
+/// Writes any number of events in one round trip.
+pub(super) async fn insert(tx: &mut Tx, events: &[NewEvent]) -> Result<()> {
+    let mut copy = super::apply::Copy::default();
+    for event in events {
+        copy.text(event.kind.as_str());
+        copy.option(event.provider.as_deref());
+        copy.option(event.provider_id.map(|id| id.to_string()).as_deref());
+        copy.text(&event.detail.to_string());
+        copy.text(&event.reason);
+        copy.option(event.origin.as_ref().map(|origin| &*origin.file));
+        copy.option(event.origin.as_ref().map(|origin| origin.line.to_string()).as_deref());
+        copy.option(event.revision.as_ref().map(ToString::to_string).as_deref());
+        copy.end_row();
+    }
+    copy.send(
+        tx,
+        "COPY providerd.events (kind, provider, provider_id, detail, reason, file, line, revision) FROM STDIN",
+    )
+    .await
 }

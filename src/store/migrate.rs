@@ -1,118 +1,272 @@
-//! Migrations: embedded, versioned, additive, each once, all in one transaction.
+//! Bringing a database to the layout that this program needs, in one transaction, adding only.
 //!
-//! They are templates, because the shared tables may live in any schema, and PostgreSQL has no parameters there.
+//! An own runner instead of sqlx's: the bookkeeping table must live in the schema `providerd`, and the schema of the
+//! shared tables is a setting.
+//! Invariant: a layout that cannot be joined is found by reading, before the first statement that writes.
 
-use sha2::{Digest, Sha256};
-use sqlx::{Postgres, Row, Transaction};
+use std::fmt::Write as _;
 
-use super::{ADVISORY_LOCK, Result, Store, StoreError};
+use sqlx::{AssertSqlSafe, Row};
 
-/// Version, name and text, in order. A migration that has landed is never edited: add another one.
+use super::{Result, Store, StoreError, Tx, identifier, query};
+
+/// In order; a version, once released, is never edited.
 const MIGRATIONS: &[(i32, &str, &str)] = &[
-    (1, "shared tables", include_str!("../../migrations/0001_shared_tables.sql")),
-    (2, "shared defaults", include_str!("../../migrations/0002_shared_defaults.sql")),
-    (3, "bookkeeping", include_str!("../../migrations/0003_bookkeeping.sql")),
-    (4, "triggers", include_str!("../../migrations/0004_triggers.sql")),
+    (1, "bookkeeping", include_str!("../../migrations/0001_bookkeeping.sql")),
+    (2, "catalog", include_str!("../../migrations/0002_catalog.sql")),
+    (3, "generations", include_str!("../../migrations/0003_generations.sql")),
 ];
 
+/// Advisory lock that lets one daemon migrate at a time.
+const MIGRATE_LOCK: i64 = 0x7072_6f76_6d69_6772;
+
+/// Pages of `llm_usage_logs` brought up to date per transaction: about 50,000 rows, well under a second.
+const FILL_PAGES: i64 = 1_000;
+
 /// What [`Store::migrate`] did.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MigrationReport {
-    /// Versions that were applied just now.
-    pub applied: Vec<i32>,
+    /// Names of the steps carried out now; empty if the database was up to date.
+    pub applied: Vec<&'static str>,
+    pub version: i32,
+}
+
+/// What a database holds of the tables that this program needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// Never migrated; tables of an installation that can be joined may be there.
+    Absent,
+    /// All of it.
+    Current,
 }
 
 impl Store {
-    /// Brings the tables up to date. Writes nothing where they are. Several daemons may do it at once.
+    /// Looks, and writes nothing.
     ///
     /// # Errors
-    /// [`StoreError::ForeignLayout`] and [`StoreError::Data`] leave the database exactly as it was.
-    pub async fn migrate(&self) -> Result<MigrationReport> {
-        let mut tx = self.begin().await?;
-        if !self.pending(&mut tx).await?.is_empty() {
-            sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(ADVISORY_LOCK).execute(&mut *tx).await?;
-            // Somebody may have migrated while this one waited.
-            let pending = self.pending(&mut tx).await?;
-            return self.apply_migrations(tx, &pending).await;
-        }
+    /// [`StoreError::ForeignLayout`] if the tables cannot be joined, [`StoreError::NotMigrated`] if an older program
+    /// migrated them.
+    pub async fn layout(&self) -> Result<Layout> {
+        let mut tx = self.read().await?;
+        refuse_foreign(&mut tx, &self.schema).await?;
+        let have = version(&mut tx).await?;
         tx.rollback().await?;
-        Ok(MigrationReport::default())
-    }
-
-    async fn pending(&self, tx: &mut Transaction<'static, Postgres>) -> Result<Vec<i32>> {
-        let exists: bool = sqlx::query("SELECT to_regclass('providerd.migrations') IS NOT NULL")
-            .fetch_one(&mut **tx)
-            .await?
-            .try_get(0)?;
-        let done: Vec<i32> = if exists {
-            let rows = sqlx::query("SELECT version FROM providerd.migrations").fetch_all(&mut **tx).await?;
-            rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?
-        } else {
-            Vec::new()
-        };
-        if let Some(newer) =
-            done.iter().find(|version| MIGRATIONS.iter().all(|(known, ..)| known != *version))
-        {
-            return Err(StoreError::ForeignLayout(format!(
-                "the database was migrated by a newer providerd (migration {newer})\nhint: run that version, or a later one"
-            )));
+        match have {
+            0 => Ok(Layout::Absent),
+            have if have >= newest() => Ok(Layout::Current),
+            _ => Err(StoreError::NotMigrated),
         }
-        Ok(MIGRATIONS
-            .iter()
-            .map(|(version, ..)| *version)
-            .filter(|version| !done.contains(version))
-            .collect())
     }
 
-    async fn apply_migrations(
-        &self,
-        mut tx: Transaction<'static, Postgres>,
-        pending: &[i32],
-    ) -> Result<MigrationReport> {
-        self.refuse_foreign(&mut tx).await?;
-        sqlx::query("SELECT set_config('providerd.applying', 'on', true)").execute(&mut *tx).await?;
-        let quoted = format!("\"{}\"", self.schema);
-        let create = format!(
-            "CREATE SCHEMA IF NOT EXISTS {quoted}; CREATE SCHEMA IF NOT EXISTS providerd; \
-             CREATE TABLE IF NOT EXISTS providerd.migrations (version integer PRIMARY KEY, name text NOT NULL, \
-             digest text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())"
+    /// Whether every migration that this program knows has been carried out.
+    pub async fn migrated(&self) -> Result<bool> {
+        let mut tx = self.read().await?;
+        let done = version(&mut tx).await? >= newest() && !usage_fill_pending(&mut tx).await?;
+        tx.rollback().await?;
+        Ok(done)
+    }
+
+    /// Adds what is missing. Safe to call at every start and by several daemons at once.
+    ///
+    /// # Errors
+    /// [`StoreError::ForeignLayout`] if the tables cannot be joined; nothing was touched then.
+    pub async fn migrate(&self) -> Result<MigrationReport> {
+        let mut report = MigrationReport::default();
+        if !self.migrated().await? {
+            self.migrate_now(&mut report).await?;
+            self.fill_usage().await?;
+        }
+        report.version = newest();
+        Ok(report)
+    }
+
+    async fn migrate_now(&self, report: &mut MigrationReport) -> Result<()> {
+        let mut tx = self.write().await?;
+        // Tables of an existing installation may be long; the lock timeout stays, so as not to queue up readers.
+        query("SET LOCAL statement_timeout TO 0").execute(&mut *tx).await?;
+        query("SELECT pg_advisory_xact_lock($1)").bind(MIGRATE_LOCK).execute(&mut *tx).await?;
+        refuse_foreign(&mut tx, &self.schema).await?;
+
+        let have = version(&mut tx).await?;
+        if have >= newest() {
+            tx.rollback().await?;
+            return Ok(());
+        }
+        let mut setup = String::new();
+        for schema in [self.schema.as_ref(), "providerd"] {
+            // CREATE SCHEMA wants a right even where the schema exists.
+            let exists: bool =
+                sqlx::query_scalar("SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)")
+                    .persistent(false)
+                    .bind(schema)
+                    .fetch_one(&mut *tx)
+                    .await?;
+            if !exists {
+                let _ = writeln!(setup, "CREATE SCHEMA {};", identifier(schema));
+            }
+        }
+        setup.push_str(
+            "CREATE TABLE IF NOT EXISTS providerd.migrations (
+                version integer PRIMARY KEY, name text NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp());
+             SET LOCAL providerd.applying TO 'on';",
         );
-        sqlx::raw_sql(sqlx::AssertSqlSafe(create)).execute(&mut *tx).await?;
-        for (version, name, text) in MIGRATIONS.iter().filter(|(version, ..)| pending.contains(version)) {
-            // The settings admit plain lower-case identifiers only, so quoting is all that is needed.
-            let sql =
-                text.replace("{schema_text}", &format!("'{}'", self.schema)).replace("{schema}", &quoted);
-            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut *tx).await?;
-            let digest: String =
-                Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
-            sqlx::query("INSERT INTO providerd.migrations (version, name, digest) VALUES ($1, $2, $3)")
-                .bind(version)
+        sqlx::raw_sql(AssertSqlSafe(setup)).execute(&mut *tx).await?;
+        for (number, name, sql) in MIGRATIONS.iter().filter(|(number, ..)| *number > have) {
+            let sql = sql.replace("__SCHEMA__", &identifier(&self.schema));
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await.map_err(|error| {
+                match error.into() {
+                    StoreError::Other(text) => {
+                        StoreError::Other(format!("migration {number} ({name}): {text}"))
+                    }
+                    other => other,
+                }
+            })?;
+            query("INSERT INTO providerd.migrations (version, name) VALUES ($1, $2)")
+                .bind(number)
                 .bind(name)
-                .bind(digest)
                 .execute(&mut *tx)
                 .await?;
+            report.applied.push(name);
         }
-        tx.commit().await?;
-        Ok(MigrationReport { applied: pending.to_vec() })
+        query(
+            "INSERT INTO providerd.meta (key, value)
+             SELECT 'usage_fill_page', '0' WHERE EXISTS (
+                 SELECT FROM pg_trigger WHERE tgname = 'providerd_usage' AND tgrelid = 'llm_usage_logs'::regclass)
+             ON CONFLICT DO NOTHING",
+        )
+        .execute(&mut *tx)
+        .await?;
+        Ok(tx.commit().await?)
     }
 
-    /// Tables of these names whose ids are no UUIDs belong to another program.
-    async fn refuse_foreign(&self, tx: &mut Transaction<'static, Postgres>) -> Result<()> {
-        let rows = sqlx::query(
-            "SELECT table_name::text, column_name::text, data_type::text FROM information_schema.columns \
-             WHERE table_schema = $1 AND data_type <> 'uuid' AND (table_name, column_name) IN \
-             (('llm_providers', 'id'), ('llm_models', 'id'), ('llm_models', 'provider_id'), ('llm_routing_rules', 'id'))",
-        )
-        .bind(&self.schema)
-        .fetch_all(&mut **tx)
-        .await?;
-        let Some(row) = rows.first() else { return Ok(()) };
-        let (table, column, kind): (String, String, String) =
-            (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-        Err(StoreError::ForeignLayout(format!(
-            "{}.{table} belongs to another program: its {column} is {kind}, not uuid. Nothing was changed.\n\
-             hint: use another database, or set `database.schema` to a schema of its own",
-            self.schema
-        )))
+    /// Lets the usage trigger copy the counters of rows that were there before it, some pages per transaction: a log
+    /// may hold millions of rows, and its writers must not wait for all of them. Goes on where it was interrupted.
+    async fn fill_usage(&self) -> Result<()> {
+        loop {
+            let mut tx = self.write().await?;
+            let page: Option<i64> = sqlx::query_scalar(
+                "SELECT value::bigint FROM providerd.meta WHERE key = 'usage_fill_page' FOR UPDATE",
+            )
+            .persistent(false)
+            .fetch_optional(&mut *tx)
+            .await?;
+            let Some(page) = page else { return Ok(tx.rollback().await?) };
+            // Rewritten rows move behind the end as it was; looking at them once more finds nothing to do.
+            let pages: i64 = sqlx::query_scalar(
+                "SELECT pg_relation_size('llm_usage_logs') / current_setting('block_size')::bigint",
+            )
+            .persistent(false)
+            .fetch_one(&mut *tx)
+            .await?;
+            if page >= pages {
+                query("DELETE FROM providerd.meta WHERE key = 'usage_fill_page'").execute(&mut *tx).await?;
+                return Ok(tx.commit().await?);
+            }
+            let next = page + FILL_PAGES;
+            query(
+                "UPDATE llm_usage_logs SET model_name = model_name
+                 WHERE ctid >= format('(%s,0)', $1::bigint)::tid AND ctid < format('(%s,0)', $2::bigint)::tid
+                   AND (prompt_tokens IS NULL OR completion_tokens IS NULL OR cost_total_usd IS NULL)",
+            )
+            .bind(page)
+            .bind(next)
+            .execute(&mut *tx)
+            .await?;
+            query("UPDATE providerd.meta SET value = $1 WHERE key = 'usage_fill_page'")
+                .bind(next.to_string())
+                .execute(&mut *tx)
+                .await?;
+            tx.commit().await?;
+        }
     }
+}
+
+const fn newest() -> i32 {
+    MIGRATIONS[MIGRATIONS.len() - 1].0
+}
+
+/// The newest migration carried out; 0 for none.
+async fn version(tx: &mut Tx) -> Result<i32> {
+    let exists: bool = sqlx::query_scalar("SELECT to_regclass('providerd.migrations') IS NOT NULL")
+        .persistent(false)
+        .fetch_one(&mut **tx)
+        .await?;
+    if !exists {
+        return Ok(0);
+    }
+    Ok(sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM providerd.migrations")
+        .persistent(false)
+        .fetch_one(&mut **tx)
+        .await?)
+}
+
+async fn usage_fill_pending(tx: &mut Tx) -> Result<bool> {
+    Ok(sqlx::query_scalar("SELECT EXISTS (SELECT FROM providerd.meta WHERE key = 'usage_fill_page')")
+        .persistent(false)
+        .fetch_one(&mut **tx)
+        .await?)
+}
+
+/// Refuses tables that share a name with ours and nothing else, by reading only.
+async fn refuse_foreign(tx: &mut Tx, schema: &str) -> Result<()> {
+    let columns = query(
+        "SELECT c.relname::text AS tab, c.relkind::text AS kind, a.attname::text AS col, t.typname::text AS typ
+         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+              AND a.attname IN ('id', 'provider_id', 'model_id', 'name')
+         LEFT JOIN pg_type t ON t.oid = a.atttypid
+         WHERE n.nspname = $1
+           AND c.relname IN ('llm_providers', 'llm_models', 'llm_routing_rules', 'llm_usage_logs')
+         ORDER BY 1, 3",
+    )
+    .bind(schema)
+    .fetch_all(&mut **tx)
+    .await?;
+    let mut ids = 0;
+    let mut tables = std::collections::BTreeSet::new();
+    for row in &columns {
+        let (table, kind): (String, String) = (row.try_get("tab")?, row.try_get("kind")?);
+        if !matches!(kind.as_str(), "r" | "p") {
+            return Err(StoreError::ForeignLayout(format!("{schema}.{table} is not a table")));
+        }
+        let column: Option<String> = row.try_get("col")?;
+        let typ: Option<String> = row.try_get("typ")?;
+        tables.insert(table.clone());
+        let (Some(column), Some(typ)) = (column, typ) else { continue };
+        // Who uses the logs, and how they are numbered, is nobody's business here.
+        if table == "llm_usage_logs" && column == "id" {
+            ids += 1;
+            continue;
+        }
+        ids += usize::from(column == "id");
+        if column != "name" && typ != "uuid" {
+            return Err(StoreError::ForeignLayout(format!(
+                "{schema}.{table}.{column} is of type {typ}, not uuid: the table belongs to another program; \
+                 hint: give providerd a database or a schema (database.schema) of its own"
+            )));
+        }
+    }
+    if ids < tables.len() {
+        return Err(StoreError::ForeignLayout(format!(
+            "one of the llm_ tables in schema {schema} has no column id"
+        )));
+    }
+    if !tables.contains("llm_providers") {
+        return Ok(());
+    }
+    let names = query(
+        "SELECT name::text AS name FROM llm_providers GROUP BY name HAVING count(*) > 1 ORDER BY 1 LIMIT 5",
+    )
+    .fetch_all(&mut **tx)
+    .await?;
+    if !names.is_empty() {
+        let names: Vec<String> =
+            names.iter().map(|row| row.try_get::<String, _>("name")).collect::<Result<_, _>>()?;
+        return Err(StoreError::ForeignLayout(format!(
+            "several rows of {schema}.llm_providers share a name ({}), and a manifest names a provider by its name \
+             alone; hint: rename all but one of each",
+            names.join(", ")
+        )));
+    }
+    Ok(())
 }

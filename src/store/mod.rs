@@ -1,80 +1,162 @@
-//! The database: the only place that knows SQL. One file per resource.
+//! The database: the only place that knows sqlx and SQL.
 //!
-//! Not its job: deciding anything. Invariants: every statement runs in a transaction that sets its own search
-//! path, so that a transaction-pooling PgBouncer changes nothing; no statement is prepared by name.
+//! Not its job: deciding what to write (`plan`), opening or sealing keys (`secret`).
+//!
+//! Invariants: every statement runs inside an explicit transaction and is prepared without a name, so that a
+//! transaction-pooling PgBouncer may stand between; the shared tables are found through a `search_path` set for the
+//! transaction only; reading writes nothing, and a transaction that only reads takes no transaction id.
 
 mod apply;
 mod error;
 mod events;
-mod lease;
-mod meta;
+mod leases;
+mod listen;
 mod migrate;
 mod status;
 mod world;
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    PgPool, Postgres, Transaction,
-    postgres::{PgConnectOptions, PgListener, PgPoolOptions},
+    AssertSqlSafe, PgPool, Postgres, Transaction,
+    postgres::{PgArguments, PgConnectOptions, PgPoolOptions},
+    query::Query,
 };
-use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 pub use self::{
-    error::StoreError,
+    error::{Result, StoreError},
     events::{Event, EventFilter, NewEvent},
-    lease::Lease,
-    meta::{Fence, Suspension},
-    migrate::MigrationReport,
-    status::ProviderRow,
+    leases::{Lease, Suspended, Suspension},
+    listen::DriftListener,
+    migrate::{Layout, MigrationReport},
+    status::{ProviderStatus, StatusWrite, UsageTotals},
     world::Scope,
 };
 
-pub(crate) type Result<T, E = StoreError> = std::result::Result<T, E>;
-
-/// "providerd" as a number: whoever applies or migrates holds this advisory lock until its transaction ends.
-const ADVISORY_LOCK: i64 = 0x0070_726f_7669_6472;
-/// A peer applies for seconds at most, so waiting longer means that something is wrong.
-const LOCK_TIMEOUT: &str = "10s";
-/// A daemon that is stopped in the middle of a transaction loses it, and with it the lock, after this time.
-const IDLE_TIMEOUT: &str = "6s";
-/// A lost listener is built anew after this pause; the periodic resync covers it meanwhile.
-const LISTEN_RETRY: Duration = Duration::from_secs(2);
-
-/// How to connect.
-#[derive(Clone)]
+/// How to reach the database.
+#[derive(Debug, Clone)]
 pub struct Settings {
+    /// `postgres://user@host/db`, or `postgres://user@localhost/db?host=/socket/dir`.
     pub url: SecretString,
     /// Schema of the shared tables.
     pub schema: String,
     pub max_connections: u32,
-    pub connect_timeout: Duration,
+    /// How long a caller waits for a connection.
+    pub acquire_timeout: Duration,
+    /// How long one statement may run before the server cancels it; zero: for ever. Migrations are exempt.
+    pub statement_timeout: Duration,
 }
 
-/// A pool of connections to one database.
+impl Settings {
+    pub fn new(url: SecretString) -> Self {
+        Self {
+            url,
+            schema: "public".to_owned(),
+            // One for reconciling, one for health writes, the rest for readers of the API.
+            max_connections: 8,
+            acquire_timeout: Duration::from_secs(5),
+            statement_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A pool of connections; cheap to clone.
 #[derive(Clone)]
 pub struct Store {
     pool: PgPool,
-    schema: String,
+    options: PgConnectOptions,
+    schema: Arc<str>,
+    begin_read: Arc<str>,
+    begin_write: Arc<str>,
+    begin_reconcile: Arc<str>,
+    /// The tables do not exist yet: everything reads as empty.
+    blank: bool,
+}
+
+impl std::fmt::Debug for Store {
+    /// The options may hold a password.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("schema", &self.schema).finish_non_exhaustive()
+    }
+}
+
+type Tx = Transaction<'static, Postgres>;
+
+/// A statement that leaves no name behind on the server.
+fn query(sql: &'static str) -> Query<'static, Postgres, PgArguments> {
+    sqlx::query(sql).persistent(false)
+}
+
+/// Like [`query`], for text put together from this crate's own constants (column lists), never from input.
+fn query_built(sql: String) -> Query<'static, Postgres, PgArguments> {
+    sqlx::query(AssertSqlSafe(sql)).persistent(false)
+}
+
+/// A quoted SQL identifier.
+fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 impl Store {
-    /// Prepares connecting; the first connection is made when it is needed.
+    /// Prepares a pool; opens no connection yet, so it succeeds while the database is away.
     ///
     /// # Errors
-    /// The URL is none. It is not repeated, because it holds a password.
+    /// [`StoreError::Other`] if the URL cannot be understood.
     pub async fn connect(settings: &Settings) -> Result<Self> {
-        let options = PgConnectOptions::from_str(settings.url.expose_secret())
-            .map_err(|_| StoreError::Url)?
+        let options: PgConnectOptions = settings.url.expose_secret().parse()?;
+        let options = options
             .application_name("providerd")
-            .statement_cache_capacity(0);
+            .statement_cache_capacity(0)
+            // PgBouncer refuses start-up parameters that it does not track; this one is not needed: floats
+            // travel in binary.
+            .extra_float_digits(None);
         let pool = PgPoolOptions::new()
-            .max_connections(settings.max_connections)
-            .acquire_timeout(settings.connect_timeout)
+            .max_connections(settings.max_connections.max(2))
+            .acquire_timeout(settings.acquire_timeout)
             .idle_timeout(Duration::from_secs(300))
-            .connect_lazy_with(options);
-        Ok(Self { pool, schema: settings.schema.clone() })
+            .max_lifetime(Duration::from_secs(1800))
+            .connect_lazy_with(options.clone());
+        let schema = identifier(&settings.schema);
+        let common = format!(
+            "SET LOCAL search_path TO {schema}; SET LOCAL statement_timeout TO {}; SET LOCAL lock_timeout TO 10000; \
+             SET LOCAL timezone TO 'UTC'",
+            settings.statement_timeout.as_millis()
+        );
+        Ok(Self {
+            pool,
+            options,
+            schema: settings.schema.as_str().into(),
+            blank: false,
+            begin_read: format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {common}").into(),
+            begin_write: format!("BEGIN; {common}").into(),
+            begin_reconcile: format!(
+                "BEGIN ISOLATION LEVEL REPEATABLE READ; {common}; SET LOCAL providerd.applying TO 'on'"
+            )
+            .into(),
+        })
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<()> {
+        let mut tx = self.read().await?;
+        query("SELECT 1").execute(&mut *tx).await?;
+        Ok(tx.rollback().await?)
+    }
+
+    /// The same database, taken to be without tables: what looks at it finds nothing.
+    #[must_use]
+    pub fn blank(&self) -> Self {
+        Self { blank: true, ..self.clone() }
+    }
+
+    pub const fn is_blank(&self) -> bool {
+        self.blank
     }
 
     /// Closes all connections.
@@ -82,76 +164,83 @@ impl Store {
         self.pool.close().await;
     }
 
-    /// A transaction in which unqualified names are the shared tables.
-    async fn begin(&self) -> Result<Transaction<'static, Postgres>> {
-        let mut tx = self.pool.begin().await?;
-        sqlx::query("SELECT set_config('search_path', $1, true), set_config('idle_in_transaction_session_timeout', $2, true)")
-            .bind(format!("\"{}\"", self.schema))
-            .bind(IDLE_TIMEOUT)
-            .execute(&mut *tx)
-            .await?;
-        Ok(tx)
+    /// A consistent view that can write nothing.
+    async fn read(&self) -> Result<Tx> {
+        Ok(self.pool.begin_with(AssertSqlSafe(Arc::clone(&self.begin_read))).await?)
     }
 
-    /// A transaction that may apply: alone among all daemons, and silent towards the drift notices.
-    pub async fn reconcile_begin(&self) -> Result<ReconcileTx> {
-        let mut tx = self.begin().await?;
-        sqlx::query(
-            "SELECT set_config('providerd.applying', 'on', true), set_config('lock_timeout', $1, true)",
-        )
-        .bind(LOCK_TIMEOUT)
-        .execute(&mut *tx)
-        .await?;
-        sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(ADVISORY_LOCK).execute(&mut *tx).await?;
-        Ok(ReconcileTx { tx })
-    }
-
-    /// A transaction that only looks: one snapshot, no lock, nothing written.
-    pub async fn look_begin(&self) -> Result<ReconcileTx> {
-        let mut tx = self.pool.begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
-        sqlx::query("SELECT set_config('search_path', $1, true)")
-            .bind(format!("\"{}\"", self.schema))
-            .execute(&mut *tx)
-            .await?;
-        Ok(ReconcileTx { tx })
-    }
-
-    /// Calls `hint` whenever somebody else may have changed the shared tables, until `stop`.
+    /// A transaction with the methods of [`ReconcileTx`] that only reads: one snapshot, no lock.
     ///
-    /// A lost connection may have lost notices, so it counts as one. Behind a transaction-pooling proxy no notice
-    /// ever comes; the periodic resync finds what changed.
-    pub async fn listen_drift(&self, stop: CancellationToken, hint: impl Fn()) {
-        while !stop.is_cancelled() {
-            let heard = async {
-                let mut listener = PgListener::connect_with(&self.pool).await?;
-                listener.listen("providerd_drift").await?;
-                loop {
-                    // `None` is a connection that was lost and made anew.
-                    listener.try_recv().await?;
-                    hint();
-                }
-            };
-            let lost: Result<(), sqlx::Error> = tokio::select! {
-                () = stop.cancelled() => return,
-                lost = heard => lost,
-            };
-            if let Err(error) = lost {
-                tracing::debug!(%error, "the drift listener is lost");
+    /// # Errors
+    /// The database cannot be reached.
+    pub async fn look_begin(&self) -> Result<ReconcileTx> {
+        Ok(ReconcileTx { blank: self.blank, ..ReconcileTx::new(self.read().await?) })
+    }
+
+    async fn write(&self) -> Result<Tx> {
+        Ok(self.pool.begin_with(AssertSqlSafe(Arc::clone(&self.begin_write))).await?)
+    }
+
+    /// Begins the one transaction that reads the world and applies a catalog. Waits for another daemon's to end.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] if another one still holds the lock after [`LOCK_WAIT`].
+    pub async fn reconcile_begin(&self) -> Result<ReconcileTx> {
+        let deadline = tokio::time::Instant::now() + LOCK_WAIT;
+        loop {
+            let mut tx = self.pool.begin_with(AssertSqlSafe(Arc::clone(&self.begin_reconcile))).await?;
+            let locked: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)")
+                .persistent(false)
+                .bind(RECONCILE_LOCK)
+                .fetch_one(&mut *tx)
+                .await?;
+            if locked {
+                return Ok(ReconcileTx::new(tx));
             }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(LISTEN_RETRY) => hint(),
+            // A transaction that has waited would read the world as it was before the wait: begin anew.
+            tx.rollback().await?;
+            if tokio::time::Instant::now() >= deadline {
+                return Err(StoreError::Conflict("another daemon is applying".to_owned()));
             }
+            tokio::time::sleep(Duration::from_millis(25)).await;
         }
     }
 }
 
-/// One transaction of a reconcile pass. Dropping it rolls it back.
+/// Longer than any healthy apply (10,000 providers take about a second), shorter than the 10 s takeover.
+const LOCK_WAIT: Duration = Duration::from_secs(8);
+
+/// Advisory lock that serializes reconciling; the bytes of "provider".
+const RECONCILE_LOCK: i64 = 0x7072_6f76_6964_6572;
+
+/// The transaction of one reconcile: REPEATABLE READ, holding the reconcile lock. Dropped, it rolls back.
 pub struct ReconcileTx {
-    tx: Transaction<'static, Postgres>,
+    tx: Tx,
+    /// For rows whose key columns disagree: the token that opens.
+    align: HashMap<Uuid, String>,
+    /// Names with a bookkeeping row, as far as `world` has read.
+    known: HashSet<Arc<str>>,
+    /// Whether `known` is complete.
+    known_all: bool,
+    /// As [`Store::blank`].
+    blank: bool,
 }
 
 impl ReconcileTx {
+    fn new(tx: Tx) -> Self {
+        Self { tx, align: HashMap::new(), known: HashSet::new(), known_all: false, blank: false }
+    }
+
+    /// Marks a point to come back to.
+    pub async fn savepoint(&mut self) -> Result<()> {
+        self.simple("SAVEPOINT providerd").await
+    }
+
+    /// Undoes everything since the last [`Self::savepoint`], which stays and can be used again.
+    pub async fn rollback_to(&mut self) -> Result<()> {
+        self.simple("ROLLBACK TO SAVEPOINT providerd").await
+    }
+
     pub async fn commit(self) -> Result<()> {
         Ok(self.tx.commit().await?)
     }
@@ -160,19 +249,8 @@ impl ReconcileTx {
         Ok(self.tx.rollback().await?)
     }
 
-    /// Marks a point to which [`Self::savepoint_rollback`] returns.
-    pub async fn savepoint(&mut self) -> Result<()> {
-        sqlx::query("SAVEPOINT one").execute(&mut *self.tx).await?;
-        Ok(())
-    }
-
-    pub async fn savepoint_release(&mut self) -> Result<()> {
-        sqlx::query("RELEASE SAVEPOINT one").execute(&mut *self.tx).await?;
-        Ok(())
-    }
-
-    pub async fn savepoint_rollback(&mut self) -> Result<()> {
-        sqlx::query("ROLLBACK TO SAVEPOINT one").execute(&mut *self.tx).await?;
+    async fn simple(&mut self, sql: &'static str) -> Result<()> {
+        query(sql).execute(&mut *self.tx).await?;
         Ok(())
     }
 }

@@ -1,263 +1,318 @@
-//! Reading what the planner compares with: live rows and bookkeeping.
+//! Reading what the database holds: the live rows, the bookkeeping, and what a plan must know before it deletes.
+//!
+//! Plain ordered SELECTs, decoded row by row. Invariant: whatever others wrote (a `config` that is no object, a status
+//! of any text, NULLs) is read without an error.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
-use futures_util::TryStreamExt as _;
-use sqlx::{Row, postgres::PgRow, types::Json};
+use futures_util::TryStreamExt;
+use serde_json::Value;
+use sqlx::{Row, postgres::PgRow};
 use uuid::Uuid;
 
-use super::{ReconcileTx, Result, Store, StoreError};
+use super::{ReconcileTx, Result, Store, Tx, query};
 use crate::{
     model::{JsonMap, Origin},
     plan::{Digest, LiveKey, LiveModel, LiveProvider, LiveRule, Managed, World},
 };
 
-/// Which providers to read.
+/// Which providers a reading is about. Managed providers are always found by their id too, whatever their name is now.
 #[derive(Debug, Clone)]
 pub enum Scope {
-    /// These, and every managed one.
-    All {
-        declared: Vec<Arc<str>>,
-    },
+    /// Every managed provider, and the live rows of these names.
+    All { declared: Vec<Arc<str>> },
+    /// Only these names.
     Providers(Vec<Arc<str>>),
+    /// Every row there is, managed or not (for `import`).
+    Everything,
 }
 
-/// Opens a stored token, as far as knowing its fingerprint.
-pub type Open<'a> = dyn Fn(&str) -> LiveKey + Sync + 'a;
+/// Says what a stored token is.
+pub type Opener<'a> = &'a (dyn Fn(&str) -> LiveKey + Sync);
 
 impl Store {
-    /// As [`ReconcileTx::world`], in a snapshot of its own.
-    pub async fn read_world(&self, scope: &Scope, open: &Open<'_>) -> Result<World> {
-        self.look_begin().await?.world(scope, open).await
+    /// Reads the world without a lock, for `plan`, `status` and `import`.
+    pub async fn read_world(&self, scope: &Scope, open: Opener<'_>) -> Result<World> {
+        if self.is_blank() {
+            return Ok(World::default());
+        }
+        let mut tx = self.read().await?;
+        let world = read(&mut tx, scope, open, &mut HashMap::new()).await?;
+        tx.rollback().await?;
+        Ok(world)
     }
-}
-
-/// A JSON column; others may have written something that is no object, which has no fields.
-fn map(row: &PgRow, at: usize) -> Result<JsonMap, sqlx::Error> {
-    Ok(match row.try_get::<Option<Json<serde_json::Value>>, _>(at)? {
-        Some(Json(serde_json::Value::Object(map))) => map,
-        _ => JsonMap::new(),
-    })
 }
 
 impl ReconcileTx {
-    /// The live rows and the bookkeeping of everything in scope, a renamed provider under its new name.
-    pub async fn world(&mut self, scope: &Scope, open: &Open<'_>) -> Result<World> {
-        let (all, names) = match scope {
-            Scope::All { declared } => (true, declared),
-            Scope::Providers(names) => (false, names),
-        };
-        let names: Vec<&str> = names.iter().map(|name| &**name).collect();
-        let (managed, managed_total) = self.managed(all, &names).await?;
-        let ids: Vec<Uuid> = managed.values().map(|managed| managed.provider_id).collect();
-        let mut live = self.providers(&names, &ids, open).await?;
-        let (models, place) = self.models(&live).await?;
-        for (provider, models) in models {
-            if let Some(live) = live.get_mut(&provider) {
-                live.models = models;
-            }
+    /// Reads the world inside the reconcile's own transaction.
+    pub async fn world(&mut self, scope: &Scope, open: Opener<'_>) -> Result<World> {
+        if self.blank {
+            return Ok(World::default());
         }
-        self.rules(&mut live, &place).await?;
-        let live = live.into_values().map(|live| (live.name.clone(), live)).collect();
-        Ok(World { live, managed, managed_total })
+        let world = read(&mut self.tx, scope, open, &mut self.align).await?;
+        self.known.extend(world.managed.keys().cloned());
+        self.known_all |= !matches!(scope, Scope::Providers(_));
+        Ok(world)
     }
 
-    async fn managed(&mut self, all: bool, names: &[&str]) -> Result<(BTreeMap<Arc<str>, Managed>, usize)> {
-        let mut managed = BTreeMap::new();
-        let mut rows = sqlx::query(
-            "SELECT name, provider_id, digest, file, line, record FROM providerd.managed WHERE $1 OR name = ANY($2)",
-        )
-        .bind(all)
-        .bind(names)
-        .fetch(&mut *self.tx);
-        while let Some(row) = rows.try_next().await? {
-            let name: Arc<str> = row.try_get::<&str, _>(0)?.into();
-            // A digest of another length is one of another version: it differs from every digest.
-            let digest = Digest(row.try_get::<&[u8], _>(2)?.try_into().unwrap_or_default());
-            let line: i32 = row.try_get(4)?;
-            let origin = Origin { file: row.try_get::<&str, _>(3)?.into(), line: line.unsigned_abs() };
-            let (provider_id, record) = (row.try_get(1)?, row.try_get::<&str, _>(5)?.into());
-            managed.insert(name.clone(), Managed { name, provider_id, digest, origin, record });
-        }
-        drop(rows);
-        if all {
-            let total = managed.len();
-            return Ok((managed, total));
-        }
-        let total: i64 = sqlx::query("SELECT count(*) FROM providerd.managed")
+    /// How many providers are managed in all. Counts rows, so it is asked only where a prune depends on it.
+    pub async fn managed_total(&mut self) -> Result<usize> {
+        let total: i64 = sqlx::query_scalar("SELECT count(*) FROM providerd.managed")
+            .persistent(false)
             .fetch_one(&mut *self.tx)
-            .await?
-            .try_get(0)?;
-        Ok((managed, usize::try_from(total).unwrap_or(usize::MAX)))
+            .await?;
+        Ok(usize::try_from(total).unwrap_or_default())
     }
 
-    async fn providers(
-        &mut self,
-        names: &[&str],
-        ids: &[Uuid],
-        open: &Open<'_>,
-    ) -> Result<HashMap<Uuid, LiveProvider>> {
-        let mut live = HashMap::new();
-        let mut rows = sqlx::query(
-            "SELECT id, name, type, enabled, priority::int, api_base_url, api_key_source, api_key_encrypted, \
-             encrypted_api_key, api_key_test_status, health_status, config \
-             FROM llm_providers WHERE name = ANY($1) OR id = ANY($2)",
-        )
-        .bind(names)
-        .bind(ids)
-        .fetch(&mut *self.tx);
-        while let Some(row) = rows.try_next().await? {
-            let id: Uuid = row.try_get(0)?;
-            let key = key(row.try_get(7)?, row.try_get(8)?, open);
-            live.insert(
-                id,
-                LiveProvider {
-                    id,
-                    name: row.try_get::<&str, _>(1)?.into(),
-                    kind: row.try_get(2)?,
-                    enabled: row.try_get(3)?,
-                    priority: row.try_get(4)?,
-                    api_base_url: row.try_get(5)?,
-                    api_key_source: row.try_get(6)?,
-                    key,
-                    key_test_status: row.try_get(9)?,
-                    health_status: row.try_get(10)?,
-                    config: map(&row, 11)?,
-                    models: Vec::new(),
-                },
-            );
-        }
-        Ok(live)
-    }
-
-    /// Models by provider, and where each stands in its provider's list.
-    #[allow(clippy::type_complexity)]
-    async fn models(
-        &mut self,
-        live: &HashMap<Uuid, LiveProvider>,
-    ) -> Result<(HashMap<Uuid, Vec<LiveModel>>, HashMap<Uuid, (Uuid, usize)>)> {
-        let ids: Vec<Uuid> = live.keys().copied().collect();
-        let mut models: HashMap<Uuid, Vec<LiveModel>> = HashMap::with_capacity(ids.len());
-        let mut place = HashMap::new();
-        if ids.is_empty() {
-            return Ok((models, place));
-        }
-        // Older tables have wider integers and costs of any scale; what does not fit is not ours to judge.
-        let mut rows = sqlx::query(
-            "SELECT id, provider_id, coalesce(name, model_name, ''), display_name, \
-             least(context_length, 2147483647)::int, cost_per_1m_tokens::float8, cost_per_1m_input_tokens::float8, \
-             cost_per_1m_output_tokens::float8, enabled, metadata FROM llm_models WHERE provider_id = ANY($1)",
-        )
-        .bind(&ids)
-        .fetch(&mut *self.tx);
-        while let Some(row) = rows.try_next().await? {
-            let (id, provider): (Uuid, Uuid) = (row.try_get(0)?, row.try_get(1)?);
-            let list = models.entry(provider).or_default();
-            place.insert(id, (provider, list.len()));
-            list.push(LiveModel {
-                id,
-                name: row.try_get(2)?,
-                display_name: row.try_get(3)?,
-                context_length: row.try_get(4)?,
-                cost_per_1m_tokens: row.try_get(5)?,
-                cost_per_1m_input_tokens: row.try_get(6)?,
-                cost_per_1m_output_tokens: row.try_get(7)?,
-                enabled: row.try_get(8)?,
-                metadata: map(&row, 9)?,
-                rules: Vec::new(),
-            });
-        }
-        Ok((models, place))
-    }
-
-    async fn rules(
-        &mut self,
-        live: &mut HashMap<Uuid, LiveProvider>,
-        place: &HashMap<Uuid, (Uuid, usize)>,
-    ) -> Result<()> {
-        let ids: Vec<Uuid> = live.keys().copied().collect();
-        if place.is_empty() {
-            return Ok(());
-        }
-        let mut rows = sqlx::query(
-            "SELECT r.id, r.model_id, r.power_level, r.user_tier, r.task_type, r.priority::int, r.weight::int, r.is_active \
-             FROM llm_routing_rules r JOIN llm_models m ON m.id = r.model_id WHERE m.provider_id = ANY($1)",
-        )
-        .bind(&ids)
-        .fetch(&mut *self.tx);
-        while let Some(row) = rows.try_next().await? {
-            let rule = LiveRule {
-                id: row.try_get(0)?,
-                power_level: row.try_get(2)?,
-                user_tier: row.try_get(3)?,
-                task_type: row.try_get(4)?,
-                priority: row.try_get(5)?,
-                weight: row.try_get(6)?,
-                is_active: row.try_get(7)?,
-            };
-            let Some((provider, index)) = place.get(&row.try_get::<Uuid, _>(1)?) else { continue };
-            if let Some(model) = live.get_mut(provider).and_then(|live| live.models.get_mut(*index)) {
-                model.rules.push(rule);
-            }
-        }
-        Ok(())
-    }
-
-    /// Those of the providers that have usage history.
+    /// Which of these providers have usage history.
     pub async fn with_usage(&mut self, ids: &[Uuid]) -> Result<HashSet<Uuid>> {
-        let rows = sqlx::query(
-            "SELECT id FROM unnest($1::uuid[]) AS q(id) WHERE EXISTS (SELECT 1 FROM llm_usage_logs l WHERE l.provider_id = q.id)",
+        if ids.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let found: Vec<Uuid> = sqlx::query_scalar(
+            "SELECT x FROM unnest($1::uuid[]) x WHERE EXISTS (SELECT FROM llm_usage_logs u WHERE u.provider_id = x)",
         )
+        .persistent(false)
         .bind(ids)
         .fetch_all(&mut *self.tx)
         .await?;
-        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+        Ok(found.into_iter().collect())
     }
 
-    /// Those of the cells (power level, user tier) that keep a usable model when these rules are gone.
+    /// Which of these (power level, user tier) cells keep a usable rule (active, of an enabled model of an enabled
+    /// provider) when the named models and rules are gone.
     pub async fn cells_served_elsewhere(
         &mut self,
         cells: &[(String, String)],
-        without: &[Uuid],
-    ) -> Result<BTreeSet<(String, String)>, StoreError> {
-        let (powers, tiers): (Vec<&str>, Vec<&str>) =
-            cells.iter().map(|(power, tier)| (power.as_str(), tier.as_str())).unzip();
-        let rows = sqlx::query(
-            "SELECT power, tier FROM unnest($1::text[], $2::text[]) AS q(power, tier) WHERE EXISTS (\
-             SELECT 1 FROM llm_routing_rules r JOIN llm_models m ON m.id = r.model_id JOIN llm_providers p ON p.id = m.provider_id \
-             WHERE r.power_level = q.power AND r.user_tier = q.tier AND r.id <> ALL($3) \
-             AND r.is_active IS NOT FALSE AND m.enabled IS NOT FALSE AND p.enabled IS NOT FALSE)",
+        without_models: &[Uuid],
+        without_rules: &[Uuid],
+    ) -> Result<HashSet<(String, String)>> {
+        if cells.is_empty() {
+            return Ok(HashSet::new());
+        }
+        let (levels, tiers): (Vec<&str>, Vec<&str>) =
+            cells.iter().map(|(level, tier)| (level.as_str(), tier.as_str())).unzip();
+        let rows: Vec<(String, String)> = sqlx::query_as(
+            "SELECT c.power, c.tier FROM unnest($1::text[], $2::text[]) AS c (power, tier)
+             WHERE EXISTS (
+                 SELECT FROM llm_routing_rules r
+                 JOIN llm_models m ON m.id = r.model_id
+                 JOIN llm_providers p ON p.id = m.provider_id
+                 WHERE r.power_level::text = c.power AND coalesce(r.user_tier::text, 'all') = c.tier
+                   AND coalesce(r.is_active, true) AND coalesce(m.enabled, true) AND coalesce(p.enabled, true)
+                   AND NOT EXISTS (SELECT FROM unnest($3::uuid[]) x WHERE x = m.id)
+                   AND NOT EXISTS (SELECT FROM unnest($4::uuid[]) x WHERE x = r.id))",
         )
-        .bind(powers)
+        .persistent(false)
+        .bind(levels)
         .bind(tiers)
-        .bind(without)
+        .bind(without_models)
+        .bind(without_rules)
         .fetch_all(&mut *self.tx)
         .await?;
-        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+        Ok(rows.into_iter().collect())
     }
 }
 
-/// Both key columns as one: the first that opens is the key.
-fn key(first: Option<&str>, second: Option<&str>, open: &Open<'_>) -> LiveKey {
-    let (first, second) = (first.unwrap_or_default(), second.unwrap_or_default());
-    let agree = first == second;
-    let mut found = LiveKey::Absent;
+async fn read(
+    tx: &mut Tx,
+    scope: &Scope,
+    open: Opener<'_>,
+    align: &mut HashMap<Uuid, String>,
+) -> Result<World> {
+    let mut world = World::default();
+    let (everything, all, names): (bool, bool, &[Arc<str>]) = match scope {
+        Scope::All { declared } => (false, true, declared),
+        Scope::Providers(names) => (false, false, names),
+        Scope::Everything => (true, true, &[]),
+    };
+    let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+
+    let mut rows = query(
+        "SELECT name, provider_id, digest, file, line, record FROM providerd.managed
+         WHERE $1 OR name = ANY($2)",
+    )
+    .bind(all)
+    .bind(&names)
+    .fetch(&mut **tx);
+    while let Some(row) = rows.try_next().await? {
+        let managed = managed(&row)?;
+        world.managed.insert(Arc::clone(&managed.name), managed);
+    }
+    drop(rows);
+    world.managed_total = if all { world.managed.len() } else { usize::MAX };
+
+    let owned: Vec<Uuid> = world.managed.values().map(|managed| managed.provider_id).collect();
+    let mut places: HashMap<Uuid, LiveProvider> = HashMap::new();
+    let mut rows = query(
+        "SELECT id, name::text, type::text, enabled, priority, api_base_url, api_key_source::text,
+                coalesce(api_key_encrypted, ''), coalesce(encrypted_api_key, ''), api_key_test_status::text,
+                health_status::text, config
+         FROM llm_providers WHERE $1 OR name = ANY($2) OR id = ANY($3)",
+    )
+    .bind(everything)
+    .bind(&names)
+    .bind(&owned)
+    .fetch(&mut **tx);
+    while let Some(row) = rows.try_next().await? {
+        let id: Uuid = row.try_get(0)?;
+        let (key, token) = live_key(row.try_get(7)?, row.try_get(8)?, open);
+        if let Some(token) = token {
+            align.insert(id, token.to_owned());
+        }
+        let name: Option<&str> = row.try_get(1)?;
+        places.insert(
+            id,
+            LiveProvider {
+                id,
+                name: name.unwrap_or_default().into(),
+                kind: row.try_get(2)?,
+                enabled: row.try_get(3)?,
+                priority: row.try_get(4)?,
+                api_base_url: row.try_get(5)?,
+                api_key_source: row.try_get(6)?,
+                key,
+                key_test_status: row.try_get(9)?,
+                health_status: row.try_get(10)?,
+                config: object(row.try_get(11)?),
+                models: Vec::new(),
+            },
+        );
+    }
+    drop(rows);
+
+    let ids: Vec<Uuid> = places.keys().copied().collect();
+    let mut rules = rules(tx, everything, &ids).await?;
+    let mut rows = query(
+        "SELECT m.id, m.provider_id, coalesce(m.name, m.model_name, '')::text, m.display_name::text,
+                CASE WHEN m.context_length BETWEEN 0 AND 2147483647 THEN m.context_length::integer END,
+                m.cost_per_1m_tokens::float8, m.cost_per_1m_input_tokens::float8,
+                m.cost_per_1m_output_tokens::float8, m.enabled, m.metadata
+         FROM llm_models m WHERE $1 OR m.provider_id = ANY($2) ORDER BY m.provider_id, m.name, m.id",
+    )
+    .bind(everything)
+    .bind(&ids)
+    .fetch(&mut **tx);
+    while let Some(row) = rows.try_next().await? {
+        let id: Uuid = row.try_get(0)?;
+        let provider: Option<Uuid> = row.try_get(1)?;
+        let Some(provider) = provider.and_then(|provider| places.get_mut(&provider)) else { continue };
+        provider.models.push(LiveModel {
+            id,
+            name: row.try_get(2)?,
+            display_name: row.try_get(3)?,
+            context_length: row.try_get(4)?,
+            cost_per_1m_tokens: row.try_get(5)?,
+            cost_per_1m_input_tokens: row.try_get(6)?,
+            cost_per_1m_output_tokens: row.try_get(7)?,
+            enabled: row.try_get(8)?,
+            metadata: object(row.try_get(9)?),
+            rules: rules.remove(&id).unwrap_or_default(),
+        });
+    }
+    drop(rows);
+    world.live = places
+        .into_values()
+        .map(|provider| (Arc::clone(&provider.name), provider))
+        .collect::<BTreeMap<_, _>>();
+    Ok(world)
+}
+
+async fn rules(tx: &mut Tx, everything: bool, providers: &[Uuid]) -> Result<HashMap<Uuid, Vec<LiveRule>>> {
+    let mut found: HashMap<Uuid, Vec<LiveRule>> = HashMap::new();
+    let mut rows = query(
+        "SELECT r.id, r.model_id, r.power_level::text, r.user_tier::text, r.task_type::text, r.priority, r.weight,
+                r.is_active
+         FROM llm_routing_rules r JOIN llm_models m ON m.id = r.model_id
+         WHERE $1 OR m.provider_id = ANY($2) ORDER BY r.model_id, r.id",
+    )
+    .bind(everything)
+    .bind(providers)
+    .fetch(&mut **tx);
+    while let Some(row) = rows.try_next().await? {
+        found.entry(row.try_get(1)?).or_default().push(LiveRule {
+            id: row.try_get(0)?,
+            power_level: row.try_get(2)?,
+            user_tier: row.try_get(3)?,
+            task_type: row.try_get(4)?,
+            priority: row.try_get(5)?,
+            weight: row.try_get(6)?,
+            is_active: row.try_get(7)?,
+        });
+    }
+    Ok(found)
+}
+
+fn managed(row: &PgRow) -> Result<Managed> {
+    let name: &str = row.try_get(0)?;
+    let digest: &[u8] = row.try_get(2)?;
+    let file: &str = row.try_get(3)?;
+    let line: i32 = row.try_get(4)?;
+    let record: String = row.try_get(5)?;
+    Ok(Managed {
+        name: name.into(),
+        provider_id: row.try_get(1)?,
+        // A digest of another length equals none, so the provider is looked at in full.
+        digest: Digest(digest.try_into().unwrap_or_default()),
+        origin: Origin { file: file.into(), line: u32::try_from(line).unwrap_or_default() },
+        record: record.into_boxed_str(),
+    })
+}
+
+/// A JSON column as a map; anything else that somebody stored there reads as an empty one.
+fn object(value: Option<Value>) -> JsonMap {
+    match value {
+        Some(Value::Object(map)) => map,
+        _ => JsonMap::new(),
+    }
+}
+
+/// What the two key columns hold, and, where they disagree, the token that opens.
+fn live_key<'a>(first: &'a str, second: &'a str, open: Opener<'_>) -> (LiveKey, Option<&'a str>) {
+    if first.is_empty() && second.is_empty() {
+        return (LiveKey::Absent, None);
+    }
+    if first == second {
+        return (open(first), None);
+    }
+    // The first column is what programs read to use the key, so it is believed if it opens.
     for token in [first, second] {
         if token.is_empty() {
             continue;
         }
-        match open(token) {
-            LiveKey::Known { fingerprint, .. } => {
-                return LiveKey::Known { fingerprint, columns_agree: agree };
-            }
-            other => found = other,
-        }
-        if agree {
-            break;
+        if let LiveKey::Known { fingerprint, .. } = open(token) {
+            return (LiveKey::Known { fingerprint, columns_agree: false }, Some(token));
         }
     }
-    found
+    (LiveKey::Undecryptable, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Fingerprint;
+
+    #[test]
+    fn the_column_that_opens_is_the_key() {
+        let open = |token: &str| match token.strip_prefix("good-") {
+            Some(rest) => LiveKey::Known { fingerprint: Fingerprint(rest.into()), columns_agree: true },
+            None => LiveKey::Undecryptable,
+        };
+        let known = |print: &str, columns_agree| LiveKey::Known {
+            fingerprint: Fingerprint(print.into()),
+            columns_agree,
+        };
+        let check = |first, second, key, token| assert_eq!(live_key(first, second, &open), (key, token));
+        check("", "", LiveKey::Absent, None);
+        check("good-a", "good-a", known("a", true), None);
+        check("good-a", "", known("a", false), Some("good-a"));
+        check("", "good-a", known("a", false), Some("good-a"));
+        check("good-a", "good-b", known("a", false), Some("good-a"));
+        check("bad", "good-b", known("b", false), Some("good-b"));
+        check("bad", "worse", LiveKey::Undecryptable, None);
+        check("bad", "bad", LiveKey::Undecryptable, None);
+    }
 }

@@ -1,4 +1,5 @@
 //! A directory of manifests, a database of its own, and the real program run on both.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::{
     fs,
@@ -26,7 +27,7 @@ impl Lab {
     pub async fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("pd").tempdir_in("/tmp").unwrap();
         fs::create_dir(dir.path().join("providers.d")).unwrap();
-        let url = super::pg::database().await;
+        let url = super::pg::pg().database("lab").await.url;
         Self { dir, url }
     }
 
@@ -108,7 +109,7 @@ impl Lab {
 
 /// As [`Lab::value`], on an open connection. A table that does not exist yet reads as empty.
 pub async fn value(connection: &mut PgConnection, sql: &str) -> String {
-    let text = format!("SELECT (q.*)::text FROM ({sql}) q(v) LIMIT 1");
+    let text = format!("SELECT v::text FROM ({sql}) q(v) LIMIT 1");
     match sqlx::query(sqlx::AssertSqlSafe(text)).persistent(false).fetch_optional(connection).await {
         Ok(Some(row)) => row.try_get::<Option<String>, _>(0).unwrap().unwrap_or_default(),
         Ok(None) => String::new(),
@@ -172,7 +173,11 @@ impl Daemon {
         let started = Instant::now();
         while !self.log().contains(text) {
             let running = self.is_running();
-            assert!(running && started.elapsed() < PATIENCE, "no {text:?} (running: {running}) in:\n{}", self.log());
+            assert!(
+                running && started.elapsed() < PATIENCE,
+                "no {text:?} (running: {running}) in:\n{}",
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

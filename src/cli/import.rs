@@ -1,0 +1,177 @@
+//! `import`: manifests for what the database already holds.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{ErrorKind, Write as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use clap::Args;
+use serde::Serialize;
+
+use super::{
+    Format,
+    context::Context,
+    output::{self, Exit},
+};
+use crate::{
+    import,
+    model::SecretRef,
+    plan::{EventKind, LiveKey, LiveProvider},
+    store::{NewEvent, Scope},
+};
+
+#[derive(Debug, Args)]
+pub struct Import {
+    /// Where to write the manifests [default: the manifest directory]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+/// Stable JSON of `import`.
+#[derive(Debug, Default, Serialize)]
+struct Report {
+    /// File of each imported provider.
+    written: BTreeMap<String, PathBuf>,
+    /// What the manifests leave out, by provider: it stays in the database as it is.
+    left_out: BTreeMap<String, Vec<String>>,
+    /// Providers without a manifest, with the reason.
+    skipped: BTreeMap<String, String>,
+}
+
+impl Import {
+    /// Exit 0: every provider has its manifest; 2: something was left out or skipped.
+    pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        let (_, build) = context.load_quietly();
+        let directory = self.dir.unwrap_or_else(|| context.root());
+        let keyring = &context.backend.keyring;
+        let world =
+            context.backend.store.read_world(&Scope::Everything, &|token| keyring.open(token)).await?;
+        let mut report = Report::default();
+        let mut texts: Vec<(Arc<str>, PathBuf, String)> = Vec::new();
+        for (name, live) in &world.live {
+            if let Some(known) = build.catalog.providers.get(name) {
+                report.skipped.insert(name.to_string(), format!("declared already at {}", known.origin));
+                continue;
+            }
+            let mut left_out = Vec::new();
+            let sealed = sealed(context, live, &mut left_out).await?;
+            match import::provider(live, sealed.as_deref()) {
+                Ok(imported) => {
+                    left_out.extend(imported.left_out);
+                    texts.push((name.clone(), directory.join(format!("{name}.toml")), imported.text));
+                    if !left_out.is_empty() {
+                        report.left_out.insert(name.to_string(), left_out);
+                    }
+                }
+                Err(refused) => {
+                    report.skipped.insert(name.to_string(), refused.to_string());
+                }
+            }
+        }
+        // All or nothing: a half-written import would be pruned, refused or merged by whoever looks next.
+        for (_, path, _) in &texts {
+            anyhow::ensure!(
+                fs::symlink_metadata(path).is_err(),
+                "{} exists already; nothing was written\nhint: move it away, or import into another --dir",
+                path.display()
+            );
+        }
+        fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+        let mut events = Vec::new();
+        for (name, path, text) in texts {
+            write_new(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
+            events.push(NewEvent {
+                kind: EventKind::Import,
+                provider: Some(name.clone()),
+                provider_id: world.live.get(&name).map(|live| live.id),
+                detail: serde_json::json!({ "file": path }),
+                reason: "a manifest was written from the database".to_owned(),
+                origin: None,
+                revision: None,
+            });
+            report.written.insert(name.to_string(), path);
+        }
+        context.backend.store.record(&events).await?;
+        match context.format {
+            Format::Json => output::json(&report)?,
+            Format::Table | Format::Github => output::text(&render(&report))?,
+        };
+        let declared = |reason: &&String| !reason.starts_with("declared already");
+        Ok(Exit::when(report.left_out.is_empty() && !report.skipped.values().any(|it| declared(&it))))
+    }
+}
+
+/// The provider's key, sealed for its manifest; what cannot leave is said in `left_out`.
+async fn sealed(
+    context: &Context,
+    live: &LiveProvider,
+    left_out: &mut Vec<String>,
+) -> anyhow::Result<Option<String>> {
+    let fingerprint = match &live.key {
+        LiveKey::Absent => return Ok(None),
+        LiveKey::Undecryptable => {
+            left_out.push(
+                "api_key: what is stored does not open with the BYOK key, or is no token; it stays as it is"
+                    .into(),
+            );
+            return Ok(None);
+        }
+        LiveKey::Known { fingerprint, .. } => fingerprint,
+    };
+    let Some((first, second, _)) = context.backend.store.key_columns(&live.name).await? else {
+        return Ok(None);
+    };
+    let keyring = &context.backend.keyring;
+    let opened = keyring.byok.decrypt(&first).or_else(|_| keyring.byok.decrypt(&second));
+    let token = opened.ok().map(|secret| keyring.byok.encrypt(&secret));
+    // As the manifest's reference will be read: a key with stray white space would come back as another key.
+    let same = token.filter(|token| {
+        let read = context.backend.resolver.resolve(&SecretRef::Sealed(token.clone()));
+        read.is_ok_and(|secret| keyring.fp.fingerprint(&secret) == *fingerprint)
+    });
+    if same.is_none() {
+        left_out.push("api_key: the stored key has white space or control characters around or in it".into());
+    }
+    Ok(same)
+}
+
+/// Writes a whole new file or none; a daemon may be watching.
+fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = path.with_file_name(format!(".{name}.{}.import", std::process::id()));
+    let written =
+        fs::OpenOptions::new().write(true).create_new(true).open(&temporary).and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        });
+    // A link, unlike a rename, never replaces a file that somebody made meanwhile.
+    let linked = written.and_then(|()| match fs::hard_link(&temporary, path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => fs::rename(&temporary, path),
+        linked => linked,
+    });
+    let _ = fs::remove_file(&temporary);
+    linked
+}
+
+fn render(report: &Report) -> String {
+    let mut text = String::new();
+    for (name, path) in &report.written {
+        text += &format!("{name}: {}\n", path.display());
+        for left_out in report.left_out.get(name).into_iter().flatten() {
+            text += &format!("  ! left out: {left_out}\n");
+        }
+    }
+    for (name, reason) in &report.skipped {
+        text += &format!("! {name}: no manifest: {reason}\n");
+    }
+    let count = report.written.len();
+    text += &format!("{count} manifest{} written\n", if count == 1 { "" } else { "s" });
+    if count > 0 {
+        text += "hint: look at `providerd plan`, then take them over with `providerd apply`\n";
+    }
+    text
+}

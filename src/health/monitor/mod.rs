@@ -1,0 +1,505 @@
+//! Checks every provider and tests every key when their turn comes, and tells what changed.
+//!
+//! One task owns the schedule and all machines; it takes commands and sends events. Not its job: remembering
+//! beyond its own life (events carry what is to be stored, [`Memory`] brings it back) and deciding which daemon
+//! checks what. Invariants: a result is never credited to a provider or key that has been replaced meanwhile, and
+//! while the prober suspects itself no machine sees a result.
+
+mod target;
+
+pub use target::{Rhythm, Target};
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use secrecy::ExposeSecret as _;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use super::{
+    impairment::{Impaired, Impairment},
+    probe::{Checked, HealthCheck, KeyTested, Limits, Prober},
+    protocol::{Controls, KeyReport, Outcome},
+    schedule::{Caps, Dues, Job, Next, Schedule, Turn, jittered, origin_of, place, unit},
+    state::{HealthMachine, KeyMachine, KeyTransition, Transition},
+};
+use crate::model::HealthStatus;
+
+/// How often ages are looked at: stale results, lingering turns, the canary.
+const HOUSEKEEPING: Duration = Duration::from_millis(500);
+/// A turn that takes longer than this makes room for others.
+const LINGERS: Duration = Duration::from_secs(2);
+/// How often the canary is asked while frozen.
+const CANARY_EVERY: Duration = Duration::from_secs(5);
+/// First checks are spread over no more than this, so that a new provider is soon known.
+const FIRST_WITHIN: Duration = Duration::from_secs(30);
+/// Overdue key tests after a restart are spread over this.
+const TESTS_WITHIN: Duration = Duration::from_secs(60);
+
+/// What outlives the process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Memory {
+    pub health: HealthMachine,
+    pub key: KeyMachine,
+    pub controls: Controls,
+}
+
+/// What the monitor is told.
+#[derive(Debug)]
+pub enum Command {
+    /// Check this provider, or check it differently. `memory` counts only where the provider is new here.
+    Set {
+        target: Box<Target>,
+        memory: Option<Box<Memory>>,
+    },
+    Remove(Arc<str>),
+    /// Check and test at once; answered by the next events of this provider.
+    Now(Arc<str>),
+    /// All machines as they stand, for storing at shutdown or showing.
+    Snapshot(oneshot::Sender<Vec<(Arc<str>, Memory)>>),
+}
+
+/// What the monitor tells. Texts are redacted.
+#[derive(Debug)]
+pub enum Event {
+    Checked {
+        provider: Arc<str>,
+        checked: Checked,
+        transition: Option<Transition>,
+        /// The result was not believed, since the prober suspects itself.
+        frozen: bool,
+        lag: Duration,
+        memory: Box<Memory>,
+    },
+    KeyTested {
+        provider: Arc<str>,
+        report: KeyReport,
+        took: Duration,
+        transition: Option<KeyTransition>,
+        memory: Box<Memory>,
+    },
+    /// A status changed without a check: it went stale, or the key was replaced.
+    Health {
+        provider: Arc<str>,
+        transition: Transition,
+        memory: Box<Memory>,
+    },
+    Key {
+        provider: Arc<str>,
+        transition: KeyTransition,
+        memory: Box<Memory>,
+    },
+    Impaired(Impaired),
+}
+
+/// How the monitor works.
+#[derive(Debug, Clone)]
+pub struct MonitorConfig {
+    pub caps: Caps,
+    /// The usual interval of checks: what "at once" means when hosts fail together.
+    pub interval: Duration,
+    /// Asked whether our own side works, when it is in doubt.
+    pub canary: Option<Url>,
+}
+
+impl Default for MonitorConfig {
+    fn default() -> Self {
+        Self { caps: Caps::default(), interval: Duration::from_secs(30), canary: None }
+    }
+}
+
+struct Watched {
+    target: Arc<Target>,
+    memory: Memory,
+    /// Turns taken; varies the jitter.
+    turns: u64,
+}
+
+enum Finished {
+    Check { target: Arc<Target>, checked: Checked, lag: Duration },
+    Key { target: Arc<Target>, tested: KeyTested },
+    Canary { answered: bool },
+}
+
+struct Monitor {
+    prober: Arc<Prober>,
+    config: MonitorConfig,
+    epoch: Instant,
+    schedule: Schedule,
+    watched: HashMap<Arc<str>, Watched>,
+    impairment: Impairment,
+    running: FuturesUnordered<BoxFuture<'static, Finished>>,
+    /// Turns by their start, to see which linger.
+    started: BTreeSet<(Duration, Arc<str>)>,
+    canary_asked: Option<Instant>,
+    events: mpsc::Sender<Event>,
+}
+
+/// Runs until told to stop, or until nobody sends commands or takes events any more. The receiver of the events
+/// must keep receiving: a full channel halts all checks rather than lose a transition.
+pub async fn run(
+    prober: Arc<Prober>,
+    config: MonitorConfig,
+    mut commands: mpsc::Receiver<Command>,
+    events: mpsc::Sender<Event>,
+    stop: CancellationToken,
+) {
+    let impairment = Impairment::new(config.interval, config.canary.is_some());
+    let schedule = Schedule::new(config.caps);
+    let mut monitor = Monitor {
+        prober,
+        config,
+        epoch: Instant::now(),
+        schedule,
+        watched: HashMap::new(),
+        impairment,
+        running: FuturesUnordered::new(),
+        started: BTreeSet::new(),
+        canary_asked: None,
+        events,
+    };
+    let mut housekeeping = interval(HOUSEKEEPING);
+    housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let wake = monitor.start_turns();
+        let told = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            () = monitor.events.closed() => break,
+            command = commands.recv() => match command {
+                Some(command) => monitor.obey(command),
+                None => break,
+            },
+            Some(finished) = monitor.running.next() => monitor.finish(finished),
+            _ = housekeeping.tick() => monitor.keep_house(),
+            () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => Vec::new(),
+        };
+        for event in told {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                sent = monitor.events.send(event) => if sent.is_err() { return },
+            }
+        }
+    }
+}
+
+impl Monitor {
+    fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    /// Starts whatever may start now, and says when to look again.
+    fn start_turns(&mut self) -> Option<Instant> {
+        loop {
+            let now = self.now();
+            match self.schedule.next(now) {
+                Next::Run(turn) => self.start(turn, now),
+                Next::At(at) => return Some(self.epoch + at),
+                Next::Wait => return None,
+            }
+        }
+    }
+
+    fn start(&mut self, turn: Turn, now: Duration) {
+        let Some(watched) = self.watched.get_mut(&turn.provider) else {
+            self.schedule.remove(&turn.provider);
+            return;
+        };
+        watched.turns += 1;
+        let (target, prober) = (watched.target.clone(), self.prober.clone());
+        self.started.insert((now, turn.provider));
+        self.running.push(match turn.job {
+            Job::Check => async move {
+                let checked = prober.check(target.health_check()).await;
+                Finished::Check { target, checked, lag: turn.lag }
+            }
+            .boxed(),
+            Job::KeyTest => {
+                let controls = watched.memory.controls.clone();
+                async move {
+                    let key = target.key.as_ref().map(|key| key.expose_secret());
+                    let tested =
+                        prober.test_key(target.kind, &target.base, key, controls, target.limits).await;
+                    Finished::Key { target, tested }
+                }
+                .boxed()
+            }
+        });
+    }
+
+    fn obey(&mut self, command: Command) -> Vec<Event> {
+        match command {
+            Command::Set { target, memory } => self.set(*target, memory),
+            Command::Remove(name) => {
+                self.schedule.remove(&name);
+                if let Some(gone) = self.watched.remove(&name) {
+                    self.forget_origin(&gone.target.base);
+                }
+                Vec::new()
+            }
+            Command::Now(name) => {
+                let now = self.now();
+                if let Some(watched) = self.watched.get(&name) {
+                    let mut dues = self.dues(watched);
+                    dues.check = Some(now);
+                    dues.key_test = watched.target.key.as_ref().map(|_| now);
+                    self.schedule.set(&name, &origin_of(&watched.target.base), dues);
+                }
+                Vec::new()
+            }
+            Command::Snapshot(answer) => {
+                let all = self.watched.iter().map(|(name, watched)| (name.clone(), watched.memory.clone()));
+                // Whoever asked may have gone; that is no concern of ours.
+                let _ = answer.send(all.collect());
+                Vec::new()
+            }
+        }
+    }
+
+    fn set(&mut self, target: Target, memory: Option<Box<Memory>>) -> Vec<Event> {
+        let (name, wall) = (target.name.clone(), Utc::now());
+        let mut told = Vec::new();
+        let old = self.watched.remove(&name);
+        let same_place =
+            old.as_ref().is_some_and(|old| old.target.kind == target.kind && old.target.base == target.base);
+        let same_key = old.as_ref().is_some_and(|old| old.target.has_key_of(&target));
+        let known = old.is_some();
+        let turns = old.as_ref().map_or(0, |old| old.turns);
+        let old_base = old.as_ref().map(|old| old.target.base.clone());
+        let mut memory = match old {
+            Some(old) => old.memory,
+            None => memory.map(|memory| *memory).unwrap_or_default(),
+        };
+        let mut key_changed = None;
+        if known && !(same_place && same_key) {
+            // Another place may know another key; either way the old verdict says nothing about this pair.
+            key_changed = memory.key.key_changed(wall);
+        }
+        if known && !same_place {
+            memory.health = HealthMachine::default();
+        }
+        let watched = Watched { target: Arc::new(target), memory, turns };
+        if let Some(transition) = key_changed {
+            told.push(Event::Key {
+                provider: name.clone(),
+                transition,
+                memory: Box::new(watched.memory.clone()),
+            });
+        }
+        if let Some(base) = old_base
+            && !same_place
+        {
+            self.forget_origin(&base);
+            // A check of the old place may still run; it must not stand in the way of the first one here.
+            self.schedule.remove(&name);
+        }
+        let dues = self.dues(&watched);
+        self.schedule.set(&name, &origin_of(&watched.target.base), dues);
+        self.watched.insert(name, watched);
+        told
+    }
+
+    /// An origin that nobody uses any more has no say in whether we are impaired.
+    fn forget_origin(&mut self, base: &Url) {
+        let origin = origin_of(base);
+        if !self.watched.values().any(|watched| origin_of(&watched.target.base) == origin) {
+            self.impairment.remove(&origin);
+        }
+    }
+
+    fn dues(&self, watched: &Watched) -> Dues {
+        Dues {
+            check: Some(self.check_due(watched)),
+            key_test: self.key_due(watched),
+            suspect: is_suspect(watched),
+        }
+    }
+
+    fn check_due(&self, watched: &Watched) -> Duration {
+        let (wall, now, name) = (Utc::now(), self.now(), &watched.target.name);
+        let health = &watched.memory.health;
+        let regular = watched.target.rhythm.regular(health.last_result().unwrap_or(wall));
+        let Some(last) = health.last_result() else {
+            return now
+                + match &watched.target.rhythm {
+                    Rhythm::Every(every) => place(name, FIRST_WITHIN.min(*every), wall),
+                    Rhythm::Cron(_) => place(name, FIRST_WITHIN, wall),
+                };
+        };
+        let delay = health.delay(wall, regular);
+        // A cron expression means its very moment.
+        let exact = matches!(watched.target.rhythm, Rhythm::Cron(_)) && delay == regular;
+        let delay = if exact { delay } else { jittered(delay, name, watched.turns).max(delay.mul_f64(0.95)) };
+        match (last + delay - wall).to_std() {
+            // A wall clock that was set back must not silence checks.
+            Ok(wait) => now + wait.min(delay),
+            // Overdue from before a restart: back to its own place.
+            Err(_) => now + place(name, regular.min(FIRST_WITHIN), wall),
+        }
+    }
+
+    fn key_due(&self, watched: &Watched) -> Option<Duration> {
+        watched.target.key.as_ref()?;
+        let (wall, now, name) = (Utc::now(), self.now(), &watched.target.name);
+        let key = &watched.memory.key;
+        if key.last_test().is_none() {
+            return Some(now);
+        }
+        Some(match (key.next_test(wall, unit(name, watched.turns)) - wall).to_std() {
+            Ok(wait) => now + wait.min(key.delay().mul_f64(1.1)),
+            Err(_) => now + place(name, TESTS_WITHIN, wall),
+        })
+    }
+
+    fn finish(&mut self, finished: Finished) -> Vec<Event> {
+        match finished {
+            Finished::Check { target, checked, lag } => self.finish_check(&target, checked, lag),
+            Finished::Key { target, tested } => self.finish_key(&target, tested),
+            Finished::Canary { answered } => {
+                self.impairment.canary(answered).map(Event::Impaired).into_iter().collect()
+            }
+        }
+    }
+
+    fn finish_check(&mut self, target: &Arc<Target>, checked: Checked, lag: Duration) -> Vec<Event> {
+        let wall = Utc::now();
+        let mut told = Vec::new();
+        let failed = matches!(checked.outcome, Outcome::Hard { .. } | Outcome::Local { .. });
+        let name = &target.name;
+        let Some(mut watched) = self.watched.remove(name) else { return told };
+        if watched.target.kind == target.kind && watched.target.base == target.base {
+            told.extend(self.impairment.observe(wall, &origin_of(&target.base), failed).map(Event::Impaired));
+            let frozen = self.impairment.is_frozen();
+            let transition = if frozen {
+                watched.memory.health.hold(wall);
+                None
+            } else {
+                watched.memory.health.observe(wall, &checked.outcome)
+            };
+            let memory = Box::new(watched.memory.clone());
+            told.push(Event::Checked { provider: name.clone(), checked, transition, frozen, lag, memory });
+            // A local failure, or a frozen first result, leaves no time to count from.
+            let due = match watched.memory.health.last_result() {
+                Some(last) if last >= wall => self.check_due(&watched),
+                _ => self.now() + jittered(watched.target.rhythm.regular(wall), name, watched.turns),
+            };
+            self.schedule.done(name, Job::Check, Some(due), is_suspect(&watched));
+        }
+        self.watched.insert(name.clone(), watched);
+        told
+    }
+
+    fn finish_key(&mut self, target: &Arc<Target>, tested: KeyTested) -> Vec<Event> {
+        let wall = Utc::now();
+        let name = &target.name;
+        let Some(mut watched) = self.watched.remove(name) else { return Vec::new() };
+        let mut told = Vec::new();
+        let same_place = watched.target.kind == target.kind && watched.target.base == target.base;
+        let due = if same_place && watched.target.has_key_of(target) {
+            watched.memory.controls = tested.controls;
+            let believed = tested.local.is_none() && !self.impairment.is_frozen();
+            let report = tested.report;
+            if believed {
+                let wait = report.facts.retry_after;
+                let transition = watched.memory.key.observe(wall, &report.verdict, wait);
+                let memory = Box::new(watched.memory.clone());
+                let (provider, took) = (name.clone(), tested.took);
+                told.push(Event::KeyTested { provider, report, took, transition, memory });
+                self.key_due(&watched)
+            } else {
+                Some(self.now() + jittered(Duration::from_secs(60), name, watched.turns))
+            }
+        } else {
+            // It was the old key; the new one is due.
+            self.key_due(&watched)
+        };
+        if same_place {
+            self.schedule.done(name, Job::KeyTest, due, is_suspect(&watched));
+        }
+        self.watched.insert(name.clone(), watched);
+        told
+    }
+
+    fn keep_house(&mut self) -> Vec<Event> {
+        let (now, wall) = (self.now(), Utc::now());
+        let mut told = Vec::new();
+        while let Some((started, name)) =
+            self.started.first().filter(|(at, _)| now.saturating_sub(*at) >= LINGERS).cloned()
+        {
+            self.started.remove(&(started, name.clone()));
+            self.schedule.linger(&name);
+        }
+        told.extend(self.impairment.tick(wall).map(Event::Impaired));
+        if self.impairment.is_frozen() {
+            self.ask_canary();
+            for watched in self.watched.values_mut() {
+                watched.memory.health.hold(wall);
+            }
+            return told;
+        }
+        for (name, watched) in &mut self.watched {
+            if watched.memory.health.status() == HealthStatus::Unknown {
+                continue;
+            }
+            let last = watched.memory.health.last_result().unwrap_or(wall);
+            let regular =
+                self.schedule.stretched(&watched.target.origin, watched.target.rhythm.regular(last));
+            // A turn that is under way may take as long as it may.
+            if let Some(transition) =
+                watched.memory.health.expire(wall, regular + watched.target.limits.total)
+            {
+                let memory = Box::new(watched.memory.clone());
+                told.push(Event::Health { provider: name.clone(), transition, memory });
+            }
+        }
+        told
+    }
+
+    fn ask_canary(&mut self) {
+        let Some(canary) = self.config.canary.clone() else { return };
+        if self.canary_asked.is_some_and(|asked| asked.elapsed() < CANARY_EVERY) {
+            return;
+        }
+        self.canary_asked = Some(Instant::now());
+        let prober = self.prober.clone();
+        self.running.push(
+            async move { Finished::Canary { answered: prober.reach(&canary, Limits::default()).await.is_ok() } }.boxed(),
+        );
+    }
+}
+
+/// Failing, or about to be: its turns come out of the smaller share.
+fn is_suspect(watched: &Watched) -> bool {
+    watched.memory.health.is_pending() || watched.memory.health.status() == HealthStatus::Unhealthy
+}
+
+/// The wall clock's time of the next check, for showing.
+pub fn next_check(memory: &Memory, rhythm: &Rhythm, now: DateTime<Utc>) -> DateTime<Utc> {
+    memory.health.next_check(now, rhythm.regular(memory.health.last_result().unwrap_or(now)))
+}
+
+impl Target {
+    fn health_check(&self) -> HealthCheck<'_> {
+        HealthCheck {
+            kind: self.kind,
+            base: &self.base,
+            key: self.key.as_ref().map(|key| key.expose_secret()),
+            path: self.path.as_deref(),
+            expect_status: self.expect_status.as_deref(),
+            slow_after: self.slow_after,
+            limits: self.limits,
+        }
+    }
+}

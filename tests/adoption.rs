@@ -1,0 +1,149 @@
+//! Taking over a database that lives already: import, apply, and nothing in the shared tables has changed.
+
+mod support;
+
+use std::fs;
+
+use sqlx::Row as _;
+use support::lab::{BYOK, Lab};
+
+const KEY: &str = "fake-key-that-is-not-real-4711";
+
+/// The shared tables as text, every column.
+async fn dump(lab: &Lab) -> Vec<String> {
+    let mut connection = lab.connect().await;
+    let mut all = Vec::new();
+    for table in ["llm_providers", "llm_models", "llm_routing_rules", "llm_usage_logs"] {
+        let text = format!("SELECT t::text FROM {table} t ORDER BY id");
+        let rows = sqlx::query(sqlx::AssertSqlSafe(text)).fetch_all(&mut connection).await.unwrap();
+        all.extend(rows.iter().map(|row| format!("{table}: {}", row.get::<String, _>(0))));
+    }
+    all
+}
+
+async fn adopt(layout: &str) {
+    let lab = Lab::new().await;
+    lab.execute(layout).await;
+    let token = fernet::Fernet::new(BYOK).unwrap().encrypt(KEY.as_bytes());
+    lab.execute(&format!(
+        "INSERT INTO llm_providers (name, type, api_key_encrypted, enabled, priority, config) VALUES
+             ('with-key', 'groq', '{token}', false, -3, '{{\"a b\": [1, 2.5, \"x\\\"y\"], \"none\": null, \"description\": \"d\"}}'),
+             ('Odd Name', 'openai', '', true, 1, '{{}}'), ('odd-type', 'homemade', '', true, 1, '{{}}'),
+             ('nulls', 'openai', '', NULL, NULL, NULL)"
+    ))
+    .await;
+
+    // The first command that may write migrates; what is compared is what comes after.
+    lab.run(&["import", "--dir", "first"]).expect(2);
+    lab.execute(
+        "INSERT INTO llm_routing_rules (model_id, power_level, user_tier, priority, weight, is_active)
+         SELECT id, 'eco', 'all', 7, 9, true FROM llm_models WHERE name LIKE 'm1%';
+         INSERT INTO llm_routing_rules (model_id, power_level, user_tier)
+         SELECT id, 'ludicrous', 'all' FROM llm_models WHERE name = 'm2'",
+    )
+    .await;
+    let before = dump(&lab).await;
+    let ran = lab.run(&["import", "--output", "json"]).expect(2);
+    let report = ran.json();
+    for skipped in ["Odd Name", "odd-type"] {
+        assert!(report["skipped"][skipped].is_string(), "{report}");
+    }
+    assert_eq!(report["written"].as_object().unwrap().len(), 4, "{report}");
+    assert!(report["left_out"]["openai-main"][0].as_str().unwrap().starts_with("api_key"), "{report}");
+    assert!(report["left_out"]["openai-main"].to_string().contains("a route to model"), "{report}");
+    assert!(report["left_out"]["with-key"].to_string().contains("a key of config"), "{report}");
+    let text = fs::read_to_string(lab.manifests().join("with-key.toml")).unwrap();
+    assert!(text.contains("sealed = \"gAAAAA") && !text.contains(&token) && !text.contains(KEY), "{text}");
+
+    lab.run(&["validate"]).expect(0);
+    lab.run(&["apply"]).expect(0);
+    assert_eq!(before, dump(&lab).await);
+    lab.run(&["plan"]).expect(0);
+
+    // Again: everything is declared, nothing is overwritten.
+    lab.run(&["import"]).expect(2);
+    let again = lab.run(&["import", "--dir", "first", "--manifests", "nowhere"]).expect(1);
+    assert!(again.stderr.contains("exists already; nothing was written"), "{}", again.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_generation_is_taken_over_unchanged() {
+    adopt(include_str!("layouts/a.sql")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_second_generation_is_taken_over_unchanged() {
+    adopt(include_str!("layouts/b.sql")).await;
+}
+
+/// Fernet key that nobody uses: 32 times `B`.
+const NEW: &str = "QkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkI=";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotation_that_is_killed_again_and_again_comes_to_its_end() {
+    const COUNT: usize = 40;
+    let lab = Lab::new().await;
+    let text: String = (0..COUNT)
+        .map(|index| {
+            format!("[providers.p{index}]\ntype = \"openai\"\napi_key = {{ env = \"LAB_KEY_{index}\" }}\n")
+        })
+        .collect();
+    lab.write("a.toml", &text);
+    let command = |args: &[&str], byok: &str| {
+        let mut command = lab.command(args);
+        command.env("BYOK_ENCRYPTION_KEY", byok);
+        command.envs((0..COUNT).map(|index| (format!("LAB_KEY_{index}"), format!("{KEY}-{index}"))));
+        command
+    };
+    let both = format!("{NEW},{BYOK}");
+    let code = |args: &[&str], byok: &str| command(args, byok).output().unwrap().status.code().unwrap();
+    assert_eq!(code(&["apply"], BYOK), 0);
+    let stamps = "SELECT string_agg(name || updated_at || coalesce(api_key_updated_at::text, ''), ',' ORDER BY name) FROM llm_providers";
+    let before = lab.value(stamps).await;
+    // A row that no manifest names, whose two columns hold tokens of their own.
+    let token = || fernet::Fernet::new(BYOK).unwrap().encrypt(format!("{KEY}-x").as_bytes());
+    let insert = format!(
+        "INSERT INTO llm_providers (name, type, api_key_encrypted) VALUES ('px', 'openai', '{}');
+         SET providerd.applying TO 'on';
+         UPDATE llm_providers SET encrypted_api_key = '{}' WHERE name = 'px'",
+        token(),
+        token()
+    );
+    lab.execute(&insert).await;
+    let before = format!(
+        "{before},{}",
+        lab.value(&stamps.replace("llm_providers", "llm_providers WHERE name = 'px'")).await
+    );
+
+    let rotated = "SELECT count(*) FROM providerd.events WHERE detail ->> 'action' = 'rotate'";
+    for wanted in [1, 10, 25] {
+        let mut child = command(&["key", "rotate"], &both).spawn().unwrap();
+        while lab.value(rotated).await.parse::<usize>().unwrap() < wanted
+            && child.try_wait().unwrap().is_none()
+        {}
+        let _ = child.kill();
+        child.wait().unwrap();
+        // Half-way, both keys are needed, and with both everything opens.
+        assert_eq!(code(&["key", "verify"], &both), 0);
+        assert_eq!(code(&["plan"], &both), 0);
+    }
+    assert_eq!(code(&["key", "rotate"], &both), 0);
+    assert_eq!(lab.value(rotated).await, (COUNT + 1).to_string(), "each key once");
+    assert_eq!(code(&["key", "verify"], NEW), 0, "the new key alone is enough");
+    assert_eq!(code(&["plan"], NEW), 0);
+    assert_eq!(code(&["plan"], BYOK), 1, "the former key is out");
+    assert_eq!(lab.value(stamps).await, before);
+    let fernet = fernet::Fernet::new(NEW).unwrap();
+    let mut connection = lab.connect().await;
+    for row in sqlx::query("SELECT name, api_key_encrypted, encrypted_api_key FROM llm_providers")
+        .fetch_all(&mut connection)
+        .await
+        .unwrap()
+    {
+        let (name, first, second): (String, String, String) = (row.get(0), row.get(1), row.get(2));
+        assert!(first == second || name == "px", "{name}");
+        assert_eq!(fernet.decrypt(&first).unwrap(), fernet.decrypt(&second).unwrap(), "{name}");
+        let key = format!("{KEY}-{}", name.trim_start_matches('p'));
+        assert_eq!(fernet.decrypt(&first).unwrap(), key.as_bytes(), "{name}");
+    }
+}

@@ -1,0 +1,4 @@
+//! What integration tests share: a real PostgreSQL, and the real program run on it.
+
+pub mod lab;
+pub mod pg;
