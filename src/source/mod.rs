@@ -9,8 +9,8 @@
 
 mod debounce;
 mod directory;
+mod events;
 mod git;
-mod inotify;
 mod names;
 mod notice;
 mod read;

@@ -13,9 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::Notify;
+use tokio::{
+    runtime::{Handle as Runtime, RuntimeFlavor},
+    sync::Notify,
+};
 
-use super::{Activation, debounce::Debounce, git, watches::Watches};
+use super::{Activation, debounce::Debounce, events::What, git, watches::Watches};
 
 /// No checkout of a directory of manifests takes longer; a lock older than this was left behind.
 const LOCK_AGE: Duration = Duration::from_secs(60);
@@ -25,6 +28,9 @@ const LOCK_RECHECK: Duration = Duration::from_millis(50);
 
 /// Events taken between two looks at the clock: some milliseconds' work.
 const DRAIN: usize = 4096;
+
+/// Events that are taken in without telling the runtime: well below a millisecond's work.
+const FEW: usize = 64;
 
 /// How the watcher behaves.
 #[derive(Debug, Clone)]
@@ -131,6 +137,8 @@ impl Watcher {
 
     /// The next reason to look. Cancel safe.
     pub async fn next(&mut self) -> Activation {
+        // Whether the events of the moment at which something was due are known.
+        let mut caught_up = false;
         loop {
             self.grant_wishes();
             let more = self.drain();
@@ -143,6 +151,10 @@ impl Watcher {
                 if self.is_locked(now) {
                     self.debounce.event(now);
                     deadline = Some(now + LOCK_RECHECK);
+                } else if !caught_up && let Some(events) = &self.watches.events {
+                    events.catch_up().await;
+                    caught_up = true;
+                    continue;
                 } else {
                     // Only arming looks at the files' age, and without events nothing else tells that one is
                     // being written.
@@ -158,6 +170,7 @@ impl Watcher {
                 tokio::task::yield_now().await;
                 continue;
             }
+            caught_up = false;
             let deadline = deadline.or_else(|| self.debounce.deadline());
             let polling = self.polling.as_ref().map(|(_, at)| *at);
             self.wait(deadline.into_iter().chain(polling).min()).await;
@@ -166,8 +179,8 @@ impl Watcher {
 
     async fn wait(&self, until: Option<Instant>) {
         let events = async {
-            match &self.watches.inotify {
-                Some(inotify) => inotify.readable().await,
+            match &self.watches.events {
+                Some(events) => events.readable().await,
                 None => std::future::pending().await,
             }
         };
@@ -196,7 +209,7 @@ impl Watcher {
             self.debounce.everything_now(now);
         }
         if let Some(secrets) = secrets {
-            self.watches.set_secrets(secrets, &mut self.debounce, now);
+            blocking(|| self.watches.set_secrets(secrets, &mut self.debounce, now));
             if self.polling.is_none() && self.watches.failure.is_some() {
                 self.set_polling(self.watches.failure.clone(), now);
             }
@@ -205,19 +218,22 @@ impl Watcher {
 
     /// `true`: there may be more events.
     fn drain(&mut self) -> bool {
-        let Some(inotify) = &self.watches.inotify else { return false };
         let now = Instant::now();
-        let mut events = Vec::new();
-        let more = inotify.drain(DRAIN, |event| events.push(event));
-        for event in &events {
-            self.watches.event(event, &mut self.debounce, now);
+        let Self { watches, debounce, .. } = self;
+        let events = watches.take_events(DRAIN, debounce, now);
+        let mut handle = || events.iter().for_each(|event| watches.event(event, debounce, now));
+        // A new directory is walked, and who knows how large it is.
+        if events.len() > FEW || events.iter().any(|event| event.what == What::Folder) {
+            blocking(handle);
+        } else {
+            handle();
         }
-        more
+        events.len() >= DRAIN
     }
 
     fn arm_if_stale(&mut self, now: Instant) {
         if self.watches.stale {
-            self.watches.arm(&mut self.debounce, now);
+            blocking(|| self.watches.arm(&mut self.debounce, now));
             self.set_polling(self.watches.failure.clone(), now);
         }
     }
@@ -250,5 +266,13 @@ impl Watcher {
         }
         let since = *self.locked.get_or_insert(now);
         now.duration_since(since) < LOCK_AGE
+    }
+}
+
+/// Runs what walks directories; a runtime of several threads goes on with its other tasks meanwhile.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    match Runtime::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }

@@ -4,24 +4,24 @@
 //! a symlinked manifest or a secret depends (so that `..data`, git-sync's link or a re-created directory is
 //! noticed); and the Git directory, for its lock. Not its job: timing (`debounce`).
 //!
-//! Invariant: a directory is walked again after it was armed, so nothing slips in between.
+//! Invariants: a directory is walked again after it was armed, so nothing slips in between; each is watched
+//! under its path without symlinks, so that one event never goes by another name; where an event and the file
+//! system differ, the file system is right.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     ffi::OsStr,
     fs::Metadata,
+    io::ErrorKind,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use rustix::io::Errno;
-
 use super::{
     debounce::{Debounce, Item, WRITER_QUIET},
-    git,
-    inotify::{Event, Inotify, ReadFlags, WatchFlags},
-    names,
+    events::{Depth, Event, Events, Held, What},
+    git, names,
     read::Root,
     trace::trace,
     walk,
@@ -34,52 +34,26 @@ const FRESH: Duration = Duration::from_millis(100);
 /// Walks until a walk finds no directory that is not armed; a tree that grows faster sends events anyway.
 const ARM_ROUNDS: usize = 5;
 
-/// Everything that can happen to the files and directories of a walked directory.
-const TREE: WatchFlags = WatchFlags::CREATE
-    .union(WatchFlags::MODIFY)
-    .union(WatchFlags::CLOSE_WRITE)
-    .union(WatchFlags::MOVED_FROM)
-    .union(WatchFlags::MOVED_TO)
-    .union(WatchFlags::DELETE)
-    .union(WatchFlags::ATTRIB)
-    .union(SELF);
-
-/// The directory itself goes elsewhere.
-const SELF: WatchFlags = WatchFlags::DELETE_SELF.union(WatchFlags::MOVE_SELF);
-
-/// Names come, go or are replaced.
-const NAMES: WatchFlags = WatchFlags::CREATE
-    .union(WatchFlags::MOVED_FROM)
-    .union(WatchFlags::MOVED_TO)
-    .union(WatchFlags::DELETE)
-    .union(SELF);
-
-/// As [`NAMES`], and the files behind them are written.
-const CONTENTS: WatchFlags = NAMES.union(WatchFlags::MODIFY).union(WatchFlags::CLOSE_WRITE);
-
-/// One watched inode; it may serve several ends.
-#[derive(Debug, Default)]
-struct Watched {
-    /// Its path below the root, if it is one of the walked directories.
-    tree: Option<PathBuf>,
-    /// The absolute paths under which names in it (or itself) matter.
-    sides: BTreeSet<PathBuf>,
-}
-
 /// All watches of one watcher.
 #[derive(Debug)]
 pub struct Watches {
     /// Absent where the kernel grants none, or it was not wanted.
-    pub inotify: Option<Inotify>,
+    pub events: Option<Events>,
+    notify: bool,
     /// Why it is absent.
     silent: Option<String>,
     /// Absolute.
     root: PathBuf,
     /// What the root led to when it was last armed.
     pinned: Option<(Root, PathBuf)>,
-    by_wd: HashMap<i32, Watched>,
-    dirs: BTreeMap<PathBuf, i32>,
-    sides: HashMap<PathBuf, i32>,
+    /// The walked directories, relative to the root, and where they really are.
+    dirs: BTreeMap<PathBuf, PathBuf>,
+    /// The same the other way round.
+    trees: HashMap<PathBuf, PathBuf>,
+    /// Directories in the tree that are not watched.
+    unseen: BTreeSet<PathBuf>,
+    /// Other directories that matter.
+    sides: BTreeSet<PathBuf>,
     /// Names on which the root depends.
     root_names: HashSet<PathBuf>,
     /// Hidden or distant names behind symlinks of the tree, with the symlinks (relative).
@@ -100,22 +74,17 @@ impl Watches {
     /// Nothing is watched yet. Without `notify`, nothing ever is, and `failure` says why.
     pub fn new(root: &Path, notify: bool) -> Self {
         let root = if root.as_os_str().is_empty() { Path::new(".") } else { root };
-        let (inotify, silent) = match notify.then(Inotify::new) {
-            Some(Ok(inotify)) => (Some(inotify), None),
-            Some(Err(error)) => {
-                let hint = "raise fs.inotify.max_user_instances";
-                (None, Some(format!("the kernel offers no file events: {error} (hint: {hint})")))
-            }
-            None => (None, Some("file events are switched off".to_owned())),
-        };
+        let (events, silent) = listen(notify);
         Self {
-            inotify,
+            events,
+            notify,
             silent,
             root: std::path::absolute(root).unwrap_or_else(|_| root.to_owned()),
             pinned: None,
-            by_wd: HashMap::new(),
             dirs: BTreeMap::new(),
-            sides: HashMap::new(),
+            trees: HashMap::new(),
+            unseen: BTreeSet::new(),
+            sides: BTreeSet::new(),
             root_names: HashSet::new(),
             link_names: HashMap::new(),
             links: HashSet::new(),
@@ -130,6 +99,9 @@ impl Watches {
     /// Watches what the root's path and its symlinks lead to now.
     pub fn arm(&mut self, debounce: &mut Debounce, now: Instant) {
         self.stale = false;
+        if self.notify && self.events.is_none() {
+            (self.events, self.silent) = listen(self.notify);
+        }
         self.failure.clone_from(&self.silent);
         let way = trace(&self.root);
         let canonical = way.names.last().cloned().unwrap_or_else(|| self.root.clone());
@@ -179,41 +151,6 @@ impl Watches {
             let found = walk::walk(&root, start);
             let mut fresh = BTreeSet::new();
             let mut unwatched = BTreeSet::new();
-            for dir in found.dirs.keys() {
-                // `join` of nothing would add a slash.
-                let path = if dir.as_os_str().is_empty() { canonical.clone() } else { canonical.join(dir) };
-                match self.add(&path, TREE) {
-                    Ok(wd) => {
-                        let before = self.dirs.insert(dir.clone(), wd);
-                        if before == Some(wd) {
-                            continue;
-                        }
-                        if let Some(old) = before {
-                            self.release(old, |watched| watched.tree = None);
-                        }
-                        fresh.insert(dir.clone());
-                        self.by_wd.entry(wd).or_default().tree = Some(dir.clone());
-                    }
-                    // Gone since; its parent tells.
-                    Err(Errno::NOENT | Errno::NOTDIR) => {}
-                    Err(error) => {
-                        unwatched.insert(dir.clone());
-                        self.fail(&path, error);
-                    }
-                }
-            }
-            for (file, _) in &found.files {
-                let file = Path::new(file);
-                let dir = file.parent().unwrap_or(Path::new(""));
-                let (young, quiet) = match (fresh.contains(dir), unwatched.contains(dir)) {
-                    (true, _) => (FRESH, FRESH),
-                    (_, true) => (WRITER_QUIET, WRITER_QUIET),
-                    _ => continue,
-                };
-                if root.age(file).is_some_and(|age| age < young) {
-                    debounce.writing(Item::Manifest(file.to_owned()), now, quiet);
-                }
-            }
             let links = found.files.iter().filter(|(_, kind)| *kind == walk::Kind::Link);
             let links =
                 links.map(|(path, _)| Path::new(path)).chain(found.linked_dirs.iter().map(PathBuf::as_path));
@@ -226,6 +163,47 @@ impl Watches {
                         self.link_names.entry(canonical.join(name)).or_default().insert(link.to_owned());
                     }
                 });
+            }
+            self.unseen.retain(|dir| !dir.starts_with(start));
+            self.unseen.extend(found.bad.keys().cloned());
+            for (dir, id) in &found.dirs {
+                // Replaced since; there is an event about that.
+                let Some(path) = self.real(&root, &canonical, dir) else { continue };
+                let held = self.events.as_mut().map(|events| events.hold(&path, Depth::Contents, *id));
+                match held {
+                    Some(Held::Failed(error)) if is_gone(&error) => {}
+                    Some(Held::Failed(error)) => {
+                        unwatched.insert(dir.clone());
+                        self.fail(&path, &error);
+                    }
+                    Some(result) => {
+                        let before = self.dirs.insert(dir.clone(), path.clone());
+                        self.trees.insert(path.clone(), dir.clone());
+                        if before.as_ref() == Some(&path) && matches!(result, Held::Already) {
+                            continue;
+                        }
+                        fresh.insert(dir.clone());
+                        if let Some(old) = before.filter(|old| *old != path) {
+                            self.leave(dir, &old);
+                        }
+                    }
+                    None => {
+                        unwatched.insert(dir.clone());
+                    }
+                }
+            }
+            self.unseen.extend(unwatched.iter().cloned());
+            for (file, _) in &found.files {
+                let file = Path::new(file);
+                let dir = file.parent().unwrap_or(Path::new(""));
+                let (young, quiet) = match (fresh.contains(dir), unwatched.contains(dir)) {
+                    (true, _) => (FRESH, FRESH),
+                    (_, true) => (WRITER_QUIET, WRITER_QUIET),
+                    _ => continue,
+                };
+                if root.age(file).is_some_and(|age| age < young) {
+                    debounce.writing(Item::Manifest(file.to_owned()), now, quiet);
+                }
             }
             if start.as_os_str().is_empty() {
                 // Left behind where events were lost.
@@ -250,140 +228,158 @@ impl Watches {
             .cloned()
             .collect();
         for dir in below {
-            if let Some(wd) = self.dirs.remove(&dir) {
-                self.release(wd, |watched| watched.tree = None);
+            if let Some(path) = self.dirs.remove(&dir) {
+                self.leave(&dir, &path);
             }
         }
     }
 
+    /// The directory is no longer found under this name.
+    fn leave(&mut self, dir: &Path, path: &Path) {
+        if self.trees.get(path).is_some_and(|name| name == dir) {
+            self.trees.remove(path);
+            if !self.sides.contains(path) {
+                self.release(path);
+            }
+        }
+    }
+
+    fn release(&mut self, path: &Path) {
+        if let Some(events) = &mut self.events {
+            events.release(path);
+        }
+    }
+
+    /// Where a walked directory really is. `None`: it changed since it was walked.
+    fn real(&self, root: &Root, canonical: &Path, dir: &Path) -> Option<PathBuf> {
+        // `join` of nothing would add a slash.
+        if dir.as_os_str().is_empty() {
+            return Some(canonical.to_owned());
+        }
+        if self.links.is_empty() || !dir.ancestors().any(|part| self.links.contains(part)) {
+            return Some(canonical.join(dir));
+        }
+        let beneath = root.resolve(dir, &mut |_| {}).ok()?;
+        Some(if beneath.as_os_str().is_empty() { canonical.to_owned() } else { canonical.join(beneath) })
+    }
+
     /// Watches what the names that matter stand in.
     fn arm_sides(&mut self, debounce: &mut Debounce, now: Instant) {
-        let mut wanted: BTreeMap<PathBuf, WatchFlags> = BTreeMap::new();
-        let mut want = |dir: &Path, mask: WatchFlags| {
-            let entry = wanted.entry(dir.to_owned()).or_insert(WatchFlags::empty());
-            *entry = entry.union(mask);
+        let mut wanted: BTreeMap<PathBuf, Depth> = BTreeMap::new();
+        let mut want = |dir: &Path, depth: Depth| {
+            let entry = wanted.entry(dir.to_owned()).or_insert(depth);
+            *entry = depth.max(*entry);
         };
         let parent = |name: &Path| name.parent().unwrap_or(Path::new("/")).to_owned();
         for name in &self.root_names {
-            want(&parent(name), NAMES);
+            want(&parent(name), Depth::Names);
         }
-        trace(&self.root).dirs.iter().for_each(|dir| want(dir, SELF));
+        trace(&self.root).dirs.iter().for_each(|dir| want(dir, Depth::Place));
         for name in self.link_names.keys() {
-            want(&parent(name), CONTENTS);
+            want(&parent(name), Depth::Contents);
         }
         if let Some(lock) = &self.lock {
-            want(&parent(lock), NAMES);
+            want(&parent(lock), Depth::Names);
         }
         self.secret_names.clear();
         for secret in &self.secrets {
             let way = trace(&std::path::absolute(secret).unwrap_or_else(|_| secret.clone()));
-            way.dirs.iter().for_each(|dir| want(dir, SELF));
+            way.dirs.iter().for_each(|dir| want(dir, Depth::Place));
             for name in way.names {
-                want(&parent(&name), CONTENTS);
+                want(&parent(&name), Depth::Contents);
                 self.secret_names.entry(name).or_default().insert(secret.clone());
             }
         }
 
         let outdated: Vec<PathBuf> =
-            self.sides.keys().filter(|dir| !wanted.contains_key(*dir)).cloned().collect();
+            self.sides.iter().filter(|dir| !wanted.contains_key(*dir)).cloned().collect();
         for dir in outdated {
-            if let Some(wd) = self.sides.remove(&dir) {
-                self.release(wd, |watched| {
-                    watched.sides.remove(&dir);
-                });
+            self.sides.remove(&dir);
+            if !self.trees.contains_key(&dir) {
+                self.release(&dir);
             }
         }
-        for (dir, mask) in wanted {
-            match self.add(&dir, mask) {
-                Ok(wd) => {
-                    let before = self.sides.insert(dir.clone(), wd);
-                    if let Some(old) = before.filter(|old| *old != wd) {
-                        self.release(old, |watched| {
-                            watched.sides.remove(&dir);
-                        });
-                        // It was another directory until now.
+        for (dir, depth) in wanted {
+            let Some(meta) = std::fs::symlink_metadata(&dir).ok().filter(Metadata::is_dir) else { continue };
+            let Some(events) = &mut self.events else { return };
+            let all = if self.trees.contains_key(&dir) { Depth::Contents } else { depth };
+            match events.hold(&dir, all, (meta.dev(), meta.ino())) {
+                // A directory that may be passed but not read cannot be watched; the resync looks behind it.
+                Held::Failed(error) if is_gone(&error) || is_io(&error, ErrorKind::PermissionDenied) => {}
+                Held::Failed(error) => self.fail(&dir, &error),
+                result => {
+                    if matches!(result, Held::Replaced) {
                         debounce.everything(now);
                     }
-                    self.by_wd.entry(wd).or_default().sides.insert(dir);
+                    self.sides.insert(dir);
                 }
-                // A directory that may be passed but not read cannot be watched; the resync looks behind it.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => {}
-                Err(error) => self.fail(&dir, error),
             }
         }
     }
 
-    fn add(&self, dir: &Path, mask: WatchFlags) -> Result<i32, Errno> {
-        self.inotify.as_ref().map_or(Err(Errno::NOSYS), |inotify| inotify.add(dir, mask))
-    }
-
-    fn release(&mut self, wd: i32, change: impl FnOnce(&mut Watched)) {
-        let Some(watched) = self.by_wd.get_mut(&wd) else { return };
-        change(watched);
-        if watched.tree.is_none() && watched.sides.is_empty() {
-            self.by_wd.remove(&wd);
-            if let Some(inotify) = &self.inotify {
-                inotify.remove(wd);
-            }
-        }
-    }
-
-    fn fail(&mut self, path: &Path, error: Errno) {
+    fn fail(&mut self, path: &Path, error: &notify::Error) {
         let path = path.display();
-        self.failure.get_or_insert_with(|| match error {
-            Errno::NOSPC => format!(
+        self.failure.get_or_insert_with(|| match &error.kind {
+            notify::ErrorKind::MaxFilesWatch => format!(
                 "{path} cannot be watched: the limit of inotify watches is reached (hint: raise fs.inotify.max_user_watches)"
             ),
-            error => format!("{path} cannot be watched: {error}"),
+            notify::ErrorKind::Io(error) => format!("{path} cannot be watched: {error}"),
+            error => format!("{path} cannot be watched: {error:?}"),
         });
+    }
+
+    /// At most `limit` events that have happened, oldest first. Where some were lost, everything starts anew.
+    pub fn take_events(&mut self, limit: usize, debounce: &mut Debounce, now: Instant) -> Vec<Event> {
+        let Some(events) = &self.events else { return Vec::new() };
+        events.take(limit).unwrap_or_else(|| {
+            tracing::info!("too many file events at once: looking at everything");
+            // Nobody knows what is still watched: begin anew.
+            self.dirs.clear();
+            self.trees.clear();
+            self.sides.clear();
+            drop(self.events.take());
+            (self.events, self.silent) = listen(self.notify);
+            self.stale = true;
+            debounce.everything(now);
+            Vec::new()
+        })
     }
 
     /// Takes in one event.
     pub fn event(&mut self, event: &Event, debounce: &mut Debounce, now: Instant) {
-        let flags = event.flags;
-        if flags.contains(ReadFlags::QUEUE_OVERFLOW) {
-            tracing::info!("too many file events at once: looking at everything");
+        let Event { what, path } = event;
+        let tree = self.trees.get(path).cloned();
+        if matches!(what, What::Went | What::Unmounted)
+            && self.events.as_ref().is_some_and(|events| events.is_held(path))
+        {
+            self.lost(*what, path, tree.as_deref(), debounce, now);
+        }
+        self.side_event(path, *what, debounce, now);
+        if *what == What::Touched && tree.as_ref().is_some_and(|dir| dir.as_os_str().is_empty()) {
             self.stale = true;
             debounce.everything(now);
-            return;
         }
-        let Some(watched) = self.by_wd.get(&event.wd) else { return };
-        let tree = watched.tree.clone();
-        if flags.intersects(
-            ReadFlags::IGNORED | ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF | ReadFlags::UNMOUNT,
-        ) {
-            self.lost(event.wd, flags, debounce, now);
-            return;
-        }
-        // Cloned only where sides exist: the common event is in a directory of the tree alone.
-        let sides: Vec<PathBuf> = watched.sides.iter().map(|dir| dir.join(&event.name)).collect();
-        for name in sides {
-            self.side_event(&name, flags, debounce, now);
-        }
-        if let Some(dir) = tree {
-            self.tree_event(&dir, &event.name, flags, debounce, now);
+        if let (Some(parent), Some(name)) = (path.parent(), path.file_name())
+            && let Some(dir) = self.trees.get(parent)
+        {
+            let relative = dir.join(name);
+            self.tree_event(relative, *what, event, tree.is_some(), debounce, now);
         }
     }
 
-    /// A watched directory itself is gone or elsewhere.
-    fn lost(&mut self, wd: i32, flags: ReadFlags, debounce: &mut Debounce, now: Instant) {
-        let Some(watched) = self.by_wd.get(&wd) else { return };
-        let is_root = watched.tree.as_deref().is_some_and(|dir| dir.as_os_str().is_empty());
-        let is_side = !watched.sides.is_empty();
-        if flags.contains(ReadFlags::IGNORED)
-            && let Some(watched) = self.by_wd.remove(&wd)
-        {
-            if let Some(dir) = watched.tree.filter(|dir| self.dirs.get(dir) == Some(&wd)) {
-                self.dirs.remove(&dir);
-            }
-            for dir in watched.sides {
-                if self.sides.get(&dir) == Some(&wd) {
-                    self.sides.remove(&dir);
-                }
-            }
+    /// A watched directory itself is gone or elsewhere, or was, before another took its place.
+    fn lost(&mut self, what: What, path: &Path, tree: Option<&Path>, debounce: &mut Debounce, now: Instant) {
+        let is_side = self.sides.remove(path);
+        match tree {
+            Some(dir) => self.disarm(dir),
+            None => self.release(path),
         }
         // Of a subdirectory, its parent tells; only an unmount is silent there.
-        if is_root || is_side || flags.contains(ReadFlags::UNMOUNT) {
+        if is_side || what == What::Unmounted || tree.is_some_and(|dir| dir.as_os_str().is_empty()) {
+            if let Some(events) = &mut self.events {
+                // What lay above may be gone, too, and the kernel does not say so at this depth.
+                events.release_all(Depth::Place);
+            }
             self.stale = true;
             debounce.everything(now);
             for secret in &self.secrets {
@@ -393,105 +389,120 @@ impl Watches {
     }
 
     /// Something happened to a name on which the root, a symlink or a secret may depend.
-    fn side_event(&mut self, name: &Path, flags: ReadFlags, debounce: &mut Debounce, now: Instant) {
-        let named = flags
-            .intersects(ReadFlags::CREATE | ReadFlags::DELETE | ReadFlags::MOVED_FROM | ReadFlags::MOVED_TO);
+    fn side_event(&mut self, name: &Path, what: What, debounce: &mut Debounce, now: Instant) {
+        let named = matches!(what, What::Created | What::Folder | What::Came | What::Went | What::Unmounted);
         if named && self.root_names.contains(name) {
             self.stale = true;
             debounce.everything(now);
         }
-        let whole = |flags: ReadFlags| is_whole(flags, || std::fs::symlink_metadata(name).ok());
+        let whole = || is_whole(what, || std::fs::symlink_metadata(name).ok());
         if let Some(links) = self.link_names.get(name) {
             if named {
                 self.stale = true;
                 debounce.everything(now);
             }
             for link in links {
-                note(debounce, Item::Manifest(link.clone()), whole(flags), now);
+                note(debounce, Item::Manifest(link.clone()), what, whole(), now);
             }
         }
-        if let Some(secrets) = self.secret_names.get(name).cloned() {
-            if named {
-                self.stale = true;
-            }
+        if let Some(secrets) = self.secret_names.get(name) {
+            self.stale |= named;
             for secret in secrets {
-                note(debounce, Item::Secret(secret), whole(flags), now);
+                note(debounce, Item::Secret(secret.clone()), what, whole(), now);
             }
         }
     }
 
-    /// Something happened in a walked directory.
+    /// Something happened to `path` (relative) in a walked directory, which itself was one if `was_dir`.
     fn tree_event(
         &mut self,
-        dir: &Path,
-        name: &OsStr,
-        flags: ReadFlags,
+        path: PathBuf,
+        what: What,
+        event: &Event,
+        was_dir: bool,
         debounce: &mut Debounce,
         now: Instant,
     ) {
-        if name.is_empty() {
-            // The directory itself: its parent tells, unless it is the root.
-            if dir.as_os_str().is_empty() {
-                self.stale = true;
-                debounce.everything(now);
-            }
+        let name = path.file_name().map(OsStr::as_bytes).unwrap_or_default();
+        if names::is_hidden(name) {
             return;
         }
-        if names::is_hidden(name.as_bytes()) {
-            return;
-        }
-        let path = dir.join(name);
-        if flags.contains(ReadFlags::ISDIR) {
-            if flags.contains(ReadFlags::MOVED_FROM) {
+        let comes = matches!(what, What::Created | What::Came);
+        let goes = matches!(what, What::Went | What::Unmounted);
+        // What was written to or closed is a file, and not a new one.
+        let meta = if comes || goes || what == What::Touched {
+            std::fs::symlink_metadata(&event.path).ok()
+        } else {
+            None
+        };
+        let link = if goes { self.links.contains(&path) } else { comes && is(&meta, Metadata::is_symlink) };
+        self.stale |= link;
+        let is_dir = is(&meta, Metadata::is_dir);
+        let is_folder = what == What::Folder || is_dir || (goes && (was_dir || self.unseen.contains(&path)));
+        if is_folder && !link {
+            if goes {
                 self.disarm(&path);
-            } else if !flags.contains(ReadFlags::DELETE) {
-                // Created, moved here, or with other permissions.
+                self.unseen.remove(&path);
+            }
+            // Created, moved here, with other permissions, or gone and back by now.
+            if what == What::Folder || is_dir {
                 let links = self.links.len();
                 self.arm_tree(&path, debounce, now);
                 self.stale |= self.links.len() != links;
             }
             debounce.complete(Item::Manifest(path), now);
-            return;
-        }
-        let comes = flags.intersects(ReadFlags::CREATE | ReadFlags::MOVED_TO);
-        let goes = flags.intersects(ReadFlags::DELETE | ReadFlags::MOVED_FROM);
-        let meta = if comes { self.metadata(&path) } else { None };
-        let link = (goes && self.links.contains(&path)) || meta.as_ref().is_some_and(Metadata::is_symlink);
-        self.stale |= link;
-        if names::is_manifest(name.as_bytes()) {
-            let item = Item::Manifest(path);
-            if flags.contains(ReadFlags::ATTRIB) && debounce.is_writing(&item) {
-                return;
-            }
-            note(debounce, item, is_whole(flags, || meta), now);
+        } else if names::is_manifest(name) {
+            note(debounce, Item::Manifest(path), what, is_whole(what, || meta), now);
         } else if link {
             // It may lead to a directory of manifests.
             debounce.everything(now);
         }
     }
+}
 
-    fn metadata(&self, relative: &Path) -> Option<Metadata> {
-        let (_, canonical) = self.pinned.as_ref()?;
-        std::fs::symlink_metadata(canonical.join(relative)).ok()
+/// Something that hears the kernel's events, or why there is nothing.
+fn listen(notify: bool) -> (Option<Events>, Option<String>) {
+    if !notify {
+        return (None, Some("file events are switched off".to_owned()));
+    }
+    match Events::new() {
+        Ok(events) => (Some(events), None),
+        Err(error) => {
+            let hint = "raise fs.inotify.max_user_instances";
+            (None, Some(format!("the kernel offers no file events: {error} (hint: {hint})")))
+        }
     }
 }
 
-fn note(debounce: &mut Debounce, item: Item, whole: bool, now: Instant) {
-    if whole {
-        debounce.complete(item, now);
-    } else {
+fn is(meta: &Option<Metadata>, kind: impl FnOnce(&Metadata) -> bool) -> bool {
+    meta.as_ref().is_some_and(kind)
+}
+
+fn is_io(error: &notify::Error, kind: ErrorKind) -> bool {
+    matches!(&error.kind, notify::ErrorKind::Io(error) if error.kind() == kind)
+}
+
+/// Its parent tells.
+fn is_gone(error: &notify::Error) -> bool {
+    matches!(error.kind, notify::ErrorKind::PathNotFound)
+        || is_io(error, ErrorKind::NotFound)
+        || is_io(error, ErrorKind::NotADirectory)
+}
+
+fn note(debounce: &mut Debounce, item: Item, what: What, whole: bool, now: Instant) {
+    if !whole {
         debounce.writing(item, now, WRITER_QUIET);
+    } else if what != What::Touched || !debounce.is_writing(&item) {
+        debounce.complete(item, now);
     }
 }
 
 /// Whether the file is complete after this event, or somebody has it open for writing.
-fn is_whole(flags: ReadFlags, metadata: impl FnOnce() -> Option<Metadata>) -> bool {
-    if flags.contains(ReadFlags::MODIFY) {
-        return false;
+fn is_whole(what: What, metadata: impl FnOnce() -> Option<Metadata>) -> bool {
+    match what {
+        What::Written => false,
+        // A new symlink, device or further hard link comes whole; a new file is open and about to be written.
+        What::Created => metadata().is_none_or(|meta| !meta.is_file() || meta.nlink() > 1),
+        _ => true,
     }
-    if !flags.contains(ReadFlags::CREATE) {
-        return true;
-    }
-    // A new symlink, device or further hard link comes whole; a new file is open and about to be written.
-    metadata().is_none_or(|meta| !meta.is_file() || meta.nlink() > 1)
 }

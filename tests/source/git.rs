@@ -1,6 +1,7 @@
 //! Checkouts, locks and revisions.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     os::unix::fs::{PermissionsExt, chown, symlink},
     path::Path,
@@ -9,7 +10,7 @@ use std::{
 };
 
 use crate::rig::*;
-use providerd::source::{RevisionTracker, revision};
+use providerd::source::{RevisionTracker, manifests_at, revision};
 
 pub fn git(dir: &Path, arguments: &[&str]) -> Outcome {
     let output = Command::new("git")
@@ -191,5 +192,95 @@ async fn the_tracker_notices_a_commit() -> Outcome {
         assert_eq!(tracker.latest().await, revision(base.path()), "{step:?}");
     }
     assert_eq!(tracker.current(), first);
+    Ok(())
+}
+
+#[test]
+fn the_manifests_of_another_revision_are_read_from_git() -> Outcome {
+    let base = temporary()?;
+    let root = base.path().join("providers.d");
+    fs::create_dir_all(root.join("sub/.hidden"))?;
+    assert_eq!(manifests_at(&root, "HEAD"), None, "no repository");
+    git(base.path(), &["init", "-q"])?;
+    assert_eq!(manifests_at(&root, "HEAD"), None, "no commit");
+    put(&base.path().join("elsewhere.toml"), "not below the directory")?;
+    for (path, body) in [
+        ("a.toml", "first"),
+        ("sub/b é.toml", "first"),
+        ("note.txt", "no manifest"),
+        (".hidden.toml", "hidden"),
+        ("sub/.hidden/c.toml", "hidden"),
+    ] {
+        put(&root.join(path), body)?;
+    }
+    git(base.path(), &["add", "-A"])?;
+    git(base.path(), &["commit", "-qm", "first"])?;
+    git(base.path(), &["tag", "v1"])?;
+    put(&root.join("a.toml"), "second")?;
+    git(base.path(), &["rm", "-q", "--", "providers.d/sub/b é.toml"])?;
+    git(base.path(), &["commit", "-qam", "second"])?;
+    put(&root.join("a.toml"), "not committed")?;
+
+    let check = |revision: &str, expected: Option<&[(&str, &str)]>| {
+        let found = manifests_at(&root, revision);
+        let found = found.map(|files| {
+            files.into_iter().map(|(path, text)| (path.to_string(), text)).collect::<BTreeMap<_, _>>()
+        });
+        let expected = expected
+            .map(|files| files.iter().map(|(path, body)| ((*path).to_owned(), whole(body))).collect());
+        assert_eq!(found, expected, "{revision}");
+    };
+    let first = Some(&[("a.toml", "first"), ("sub/b é.toml", "first")][..]);
+    check("v1", first);
+    check("HEAD~1", first);
+    check("HEAD", Some(&[("a.toml", "second")]));
+    check("no-such-revision", None);
+    check("", None);
+    // None of these is a revision, whatever git would make of it.
+    check("-x", None);
+    check("--name-status", None);
+    check("HEAD:providers.d", None);
+    check(":0:providers.d", None);
+    Ok(())
+}
+
+/// Not a test of its own: what [`git_gets_no_environment_of_ours`] runs in another process.
+#[test]
+#[ignore = "run by another test, in an environment of its own"]
+fn a_process_that_asks_git() {
+    if let Some(root) = std::env::var_os("ASK_GIT_ABOUT") {
+        assert_eq!(revision(Path::new(&root)), None);
+        assert_eq!(manifests_at(Path::new(&root), "HEAD"), Some(Vec::new()));
+    }
+}
+
+#[test]
+fn git_gets_no_environment_of_ours() -> Outcome {
+    let base = temporary()?;
+    let seen = base.path().join("seen");
+    git(base.path(), &["init", "-q"])?;
+    // In place of git, something that tells what it was given.
+    let bin = base.path().join("bin");
+    fs::create_dir(&bin)?;
+    fs::write(bin.join("git"), format!("#!/bin/sh\nenv >> {}\n", seen.display()))?;
+    fs::set_permissions(bin.join("git"), fs::Permissions::from_mode(0o755))?;
+    let path = std::env::var("PATH")?;
+    let output = Command::new(std::env::current_exe()?)
+        .args(["--exact", "git::a_process_that_asks_git", "--ignored"])
+        .env("PATH", format!("{}:{path}", bin.display()))
+        .env("ASK_GIT_ABOUT", base.path())
+        .env("PROVIDERD_KEYS", "not-a-real-key")
+        .env("GIT_DIR", "/elsewhere")
+        .output()?;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let seen = fs::read_to_string(seen)?;
+    let names = seen.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name);
+    let names: BTreeSet<_> = names.collect();
+    let ours = ["PROVIDERD_KEYS", "GIT_DIR", "ASK_GIT_ABOUT"];
+    assert!(names.contains("GIT_OPTIONAL_LOCKS"), "{names:?}");
+    assert!(ours.iter().all(|name| !names.contains(name)), "{names:?}");
+    // What is left is from git's settings, from finding programs, or from the shell itself.
+    let known = ["PATH", "HOME", "TMPDIR", "LC_ALL", "PWD", "OLDPWD", "SHLVL", "_"];
+    assert!(names.iter().all(|name| name.starts_with("GIT_") || known.contains(name)), "{names:?}");
     Ok(())
 }

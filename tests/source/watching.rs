@@ -238,7 +238,7 @@ async fn an_overflow_of_events_looks_at_everything() -> Outcome {
 }
 
 #[tokio::test]
-async fn ten_thousand_reads_wake_nobody() -> Outcome {
+async fn twenty_thousand_reads_wake_nobody() -> Outcome {
     let base = temporary()?;
     for index in 0..500 {
         put(&base.path().join(format!("{index}.toml")), "x")?;
@@ -246,7 +246,8 @@ async fn ten_thousand_reads_wake_nobody() -> Outcome {
     let mut rig = Rig::start(base.path());
     rig.until("all are read", |rig| rig.state.len() == 500).await;
     rig.settle().await;
-    for _ in 0..3 {
+    // More than the kernel queues.
+    for _ in 0..40 {
         let mut reader = Directory::open(base.path());
         assert_eq!(reader.scan_all().changed.len(), 500);
     }
@@ -375,5 +376,56 @@ async fn a_file_in_a_new_directory_may_still_be_in_the_writing() -> Outcome {
         rig.digest(activation);
         rig.until_is(&path, "half").await;
     }
+    Ok(())
+}
+
+/// Of this process so far.
+fn cpu_time() -> std::io::Result<Duration> {
+    // Fields 14 and 15, in ticks of 10 ms; the name before them may hold spaces.
+    let stat = fs::read_to_string("/proc/self/stat")?;
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(11).take(2);
+    Ok(Duration::from_millis(fields.filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>() * 10))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+#[ignore = "measures: run alone, on an idle machine, with --nocapture"]
+async fn cost_of_watching_twenty_thousand_files() -> Outcome {
+    let base = temporary()?;
+    let dirs = 2000;
+    let fill = |body: &str| -> std::io::Result<()> {
+        for index in 0..20_000 {
+            let dir = base.path().join(format!("d{}", index % dirs));
+            fs::create_dir_all(&dir)?;
+            put(&dir.join(format!("{index}.toml")), body)?;
+        }
+        Ok(())
+    };
+    fill("0")?;
+    let start = Instant::now();
+    let mut rig = Rig::start(base.path());
+    let first = rig.watcher.next().await;
+    eprintln!("{dirs} directories armed: {:?}", start.elapsed());
+    rig.digest(first);
+    eprintln!("and all files read: {:?}", start.elapsed());
+    rig.settle().await;
+    let (start, cpu) = (Instant::now(), cpu_time()?);
+    let woken = tokio::time::timeout(Duration::from_secs(5), rig.watcher.next()).await;
+    eprintln!("idle: {:?} CPU in {:?}, woken: {}", cpu_time()? - cpu, start.elapsed(), woken.is_ok());
+    for _ in 0..3 {
+        assert_eq!(Directory::open(base.path()).scan_all().changed.len(), 20_000);
+    }
+    let woken = tokio::time::timeout(Duration::from_secs(1), rig.watcher.next()).await;
+    eprintln!("after reading all of them three times, woken: {}", woken.is_ok());
+    // All are written, more often than the queues hold, while nobody listens.
+    fill("1")?;
+    let (start, cpu, seen) = (Instant::now(), cpu_time()?, rig.activations.len());
+    rig.until("all are new", |rig| rig.state.values().all(|body| body == "1")).await;
+    eprintln!("after an overflow, all files new: {:?}", start.elapsed());
+    rig.settle().await;
+    let looks: Vec<_> = rig.activations[seen..]
+        .iter()
+        .map(|activation| (activation.look == Look::Everything, activation.settled))
+        .collect();
+    eprintln!("looks (everything, settled): {looks:?}, {:?} CPU", cpu_time()? - cpu);
     Ok(())
 }
