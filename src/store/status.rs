@@ -170,29 +170,6 @@ impl Store {
         Ok(row.map(|(first, second, updated)| (first, second, updated.map(|time| time.and_utc()))))
     }
 
-    /// Replaces a stored token by another one for the same key (rotation): only where it still is `old`, and without
-    /// touching the key's dates and status. Returns whether it was.
-    pub async fn key_replace(&self, id: Uuid, old: &str, new: &str, event: &NewEvent) -> Result<bool> {
-        let mut tx = self.write().await?;
-        query("SELECT set_config('providerd.applying', 'on', true)").execute(&mut *tx).await?;
-        let done = query(
-            "UPDATE llm_providers SET api_key_encrypted = $3, encrypted_api_key = $3
-             WHERE id = $1 AND $2 IN (api_key_encrypted, encrypted_api_key)
-               AND coalesce(nullif(api_key_encrypted, ''), $2) = $2 AND coalesce(nullif(encrypted_api_key, ''), $2) = $2",
-        )
-        .bind(id)
-        .bind(old)
-        .bind(new)
-        .execute(&mut *tx)
-        .await?;
-        let was = done.rows_affected() == 1;
-        if was {
-            events::insert(&mut tx, std::slice::from_ref(event)).await?;
-        }
-        tx.commit().await?;
-        Ok(was)
-    }
-
     /// Replaces the tokens of both key columns by others for the same keys, only where both still are `old`, and without
     /// touching the key's dates and status. An empty column stays as it is. Returns whether they were.
     pub async fn key_rotate(
