@@ -21,6 +21,7 @@
 //! 7. A secret is a type that cannot be printed, compared or serialized by accident.
 
 pub mod app;
+pub mod checks;
 pub mod cli;
 pub mod config;
 pub mod daemon;

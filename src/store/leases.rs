@@ -135,6 +135,35 @@ impl Store {
         Ok(tx.commit().await?)
     }
 
+    /// Holders of the leases whose names begin with `prefix` and have not run out, and the number of the last applied
+    /// catalog: whether there is something to look at.
+    pub async fn lease_holders(&self, prefix: &str) -> Result<(Vec<Uuid>, i64)> {
+        let mut tx = self.read().await?;
+        let found = sqlx::query_as(
+            "SELECT (SELECT coalesce(array_agg(holder), '{}') FROM providerd.lease
+                     WHERE starts_with(name, $1) AND expires_at > clock_timestamp()), seq
+             FROM providerd.applied",
+        )
+        .persistent(false)
+        .bind(prefix)
+        .fetch_one(&mut *tx)
+        .await?;
+        tx.rollback().await?;
+        Ok(found)
+    }
+
+    /// Deletes leases whose names begin with `prefix` and that ran out long ago: their holders will not come back.
+    pub async fn lease_forget(&self, prefix: &str) -> Result<()> {
+        let mut tx = self.write().await?;
+        query(
+            "DELETE FROM providerd.lease WHERE starts_with(name, $1) AND expires_at < clock_timestamp() - interval '1 hour'",
+        )
+        .bind(prefix)
+        .execute(&mut *tx)
+        .await?;
+        Ok(tx.commit().await?)
+    }
+
     /// What is suspended now.
     pub async fn suspended(&self) -> Result<Suspended> {
         if self.is_blank() {
@@ -173,6 +202,20 @@ impl Store {
         tx.commit().await?;
         Ok(was)
     }
+}
+
+/// As [`ReconcileTx::lease_check`].
+pub(super) async fn is_held(tx: &mut Tx, lease: &Lease) -> Result<bool> {
+    let found = query(
+        "SELECT FROM providerd.lease
+         WHERE name = $1 AND holder = $2 AND token = $3 AND expires_at > clock_timestamp() FOR UPDATE",
+    )
+    .bind(&lease.name)
+    .bind(lease.holder)
+    .bind(lease.token)
+    .fetch_optional(&mut **tx)
+    .await?;
+    Ok(found.is_some())
 }
 
 async fn suspended(tx: &mut Tx) -> Result<Suspended> {
@@ -237,16 +280,7 @@ impl ReconcileTx {
     /// Whether the lease is still ours; locks it until the end of the transaction. Writes, so call it only when
     /// something will be written.
     pub async fn lease_check(&mut self, lease: &Lease) -> Result<bool> {
-        let found = query(
-            "SELECT FROM providerd.lease
-             WHERE name = $1 AND holder = $2 AND token = $3 AND expires_at > clock_timestamp() FOR UPDATE",
-        )
-        .bind(&lease.name)
-        .bind(lease.holder)
-        .bind(lease.token)
-        .fetch_optional(&mut *self.tx)
-        .await?;
-        Ok(found.is_some())
+        is_held(&mut self.tx, lease).await
     }
 
     /// The number of the last applied catalog.

@@ -9,6 +9,7 @@
 mod apply;
 mod error;
 mod events;
+mod health;
 mod leases;
 mod listen;
 mod migrate;
@@ -32,6 +33,7 @@ use uuid::Uuid;
 pub use self::{
     error::{Result, StoreError},
     events::{Event, EventFilter, NewEvent},
+    health::{CheckRow, CheckWrite, NewStatus, Span},
     leases::{Lease, Suspended, Suspension},
     listen::DriftListener,
     migrate::{Layout, MigrationReport},

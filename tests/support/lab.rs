@@ -56,6 +56,8 @@ impl Lab {
         command.env("HOME", self.dir.path()).env("STATE_DIRECTORY", self.dir.path().join("state"));
         command.env("DATABASE_URL", &self.url).env("BYOK_ENCRYPTION_KEY", BYOK);
         command.env("PROVIDERD_SERVER__LISTEN", "127.0.0.1:0").env("PROVIDERD_MANIFESTS__SETTLE", "300ms");
+        // The providers of most tests exist on paper only.
+        command.env("PROVIDERD_HEALTH__ENABLED", "false");
         command.env("PROVIDERD_LOG__FORMAT", "json").env("RUST_LOG", "info,providerd=debug");
         command
     }
@@ -67,6 +69,13 @@ impl Lab {
 
     pub fn daemon(&self) -> Daemon {
         self.daemon_with(|_| {})
+    }
+
+    /// A daemon that also checks, every second unless the manifest says otherwise.
+    pub fn checking(&self) -> Daemon {
+        self.daemon_with(|command| {
+            command.env("PROVIDERD_HEALTH__ENABLED", "true").env("PROVIDERD_HEALTH__INTERVAL", "1s");
+        })
     }
 
     pub fn daemon_with(&self, adjust: impl FnOnce(&mut Command)) -> Daemon {

@@ -1,0 +1,109 @@
+//! Health checks and key tests as users get them: the real daemon, providers on real sockets, a real PostgreSQL.
+#![allow(clippy::disallowed_methods, reason = "tests spawn tasks of their own")]
+
+mod support;
+
+use std::{fs, path::PathBuf};
+
+use support::{
+    fake::{Fake, KEY, OTHER_KEY},
+    lab::{Daemon, Lab},
+};
+
+const HEALTH: &str = "SELECT health_status FROM llm_providers WHERE name = 'alpha'";
+const KEY_STATUS: &str = "SELECT api_key_test_status FROM llm_providers WHERE name = 'alpha'";
+
+fn key_file(lab: &Lab, text: &str) -> (PathBuf, String) {
+    let path = lab.dir.path().join("alpha.key");
+    let temporary = path.with_extension("new");
+    fs::write(&temporary, text).unwrap();
+    fs::rename(temporary, &path).unwrap();
+    let reference = format!("{{ file = \"{}\" }}", path.display());
+    (path, reference)
+}
+
+/// A lab with one provider `alpha` that works.
+async fn one() -> (Lab, Fake, Daemon) {
+    let lab = Lab::new().await;
+    let fake = Fake::start().await;
+    let (_, reference) = key_file(&lab, KEY);
+    lab.write("alpha.toml", &fake.manifest("alpha", &reference, ""));
+    let daemon = lab.checking();
+    lab.wait_for(HEALTH, "healthy").await;
+    lab.wait_for(KEY_STATUS, "valid").await;
+    (lab, fake, daemon)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_dies_and_comes_back_and_a_restart_forgets_nothing() {
+    let (lab, fake, daemon) = one().await;
+    assert_ne!(lab.value("SELECT api_key_last_tested FROM llm_providers").await, "");
+
+    fake.set_status(503);
+    lab.wait_for(HEALTH, "unhealthy").await;
+    // The key was proven and stays so: an outage says nothing about it.
+    assert_eq!(lab.value(KEY_STATUS).await, "valid");
+    let events =
+        "SELECT string_agg(kind || ' ' || (detail->>'from') || ' ' || (detail->>'to'), ', ' ORDER BY id)
+                  FROM providerd.events WHERE kind IN ('health', 'key_test') AND provider = 'alpha'";
+    let seen = lab.value(events).await;
+    for wanted in ["health unknown healthy", "key_test pending valid", "health healthy unhealthy"] {
+        assert!(seen.contains(wanted), "{seen}");
+    }
+
+    // The next daemon takes up where this one was stopped.
+    assert_eq!(daemon.stop(), 0);
+    let before =
+        lab.value("SELECT count(*) FROM providerd.events WHERE kind IN ('health', 'key_test')").await;
+    let mut again = lab.checking();
+    again.wait_ready().await;
+    fake.set_status(200);
+    lab.wait_for("SELECT memory::json->'health'->>'status' FROM providerd.health", "unhealthy").await;
+    assert_eq!(lab.value(HEALTH).await, "unhealthy");
+    assert_eq!(
+        lab.value("SELECT count(*) FROM providerd.events WHERE kind IN ('health', 'key_test')").await,
+        before
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_revoked_and_replaced() {
+    let (lab, fake, _daemon) = one().await;
+    // Another key in the file: pending at once, proven within moments.
+    fake.set_keys(&[KEY, OTHER_KEY]);
+    let updated = "SELECT api_key_updated_at FROM llm_providers";
+    let before = lab.value(updated).await;
+    key_file(&lab, OTHER_KEY);
+    lab.wait_for(&format!("SELECT api_key_updated_at > '{before}' FROM llm_providers"), "true").await;
+    lab.wait_for(KEY_STATUS, "valid").await;
+    // A provider with a refused key is a healthy provider.
+    assert_eq!(lab.value(HEALTH).await, "healthy");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_managed_or_not_enabled_is_not_checked() {
+    let lab = Lab::new().await;
+    let fake = Fake::start().await;
+    lab.run(&["apply"]);
+    lab.execute(&format!(
+        "INSERT INTO llm_providers (name, type, api_key_encrypted, api_base_url) VALUES ('theirs', 'openai', '', '{}')",
+        fake.base_url()
+    ))
+    .await;
+    let (_, reference) = key_file(&lab, KEY);
+    lab.write("alpha.toml", &fake.manifest("alpha", &reference, ""));
+    let _daemon = lab.checking();
+    lab.wait_for(HEALTH, "healthy").await;
+    // An operator switches it off in the database: nobody declared `enabled`.
+    lab.execute("UPDATE llm_providers SET enabled = false WHERE name = 'alpha'").await;
+    lab.wait_for(HEALTH, "unknown").await;
+    assert_eq!(
+        lab.value(
+            "SELECT coalesce(last_health_check::text, 'never') FROM llm_providers WHERE name = 'theirs'"
+        )
+        .await,
+        "never"
+    );
+    lab.execute("UPDATE llm_providers SET enabled = true WHERE name = 'alpha'").await;
+    lab.wait_for(HEALTH, "healthy").await;
+}
