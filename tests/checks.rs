@@ -107,3 +107,32 @@ async fn what_is_not_managed_or_not_enabled_is_not_checked() {
     lab.execute("UPDATE llm_providers SET enabled = true WHERE name = 'alpha'").await;
     lab.wait_for(HEALTH, "healthy").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_looks_now_and_writes_nothing() {
+    let lab = Lab::new().await;
+    let (good, bad, dead) = (Fake::start().await, Fake::start().await, Fake::start().await);
+    bad.set_keys(&[]);
+    dead.set_status(500);
+    let (_, reference) = key_file(&lab, KEY);
+    lab.write("a.toml", &good.manifest("alpha", &reference, ""));
+    // Also before anything was applied.
+    let ran = lab.run(&["check"]).expect(0);
+    assert!(ran.stdout.contains("valid, 2 models found"), "{}", ran.stdout);
+    lab.run(&["apply"]).expect(0);
+    lab.write("b.toml", &bad.manifest("beta", &reference, ""));
+    lab.write("c.toml", &dead.manifest("gamma", &reference, ""));
+    lab.write("d.toml", &dead.manifest("off", "{ env = \"NOT_SET_ANYWHERE\" }", ""));
+    let ran = lab.run(&["check"]).expect(2);
+    assert!(ran.stdout.contains("invalid: HTTP 401: Incorrect API key provided"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("NOT_SET_ANYWHERE"), "{}", ran.stdout);
+    lab.run(&["check", "alpha"]).expect(0);
+    lab.run(&["check", "beta"]).expect(2);
+    assert!(lab.run(&["check", "nobody"]).expect(1).stderr.contains("`nobody`"));
+    let json = lab.run(&["check", "alpha", "gamma", "--output", "json"]).expect(2).json();
+    assert_eq!(json[0]["key"]["verdict"], "valid");
+    assert_eq!(json[0]["models_found"], 2);
+    assert_eq!(json[1]["outcome"], "hard");
+    assert!(!json.to_string().contains(KEY));
+    assert_eq!(lab.value("SELECT health_status FROM llm_providers").await, "unknown");
+}

@@ -7,6 +7,7 @@
 
 pub(crate) mod export;
 mod ledger;
+pub mod once;
 mod targets;
 mod writer;
 

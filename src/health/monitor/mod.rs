@@ -504,7 +504,8 @@ pub fn next_check(memory: &Memory, rhythm: &Rhythm, now: DateTime<Utc>) -> DateT
 }
 
 impl Target {
-    fn health_check(&self) -> HealthCheck<'_> {
+    /// What is asked to find out about its health.
+    pub fn health_check(&self) -> HealthCheck<'_> {
         HealthCheck {
             kind: self.kind,
             base: &self.base,
