@@ -22,6 +22,7 @@ use crate::{
     reconcile::Reconciler,
     secret::{self, Byok, FingerprintKey, Keyring, Resolver, Source},
     store::{self, Store, StoreError},
+    trial::Trials,
 };
 
 /// Where the canary and the sealed fingerprint key stand in `providerd.meta`.
@@ -232,6 +233,11 @@ pub fn monitor(settings: &Settings) -> MonitorConfig {
     }
 }
 
+/// Where verdicts about declared keys are kept, unless the settings turn all tests off.
+pub fn trials(settings: &Settings) -> Option<Arc<Trials>> {
+    settings.health.enabled.then(Arc::default)
+}
+
 /// How to connect.
 pub fn store_settings(settings: &Settings, url: secrecy::SecretString) -> store::Settings {
     store::Settings {
@@ -274,7 +280,8 @@ impl Backend {
         }
     }
 
-    pub fn reconciler(&self, settings: &Settings) -> Reconciler {
+    /// With `trials`, declared keys wait for their provider's word before they replace one that works.
+    pub fn reconciler(&self, settings: &Settings, trials: Option<Arc<Trials>>) -> Reconciler {
         let (keyring, resolver) = (self.keyring.clone(), self.resolver.clone());
         Reconciler::new(
             self.store.clone(),
@@ -282,6 +289,7 @@ impl Backend {
             resolver,
             &settings.reconcile,
             settings.keys.require_valid,
+            trials,
         )
     }
 

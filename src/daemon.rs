@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::Context as _;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, watch},
     time::Instant,
 };
 use tokio_cron_scheduler::{Job, JobScheduler};
@@ -27,6 +27,7 @@ use crate::{
     checks::{self, Checks},
     config::Settings,
     embedded::Embedded,
+    health::probe::Prober,
     http::{self, Readiness, Shared},
     lifecycle::{self, Hangups, Heartbeat, Supervisor, Systemd},
     loader::Loader,
@@ -39,6 +40,7 @@ use crate::{
     secret::{Byok, Keyring, Source},
     source::{self, Look, RevisionTracker, Watcher},
     store::{Lease, ProviderStatus, Store, StoreError},
+    trial::Trials,
 };
 
 /// Name of the lease that admits one reconciling daemon.
@@ -286,12 +288,14 @@ impl Main {
 
         let keyring = Arc::new(keyring);
         let checks = self.start_checks(&supervisor, &keyring)?;
+        let trials = app::trials(&self.settings);
         let reconciler = Reconciler::new(
             self.store.clone(),
             keyring,
             Arc::new(resolver),
             &self.settings.reconcile,
             self.settings.keys.require_valid,
+            trials.clone(),
         );
         let root = self.settings.manifests.path.clone();
         let revisions = Arc::new(RevisionTracker::new(&root));
@@ -299,6 +303,9 @@ impl Main {
             main: self,
             loader: Loader::new(root),
             reconciler,
+            trials: trials.zip(checks.as_ref().map(|checks| checks.prober().clone())),
+            tried: mpsc::unbounded_channel(),
+            supervisor,
             checks,
             revisions,
             leadership,
@@ -483,6 +490,10 @@ struct Loop {
     loader: Loader,
     reconciler: Reconciler,
     checks: Option<Checks>,
+    trials: Option<(Arc<Trials>, Arc<Prober>)>,
+    /// Providers whose declared key has been tried.
+    tried: (mpsc::UnboundedSender<Arc<str>>, mpsc::UnboundedReceiver<Arc<str>>),
+    supervisor: Supervisor,
     revisions: Arc<RevisionTracker>,
     leadership: Leadership,
     wake: Wake,
@@ -536,6 +547,10 @@ impl Loop {
                     self.main.database_up(leader != Leader::Unknown);
                     self.wanted = Wanted::Everything;
                     "leader"
+                }
+                Some(name) = self.tried.1.recv() => {
+                    self.wanted.add(Changed::Providers(BTreeSet::from([name])));
+                    "key"
                 }
                 () = tokio::time::sleep_until(retry_at) => {
                     if self.retry_at.take().is_none() {
@@ -730,6 +745,7 @@ impl Loop {
             return;
         }
         self.look_at_checks();
+        self.try_keys(outcome);
         self.wanted = Wanted::Nothing;
         if outcome.applied {
             for ((kind, action), count) in &outcome.plan.summary().rows {
@@ -776,6 +792,22 @@ impl Loop {
                 warn!(provider = %notice.provider, "{}", notice.message);
             }
         }
+    }
+
+    /// Asks providers about declared keys that would replace working ones; the pass after goes by what they say.
+    fn try_keys(&self, outcome: &Outcome) {
+        let Some((trials, prober)) = self.trials.clone().filter(|_| !outcome.trials.is_empty()) else {
+            return;
+        };
+        let (wanted, tell) = (outcome.trials.clone(), self.tried.0.clone());
+        let stop = self.supervisor.token();
+        self.supervisor.spawn_brief("trials", async move {
+            let tried = stop.run_until_cancelled(trials.run(&prober, wanted)).await;
+            for name in tried.into_iter().flatten() {
+                // Nobody listens any more only in a shutdown.
+                let _ = tell.send(name);
+            }
+        });
     }
 
     /// Tells who stands in front of the terminal where everything is, once.

@@ -136,3 +136,60 @@ async fn check_looks_now_and_writes_nothing() {
     assert!(!json.to_string().contains(KEY));
     assert_eq!(lab.value("SELECT health_status FROM llm_providers").await, "unknown");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rejected_new_key_does_not_replace_a_working_one() {
+    let (lab, fake, daemon) = one().await;
+    let token = "SELECT api_key_encrypted FROM llm_providers WHERE name = 'alpha'";
+    let before = lab.value(token).await;
+
+    // The provider does not know the new key: the old one stays, and that is reported once.
+    key_file(&lab, OTHER_KEY);
+    let refusals = "SELECT count(*) FROM providerd.events WHERE kind = 'refusal' AND provider = 'alpha'";
+    lab.wait_for(refusals, "1").await;
+    assert_eq!(lab.value(token).await, before);
+    assert_eq!(lab.value(KEY_STATUS).await, "valid");
+    let status = lab.run_checking(&["status"]);
+    assert!(status.stdout.contains("tried at its provider"), "{}", status.stdout);
+
+    // The one-shot command comes to the same verdict.
+    let applied = lab.run_checking(&["apply"]);
+    assert!(applied.stdout.contains("rejects the declared key"), "{}", applied.stdout);
+    assert_eq!(lab.value(token).await, before);
+    assert_eq!(lab.value(refusals).await, "1");
+
+    // A working key is taken, by whomever it is asked for.
+    fake.set_keys(&[KEY, OTHER_KEY]);
+    lab.run_checking(&["apply"]).expect(0);
+    assert_ne!(lab.value(token).await, before);
+    lab.wait_for(KEY_STATUS, "valid").await;
+    assert_eq!(daemon.stop(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_somebody_else_set_stays_while_it_works() {
+    let (lab, fake, _daemon) = one().await;
+    fake.set_keys(&[KEY, OTHER_KEY]);
+    let declared = lab.value("SELECT api_key_encrypted FROM llm_providers").await;
+    let byok = providerd::secret::Byok::parse(support::lab::BYOK).unwrap();
+    let theirs = byok.encrypt(&providerd::secret::Secret::copy_of(OTHER_KEY));
+    lab.execute(&format!("UPDATE llm_providers SET api_key_encrypted = '{theirs}'")).await;
+    lab.wait_for(
+        "SELECT count(*) FROM providerd.events WHERE kind = 'key' AND reason LIKE '%someone else%'",
+        "1",
+    )
+    .await;
+    lab.wait_for(KEY_STATUS, "valid").await;
+    assert_eq!(lab.value("SELECT api_key_encrypted FROM llm_providers").await, theirs);
+
+    // Once it is known not to work, and the declared one does, the declared one comes back.
+    fake.set_keys(&[KEY]);
+    lab.execute("UPDATE llm_providers SET api_key_test_status = 'failed', priority = 9").await;
+    lab.wait_for(
+        "SELECT api_key_test_status = 'valid' AND api_key_encrypted NOT IN ('') FROM llm_providers",
+        "true",
+    )
+    .await;
+    let now = lab.value("SELECT api_key_encrypted FROM llm_providers").await;
+    assert!(now != theirs && now != declared, "a fresh token of the declared key");
+}

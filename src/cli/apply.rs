@@ -9,8 +9,9 @@ use super::{
     output::{self, Exit},
 };
 use crate::{
+    app,
     plan::Plan,
-    reconcile::{Pass, Refusal},
+    reconcile::{Outcome, Pass, Refusal},
 };
 
 /// Providers whose rows are printed one by one; a first apply of thousands would drown its own summary.
@@ -45,7 +46,13 @@ impl Apply {
             revision: context.revision(),
             lease: None,
         };
-        let outcome = context.reconciler().reconcile(&pass).await?;
+        let trials = app::trials(&context.settings);
+        let reconciler = context.backend.reconciler(&context.settings, trials.clone());
+        let mut outcome = reconciler.reconcile(&pass).await?;
+        if let Some(trials) = trials.filter(|_| !outcome.trials.is_empty()) {
+            trials.run(&app::prober(&context.settings)?, std::mem::take(&mut outcome.trials)).await;
+            outcome = after(outcome, reconciler.reconcile(&pass).await?);
+        }
         match context.format {
             Format::Json => output::json(&Report {
                 applied: outcome.applied,
@@ -67,4 +74,15 @@ impl Apply {
         };
         Ok(Exit::when(outcome.is_as_desired() && !outcome.suspended && is_valid(&build)))
     }
+}
+
+/// Both passes as one: what the first did, and what the second did and found.
+fn after(first: Outcome, mut second: Outcome) -> Outcome {
+    let mut providers = first.plan.providers;
+    providers.append(&mut second.plan.providers);
+    providers.sort_by(|a, b| a.name.cmp(&b.name));
+    second.plan.providers = providers;
+    second.applied |= first.applied;
+    second.events += first.events;
+    second
 }

@@ -67,6 +67,11 @@ impl Lab {
         Ran::new(self.command(args).output().unwrap())
     }
 
+    /// The same, with checks and key tests turned on.
+    pub fn run_checking(&self, args: &[&str]) -> Ran {
+        Ran::new(self.command(args).env("PROVIDERD_HEALTH__ENABLED", "true").output().unwrap())
+    }
+
     pub fn daemon(&self) -> Daemon {
         self.daemon_with(|_| {})
     }
