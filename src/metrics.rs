@@ -25,8 +25,9 @@ macro_rules! metrics {
         }
 
         impl Metrics {
-            /// Name and help of every metric, for the documentation's table.
-            pub const ALL: &'static [(&'static str, &'static str)] = &[$(($name, concat!($($help),+)),)+];
+            /// Name, type, labels and help of every metric, for the documentation's table.
+            pub const ALL: &'static [(&'static str, &'static str, &'static [&'static str], &'static str)] =
+                &[$(($name, stringify!($type), &[$($($label),+)?], concat!($($help),+)),)+];
 
             /// # Errors
             /// Never in practice: a test registers them all.

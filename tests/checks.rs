@@ -193,3 +193,126 @@ async fn a_key_that_somebody_else_set_stays_while_it_works() {
     let now = lab.value("SELECT api_key_encrypted FROM llm_providers").await;
     assert!(now != theirs && now != declared, "a fresh token of the declared key");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn maintenance_stops_one_provider_s_checks_for_a_while() {
+    let (lab, fake, mut daemon) = one().await;
+    let said = lab.run(&["suspend", "alpha", "--checks", "--for", "2h", "--reason", "new disks"]).expect(0);
+    assert!(said.stdout.contains("checking is suspended for alpha"), "{}", said.stdout);
+    lab.wait_for("SELECT count(*) FROM providerd.events WHERE kind = 'suspend'", "1").await;
+    let status = lab.run(&["status"]);
+    assert!(
+        status.stdout.contains("not checked until") && status.stdout.contains("new disks"),
+        "{}",
+        status.stdout
+    );
+    // It is off for hours, and nobody says that it is dead.
+    daemon.fetch_until("/metrics", "its series are gone", |text| !text.contains("provider=\"alpha\"")).await;
+    let asked = fake.seen();
+    fake.set_status(503);
+    assert_eq!(lab.value(HEALTH).await, "healthy");
+    lab.run(&["resume", "alpha", "--checks"]).expect(0);
+    lab.wait_for(HEALTH, "unhealthy").await;
+    assert!(fake.seen() > asked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn apply_waits_for_the_verdicts() {
+    let (lab, _fake, _daemon) = one().await;
+    let bad = Fake::start().await;
+    bad.set_keys(&[]);
+    lab.write("beta.toml", &bad.manifest("beta", "{ env = \"NOT_SET_ANYWHERE\" }", ""));
+    let ran = lab.run_checking(&["apply", "--wait"]).expect(0);
+    assert!(ran.stdout.contains("every provider is checked"), "{}", ran.stdout);
+    bad.set_status(500);
+    lab.wait_for("SELECT health_status FROM llm_providers WHERE name = 'beta'", "unhealthy").await;
+    let ran = lab.run_checking(&["apply", "--wait", "--output", "json"]).expect(2);
+    assert_eq!(ran.json()["checks"]["unhealthy"][0], "beta");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_tell_what_the_database_holds() {
+    let (lab, fake, mut daemon) = one().await;
+    let metrics = daemon
+        .fetch_until("/metrics", "the key is proven", |text| {
+            text.contains("providerd_provider_keys{status=\"valid\"} 1")
+        })
+        .await;
+    for line in [
+        "providerd_providers{status=\"healthy\"} 1",
+        "providerd_provider_health_status{provider=\"alpha\",status=\"healthy\"} 1",
+        "providerd_provider_health_status{provider=\"alpha\",status=\"unhealthy\"} 0",
+        "providerd_provider_api_key_test_status{provider=\"alpha\",status=\"valid\"} 1",
+        "providerd_provider_info{provider=\"alpha\",type=\"openai\",can_serve=\"unknown\"} 1",
+        "providerd_health_transitions_total{from=\"unknown\",to=\"healthy\"} 1",
+        "providerd_api_key_transitions_total{from=\"pending\",to=\"valid\"} 1",
+        "providerd_leases_held 2",
+        "providerd_prober_impaired 0",
+    ] {
+        assert!(metrics.contains(&format!("\n{line}\n")), "{line}\n{metrics}");
+    }
+    fake.set_status(500);
+    daemon
+        .fetch_until("/metrics", "unhealthy", |text| {
+            text.contains("providerd_provider_health_status{provider=\"alpha\",status=\"unhealthy\"} 1")
+                && text.contains("providerd_probe_failures_total{check=\"health\",reason=\"status\"}")
+        })
+        .await;
+    lab.remove("alpha.toml");
+    lab.write("other.toml", &support::lab::provider("other", 1));
+    daemon.fetch_until("/metrics", "the removed provider is gone", |text| !text.contains("alpha")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn daemons_share_the_checks_and_take_over_a_dead_one_s() {
+    let lab = Lab::new().await;
+    let fake = Fake::start().await;
+    let (_, reference) = key_file(&lab, KEY);
+    for index in 0..16 {
+        lab.write(&format!("p{index}.toml"), &fake.manifest(&format!("p{index}"), &reference, ""));
+    }
+    let (mut one, mut two) = (lab.checking(), lab.checking());
+    let count = |text: &str| text.matches("providerd_provider_info{").count();
+    lab.wait_for("SELECT count(*) FROM llm_providers WHERE health_status = 'healthy'", "16").await;
+    one.fetch_until("/metrics", "a share", |text| (1..16).contains(&count(text))).await;
+    let shares = async |one: &mut Daemon, two: &mut Daemon| {
+        let (first, second) = (one.fetch("/metrics").await, two.fetch("/metrics").await);
+        count(&first) + count(&second)
+    };
+    let started = std::time::Instant::now();
+    while shares(&mut one, &mut two).await != 16 {
+        assert!(started.elapsed() < support::lab::PATIENCE, "shares never add up");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    two.kill();
+    one.fetch_until("/metrics", "the whole", |text| count(text) == 16).await;
+    fake.set_status(500);
+    lab.wait_for("SELECT count(*) FROM llm_providers WHERE health_status = 'unhealthy'", "16").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verdicts_wait_for_the_database_and_none_is_lost() {
+    let cluster = support::pg::Cluster::start_private(support::pg::Options::default());
+    let mut lab = Lab::new().await;
+    lab.url = cluster.url("postgres");
+    let fake = Fake::start().await;
+    let (_, reference) = key_file(&lab, KEY);
+    lab.write("alpha.toml", &fake.manifest("alpha", &reference, ""));
+    let mut daemon = lab.checking();
+    lab.wait_for(HEALTH, "healthy").await;
+    lab.wait_for(KEY_STATUS, "valid").await;
+    cluster.stop_immediate();
+    let is = |status: &str| {
+        format!("providerd_provider_health_status{{provider=\"alpha\",status=\"{status}\"}} 1")
+    };
+    fake.set_status(500);
+    daemon.fetch_until("/metrics", "it dies", |text| text.contains(&is("unhealthy"))).await;
+    cluster.start();
+    lab.wait_for(
+        "SELECT string_agg((detail->>'from') || '-' || (detail->>'to'), ' ' ORDER BY id) FROM providerd.events
+         WHERE kind = 'health' AND provider = 'alpha'",
+        "unknown-healthy healthy-unhealthy",
+    )
+    .await;
+    assert_eq!(lab.value(HEALTH).await, "unhealthy");
+}

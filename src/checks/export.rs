@@ -8,8 +8,8 @@ use std::io::Write as _;
 use super::ledger::{Ledger, Live};
 use crate::model::{HealthStatus, KeyStatus};
 
-/// Name, type and help of a family.
-type Family = (&'static str, &'static str);
+/// Name and help of a family; all are gauges.
+pub type Family = (&'static str, &'static str);
 
 pub const PROVIDERS: Family = ("providerd_providers", "Providers that this daemon checks, by health.");
 pub const KEYS: Family = ("providerd_provider_keys", "Keys that this daemon tests, by status.");
@@ -34,8 +34,17 @@ pub const TLS: Family = (
 pub const INFO: Family =
     ("providerd_provider_info", "Always 1; the provider's type and whether its key can serve, as labels.");
 
-/// Everything here, for the documentation's table.
-pub(crate) const ALL: [Family; 8] = [PROVIDERS, KEYS, HEALTH, KEY, LAST_CHECK, LAST_TOOK, TLS, INFO];
+/// Everything here with its labels, for the documentation's table.
+pub const ALL: [(Family, &str); 8] = [
+    (PROVIDERS, "status"),
+    (KEYS, "status"),
+    (HEALTH, "provider, status"),
+    (KEY, "provider, status"),
+    (LAST_CHECK, "provider"),
+    (LAST_TOOK, "provider"),
+    (TLS, "provider"),
+    (INFO, "provider, type, can_serve"),
+];
 
 /// Appends all series to `text`.
 pub(super) fn encode(ledger: &Ledger, text: &mut Vec<u8>, per_provider: bool) {

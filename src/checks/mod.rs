@@ -5,7 +5,7 @@
 //! manifests manage is checked and written; a daemon whose lease has run out writes nothing; while the database is
 //! away, checks and metrics go on and what is to be written waits.
 
-pub(crate) mod export;
+pub mod export;
 mod ledger;
 pub mod once;
 mod targets;
@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// Each daemon that checks holds a lease of this name and its own id.
-const MEMBER: &str = "checks:";
+pub const MEMBER: &str = "checks:";
 /// A dead daemon's share is taken over within this time plus one beat (below).
 const MEMBER_TTL: Duration = Duration::from_secs(7);
 /// How often the lease is renewed and the others are looked at; three tries fit into its time.
@@ -284,6 +284,11 @@ impl Keeper {
                 return;
             }
         };
+        let paused = self.parts.store.suspended().await.unwrap_or_default().checks;
+        let now = Utc::now();
+        let is_paused = |name: &Arc<str>| {
+            paused.get(name).is_some_and(|pause| pause.until.is_none_or(|until| now < until))
+        };
         let mut gone: BTreeSet<Arc<str>> = match &wanted {
             Wanted::Some(names) => names.clone(),
             _ => self.known.keys().cloned().collect(),
@@ -291,7 +296,7 @@ impl Keeper {
         let build = lock(&self.checks.0.catalog).clone();
         let mut corrections = Vec::new();
         for row in &rows {
-            if !self.share.owns(&row.name) {
+            if !self.share.owns(&row.name) || is_paused(&row.name) {
                 continue;
             }
             let policy = targets::policy(build.as_deref(), &row.name, &self.parts.policy);

@@ -119,6 +119,16 @@ impl Status {
         let rows = context.backend.store.provider_status_rows(None).await?;
         let mut lines: BTreeMap<String, Line> =
             rows.into_iter().map(|row| (row.name.to_string(), line(row, &build, &plan))).collect();
+        let now = Utc::now();
+        for (name, pause) in &suspended.checks {
+            if let (Some(line), true) = (lines.get_mut(&**name), pause.until.is_none_or(|until| now < until))
+            {
+                let until = pause.until.map_or_else(String::new, |until| {
+                    format!(" until {}", until.format("%Y-%m-%dT%H:%M:%SZ"))
+                });
+                line.notices.push(format!("not checked{until}: {}", pause.reason));
+            }
+        }
         for provider in
             build.catalog.providers.values().filter(|it| !lines.contains_key(&*it.name)).collect::<Vec<_>>()
         {
@@ -196,7 +206,7 @@ impl Status {
             rows,
         );
         for line in report.providers.iter().filter(|line| line.enabled != Some(false)) {
-            let since = line.health_since.map_or_else(String::new, |at| format!(" since {}", age(now - at)));
+            let since = line.health_since.map_or_else(String::new, |at| format!(" for {}", length(now - at)));
             if let Some(health) = line.health.as_deref().filter(|it| matches!(*it, "degraded" | "unhealthy"))
             {
                 text += &format!("! {}: {health}{since}: {}\n", line.name, line.health_reason);
@@ -289,11 +299,16 @@ fn line(row: ProviderStatus, build: &Build, plan: &Plan) -> Line {
 
 /// `12s ago`, `5m ago`, `3h ago`, `2d ago`.
 fn age(since: chrono::TimeDelta) -> String {
-    let seconds = since.num_seconds().max(0);
+    format!("{} ago", length(since))
+}
+
+/// `12s`, `5m`, `3h`, `2d`.
+fn length(span: chrono::TimeDelta) -> String {
+    let seconds = span.num_seconds().max(0);
     match seconds {
-        0..60 => format!("{seconds}s ago"),
-        60..3600 => format!("{}m ago", seconds / 60),
-        3600..86_400 => format!("{}h ago", seconds / 3600),
-        _ => format!("{}d ago", seconds / 86_400),
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86_400 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
     }
 }

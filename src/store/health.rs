@@ -141,6 +141,7 @@ impl Store {
         }
         remember(&mut tx, writes).await?;
         add_up(&mut tx, writes).await?;
+        latencies(&mut tx, writes).await?;
         tx.commit().await?;
         Ok(news.len())
     }
@@ -310,5 +311,32 @@ async fn add_up(tx: &mut Tx, writes: &[CheckWrite]) -> Result<()> {
         .execute(&mut **tx)
         .await?;
     }
+    Ok(())
+}
+
+/// `avg_latency_ms` of the managed models: the median of their provider's checks since the last sums. Small changes
+/// are not worth a row version.
+async fn latencies(tx: &mut Tx, writes: &[CheckWrite]) -> Result<()> {
+    let median = |write: &CheckWrite| {
+        let mut all = Rollup::default();
+        write.rollups.iter().for_each(|(_, sums)| all.merge(sums));
+        Some((write.status.id, i32::try_from(all.percentile_ms(0.5)?).ok()?))
+    };
+    let (ids, medians): (Vec<Uuid>, Vec<i32>) = writes.iter().filter_map(median).unzip();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    query(
+        "UPDATE llm_models m SET avg_latency_ms = u.ms
+         FROM unnest($1::uuid[], $2::int[]) AS u (id, ms)
+         JOIN providerd.managed g ON g.provider_id = u.id
+         WHERE m.provider_id = u.id
+           AND m.name IN (SELECT jsonb_object_keys(coalesce(g.record::jsonb->'models', '{}')))
+           AND (m.avg_latency_ms IS NULL OR abs(m.avg_latency_ms - u.ms) > greatest(5, m.avg_latency_ms / 10))",
+    )
+    .bind(ids)
+    .bind(medians)
+    .execute(&mut **tx)
+    .await?;
     Ok(())
 }

@@ -34,7 +34,7 @@ pub use self::{
     error::{Result, StoreError},
     events::{Event, EventFilter, NewEvent},
     health::{CheckRow, CheckWrite, NewStatus, Span},
-    leases::{Lease, Suspended, Suspension},
+    leases::{Lease, Stopped, Suspended, Suspension},
     listen::DriftListener,
     migrate::{Layout, MigrationReport},
     status::{ProviderStatus, StatusWrite, UsageTotals},

@@ -200,6 +200,38 @@ impl Daemon {
         self.wait_for_log("\"message\":\"ready\"").await;
     }
 
+    /// Where its HTTP server listens.
+    pub async fn address(&mut self) -> String {
+        self.wait_for_log("\"listen\":\"").await;
+        let log = self.log();
+        let (_, rest) = log.split_once("\"listen\":\"").unwrap();
+        rest.split('"').next().unwrap().to_owned()
+    }
+
+    /// Fetches a path: head and body as one text.
+    pub async fn fetch(&mut self, path: &str) -> String {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut stream = tokio::net::TcpStream::connect(self.address().await).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = Vec::new();
+        stream.read_to_end(&mut text).await.unwrap();
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// Fetches a path until its answer fits.
+    pub async fn fetch_until(&mut self, path: &str, what: &str, fits: impl Fn(&str) -> bool) -> String {
+        let started = Instant::now();
+        loop {
+            let text = self.fetch(path).await;
+            if fits(&text) {
+                return text;
+            }
+            assert!(started.elapsed() < PATIENCE, "never: {what}\n{text}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Kills it without a word.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
