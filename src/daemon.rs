@@ -487,6 +487,9 @@ fn is_file(reference: &SecretRef) -> bool {
     matches!(reference, SecretRef::File(_) | SecretRef::Credential(_))
 }
 
+/// Names of providers.
+type Names = BTreeSet<Arc<str>>;
+
 struct Loop {
     main: Main,
     loader: Loader,
@@ -494,7 +497,7 @@ struct Loop {
     checks: Option<Checks>,
     trials: Option<(Arc<Trials>, Arc<Prober>)>,
     /// Providers whose declared keys have been tried.
-    tried: (mpsc::Sender<BTreeSet<Arc<str>>>, mpsc::Receiver<BTreeSet<Arc<str>>>),
+    tried: (mpsc::Sender<Names>, mpsc::Receiver<Names>),
     supervisor: Supervisor,
     revisions: Arc<RevisionTracker>,
     leadership: Leadership,
@@ -805,7 +808,7 @@ impl Loop {
         let stop = self.supervisor.token();
         self.supervisor.spawn_brief("trials", async move {
             let tried = stop.run_until_cancelled(trials.run(&prober, wanted)).await;
-            let names: BTreeSet<Arc<str>> = tried.into_iter().flatten().collect();
+            let names: Names = tried.into_iter().flatten().collect();
             if !names.is_empty() {
                 // Nobody listens any more only in a shutdown.
                 let _ = tell.send(names).await;
