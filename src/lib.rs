@@ -24,6 +24,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod discover;
 pub mod embedded;
 pub mod health;
 pub mod http;
