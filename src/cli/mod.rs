@@ -8,6 +8,7 @@ mod doctor;
 mod events;
 mod import;
 mod key;
+mod models;
 mod output;
 mod plan;
 mod routes;
@@ -75,6 +76,8 @@ pub enum Command {
     Routes(routes::Routes),
     /// Show every provider: synced, health, key, source
     Status(status::Status),
+    /// List what a provider itself offers beside what is declared and stored
+    Models(models::ModelsArgs),
     /// Write manifests for what the database already holds
     Import(import::Import),
     /// Find out what is wrong, with the fix for each finding
@@ -155,6 +158,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Resume(args) => {
             context::block_on(&global, Access::Write, |context| Box::pin(args.run(context)))
+        }
+        Command::Models(args) => {
+            context::block_on(&global, Access::Look, |context| Box::pin(args.run(context)))
         }
         Command::Import(args) => {
             context::block_on(&global, Access::Write, |context| Box::pin(args.run(context)))

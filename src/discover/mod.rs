@@ -3,4 +3,130 @@
 //! Not its job: fetching the list (`health::probe`), SQL (`store`). Invariant: discovery adds rows and marks; it changes
 //! no row that is there, deletes none, and believes no empty, failed or shortened list.
 
+pub mod compare;
 pub mod edit;
+pub mod file;
+
+use std::sync::Arc;
+
+use url::Url;
+
+use crate::{
+    config::Settings,
+    health::{
+        egress::EgressPolicy,
+        probe::{
+            ListFailure, Lister, PemError, ProberConfig, SetupError, SystemResolver, certificates_from_pem,
+        },
+        protocol::{BaseError, Models, parse_base},
+    },
+    model::{Provider, ProviderType, SecretRef},
+    plan::LiveRule,
+    secret::{Byok, ResolveError, Resolver, Secret},
+};
+
+/// Why no list can be fetched at all.
+#[derive(Debug, thiserror::Error)]
+pub enum ListerError {
+    #[error("egress.ca_files: {} cannot be read", .0.display())]
+    CaFile(std::path::PathBuf, #[source] std::io::Error),
+    #[error("egress.ca_files: {} cannot be used", .0.display())]
+    Pem(std::path::PathBuf, #[source] PemError),
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+}
+
+/// Why a provider's list could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    #[error("its key cannot be had")]
+    Key(#[source] ResolveError),
+    #[error(
+        "its base URL is plain http, and no manifest says that its key may travel so\nhint: declare the provider"
+    )]
+    Plain,
+    #[error("{0}")]
+    Base(#[from] BaseError),
+    #[error("{0}")]
+    List(#[from] ListFailure),
+}
+
+/// A lister that keeps to the settings' egress policy.
+///
+/// # Errors
+/// [`ListerError`] names the setting that cannot be used.
+pub fn lister(settings: &Settings) -> Result<Lister, ListerError> {
+    let egress = &settings.egress;
+    let mut extra_ca = Vec::new();
+    for path in &egress.ca_files {
+        let pem = std::fs::read(path).map_err(|error| ListerError::CaFile(path.clone(), error))?;
+        extra_ca.extend(certificates_from_pem(&pem).map_err(|error| ListerError::Pem(path.clone(), error))?);
+    }
+    Ok(Lister::new(ProberConfig {
+        egress: EgressPolicy { allow_private: egress.allow_private, allow_loopback: egress.allow_private },
+        extra_ca,
+        proxy: egress.proxy.clone(),
+        resolver: Arc::new(SystemResolver::default()),
+    })?)
+}
+
+/// Whom to ask, as the manifest says and, where it is silent, as the database does.
+#[derive(Debug)]
+pub struct Target {
+    pub kind: ProviderType,
+    pub base: Url,
+    pub key: Option<Secret>,
+}
+
+/// What is stored of one provider.
+#[derive(Debug, Clone, Copy)]
+pub struct Stored<'a> {
+    pub base_url: Option<&'a str>,
+    /// The tokens of both key columns.
+    pub tokens: [&'a str; 2],
+}
+
+impl Target {
+    /// # Errors
+    /// [`AskError`]; the declared key's reference cannot be resolved and no stored key opens, or there is no base URL.
+    pub fn new(
+        kind: ProviderType,
+        declared: Option<&Provider>,
+        stored: Option<Stored<'_>>,
+        resolver: &Resolver,
+        byok: &Byok,
+    ) -> Result<Self, AskError> {
+        // A declared provider's key goes where the manifest or its type says, never where a row of the database says:
+        // whoever may write there shall not have it sent to them.
+        let url = match declared {
+            Some(provider) => provider.base_url.as_deref(),
+            None => stored.and_then(|it| it.base_url),
+        };
+        let base = parse_base(kind, url)?;
+        let tokens = stored.map_or([""; 2], |it| it.tokens);
+        let kept = tokens.into_iter().filter(|token| !token.is_empty()).find_map(|it| byok.decrypt(it).ok());
+        let reference: Option<&SecretRef> = declared.and_then(|provider| provider.api_key.as_ref());
+        let key = match reference.map(|reference| resolver.resolve(reference)) {
+            Some(Ok(secret)) => Some(secret),
+            // A command may run where the daemon's variables and credentials are not.
+            Some(Err(error)) => Some(kept.ok_or(AskError::Key(error))?),
+            None => kept,
+        };
+        if declared.is_none() && key.is_some() && base.scheme() == "http" {
+            return Err(AskError::Plain);
+        }
+        Ok(Self { kind, base, key })
+    }
+
+    /// # Errors
+    /// [`AskError::List`]
+    pub async fn list(&self, lister: &Lister) -> Result<Models, AskError> {
+        let key = self.key.as_ref().map(Secret::expose);
+        Ok(lister.models(self.kind, &self.base, key).await?)
+    }
+}
+
+/// `eco × all`, for a rule that names both.
+fn cell(rule: &LiveRule) -> Option<String> {
+    Some(format!("{} × {}", rule.power_level.as_deref()?, rule.user_tier.as_deref()?))
+}
