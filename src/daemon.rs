@@ -25,6 +25,10 @@ use zeroize::Zeroizing;
 use crate::{
     app,
     config::Settings,
+    discover::{
+        run::{Discoverer, LazyLister},
+        schedule::{Applied, Discovery},
+    },
     embedded::Embedded,
     http::{self, Readiness, Shared},
     lifecycle::{self, Hangups, Heartbeat, Supervisor, Systemd},
@@ -272,10 +276,28 @@ impl Main {
         });
         let mut scheduler = self.schedule(&wake).await?;
 
+        let (keyring, resolver) = (Arc::new(keyring), Arc::new(resolver));
+        let (applied, catalogs) = watch::channel(Applied::None);
+        let discovery = Discovery {
+            discoverer: Discoverer {
+                store: self.store.clone(),
+                keyring: keyring.clone(),
+                resolver: resolver.clone(),
+                lister: LazyLister::new(&self.settings.egress),
+            },
+            applied: catalogs,
+            lease: {
+                let leadership = leadership.clone();
+                move || leadership.borrow().lease().cloned()
+            },
+            metrics: self.metrics.clone(),
+        };
+        supervisor.spawn("discovery", discovery.run(stop.clone()));
+
         let reconciler = Reconciler::new(
             self.store.clone(),
-            Arc::new(keyring),
-            Arc::new(resolver),
+            keyring,
+            resolver,
             &self.settings.reconcile,
             self.settings.keys.require_valid,
         );
@@ -298,6 +320,7 @@ impl Main {
             ready: false,
             greeting,
             suspended: false,
+            applied,
         }
         .run(watcher, &stop)
         .await;
@@ -446,6 +469,8 @@ struct Loop {
     ready: bool,
     greeting: Option<Greeting>,
     suspended: bool,
+    /// What discovery goes by.
+    applied: watch::Sender<Applied>,
 }
 
 impl Loop {
@@ -669,6 +694,9 @@ impl Loop {
             }
             metrics.drift_detected.inc_by(outcome.plan.summary().drifted_fields as u64);
             metrics.events.inc_by(outcome.events as u64);
+        }
+        if let Some(build) = &self.build {
+            self.applied.send_replace(Some((build.catalog.clone(), self.revisions.current())));
         }
         if let Some(revision) = self.revisions.current() {
             metrics.applied_revision.reset();

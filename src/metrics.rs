@@ -88,6 +88,9 @@ metrics! {
     database_up: IntGauge "providerd_database_up";
     /// Whether this daemon is the one that reconciles.
     leader: IntGauge "providerd_leader";
+    /// Looks at providers' own lists of models, by how they ended: ok, empty, failed, suspect, suspended, not-applied,
+    /// not-leader or database.
+    discovery_runs: IntCounterVec "providerd_discovery_runs_total" ["outcome"];
     /// Rows written to the audit trail.
     events: IntCounter "providerd_events_total";
 }

@@ -57,7 +57,7 @@ async fn adopt(layout: &str, sql: &[&str], programs: &str) {
     let store = store(&db).await;
     assert!(!store.migrated().await.expect("readable"));
     let report = store.migrate().await.expect("the layout is joined");
-    assert_eq!(report.applied.len(), 3);
+    assert!(report.applied.len() >= 3, "{report:?}");
     for (table, columns, rows, file, shape_before) in &before {
         let now = db.text(&format!("SELECT {columns} FROM {table} ORDER BY id")).await;
         assert_eq!(rows, &now, "{layout}: rows of {table}");

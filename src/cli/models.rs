@@ -105,11 +105,15 @@ impl ModelsArgs {
         let target = Target::new(kind, declared, stored, &backend.resolver, &backend.keyring.byok)
             .with_context(|| format!("`{name}` cannot be asked for its models"))?;
         let offered = target
-            .list(&discover::lister(&context.settings)?)
+            .list(&discover::lister(&context.settings.egress)?)
             .await
             .with_context(|| format!("`{name}` was asked for its models"))?;
 
-        let mut rows = compare(&offered, declared, live, &HashMap::new());
+        let vanished = match live {
+            Some(live) => backend.store.vanished(Some(live.id)).await?,
+            None => HashMap::new(),
+        };
+        let mut rows = compare(&offered, declared, live, &vanished);
         if let Some(glob) = &self.glob {
             let glob = Pattern::new(glob);
             rows.retain(|row| glob.matches(&row.name));

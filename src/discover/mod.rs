@@ -4,15 +4,21 @@
 //! no row that is there, deletes none, and believes no empty, failed or shortened list.
 
 pub mod compare;
+pub mod decide;
 pub mod edit;
 pub mod file;
+pub mod run;
+pub mod schedule;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
+use chrono::{DateTime, Utc};
 use url::Url;
 
+use self::decide::Ended;
+
 use crate::{
-    config::Settings,
+    config::Egress,
     health::{
         egress::EgressPolicy,
         probe::{
@@ -20,9 +26,10 @@ use crate::{
         },
         protocol::{BaseError, Models, parse_base},
     },
-    model::{Provider, ProviderType, SecretRef},
-    plan::LiveRule,
+    model::{Catalog, Provider, ProviderType, SecretRef},
+    plan::{LiveRule, Notice, NoticeKind},
     secret::{Byok, ResolveError, Resolver, Secret},
+    store::DiscoveryNotice,
 };
 
 /// Why no list can be fetched at all.
@@ -55,8 +62,7 @@ pub enum AskError {
 ///
 /// # Errors
 /// [`ListerError`] names the setting that cannot be used.
-pub fn lister(settings: &Settings) -> Result<Lister, ListerError> {
-    let egress = &settings.egress;
+pub fn lister(egress: &Egress) -> Result<Lister, ListerError> {
     let mut extra_ca = Vec::new();
     for path in &egress.ca_files {
         let pem = std::fs::read(path).map_err(|error| ListerError::CaFile(path.clone(), error))?;
@@ -129,4 +135,47 @@ impl Target {
 /// `eco × all`, for a rule that names both.
 fn cell(rule: &LiveRule) -> Option<String> {
     Some(format!("{} × {}", rule.power_level.as_deref()?, rule.user_tier.as_deref()?))
+}
+
+/// Vanished models without routes that are named; the rest is counted.
+const NAMED: usize = 5;
+
+/// What `plan` and `status` say about lists, of providers whose manifests ask for discovery.
+pub fn notices(found: Vec<DiscoveryNotice>, catalog: &Catalog) -> Vec<Notice> {
+    let asks = |name: &str| catalog.providers.get(name).is_some_and(|it| it.discover.is_some());
+    let day = |at: DateTime<Utc>| at.format("%Y-%m-%d %H:%M UTC");
+    let mut notices = Vec::new();
+    let mut unrouted: BTreeMap<Arc<str>, Vec<String>> = BTreeMap::new();
+    let mut say = |provider, kind, message| {
+        notices.push(Notice { provider, kind, message, fields: Vec::new() });
+    };
+    for notice in found {
+        match notice {
+            DiscoveryNotice::Trouble { provider, ended, detail, since } if asks(&provider) => {
+                let what = match ended {
+                    Ended::Suspect => "its list of models is not believed",
+                    _ => "its list of models cannot be had",
+                };
+                say(provider, NoticeKind::Discovery, format!("{what} since {}: {detail}", day(since)));
+            }
+            DiscoveryNotice::Vanished { provider, model, since, routes } if asks(&provider) => {
+                if routes.is_empty() {
+                    unrouted.entry(provider).or_default().push(model);
+                    continue;
+                }
+                let routes = routes.join(", ");
+                let message =
+                    format!("{model} is no longer offered since {} and still serves {routes}", day(since));
+                say(provider, NoticeKind::Vanished, message);
+            }
+            _ => {}
+        }
+    }
+    for (provider, models) in unrouted {
+        let named = models.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+        let more = models.len().saturating_sub(NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        say(provider, NoticeKind::Vanished, format!("no longer offered: {named}{more}"));
+    }
+    notices
 }

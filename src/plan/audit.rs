@@ -50,6 +50,8 @@ kinds! {
     Resume = "resume",
     /// Manifests were written from the database.
     Import = "import",
+    /// A provider's own list brought models, marked some that it no longer offers, or could not be believed.
+    Discovery = "discovery",
     /// A call to the admin API.
     Admin = "admin",
 }
@@ -166,7 +168,11 @@ impl Notice {
         let kind = match self.kind {
             NoticeKind::Drift => EventKind::Drift,
             NoticeKind::KeyUnresolved | NoticeKind::KeyUndecryptable => EventKind::Key,
-            NoticeKind::KeyForeign | NoticeKind::Frozen | NoticeKind::Suspended => return None,
+            NoticeKind::KeyForeign
+            | NoticeKind::Frozen
+            | NoticeKind::Suspended
+            | NoticeKind::Vanished
+            | NoticeKind::Discovery => return None,
         };
         Some(AuditEntry {
             kind,

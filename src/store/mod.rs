@@ -7,6 +7,7 @@
 //! transaction only; reading writes nothing, and a transaction that only reads takes no transaction id.
 
 mod apply;
+mod discovery;
 mod error;
 mod events;
 mod leases;
@@ -30,6 +31,7 @@ use sqlx::{
 use uuid::Uuid;
 
 pub use self::{
+    discovery::{DiscoveryNotice, DiscoveryRow},
     error::{Result, StoreError},
     events::{Event, EventFilter, NewEvent},
     leases::{Lease, Suspended, Suspension},
