@@ -68,12 +68,13 @@ pub fn lister(egress: &Egress) -> Result<Lister, ListerError> {
         let pem = std::fs::read(path).map_err(|error| ListerError::CaFile(path.clone(), error))?;
         extra_ca.extend(certificates_from_pem(&pem).map_err(|error| ListerError::Pem(path.clone(), error))?);
     }
-    Ok(Lister::new(ProberConfig {
+    let config = ProberConfig {
         egress: EgressPolicy { allow_private: egress.allow_private, allow_loopback: egress.allow_private },
         extra_ca,
         proxy: egress.proxy.clone(),
         resolver: Arc::new(SystemResolver::default()),
-    })?)
+    };
+    Ok(Lister::new(config, Lister::LIMITS)?)
 }
 
 /// Whom to ask, as the manifest says and, where it is silent, as the database does.
@@ -154,9 +155,11 @@ pub fn notices(found: Vec<DiscoveryNotice>, catalog: &Catalog) -> Vec<Notice> {
             DiscoveryNotice::Trouble { provider, ended, detail, since } if asks(&provider) => {
                 let what = match ended {
                     Ended::Suspect => "its list of models is not believed",
+                    Ended::Empty => "its list of models is empty",
                     _ => "its list of models cannot be had",
                 };
-                say(provider, NoticeKind::Discovery, format!("{what} since {}: {detail}", day(since)));
+                let why = if ended == Ended::Empty { String::new() } else { format!(": {detail}") };
+                say(provider, NoticeKind::Discovery, format!("{what} since {}{why}", day(since)));
             }
             DiscoveryNotice::Vanished { provider, model, since, routes } if asks(&provider) => {
                 if routes.is_empty() {

@@ -29,9 +29,6 @@ use crate::{
     model::ProviderType,
 };
 
-/// One page of a list may have megabytes and come from the other end of the world.
-const PAGE: Limits =
-    Limits { dns: Duration::from_secs(2), connect: Duration::from_secs(4), total: Duration::from_secs(30) };
 /// The longest a whole list takes: the longest known ones have a dozen pages.
 const WHOLE: Duration = Duration::from_secs(120);
 /// Long enough for the next page, short enough that ten thousand providers leave no connections behind.
@@ -41,13 +38,23 @@ const KEEP: Duration = Duration::from_secs(5);
 pub struct Lister {
     client: Client,
     egress: EgressPolicy,
+    limits: Limits,
     proxied: bool,
 }
 
 impl Lister {
+    /// For each page: it may have megabytes and come from the other end of the world.
+    pub const LIMITS: Limits = Limits {
+        dns: Duration::from_secs(2),
+        connect: Duration::from_secs(4),
+        total: Duration::from_secs(30),
+    };
+
+    /// `limits`: for each page. The connection's include those of the name.
+    ///
     /// # Errors
     /// [`SetupError`] if TLS cannot be set up or the proxy's address cannot be used.
-    pub fn new(config: ProberConfig) -> Result<Self, SetupError> {
+    pub fn new(config: ProberConfig, limits: Limits) -> Result<Self, SetupError> {
         let mut tls = Arc::unwrap_or_clone(tls::config(config.extra_ca).map_err(SetupError::Tls)?);
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let proxied = config.proxy.is_some();
@@ -57,11 +64,11 @@ impl Lister {
             .referer(false)
             // Variables of the environment are not believed: a proxy comes from the settings only.
             .no_proxy()
-            .connect_timeout(PAGE.connect)
+            .connect_timeout(limits.dns + limits.connect)
             .pool_idle_timeout(KEEP)
             .pool_max_idle_per_host(1)
             .http2_max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX))
-            .dns_resolver(Policed { egress: config.egress, resolver: config.resolver });
+            .dns_resolver(Policed { egress: config.egress, resolver: config.resolver, limit: limits.dns });
         if let Some(proxy) = &config.proxy {
             // Refuses what the prober refuses, so that one setting means one thing.
             connect::Proxy::parse(proxy.expose_secret())?;
@@ -69,7 +76,7 @@ impl Lister {
             client = client.proxy(proxy);
         }
         let client = client.build().map_err(|_| SetupError::Client)?;
-        Ok(Self { client, egress: config.egress, proxied })
+        Ok(Self { client, egress: config.egress, limits, proxied })
     }
 
     /// Fetches the provider's own list of models, page by page.
@@ -82,7 +89,7 @@ impl Lister {
         base: &Url,
         key: Option<&str>,
     ) -> Result<Models, ListFailure> {
-        match timeout(WHOLE, drive::list(self, kind, base, key, PAGE)).await {
+        match timeout(WHOLE, drive::list(self, kind, base, key, self.limits)).await {
             Ok(models) => models,
             Err(_) => {
                 let reason = format!("it was not complete within {} s", WHOLE.as_secs());
@@ -162,7 +169,11 @@ impl Lister {
             if let Some(known) = cause.downcast_ref::<ProbeError>() {
                 return known.clone();
             }
-            if let Some(io) = cause.downcast_ref::<std::io::Error>() {
+            if let Some(mut io) = cause.downcast_ref::<std::io::Error>() {
+                // Connectors wrap one in another, which `source` does not show.
+                while let Some(inner) = io.get_ref().and_then(|inner| inner.downcast_ref()) {
+                    io = inner;
+                }
                 let inner = io.get_ref();
                 if let Some(known) = inner.and_then(|inner| inner.downcast_ref::<ProbeError>()) {
                     return known.clone();
@@ -205,14 +216,15 @@ impl drive::Carry for Lister {
 struct Policed {
     egress: EgressPolicy,
     resolver: Arc<dyn Resolve>,
+    limit: Duration,
 }
 
 impl dns::Resolve for Policed {
     fn resolve(&self, name: dns::Name) -> dns::Resolving {
         let name = name.as_str().to_owned();
-        let (egress, lookup) = (self.egress, self.resolver.resolve(&name));
+        let (egress, limit, lookup) = (self.egress, self.limit, self.resolver.resolve(&name));
         Box::pin(async move {
-            let found = match timeout(PAGE.dns, lookup).await {
+            let found = match timeout(limit, lookup).await {
                 Ok(Ok(found)) => found,
                 Ok(Err(error)) if resolve::is_own_fault(&error) => {
                     let reason = format!("our resolver failed for {name}: {error}");
