@@ -7,7 +7,7 @@ use std::{
 
 /// Modules that decide: values in, values out. A name that ends in `/` is a directory, others are files
 /// without their ending.
-const PURE: [&str; 11] = [
+const PURE: [&str; 13] = [
     "src/discover/compare",
     "src/discover/decide",
     "src/discover/edit",
@@ -19,6 +19,8 @@ const PURE: [&str; 11] = [
     "src/health/state",
     "src/health/impairment",
     "src/health/protocol/",
+    "src/health/rollup",
+    "src/health/share",
 ];
 
 /// What pure modules do not name: the runtime, the database, the network, the file system, the clock.

@@ -12,8 +12,9 @@ use super::{
     output::{self, Exit},
 };
 use crate::{
+    app,
     discover::{
-        self, Stored, Target,
+        Stored, Target,
         compare::{Row, compare},
         edit::{Edited, add_models},
         file::Manifest,
@@ -105,7 +106,7 @@ impl ModelsArgs {
         let target = Target::new(kind, declared, stored, &backend.resolver, &backend.keyring.byok)
             .with_context(|| format!("`{name}` cannot be asked for its models"))?;
         let offered = target
-            .list(&discover::lister(&context.settings.egress)?)
+            .list(&app::lister(&context.settings.egress)?)
             .await
             .with_context(|| format!("`{name}` was asked for its models"))?;
 

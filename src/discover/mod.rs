@@ -18,12 +18,8 @@ use url::Url;
 use self::decide::Ended;
 
 use crate::{
-    config::Egress,
     health::{
-        egress::EgressPolicy,
-        probe::{
-            ListFailure, Lister, PemError, ProberConfig, SetupError, SystemResolver, certificates_from_pem,
-        },
+        probe::{ListFailure, Lister},
         protocol::{BaseError, Models, parse_base},
     },
     model::{Catalog, Provider, ProviderType, SecretRef},
@@ -31,17 +27,6 @@ use crate::{
     secret::{Byok, ResolveError, Resolver, Secret},
     store::DiscoveryNotice,
 };
-
-/// Why no list can be fetched at all.
-#[derive(Debug, thiserror::Error)]
-pub enum ListerError {
-    #[error("egress.ca_files: {} cannot be read", .0.display())]
-    CaFile(std::path::PathBuf, #[source] std::io::Error),
-    #[error("egress.ca_files: {} cannot be used", .0.display())]
-    Pem(std::path::PathBuf, #[source] PemError),
-    #[error(transparent)]
-    Setup(#[from] SetupError),
-}
 
 /// Why a provider's list could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -56,25 +41,6 @@ pub enum AskError {
     Base(#[from] BaseError),
     #[error("{0}")]
     List(#[from] ListFailure),
-}
-
-/// A lister that keeps to the settings' egress policy.
-///
-/// # Errors
-/// [`ListerError`] names the setting that cannot be used.
-pub fn lister(egress: &Egress) -> Result<Lister, ListerError> {
-    let mut extra_ca = Vec::new();
-    for path in &egress.ca_files {
-        let pem = std::fs::read(path).map_err(|error| ListerError::CaFile(path.clone(), error))?;
-        extra_ca.extend(certificates_from_pem(&pem).map_err(|error| ListerError::Pem(path.clone(), error))?);
-    }
-    let config = ProberConfig {
-        egress: EgressPolicy { allow_private: egress.allow_private, allow_loopback: egress.allow_private },
-        extra_ca,
-        proxy: egress.proxy.clone(),
-        resolver: Arc::new(SystemResolver::default()),
-    };
-    Ok(Lister::new(config, Lister::LIMITS)?)
 }
 
 /// Whom to ask, as the manifest says and, where it is silent, as the database does.

@@ -18,6 +18,7 @@ use super::{
     decide::{Decision, Ended, Input, decide},
 };
 use crate::{
+    app,
     config::Egress,
     health::{probe::Lister, protocol::Models},
     model::{Provider, Revision},
@@ -71,12 +72,7 @@ impl LazyLister {
     }
 
     fn get(&self) -> Result<&Lister, &str> {
-        let make = || {
-            super::lister(&self.settings).map_err(|error| {
-                let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-                format!("{error}{}", cause.unwrap_or_default())
-            })
-        };
+        let make = || app::lister(&self.settings).map_err(|error| format!("{error:#}"));
         self.made.get_or_init(make).as_ref().map_err(String::as_str)
     }
 }

@@ -10,6 +10,7 @@ mod apply;
 mod discovery;
 mod error;
 mod events;
+mod health;
 mod leases;
 mod listen;
 mod migrate;
@@ -34,7 +35,8 @@ pub use self::{
     discovery::{DiscoveryNotice, DiscoveryRow},
     error::{Result, StoreError},
     events::{Event, EventFilter, NewEvent},
-    leases::{Lease, Suspended, Suspension},
+    health::{CheckRow, CheckWrite, NewStatus, Span},
+    leases::{Lease, Stopped, Suspended, Suspension},
     listen::DriftListener,
     migrate::{Layout, MigrationReport},
     status::{ProviderStatus, StatusWrite, UsageTotals},
