@@ -75,8 +75,14 @@ async fn models_are_found_marked_and_kept() {
     let ran = lab.run(&["models", "x"]).expect(2).stdout;
     assert!(ran.contains("the provider does not offer it since "), "{ran}");
 
+    let table = lab.run(&["routes", "--offered"]).expect(2).stdout;
+    assert!(table.contains("x/old  x.toml:11  NO LONGER, since "), "{table}");
+    let rows = lab.run(&["routes", "--offered", "--output", "json"]).expect(2).json();
+    assert!(rows["rows"][0]["vanished_at"].is_string() && rows["rows"][0]["model"] == "old", "{rows}");
+
     offering.offers(&["new", "newer", "old"]);
     lab.wait_for(MARKED, "").await;
+    lab.run(&["routes", "--offered"]).expect(0);
     let status = lab.run(&["status"]).expect(0).stdout;
     assert!(!status.contains("offered"), "{status}");
 
