@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::{
     config::{self, Reconcile, RouteGuard},
+    discover,
     health::monitor::Target,
     manifest::Build,
     model::{HealthPolicy, Provider, Revision, SecretRef},
@@ -140,8 +141,11 @@ impl Reconciler {
     pub async fn preview(&self, pass: &Pass<'_>) -> Result<Plan, ReconcileError> {
         let mut tx = self.store.look_begin().await?;
         let planned = self.plan(&mut tx, pass).await;
+        let found = tx.discovery_notices().await;
         tx.rollback().await?;
-        Ok(planned?.plan)
+        let mut plan = planned?.plan;
+        plan.notices.extend(discover::notices(found?, &pass.build.catalog));
+        Ok(plan)
     }
 
     /// Brings the database to what the catalog declares, in one transaction.

@@ -50,6 +50,8 @@ kinds! {
     Resume = "resume",
     /// Manifests were written from the database.
     Import = "import",
+    /// A provider's own list brought models, marked some that it no longer offers, or could not be believed.
+    Discovery = "discovery",
     /// A call to the admin API.
     Admin = "admin",
 }
@@ -167,9 +169,12 @@ impl Notice {
             NoticeKind::Drift => EventKind::Drift,
             NoticeKind::KeyUnresolved | NoticeKind::KeyUndecryptable => EventKind::Key,
             NoticeKind::KeyRefused => EventKind::Refusal,
-            NoticeKind::KeyForeign | NoticeKind::KeyUntried | NoticeKind::Frozen | NoticeKind::Suspended => {
-                return None;
-            }
+            NoticeKind::KeyForeign
+            | NoticeKind::KeyUntried
+            | NoticeKind::Frozen
+            | NoticeKind::Suspended
+            | NoticeKind::Vanished
+            | NoticeKind::Discovery => return None,
         };
         Some(AuditEntry {
             kind,
