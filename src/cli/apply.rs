@@ -36,7 +36,7 @@ struct Report<'a> {
 impl Apply {
     /// Exit 0: the database is as declared; 2: something is held back, refused, suspended or invalid.
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        let (_, build) = context.load();
+        let (loader, build) = context.load();
         let pass = Pass {
             build: &build,
             providers: None,
@@ -65,6 +65,9 @@ impl Apply {
                 output::text(&text)?
             }
         };
-        Ok(Exit::when(outcome.is_as_desired() && !outcome.suspended && is_valid(&build)))
+        let exit = Exit::when(outcome.is_as_desired() && !outcome.suspended && is_valid(&build));
+        // To free a plan of thousands takes longer than to print it, and the process is about to end anyway.
+        std::thread::spawn(move || drop((outcome, build, loader)));
+        Ok(exit)
     }
 }
