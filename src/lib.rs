@@ -5,7 +5,8 @@
 //! and sits at the edge. From the edge inwards:
 //!
 //! - [`cli`] and [`daemon`] compose; [`app`] is what they share, [`lifecycle`] and [`logging`] serve them
-//! - [`reconcile`] reads, plans and applies; [`loader`] turns a directory into a catalog
+//! - [`reconcile`] reads, plans and applies; [`loader`] turns a directory into a catalog; [`snapshot`] keeps what the
+//!   admin API shows, judged by [`overview`]
 //! - [`source`], [`store`], [`embedded`], [`secret`], [`http`] and the prober of [`health`] each touch one part of
 //!   the world
 //! - [`manifest`], [`plan`], [`routing`], [`model`] and the protocols and state machines of [`health`] are pure
@@ -35,9 +36,11 @@ pub mod manifest;
 pub mod memory;
 pub mod metrics;
 pub mod model;
+pub mod overview;
 pub mod plan;
 pub mod reconcile;
 pub mod routing;
 pub mod secret;
+pub mod snapshot;
 pub mod source;
 pub mod store;

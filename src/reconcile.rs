@@ -100,6 +100,8 @@ struct Planned {
     secrets: HashMap<Arc<str>, Secret>,
     /// An operator stopped all applying.
     suspended: bool,
+    /// Cells that would lose their last usable model.
+    lost: Vec<(String, String)>,
 }
 
 /// Reconciles catalogs into one database.
@@ -158,7 +160,10 @@ impl Reconciler {
 
     async fn attempt(&self, pass: &Pass<'_>) -> Result<Outcome, ReconcileError> {
         let mut tx = self.store.reconcile_begin().await?;
-        let Planned { plan, secrets, suspended } = self.plan(&mut tx, pass).await?;
+        let Planned { plan, secrets, suspended, lost } = self.plan(&mut tx, pass).await?;
+        for (power, tier) in &lost {
+            warn!(power_level = %power, user_tier = %tier, guard = ?self.settings.route_guard, "a route cell loses its last usable model");
+        }
         let mut outcome = Outcome { plan, suspended, ..Outcome::default() };
         if !suspended && !pass.settled && prunes(&outcome.plan) {
             outcome.deferred = true;
@@ -353,11 +358,8 @@ impl Reconciler {
                     .map(|cell| self.route_hold(cell))
                     .filter(|_| self.settings.route_guard == RouteGuard::Hold),
             );
-            for (power, tier) in &lost {
-                warn!(power_level = %power, user_tier = %tier, guard = ?self.settings.route_guard, "a route cell loses its last usable model");
-            }
         }
-        Ok(Planned { plan, secrets, suspended: suspended.all.is_some() })
+        Ok(Planned { plan, secrets, suspended: suspended.all.is_some(), lost })
     }
 
     fn route_hold(&self, (power, tier): &(String, String)) -> Hold {

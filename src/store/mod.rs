@@ -12,6 +12,7 @@ mod events;
 mod leases;
 mod listen;
 mod migrate;
+mod overview;
 mod status;
 mod world;
 
@@ -35,6 +36,7 @@ pub use self::{
     leases::{Lease, Suspended, Suspension},
     listen::DriftListener,
     migrate::{Layout, MigrationReport},
+    overview::{CatalogRows, EventQuery, ModelRow, ProviderRow, RuleRow},
     status::{ProviderStatus, StatusWrite, UsageTotals},
     world::Scope,
 };
