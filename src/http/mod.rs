@@ -2,6 +2,8 @@
 //!
 //! Answers come from memory; no request waits for PostgreSQL.
 
+mod page;
+
 use std::{
     future::IntoFuture as _,
     net::SocketAddr,
@@ -70,6 +72,7 @@ pub async fn serve(listener: TcpListener, shared: Shared, stop: CancellationToke
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
+        .merge(page::router())
         .fallback(not_found)
         .with_state(shared);
     let serving =

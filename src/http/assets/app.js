@@ -49,7 +49,7 @@ function signIn(message = "") {
     h("h1", { id: "sign-title" }, "providerd"),
     h("p", { class: "muted" }, "Health, keys and routes of your LLM providers."),
     h("label", { for: "token" }, "Admin token"), input, note, button,
-    h("p", { id: "token-help", class: "muted small" }, "Kept in the memory of this page only: it is gone when you reload or close it. The server holds nothing but its SHA-256, in its settings."));
+    h("p", { id: "token-help", class: "muted small" }, "Kept in the memory of this page only: it is gone when you reload or close it. The server knows its SHA-256 only, from server.token_sha256."));
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const text = input.value.trim();

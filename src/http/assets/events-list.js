@@ -68,7 +68,7 @@ export function eventItem(event, { compact = false, withProvider = true } = {}) 
   const tone = event.kind === "health" ? of(HEALTH, event.detail?.to).tone : event.kind === "key_test" ? of(KEY, event.detail?.to).tone
     : event.kind === "drift" || event.kind === "hold" ? "warn" : event.kind === "refusal" ? "bad" : "note";
   const rows = compact ? [] : fields(event);
-  const list = rows.length && h("ul", { class: "fields" }, rows);
+  const list = rows.length > 0 && h("ul", { class: "fields" }, rows);
   const from = [
     event.origin && h("span", { class: "mono" }, typeof event.origin === "string" ? event.origin : `${event.origin.file}:${event.origin.line}`),
     event.revision && h("span", { class: "mono", title: event.revision }, revision(event.revision)),
@@ -79,8 +79,8 @@ export function eventItem(event, { compact = false, withProvider = true } = {}) 
     h("div", { class: "event-body" },
       h("div", { class: "event-line" },
         withProvider && event.provider && h("a", { class: "mono strong", href: providerHref(event.provider) }, event.provider),
-        h("span", { class: "event-what" }, sentence(event))),
-      event.reason && h("p", { class: "event-why" }, event.reason),
+        h("span", { class: "event-what" }, sentence(event)),
+        event.reason && h("span", { class: "event-why" }, event.reason)),
       list && (rows.length > OPEN_FIELDS ? h("details", {}, h("summary", {}, `${rows.length} fields`), list) : list),
       from.length > 0 && h("p", { class: "event-from muted" }, from)),
     h("span", { class: "event-at muted" }, moment(event.at)));

@@ -29,7 +29,7 @@ export const percent = (part, whole) => {
   if (!whole) return "–";
   const share = (100 * part) / whole;
   // Never round a failure away.
-  return `${(share < 100 && share > 99.99 ? 99.99 : share).toFixed(share === 100 || share === 0 ? 0 : 2)} %`;
+  return `${(share < 100 && share > 99.99 ? 99.99 : share).toFixed(share === 100 || share === 0 ? 0 : 2)}\u00a0%`;
 };
 
 export function parse(text) {

@@ -65,8 +65,8 @@ function item(of_) {
   const row = of_.provider ? state.rows.get(of_.provider) : null;
   const known = row && [
     of_.kind === "unhealthy" && row.health_since && h("span", {}, "down for ", h("strong", {}, since(row.health_since)), " (since ", moment(row.health_since, false), ")"),
-    of_.kind.startsWith("key") && h("span", {}, "tested ", ago(row.key_last_tested)),
-    of_.kind === "unhealthy" && h("span", {}, "key ", of(KEY, row.key).word.toLowerCase()),
+    of_.kind.startsWith("key") && row.key_last_tested && h("span", {}, "tested ", ago(row.key_last_tested)),
+    of_.kind === "unhealthy" && h("span", {}, row.key === "none" ? "needs no key" : `key ${of(KEY, row.key).word.toLowerCase()}`),
     row.source && h("span", { class: "mono" }, row.source),
     row.revision && h("span", { class: "mono", title: row.revision }, revision(row.revision)),
     lastChange(row.name),
@@ -75,8 +75,8 @@ function item(of_) {
     h("div", { class: "attention-body" },
       h("p", { class: "attention-title" }, of_.provider && h("a", { class: "mono strong", href: providerHref(of_.provider) }, of_.provider), h("span", { class: of_.provider ? "attention-kind" : "strong" }, kind.word)),
       h("p", { class: "attention-message" }, of_.message),
-      known?.length > 0 && h("p", { class: "attention-known muted" }, known),
-      of_.command && command(of_.command)));
+      known?.length > 0 && h("p", { class: "attention-known muted" }, known)),
+    of_.command && command(of_.command));
 }
 
 function attention(status, opened, again) {

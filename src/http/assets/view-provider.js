@@ -29,7 +29,7 @@ function answerFirst(provider, events) {
       h("span", { class: "sub" }, provider.key === "none" ? "it needs none" : provider.key_last_tested ? [provider.key === "valid" ? "last proven " : "last tested ", ago(provider.key_last_tested)] : "not tested yet"),
       provider.key_reason && h("span", { class: "why" }, provider.key_reason))),
     h("div", {}, h("dt", {}, "Latency"), h("dd", {}, h("span", { class: "big" }, latency(provider.latency_ms)),
-      h("span", { class: "sub" }, day.total ? `${day.text} answered in 24 h` : "no checks in 24 h"), h("span", { class: "sub" }, "checked ", ago(provider.last_check)))),
+      h("span", { class: "sub" }, day.total ? `${day.text} answered in 24\u00a0h` : "no checks in 24 h"), h("span", { class: "sub" }, "checked ", ago(provider.last_check)))),
     h("div", { class: of(STATE, provider.state).tone }, h("dt", {}, "Catalog"), h("dd", {}, h("span", { class: "big" }, badge(STATE, provider.state)),
       h("span", { class: "sub mono" }, provider.source ?? "no manifest"),
       last && h("span", { class: "why" }, `${of(EVENT, last.kind).word} `, ago(last.at), last.actor ? ` by ${last.actor}` : last.revision ? ` from ${revision(last.revision)}` : ""))));

@@ -59,6 +59,7 @@ export default function routes({ signal }) {
     }
     const tasks = [...new Set(cells.map((each) => each.task_type ?? null))].sort((one, two) => (one === null ? -1 : two === null ? 1 : one.localeCompare(two)));
     let bad = 0;
+    let holes = 0;
     const tables = tasks.map((task) => {
       const mine = cells.filter((each) => (each.task_type ?? null) === task);
       const levels = [...new Set([...(task === null ? LEVELS : []), ...mine.map((each) => each.power_level)])].sort((one, two) => rank(one) - rank(two));
@@ -72,10 +73,11 @@ export default function routes({ signal }) {
             h("tbody", { role: "rowgroup" }, tiers.map((tier) => h("tr", { role: "row" }, h("th", { scope: "row", role: "rowheader", class: "mono" }, tier),
               levels.map((level) => {
                 const found = at(level, tier);
-                // A cell that no manifest mentions falls back to the tier "all", so only what is named can be empty.
                 if (!found) {
-                  const fallback = tier !== "all" && at(level, "all")?.models?.length;
-                  return h("td", { class: "cell unnamed", role: "cell", "data-level": level }, h("p", { class: "muted" }, fallback ? "as all" : task === null ? "no route" : "–"));
+                  // What the tier "all" serves may be meant; what nobody serves is a hole.
+                  const covered = tier !== "all" && at(level, "all")?.models?.length;
+                  if (!covered) holes += 1;
+                  return h("td", { class: `cell ${covered ? "unnamed" : "hole"}`, role: "cell", "data-level": level }, h("p", { class: covered ? "muted" : "cell-note idle" }, !covered && icon("unknown"), covered ? "No route of its own" : "No route"));
                 }
                 if (verdict(found.models ?? []) !== "usable") bad += 1;
                 const made = cell(found, opened, draw, `${task}/${level}/${tier}`);
@@ -83,7 +85,7 @@ export default function routes({ signal }) {
                 return made;
               })))))));
     });
-    replace(note, bad ? h("span", { class: "text-bad" }, icon("unhealthy"), ` ${plural(bad, "cell")} without a working model`) : "Every named cell has a working model.", " Models are tried from the top; the figures are priority and weight.");
+    replace(note, bad ? h("span", { class: "text-bad" }, icon("unhealthy"), ` ${plural(bad, "cell")} without a working model`) : "Every cell with routes has a working model.", holes > 0 && ` ${plural(holes, "combination")} without any route.`, " Models are tried from the top; the figures are priority and weight.");
     replace(body, tables);
   }
   async function load() {
