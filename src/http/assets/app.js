@@ -121,7 +121,7 @@ function enter() {
   main = h("main", { id: "main", tabindex: "-1" });
   frame = { tabs, marks, live, synced, banners };
   replace(app,
-    h("header", { class: "top" }, h("a", { class: "brand", href: "#/" }, h("img", { src: "/assets/icon.svg", alt: "", width: "22", height: "22" }), h("span", {}, "providerd")),
+    h("header", { class: "top" }, h("a", { class: "brand", href: "#/", "aria-label": "providerd, overview" }, h("img", { src: "/assets/icon.svg", alt: "", width: "22", height: "22" }), h("span", {}, "providerd")),
       h("nav", { class: "tabs", "aria-label": "Main" }, tabs), h("div", { class: "top-end" }, synced, live, sync, theme, keys, out)),
     banners, main,
     h("footer", { class: "foot muted" }, `Times are in ${zone}; hover over one for UTC.`));

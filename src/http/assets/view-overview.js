@@ -32,7 +32,7 @@ function gauge(title, table, counts, order, filter) {
   const parts = order.map((word) => [word, counts?.[word] ?? 0]);
   const total = parts.reduce((all, [, many]) => all + many, 0);
   return h("section", { class: "gauge", "aria-label": title },
-    h("h3", {}, title),
+    h("h2", {}, title),
     h("div", { class: "gauge-bar", "aria-hidden": "true" }, parts.filter(([, many]) => many).map(([word, many]) => {
       const part = h("span", { class: of(table, word).tone === "good" ? "good" : of(table, word).tone });
       part.style.flexGrow = String(many / Math.max(total, 1));

@@ -44,7 +44,7 @@ function notices(provider) {
 function models(provider) {
   const all = Array.isArray(provider.models) ? provider.models : [];
   if (!all.length) return empty("No models", "Its manifest declares none.");
-  return h("div", { class: "scroll-box", tabindex: "0", role: "region", "aria-label": "Models" }, h("table", { class: "plain" },
+  return h("div", { class: "scroll-box", tabindex: "0", role: "region", "aria-label": "Table of models" }, h("table", { class: "plain" },
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Model"), h("th", { scope: "col", class: "num" }, "Context"), h("th", { scope: "col", class: "num" }, "In / 1M"), h("th", { scope: "col", class: "num" }, "Out / 1M"), h("th", { scope: "col", class: "num" }, "Latency"), h("th", { scope: "col" }, "State"))),
     h("tbody", {}, all.map((model) => h("tr", {},
       h("th", { scope: "row" }, h("span", { class: "mono" }, model.name), model.display_name && model.display_name !== model.name && h("span", { class: "sub" }, model.display_name)),
