@@ -160,7 +160,8 @@ fn an_event_arrives_by_itself() {
         ] }] },
     });
     fake.poke("event", &change);
-    browser.wait_text("ol.events > :first-child .field", "priority: was 50→ now 61");
+    browser.wait_text("ol.events > :first-child .field del", "50");
+    browser.wait_text("ol.events > :first-child .field ins", "61");
     browser.wait_text("ol.events > :first-child", "<img src=x onerror=alert(1)>");
     assert_eq!(browser.run("return document.querySelectorAll('main img').length"), json!(0));
     browser.wait("document.getElementById('polite').textContent.includes('mistral-fr')");
@@ -276,6 +277,9 @@ fn the_keyboard_is_enough() {
     let browser = Browser::new();
     sign_in(&browser, &fake.base, TOKEN);
     browser.wait_text("h1", "are down");
+    browser.wait("document.activeElement.tagName === 'H1'");
+    // As after a click beside everything: from the top.
+    browser.run("document.body.tabIndex = -1; document.body.focus()");
     browser.keys(&["Tab"]);
     browser.wait("document.activeElement.className === 'skip'");
     browser.wait("document.activeElement.getBoundingClientRect().top >= 0");
@@ -284,7 +288,7 @@ fn the_keyboard_is_enough() {
 
     browser.keys(&["/"]);
     browser.wait("document.activeElement.id === 'search'");
-    browser.keys(&["o"]);
+    browser.keys(&["open"]);
     browser.wait_text(".shown", "of 12 shown");
     browser.keys(&["ArrowDown", "ArrowDown"]);
     browser.wait("document.activeElement.closest('tr')?.ariaRowIndex === '3'");
@@ -306,7 +310,7 @@ fn the_keyboard_is_enough() {
     browser.wait("document.querySelector('.readout').innerText.includes('–')");
     browser.keys(&["Escape", "Escape"]);
     browser.wait(
-        "location.hash.startsWith('#/providers?q=o') && document.getElementById('search').value === 'o'",
+        "location.hash.startsWith('#/providers?q=open') && document.getElementById('search').value === 'open'",
     );
     browser.keys(&["4"]);
     browser.wait("document.title === 'Events · providerd'");

@@ -136,7 +136,7 @@ function enter() {
   addEventListener("hashchange", () => show(true), { signal: every.signal });
   addEventListener("keydown", shortcut, { signal: every.signal });
   drawFrame();
-  show(false);
+  show(true);
 }
 
 function banner(tone, title, text, ...more) {

@@ -98,7 +98,11 @@ function attention(status, opened, again) {
 
 export default function overview({ signal }) {
   const opened = new Set();
-  const head = h("div", { class: "verdict" }, skeleton(1, "title"));
+  // The heading stays the same element, for it may have the focus.
+  const heading = h("h1", { tabindex: "-1" }, "Overview");
+  const text = h("p", { class: "muted" }, "Reading…");
+  const mark = h("div", { class: "verdict-mark idle" }, icon("unknown"));
+  const known = h("div", { class: "verdict-facts" });
   const gauges = h("div", { class: "gauges" }, skeleton(2, "block"));
   const list = h("div", {}, skeleton(4, "row"));
   const listCount = h("span", { class: "count" });
@@ -108,15 +112,17 @@ export default function overview({ signal }) {
     const { status, statusError } = state;
     if (!status) {
       if (statusError) {
-        replace(head, h("h1", { tabindex: "-1" }, "Overview"));
         replace(gauges);
         replace(list, problem(statusError, () => refreshStatus()));
       }
       return;
     }
-    const [tone, title, text] = verdict(status);
-    replace(head, h("div", { class: `verdict-mark ${tone}` }, icon({ bad: "unhealthy", warn: "degraded", good: "healthy" }[tone] ?? "unknown")),
-      h("div", {}, h("h1", { tabindex: "-1" }, title), text && h("p", { class: "muted" }, text)), facts(status));
+    const [tone, title, more] = verdict(status);
+    mark.className = `verdict-mark ${tone}`;
+    replace(mark, icon({ bad: "unhealthy", warn: "degraded", good: "healthy" }[tone] ?? "unknown"));
+    if (heading.textContent !== title) heading.textContent = title;
+    text.textContent = more;
+    replace(known, facts(status));
     replace(gauges,
       gauge("Providers", HEALTH, status.providers, ["unhealthy", "degraded", "unknown", "healthy"], (word) => word),
       gauge("Keys", KEY, status.keys, [...["failed", "missing", "error", "pending", "valid", "none"].filter((word) => word !== "missing" || status.keys?.missing)], (word) => `key-${word}`));
@@ -139,7 +145,7 @@ export default function overview({ signal }) {
   drawEvents();
   return {
     title: "Overview",
-    node: h("div", { class: "overview" }, head, gauges,
+    node: h("div", { class: "overview" }, h("div", { class: "verdict" }, mark, h("div", {}, heading, text), known), gauges,
       h("div", { class: "columns" },
         h("section", { class: "panel", "aria-labelledby": "attention-title" }, h("h2", { id: "attention-title" }, "Needs a person ", listCount), list),
         h("section", { class: "panel", "aria-labelledby": "lately-title" }, h("h2", { id: "lately-title" }, "What changed lately"), lately, h("p", { class: "panel-foot" }, h("a", { href: "#/events" }, "All events"))))),

@@ -140,7 +140,8 @@ export default function providers({ query, signal, remember }) {
     other.hidden = list.length > 0;
     if (rowsError && !rows.size) replace(other, problem(rowsError, () => refreshRows()));
     else if (!rows.size && complete) replace(other, empty("No providers yet", "Write a manifest, for example providers.d/ollama-cloud.toml, or adopt what the database already holds:", h("div", { class: "command" }, h("code", {}, "providerd import"))));
-    else if (!list.length && rows.size) replace(other, empty("Nothing matches", complete ? "No provider has all of this." : "Still reading…", h("button", { type: "button", class: "button", onclick: clear }, "Show all")));
+    else if (list.length) replace(other);
+    else if (rows.size) replace(other, empty("Nothing matches", complete ? "No provider has all of this." : "Still reading…", h("button", { type: "button", class: "button", onclick: clear }, "Show all")));
     shown.textContent = !rows.size ? "" : list.length === rows.size ? (complete ? `${count(rows.size)} shown` : `Reading… ${count(rows.size)} of ${count(total)}`) : `${count(list.length)} of ${count(rows.size)} shown`;
     layout();
   }
@@ -168,13 +169,16 @@ export default function providers({ query, signal, remember }) {
     const top = wrap.getBoundingClientRect().top + (NARROW.matches ? 0 : table.tHead.offsetHeight);
     const first = Math.max(0, Math.min(Math.floor(-top / height), list.length) - OVERSCAN);
     const last = Math.min(list.length, Math.ceil((innerHeight - top) / height) + OVERSCAN);
+    const wanted = new Set(list.slice(first, last).map((row) => row.name));
+    // The focus must not fall off the page; the arrow keys go on from here. Moved before anything else changes,
+    // for focusing measures the page, and a page that is short for a moment loses its scroll position.
+    const focus = document.activeElement?.closest("tr.row")?.dataset.name;
+    if (focus !== undefined && !wanted.has(focus)) wrap.focus({ preventScroll: true });
     above.firstChild.style.height = `${first * height}px`;
     below.firstChild.style.height = `${Math.max(0, list.length - last) * height}px`;
-    const wanted = new Set();
     const rows = [];
     for (let at = first; at < last; at += 1) {
       const row = list[at];
-      wanted.add(row.name);
       let entry = drawn.get(row.name);
       if (!entry) {
         entry = { row: null, node: h("tr", { role: "row", class: "row", "data-name": row.name }) };
@@ -192,8 +196,6 @@ export default function providers({ query, signal, remember }) {
     }
     for (const [name, { node }] of drawn) {
       if (wanted.has(name)) continue;
-      // The focus must not fall off the page; the arrow keys go on from here.
-      if (node.contains(document.activeElement)) wrap.focus({ preventScroll: true });
       node.remove();
       drawn.delete(name);
     }
