@@ -185,6 +185,8 @@ function drawFrame() {
 
 let view = null;
 let shown = "";
+// The list of providers as it was last looked at, with its search and filters.
+let list = "#/providers";
 
 function show(moved) {
   if (!main) return;
@@ -207,14 +209,17 @@ function show(moved) {
     signal: view.signal,
     query: new URLSearchParams(rest),
     name: parts[1],
+    list,
     // The address follows what is chosen, without a step in the history for every key stroke.
     remember(to) {
       shown = to;
+      if (to.startsWith("#/providers")) list = to;
       window.history.replaceState(null, "", to);
     },
   };
   const [tab, make] = parts[0] === "providers" ? ["providers", parts[1] ? provider : providers]
     : parts[0] === "routes" ? ["routes", routes] : parts[0] === "events" ? ["events", events] : parts[0] === "held" ? ["held", held] : ["overview", overview];
+  if (make === providers) list = hash;
   const made = make(context);
   replace(main, made.node);
   document.title = `${made.title} · providerd`;
@@ -245,7 +250,7 @@ function shortcut(event) {
   const typing = event.target.matches?.("input, textarea, select");
   if (event.key === "Escape" && !typing && document.querySelector("[data-back]")) {
     if (places.size) window.history.back();
-    else location.hash = "#/providers";
+    else location.hash = list;
     return;
   }
   if (typing) return;

@@ -117,7 +117,10 @@ export function history(buckets, { width, span }) {
   plot.addEventListener("blur", () => show(null));
   plot.addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
-    if (event.key === "Escape") show(null);
+    if (event.key === "Escape" && chosen !== null) {
+      event.preventDefault();
+      show(null);
+    }
     if (step === undefined || !buckets.length) return;
     event.preventDefault();
     const from = chosen ?? (step < 0 ? buckets.length : -1);

@@ -120,7 +120,7 @@ function actions(name, reload) {
   return h("div", { class: "actions" }, result, sync, test);
 }
 
-export default function provider({ name, signal }) {
+export default function provider({ name, list, signal }) {
   const known = state.rows.get(name);
   const heading = h("h1", { class: "mono", tabindex: "-1" }, name);
   const under = h("p", { class: "muted" });
@@ -228,7 +228,7 @@ export default function provider({ name, signal }) {
   return {
     title: name,
     node: h("div", { class: "provider" },
-      h("nav", { class: "crumbs", "aria-label": "Breadcrumb" }, h("a", { href: "#/providers", "data-back": true }, icon("back"), "Providers")),
+      h("nav", { class: "crumbs", "aria-label": "Breadcrumb" }, h("a", { href: list, "data-back": true }, icon("back"), "Providers")),
       h("div", { class: "head" }, h("div", {}, heading, under), actions(name, load)), body),
   };
 }
