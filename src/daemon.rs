@@ -7,13 +7,13 @@ use std::{
     collections::BTreeSet,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
 use anyhow::Context as _;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, watch},
     time::Instant,
 };
 use tokio_cron_scheduler::{Job, JobScheduler};
@@ -24,8 +24,10 @@ use zeroize::Zeroizing;
 
 use crate::{
     app,
+    checks::{self, Checks},
     config::Settings,
     embedded::Embedded,
+    health::probe::Prober,
     http::{self, Readiness, Shared},
     lifecycle::{self, Hangups, Heartbeat, Supervisor, Systemd},
     loader::Loader,
@@ -37,7 +39,8 @@ use crate::{
     reconcile::{Outcome, Pass, ReconcileError, Reconciler},
     secret::{Byok, Keyring, Source},
     source::{self, Look, RevisionTracker, Watcher},
-    store::{Lease, ProviderStatus, Store},
+    store::{Lease, ProviderStatus, Store, StoreError},
+    trial::Trials,
 };
 
 /// Name of the lease that admits one reconciling daemon.
@@ -59,6 +62,10 @@ const WEDGED_AFTER: Duration = Duration::from_secs(120);
 const BEAT: Duration = Duration::from_secs(5);
 /// From so many providers on, a pass over all of them leaves enough behind to be worth giving back.
 const LARGE: usize = 500;
+/// Batches of tried keys that may wait for the loop.
+const TRIED: usize = 16;
+/// How long sums by the hour are kept; after that, those by the day tell.
+const HOURLY: Duration = Duration::from_secs(48 * 3600);
 /// Room for the few jobs of the scheduler: its default of 200 is lost silently when exceeded.
 const SCHEDULER_CHANNEL: usize = 1024;
 
@@ -144,6 +151,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     // 1. Signals first: from here on a stop is an orderly one.
     lifecycle::install_panic_hook();
+    lifecycle::raise_file_limit();
     let supervisor = Supervisor::new();
     let hangups = supervisor.install_signals()?;
     let stop = supervisor.token();
@@ -175,7 +183,13 @@ pub async fn run(
 
     // 4. Answering comes before work: a daemon that waits for its database says so.
     let readiness = Arc::new(Readiness::default());
-    let shared = Shared { metrics: metrics.clone(), readiness: readiness.clone() };
+    let checked: Arc<OnceLock<http::Checked>> = Arc::default();
+    let shared = Shared {
+        metrics: metrics.clone(),
+        readiness: readiness.clone(),
+        checked: checked.clone(),
+        per_provider: settings.metrics.per_provider,
+    };
     let serving = http::serve(listener, shared, stop.clone());
     supervisor.spawn("http", async move { serving.await.map_err(anyhow::Error::from) });
 
@@ -192,6 +206,7 @@ pub async fn run(
         metrics,
         readiness,
         heartbeat,
+        checked,
         listen,
         database,
     };
@@ -234,6 +249,7 @@ struct Main {
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     heartbeat: Heartbeat,
+    checked: Arc<OnceLock<http::Checked>>,
     listen: SocketAddr,
     database: Option<String>,
 }
@@ -272,12 +288,16 @@ impl Main {
         });
         let mut scheduler = self.schedule(&wake).await?;
 
+        let keyring = Arc::new(keyring);
+        let checks = self.start_checks(&supervisor, &keyring)?;
+        let trials = app::trials(&self.settings);
         let reconciler = Reconciler::new(
             self.store.clone(),
-            Arc::new(keyring),
+            keyring,
             Arc::new(resolver),
             &self.settings.reconcile,
             self.settings.keys.require_valid,
+            trials.clone(),
         );
         let root = self.settings.manifests.path.clone();
         let revisions = Arc::new(RevisionTracker::new(&root));
@@ -285,6 +305,10 @@ impl Main {
             main: self,
             loader: Loader::new(root),
             reconciler,
+            trials: trials.zip(checks.as_ref().map(|checks| checks.prober().clone())),
+            tried: mpsc::channel(TRIED),
+            supervisor,
+            checks,
             revisions,
             leadership,
             wake,
@@ -305,6 +329,33 @@ impl Main {
             debug!(%error, "the scheduler was already gone");
         }
         ended
+    }
+
+    /// Health checks and key tests, unless the settings turn them off.
+    fn start_checks(
+        &self,
+        supervisor: &Supervisor,
+        keyring: &Arc<Keyring>,
+    ) -> anyhow::Result<Option<Checks>> {
+        if !self.settings.health.enabled {
+            return Ok(None);
+        }
+        let monitor = app::monitor(&self.settings);
+        let in_flight = monitor.in_flight.clone();
+        let parts = checks::Parts {
+            store: self.store.clone(),
+            keyring: keyring.clone(),
+            prober: Arc::new(app::prober(&self.settings)?),
+            monitor,
+            policy: app::health_policy(&self.settings),
+            metrics: self.metrics.clone(),
+            holder: Uuid::new_v4(),
+        };
+        let checks = Checks::start(parts, supervisor);
+        let exported = http::Checked { checks: checks.clone(), in_flight };
+        // Set once: the server has been answering since before the database was there.
+        let _ = self.checked.set(exported);
+        Ok(Some(checks))
     }
 
     /// Migrates and opens the canary, as often as it takes; `None` when asked to stop meanwhile.
@@ -336,7 +387,7 @@ impl Main {
         self.readiness.database.store(up, Ordering::Relaxed);
     }
 
-    /// The periodic work: looking again, and cutting the audit trail to its age.
+    /// The periodic work: looking again, and deleting what is too old.
     async fn schedule(&self, wake: &Wake) -> anyhow::Result<JobScheduler> {
         let scheduler = JobScheduler::new_with_channel_size(SCHEDULER_CHANNEL).await?;
         let resync = wake.clone();
@@ -346,16 +397,23 @@ impl Main {
                 Box::pin(async move { wake.poke("resync") })
             })?)
             .await?;
-        let (store, keep) = (self.store.clone(), self.settings.retention.events);
+        let (store, retention) = (self.store.clone(), self.settings.retention.clone());
+        let (keep, history) = (retention.events, retention.history);
         // Once a night, at a minute at which nothing else is due.
         scheduler
             .add(Job::new_async("0 17 3 * * *", move |_, _| {
                 let store = store.clone();
                 Box::pin(async move {
-                    match store.events_expire(chrono::Utc::now() - keep).await {
-                        Ok(deleted) => info!(deleted, "cut the audit trail"),
+                    let now = chrono::Utc::now();
+                    let cut = async {
+                        let events = store.events_expire(now - keep).await?;
+                        let history = store.health_expire(now - HOURLY, now - history).await?;
+                        Ok::<_, StoreError>((events, history))
+                    };
+                    match cut.await {
+                        Ok((events, history)) => info!(events, history, "deleted what was too old"),
                         Err(error) => {
-                            warn!(error = %error, "the audit trail could not be cut; tried again tomorrow")
+                            warn!(error = %error, "what is too old could not be deleted; tried again tomorrow")
                         }
                     }
                 })
@@ -429,10 +487,18 @@ fn is_file(reference: &SecretRef) -> bool {
     matches!(reference, SecretRef::File(_) | SecretRef::Credential(_))
 }
 
+/// Names of providers.
+type Names = BTreeSet<Arc<str>>;
+
 struct Loop {
     main: Main,
     loader: Loader,
     reconciler: Reconciler,
+    checks: Option<Checks>,
+    trials: Option<(Arc<Trials>, Arc<Prober>)>,
+    /// Providers whose declared keys have been tried.
+    tried: (mpsc::Sender<Names>, mpsc::Receiver<Names>),
+    supervisor: Supervisor,
     revisions: Arc<RevisionTracker>,
     leadership: Leadership,
     wake: Wake,
@@ -468,6 +534,9 @@ impl Loop {
                 }
                 () = self.wake.drift.notified() => {
                     self.wanted = Wanted::Everything;
+                    if let Some(checks) = &self.checks {
+                        checks.look(None);
+                    }
                     if Instant::now() < self.drift_not_before {
                         self.retry_at = Some(self.retry_at.map_or(self.drift_not_before, |at| at.min(self.drift_not_before)));
                         continue;
@@ -477,10 +546,16 @@ impl Loop {
                 changed = self.leadership.changed() => {
                     changed.context("the lease task is gone")?;
                     let leader = self.leadership.borrow().clone();
-                    self.main.metrics.leader.set(leader.lease().is_some().into());
+                    let leads = i64::from(leader.lease().is_some());
+                    self.main.metrics.leases_held.add(leads - self.main.metrics.leader.get());
+                    self.main.metrics.leader.set(leads);
                     self.main.database_up(leader != Leader::Unknown);
                     self.wanted = Wanted::Everything;
                     "leader"
+                }
+                Some(names) = self.tried.1.recv() => {
+                    self.wanted.add(Changed::Providers(names));
+                    "key"
                 }
                 () = tokio::time::sleep_until(retry_at) => {
                     if self.retry_at.take().is_none() {
@@ -530,7 +605,20 @@ impl Loop {
             let files = references.filter_map(|reference| self.reconciler.watched_path(reference)).collect();
             self.wake.handle.watch_secrets(files);
         }
+        if let Some(checks) = &self.checks {
+            checks.catalog(build.clone());
+            self.look_at_checks();
+        }
         self.build = Some(build);
+    }
+
+    /// Providers may be checked differently, or be others.
+    fn look_at_checks(&self) {
+        match (&self.checks, &self.wanted) {
+            (None, _) | (_, Wanted::Nothing) => {}
+            (Some(checks), Wanted::Some(names)) => checks.look(Some(names)),
+            (Some(checks), Wanted::Everything) => checks.look(None),
+        }
     }
 
     /// Whether the set of watched key files may differ from the previous build's.
@@ -661,6 +749,8 @@ impl Loop {
             // `resume` wakes the loop; what is wanted stays wanted.
             return;
         }
+        self.look_at_checks();
+        self.try_keys(outcome);
         self.wanted = Wanted::Nothing;
         if outcome.applied {
             for ((kind, action), count) in &outcome.plan.summary().rows {
@@ -707,6 +797,23 @@ impl Loop {
                 warn!(provider = %notice.provider, "{}", notice.message);
             }
         }
+    }
+
+    /// Asks providers about declared keys that would replace working ones; the pass after goes by what they say.
+    fn try_keys(&self, outcome: &Outcome) {
+        let Some((trials, prober)) = self.trials.clone().filter(|_| !outcome.trials.is_empty()) else {
+            return;
+        };
+        let (wanted, tell) = (outcome.trials.clone(), self.tried.0.clone());
+        let stop = self.supervisor.token();
+        self.supervisor.spawn_brief("trials", async move {
+            let tried = stop.run_until_cancelled(trials.run(&prober, wanted)).await;
+            let names: Names = tried.into_iter().flatten().collect();
+            if !names.is_empty() {
+                // Nobody listens any more only in a shutdown.
+                let _ = tell.send(names).await;
+            }
+        });
     }
 
     /// Tells who stands in front of the terminal where everything is, once.
