@@ -340,8 +340,8 @@ class Handler(BaseHTTPRequestHandler):
         stream = queue.Queue()
         with self.world.lock:
             self.world.streams.append(stream)
-            after = int(self.headers.get("Last-Event-ID") or 0)
-            for item in self.world.events if after else []:
+            after = int(self.headers.get("Last-Event-ID", len(self.world.events)))
+            for item in self.world.events:
                 if item["id"] > after:
                     stream.put(item)
         self.send_response(200)

@@ -20,6 +20,7 @@ function sentence(event) {
     const table = event.kind === "health" ? HEALTH : KEY;
     return [h("span", { class: "sr" }, `${of(EVENT, event.kind).word}: `), badge(table, detail.from, true), h("span", { class: "arrow", "aria-label": "to" }, "→"), badge(table, detail.to)];
   }
+  if (event.kind === "health" && typeof detail?.impaired === "boolean") return [detail.impaired ? "The prober suspects itself" : "Results are believed again"];
   if (event.kind === "key" && detail?.action) return [`Key: ${value(detail.action)}`];
   if (event.kind === "hold") return [detail?.kind === "route" ? "Route change held back" : "Prune held back"];
   if (event.kind === "drift") return [detail?.corrected === false ? "Drift reported" : "Drift set back"];
@@ -57,9 +58,10 @@ function fields(event) {
   for (const field of Array.isArray(detail.fields) ? detail.fields : []) rows.push(change(field.field, field.old ?? null, field.new, field.cause));
   if (event.kind === "key" && (detail.old || detail.new)) rows.push(change("fingerprint", detail.old ?? null, detail.new ?? null));
   if (detail.key?.action) rows.push(change("key", undefined, `${detail.key.action} ${detail.key.new ?? ""}`.trim()));
+  if (typeof detail.key === "string") rows.push(change("key", undefined, detail.key));
   if (Array.isArray(detail.objects)) rows.push(change("objects", undefined, detail.objects.join(", ")));
   if (detail.digest) rows.push(change("digest", undefined, detail.digest));
-  const known = ["changes", "fields", "old", "new", "key", "objects", "digest", "from", "to", "kind", "action", "corrected"];
+  const known = ["changes", "fields", "old", "new", "key", "objects", "digest", "from", "to", "kind", "action", "corrected", "impaired", "who"];
   for (const [name, of] of Object.entries(detail)) if (!known.includes(name)) rows.push(change(name, undefined, of));
   return rows;
 }

@@ -43,8 +43,10 @@ function reached() {
   if (was !== null) tell("reach");
 }
 
-function lost(error) {
-  if (!error.offline || state.lostAt !== null) return;
+// An answer of 503 to one question (“the database is away”) is an answer: only silence, or a refusal to say even how
+// everything is, means that the server is lost.
+function lost(error, asked = "other") {
+  if (state.lostAt !== null || !(asked === "status" ? error.offline : error.status === 0)) return;
   state.lostAt = Date.now();
   tell("reach");
 }
@@ -89,15 +91,16 @@ export async function refreshStatus(signal = running?.signal) {
   } catch (error) {
     if (signal?.aborted || error.name === "AbortError") return;
     state.statusError = error;
-    lost(error);
+    lost(error, "status");
     tell("status");
   }
 }
 
-let reading = false;
+// A signal of its own, so that somebody who signs in again does not wait for what was given up.
+let reading = null;
 export async function refreshRows(signal = running?.signal) {
-  if (reading) return;
-  reading = true;
+  if (reading === signal) return;
+  reading = signal;
   const read = new Map();
   try {
     await all("providers", {
@@ -122,7 +125,7 @@ export async function refreshRows(signal = running?.signal) {
     lost(error);
     tell("rows");
   } finally {
-    reading = false;
+    if (reading === signal) reading = null;
   }
 }
 
@@ -158,6 +161,28 @@ function touch(name, signal) {
   }, 250);
 }
 
+// Newest first, each once.
+function take(events, signal) {
+  const known = new Set(state.events.map((event) => event.id));
+  const fresh = events.filter((event) => !known.has(event.id));
+  for (const event of fresh) {
+    state.events.unshift(event);
+    state.events.length = Math.min(state.events.length, KEPT_EVENTS);
+    if (event.provider) touch(event.provider, signal);
+    tell("event", event);
+  }
+  if (fresh.some((event) => !event.provider)) refreshStatus(signal);
+}
+
+// While no stream can be had, for example because too many are open, the list says what is new.
+async function poll(signal) {
+  try {
+    take([...((await get("events", { params: { limit: 50 }, signal })).items ?? [])].reverse(), signal);
+  } catch {
+    // The next attempt to follow says what is wrong.
+  }
+}
+
 async function listen(signal) {
   try {
     state.events = (await get("events", { params: { limit: 100 }, signal })).items ?? [];
@@ -174,19 +199,14 @@ async function listen(signal) {
   tell("event", null);
   await follow({
     signal,
-    from: state.events[0]?.id ?? null,
+    // From the very first where there is none yet: what happens before the stream begins is not missed.
+    from: state.events[0]?.id ?? 0,
     changed(to) {
       if (to === "live") reached();
+      else if (to === "waiting") poll(signal);
       state.live = to;
       tell("live");
     },
-    item(event) {
-      if (state.events.some((known) => known.id === event.id)) return;
-      state.events.unshift(event);
-      state.events.length = Math.min(state.events.length, KEPT_EVENTS);
-      if (event.provider) touch(event.provider, signal);
-      else refreshStatus(signal);
-      tell("event", event);
-    },
+    item: (event) => take([event], signal),
   });
 }

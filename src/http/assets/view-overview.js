@@ -9,10 +9,13 @@ import { on, refreshStatus, state } from "./store.js";
 // So many of one kind are listed; the rest is one click away.
 const SHOWN = 6;
 const LATELY = 12;
+// The server names no more than this.
+const MOST = 200;
 
 function verdict(status) {
   const { total = 0, unhealthy = 0, degraded = 0 } = status.providers ?? {};
   const keys = (status.keys?.failed ?? 0) + (status.keys?.missing ?? 0);
+  if (!status.checked_at) return ["idle", "Starting", "The database has not been read yet."];
   if (!total) return ["idle", "No providers yet", "Put a manifest into the directory and it appears here."];
   const rest = [];
   if (keys) rest.push(`${plural(keys, "key")} failed`);
@@ -124,9 +127,10 @@ export default function overview({ signal }) {
     text.textContent = more;
     replace(known, facts(status));
     replace(gauges,
-      gauge("Providers", HEALTH, status.providers, ["unhealthy", "degraded", "unknown", "healthy"], (word) => word),
+      gauge("Providers", HEALTH, status.providers, ["unhealthy", "degraded", "unknown", "healthy", "disabled"].filter((word) => word !== "disabled" || status.providers?.disabled), (word) => word),
       gauge("Keys", KEY, status.keys, [...["failed", "missing", "error", "pending", "valid", "none"].filter((word) => word !== "missing" || status.keys?.missing)], (word) => `key-${word}`));
-    listCount.textContent = status.attention?.length ? count(status.attention.length) : "";
+    const many = status.attention?.length ?? 0;
+    listCount.textContent = many >= MOST ? `${count(MOST)} or more` : many ? count(many) : "";
     replace(list, attention(status, opened, drawStatus));
   };
   const drawEvents = () => {

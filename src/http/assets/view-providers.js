@@ -11,6 +11,8 @@ import { on, refreshRows, state } from "./store.js";
 const ROW = 56;
 const CARD = 148;
 const OVERSCAN = 6;
+// The last 24 hours of what was never checked.
+const NOTHING = Array(24).fill(null);
 const NARROW = matchMedia("(max-width: 760px)");
 
 const FILTERS = [
@@ -65,7 +67,7 @@ function cells(row) {
   return [
     h("td", { class: "c-name", role: "cell" }, h("a", { class: "row-link mono", href: providerHref(row.name), tabindex: "-1" }, row.name), h("span", { class: "sub" }, row.type, row.notices?.length ? h("span", { class: "noted", title: row.notices.join("\n") }, ` · ${row.notices.length === 1 ? "1 notice" : `${row.notices.length} notices`}`) : "")),
     h("td", { class: "c-health", role: "cell", title: row.health_reason ?? undefined }, badge(HEALTH, health), h("span", { class: "sub" }, row.health_since && health !== "disabled" ? ["for ", since(row.health_since)] : "")),
-    h("td", { class: "c-strip", role: "cell" }, strip(row.strip ?? [])),
+    h("td", { class: "c-strip", role: "cell" }, strip(row.strip ?? NOTHING)),
     h("td", { class: "c-latency num", role: "cell" }, latency(row.latency_ms)),
     h("td", { class: "c-key", role: "cell", title: row.key_reason ?? undefined }, badge(KEY, row.key), h("span", { class: "sub" }, keyWhen(row))),
     h("td", { class: "c-state", role: "cell" }, badge(STATE, row.state, true)),
