@@ -7,12 +7,13 @@
 use std::{fmt::Write as _, sync::LazyLock};
 
 use axum::{
-    Router,
+    Json, Router,
     extract::Path,
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
+use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 /// What the page may load and do: its own files and its own API, nothing inline, in nobody's frame.
@@ -83,7 +84,8 @@ pub fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
 fn serve(name: &str, request: &HeaderMap) -> Response {
     let found = ASSETS.iter().zip(TAGS.iter()).find(|(asset, _)| asset.name == name);
     let Some((asset, tag)) = found else {
-        return super::error(StatusCode::NOT_FOUND, "not-found", "there is nothing at this path");
+        let error = json!({ "error": { "code": "not-found", "message": "there is nothing at this path" } });
+        return (StatusCode::NOT_FOUND, Json(error)).into_response();
     };
     let mut response = if is_known(request, tag) {
         StatusCode::NOT_MODIFIED.into_response()

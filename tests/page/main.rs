@@ -406,3 +406,34 @@ fn no_barriers_in_light_and_dark_wide_and_narrow() {
     let chosen = browser.run("return [document.documentElement.dataset.theme, localStorage.getItem('providerd-theme'), localStorage.length]");
     assert_eq!(chosen, json!(["light", "light", 1]));
 }
+
+/// Every view of a server whose data nobody knows: each comes to an end of loading, without an error.
+fn tour(browser: &Browser, base: &str, token: &str) {
+    sign_in(browser, base, token);
+    for (hash, title) in [
+        ("#/", "Overview"),
+        ("#/providers", "Providers"),
+        ("#/routes", "Routes"),
+        ("#/events", "Events"),
+        ("#/held", "Held back"),
+    ] {
+        go(browser, hash);
+        browser.wait(&format!("document.title === {}", json!(format!("{title} · providerd"))));
+        browser.wait("!document.querySelector('.skeleton')");
+        assert_eq!(
+            browser.run("return document.querySelector('.empty.bad')?.innerText ?? null"),
+            Value::Null,
+            "{hash}"
+        );
+        browser.shot(&format!("tour-{}", title.to_lowercase().replace(' ', "-")));
+    }
+    browser.wait_text(".chip-status", "Live");
+}
+
+#[test]
+fn tour_of_another_server() {
+    let (Ok(base), Ok(token)) = (std::env::var("PAGE_URL"), std::env::var("PAGE_TOKEN")) else { return };
+    let browser = Browser::new();
+    tour(&browser, base.trim_end_matches('/'), &token);
+    nothing_to_complain(&browser);
+}

@@ -6,6 +6,9 @@ const PATIENCE = 20_000;
 // The server breathes at least every 15 s; three missed breaths mean that nobody is there.
 const SILENCE = 50_000;
 
+// Answers kept to be told “unchanged”.
+const REMEMBERED = 200;
+
 let token = null;
 let refused = () => {};
 const tags = new Map();
@@ -88,7 +91,11 @@ export async function get(path, { params, signal, remember = false } = {}) {
     throw new ApiError(answer.status, "garbled", "The answer is not what this page understands.");
   }
   const tag = answer.headers.get("ETag");
-  if (remember && tag) tags.set(full, { tag, data });
+  if (remember && tag) {
+    // Pages of lists go by cursors that come and go.
+    if (tags.size >= REMEMBERED) tags.clear();
+    tags.set(full, { tag, data });
+  }
   return data;
 }
 
@@ -102,7 +109,7 @@ export async function post(path, body = {}) {
 export async function all(path, { params, signal, each, limit = 500 }) {
   let cursor = null;
   do {
-    const page = await get(path, { params: { ...params, limit, cursor }, signal });
+    const page = await get(path, { params: { ...params, limit, cursor }, signal, remember: true });
     each(page.items ?? [], page.total ?? null);
     cursor = page.next ?? null;
   } while (cursor !== null);

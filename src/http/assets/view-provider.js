@@ -57,7 +57,7 @@ function models(provider) {
 function config(provider) {
   const entries = Object.entries(provider.config ?? {});
   return h("dl", { class: "facts" },
-    fact("Type", provider.type), fact("Base URL", h("span", { class: "mono wrap" }, provider.base_url ?? "–")),
+    fact("Type", provider.type ?? "–"), fact("Base URL", h("span", { class: "mono wrap" }, provider.base_url ?? "–")),
     fact("Priority", count(provider.priority)), fact("Enabled", provider.enabled === false ? "no" : "yes"),
     entries.filter(([name]) => name !== "base_url").map(([name, of_]) => fact(h("span", { class: "mono" }, name), h("span", { class: "mono wrap" }, value(of_)))));
 }
