@@ -26,6 +26,10 @@ use crate::{
     app,
     checks::{self, Checks},
     config::Settings,
+    discover::{
+        run::{Discoverer, LazyLister},
+        schedule::{Applied, Discovery},
+    },
     embedded::Embedded,
     health::probe::Prober,
     http::{self, Readiness, Shared},
@@ -288,13 +292,30 @@ impl Main {
         });
         let mut scheduler = self.schedule(&wake).await?;
 
-        let keyring = Arc::new(keyring);
+        let (keyring, resolver) = (Arc::new(keyring), Arc::new(resolver));
         let checks = self.start_checks(&supervisor, &keyring)?;
+        let (applied, catalogs) = watch::channel(Applied::None);
+        let discovery = Discovery {
+            discoverer: Discoverer {
+                store: self.store.clone(),
+                keyring: keyring.clone(),
+                resolver: resolver.clone(),
+                lister: LazyLister::new(&self.settings.egress),
+            },
+            applied: catalogs,
+            lease: {
+                let leadership = leadership.clone();
+                move || leadership.borrow().lease().cloned()
+            },
+            metrics: self.metrics.clone(),
+        };
+        supervisor.spawn("discovery", discovery.run(stop.clone()));
+
         let trials = app::trials(&self.settings);
         let reconciler = Reconciler::new(
             self.store.clone(),
             keyring,
-            Arc::new(resolver),
+            resolver,
             &self.settings.reconcile,
             self.settings.keys.require_valid,
             trials.clone(),
@@ -322,6 +343,7 @@ impl Main {
             ready: false,
             greeting,
             suspended: false,
+            applied,
         }
         .run(watcher, &stop)
         .await;
@@ -512,6 +534,8 @@ struct Loop {
     ready: bool,
     greeting: Option<Greeting>,
     suspended: bool,
+    /// What discovery goes by.
+    applied: watch::Sender<Applied>,
 }
 
 impl Loop {
@@ -759,6 +783,9 @@ impl Loop {
             }
             metrics.drift_detected.inc_by(outcome.plan.summary().drifted_fields as u64);
             metrics.events.inc_by(outcome.events as u64);
+        }
+        if let Some(build) = &self.build {
+            self.applied.send_replace(Some((build.catalog.clone(), self.revisions.current())));
         }
         if let Some(revision) = self.revisions.current() {
             metrics.applied_revision.reset();

@@ -26,6 +26,7 @@ pub mod checks;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod discover;
 pub mod embedded;
 pub mod health;
 pub mod http;

@@ -7,6 +7,9 @@
 //! transaction only; reading writes nothing, and a transaction that only reads takes no transaction id.
 
 mod apply;
+mod copy;
+mod create;
+mod discovery;
 mod error;
 mod events;
 mod health;
@@ -31,6 +34,7 @@ use sqlx::{
 use uuid::Uuid;
 
 pub use self::{
+    discovery::{DiscoveryNotice, DiscoveryRow},
     error::{Result, StoreError},
     events::{Event, EventFilter, NewEvent},
     health::{CheckRow, CheckWrite, NewStatus, Span},
