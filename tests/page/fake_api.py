@@ -181,7 +181,7 @@ class World:
             (2600, "drift", "mistral-fr", "changed by someone else; set back", {"corrected": True, "changes": [
                 {"kind": "provider", "name": "mistral-fr", "id": "x", "fields": [{"field": "priority", "old": 10, "new": 50, "cause": "drift"}]}]}, None),
             (1500, "hold", None, "4 of 12 managed providers would be deleted; the limit is 3", {"kind": "prune", "objects": ["legacy-proxy", "old-bedrock", "pilot-xai", "trial-perplexity"], "digest": "3fa9c1d20b7e"}, None),
-            (900, "admin", None, "POST /api/v1/sync", {"status": 202}, "token 5e88…"),
+            (900, "admin", None, "sync through the API", {"call": "sync"}, "5e884898"),
             (420, "health", "vllm-rack4", "no answer within 10 s (3 in a row)", {"from": "degraded", "to": "unhealthy"}, None),
             (65, "health", "cohere-rerank", "2 ok in a row", {"from": "unhealthy", "to": "healthy"}, None)]
         names = list(self.providers)
@@ -393,7 +393,7 @@ class Handler(BaseHTTPRequestHandler):
         part = url.path.removeprefix("/api/v1/")
         with world.lock:
             if part == "sync":
-                world.event("admin", None, "POST /api/v1/sync", {"status": 202}, "token 5e88…")
+                world.event("admin", None, "sync through the API", {"call": "sync"}, "5e884898")
                 return self.answer(202, {"triggered": True})
             if part in ("suspend", "resume"):
                 suspended = part == "suspend"
@@ -401,7 +401,7 @@ class Handler(BaseHTTPRequestHandler):
                     world.providers[body["provider"]]["state"] = "suspended" if suspended else "synced"
                 else:
                     world.flags["suspended"] = suspended
-                world.event(part, body.get("provider"), body.get("reason") or "", {}, "token 5e88…")
+                world.event(part, body.get("provider"), body.get("reason") or "", {}, "5e884898")
                 return self.answer(200, {"suspended": suspended})
             if part == "llm/providers/keys/test":
                 world.tests = [at for at in world.tests if at > time.monotonic() - 60]

@@ -153,7 +153,7 @@ fn an_event_arrives_by_itself() {
     browser.wait_text("ol.events > :first-child", "HTTP 503 (3 in a row)");
     browser.wait_text(".live", "Following live");
     let change = json!({
-        "kind": "change", "provider": "mistral-fr", "reason": "declared", "actor": "somebody",
+        "kind": "change", "provider": "mistral-fr", "reason": "declared", "actor": "00c0ffee",
         "detail": { "changes": [{ "kind": "provider", "action": "update", "name": "mistral-fr", "fields": [
             { "field": "priority", "old": 50, "new": 61, "cause": "declared" },
             { "field": "config.note", "old": null, "new": "<img src=x onerror=alert(1)>", "cause": "declared" },
@@ -436,4 +436,77 @@ fn tour_of_another_server() {
     let browser = Browser::new();
     tour(&browser, base.trim_end_matches('/'), &token);
     nothing_to_complain(&browser);
+}
+
+/// Where a daemon of a [`Lab`] listens, from its log.
+fn listens(log: &str) -> String {
+    let (_, rest) = log.rsplit_once("\"listen\":\"").expect("a line that says where");
+    format!("http://{}", rest.split('"').next().unwrap_or_default())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "the admin API is not on this branch yet"]
+async fn the_real_daemon_is_shown_as_it_is() {
+    let lab = support::lab::Lab::new().await;
+    let many: String = (1..=5).map(|n| support::lab::provider(&format!("many-{n}"), n)).collect();
+    lab.write("many.toml", &many);
+    lab.write("alpha.toml", &support::lab::provider("alpha", 7));
+    let mut daemon = lab.daemon_with(|command| {
+        let hash = <sha2::Sha256 as sha2::Digest>::digest(TOKEN);
+        let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        command.env("PROVIDERD_SERVER__TOKEN_SHA256", hash);
+    });
+    daemon.wait_ready().await;
+    let base = listens(&daemon.log());
+    let browser = Browser::new();
+    tour(&browser, &base, TOKEN);
+
+    go(&browser, "#/providers");
+    browser.wait_text(".shown", "6 shown");
+    browser.keys(&["/", "alpha"]);
+    browser.wait_text(".shown", "1 of 6 shown");
+    browser.wait_text("tr.row", "alpha.toml:1");
+    browser.keys(&["Enter"]);
+    browser.wait_text("h1", "alpha");
+    browser.wait_text(".answers", "Synced");
+    browser.wait_text(".detail", "https://alpha.example.com/v1");
+    browser.wait_text(".detail", "alpha-small");
+    browser.wait_text("ol.events", "Provider created");
+    browser.click("[data-action='sync']");
+    browser.wait_text(".result.good", "looks at manifests");
+    browser.click("[data-action='test']");
+    browser.wait("/Valid|Not proven|bad/.test(document.querySelector('.result').innerText + document.querySelector('.result').className)");
+    browser.shot("real-provider");
+
+    // An edit shows by itself, field by field.
+    go(&browser, "#/events");
+    browser.wait_text(".live", "Following live");
+    lab.write("alpha.toml", &support::lab::provider("alpha", 8));
+    browser.wait_text("ol.events > :first-child", "alpha");
+    browser.wait_text("ol.events > :first-child .field del", "7");
+    browser.wait_text("ol.events > :first-child .field ins", "8");
+    browser.shot("real-events");
+
+    go(&browser, "#/routes");
+    browser.wait_text(".cell .route-list", "alpha-small");
+
+    // Too much to delete without a word: the page has the words.
+    lab.remove("many.toml");
+    go(&browser, "#/held");
+    browser.wait_text("article", "Prune of 5 providers");
+    browser.wait_text("article .command", "providerd apply --confirm-prune ");
+    browser.shot("real-held");
+    let words = browser.run("return document.querySelector('article .command code').innerText");
+    let words: Vec<String> =
+        words.as_str().unwrap_or_default().split(' ').skip(1).map(str::to_owned).collect();
+    lab.run(&words.iter().map(String::as_str).collect::<Vec<_>>()).expect(0);
+    browser.click("header [aria-label^='Sync now']");
+    browser.wait_text(".empty", "Nothing is held back");
+    go(&browser, "#/providers");
+    browser.wait_text(".shown", "1 shown");
+    // A key test of a provider without a key may be refused, and the browser logs that.
+    let complaints = browser.complaints();
+    assert!(complaints.iter().all(|line| line.contains("/keys/test")), "{complaints:?}");
+    nothing_to_complain(&browser);
+    assert_eq!(daemon.stop(), 0);
 }

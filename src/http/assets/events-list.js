@@ -30,6 +30,7 @@ function sentence(event) {
     const what = first.kind === "provider" ? "Provider" : `${value(first.kind)} ${value(first.name)}`;
     return [`${what[0].toUpperCase()}${what.slice(1)} ${VERBS[first.action] ?? value(first.action)}${more > 0 ? `, and ${more} more` : ""}`];
   }
+  if (event.kind === "admin" && detail?.call) return [`Admin call: ${value(detail.call)}`];
   return [of(EVENT, event.kind).word];
 }
 
@@ -61,7 +62,7 @@ function fields(event) {
   if (typeof detail.key === "string") rows.push(change("key", undefined, detail.key));
   if (Array.isArray(detail.objects)) rows.push(change("objects", undefined, detail.objects.join(", ")));
   if (detail.digest) rows.push(change("digest", undefined, detail.digest));
-  const known = ["changes", "fields", "old", "new", "key", "objects", "digest", "from", "to", "kind", "action", "corrected", "impaired", "who"];
+  const known = ["changes", "fields", "old", "new", "key", "objects", "digest", "from", "to", "kind", "action", "corrected", "impaired", "who", "call"];
   for (const [name, of] of Object.entries(detail)) if (!known.includes(name)) rows.push(change(name, undefined, of));
   return rows;
 }
@@ -74,7 +75,7 @@ export function eventItem(event, { compact = false, withProvider = true } = {}) 
   const from = [
     event.origin && h("span", { class: "mono" }, typeof event.origin === "string" ? event.origin : `${event.origin.file}:${event.origin.line}`),
     event.revision && h("span", { class: "mono", title: event.revision }, revision(event.revision)),
-    event.actor && h("span", {}, `by ${event.actor}`),
+    event.actor && h("span", {}, `by token ${event.actor}`),
   ].filter(Boolean);
   return h("li", { class: `event ${tone}`, "data-id": event.id },
     h("span", { class: "event-mark" }, icon(of(EVENT, event.kind).icon)),

@@ -139,14 +139,20 @@ export function takeRow(detail) {
 
 const touched = new Set();
 let touching = 0;
-function touch(name, signal) {
-  touched.add(name);
+let whole = false;
+function touch(event, signal) {
+  touched.add(event.provider);
+  // Who comes or goes changes the list itself.
+  const changes = event.kind === "change" && Array.isArray(event.detail?.changes) ? event.detail.changes : [];
+  whole ||= changes.some((change) => change.kind === "provider" && change.action !== "update");
   clearTimeout(touching);
   touching = setTimeout(async () => {
     const names = [...touched];
+    const list = whole;
     touched.clear();
+    whole = false;
     refreshStatus(signal);
-    if (names.length > SINGLE_ROWS || names.some((each) => !state.rows.has(each))) return refreshRows(signal);
+    if (list || names.length > SINGLE_ROWS || names.some((each) => !state.rows.has(each))) return refreshRows(signal);
     for (const each of names) {
       try {
         takeRow(await get(`providers/${encodeURIComponent(each)}`, { signal }));
@@ -168,7 +174,7 @@ function take(events, signal) {
   for (const event of fresh) {
     state.events.unshift(event);
     state.events.length = Math.min(state.events.length, KEPT_EVENTS);
-    if (event.provider) touch(event.provider, signal);
+    if (event.provider) touch(event, signal);
     tell("event", event);
   }
   if (fresh.some((event) => !event.provider)) refreshStatus(signal);

@@ -60,7 +60,7 @@ const fact = (name, of) => h("div", {}, h("dt", {}, name), h("dd", {}, of));
 // Who touched it last, as far as the events at hand tell.
 function lastChange(name) {
   const found = (state.events ?? []).find((event) => event.provider === name && ["change", "key", "drift", "admin"].includes(event.kind));
-  return found && h("span", {}, `last ${found.kind === "key" ? "key change" : found.kind} `, moment(found.at, false), found.actor ? ` by ${found.actor}` : found.revision ? [" from ", h("span", { class: "mono" }, revision(found.revision))] : "");
+  return found && h("span", {}, `last ${found.kind === "key" ? "key change" : found.kind} `, moment(found.at, false), found.actor ? ` by token ${found.actor}` : found.revision ? [" from ", h("span", { class: "mono" }, revision(found.revision))] : "");
 }
 
 function item(of_) {
@@ -84,7 +84,7 @@ function item(of_) {
 
 function attention(status, opened, again) {
   const items = status.attention ?? [];
-  if (!items.length) return empty("Nothing needs a person", "Every provider answers, every key is proven, and nothing is held back.");
+  if (!items.length) return empty("Nothing needs a person", "Nothing is known to be down, refused, drifted or held back.");
   const groups = Map.groupBy ? Map.groupBy(items, (each) => each.kind) : items.reduce((map, each) => map.set(each.kind, [...(map.get(each.kind) ?? []), each]), new Map());
   const order = Object.keys(ATTENTION);
   const rank = (kind) => (order.indexOf(kind) + order.length + 1) % (order.length + 1);

@@ -32,7 +32,7 @@ function answerFirst(provider, events) {
       h("span", { class: "sub" }, day.total ? `${day.text} answered in 24\u00a0h` : "no checks in 24 h"), h("span", { class: "sub" }, "checked ", ago(provider.last_check)))),
     h("div", { class: of(STATE, provider.state).tone }, h("dt", {}, "Catalog"), h("dd", {}, h("span", { class: "big" }, badge(STATE, provider.state)),
       h("span", { class: "sub mono" }, provider.source ?? "no manifest"),
-      last && h("span", { class: "why" }, `${of(EVENT, last.kind).word} `, ago(last.at), last.actor ? ` by ${last.actor}` : last.revision ? ` from ${revision(last.revision)}` : ""))));
+      last && h("span", { class: "why" }, `${of(EVENT, last.kind).word} `, ago(last.at), last.actor ? ` by token ${last.actor}` : last.revision ? ` from ${revision(last.revision)}` : ""))));
 }
 
 function notices(provider) {
@@ -164,7 +164,7 @@ export default function provider({ name, list, signal }) {
     if (force) delete last.history;
     // Somebody reading figures is not interrupted.
     else if (slots.history.matches(":hover") || slots.history.contains(document.activeElement) || slots.history.querySelector("details[open]")) return;
-    put("history", [span, buckets], () => history(buckets, { width, span: word }));
+    put("history", [span, buckets], () => buckets.length ? history(buckets, { width, span: word }) : empty("No checks recorded yet", "Health and latency appear here with the first checks."));
   }
   function draw() {
     drawUnder(detail);
