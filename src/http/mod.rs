@@ -21,6 +21,7 @@ mod list;
 mod listen;
 mod models;
 mod open;
+mod page;
 mod providers;
 mod routes;
 mod server;
@@ -133,6 +134,7 @@ pub fn router(shared: Shared) -> Router {
     let admin = admin.route_layer(middleware::from_fn_with_state(shared.clone(), auth::authorize));
     Router::new()
         .merge(open::router())
+        .merge(page::router())
         .merge(admin)
         .merge(doc::serve(&document))
         .fallback(async || ApiError::NoSuchPath)
