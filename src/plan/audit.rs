@@ -48,6 +48,8 @@ kinds! {
     Suspend = "suspend",
     /// Applying was started again.
     Resume = "resume",
+    /// The Git repository has another commit: followed, or refused.
+    Source = "source",
     /// Manifests were written from the database.
     Import = "import",
     /// A call to the admin API.
