@@ -12,8 +12,9 @@ use std::{
 };
 
 use anyhow::Context as _;
+use serde_json::json;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, watch},
     time::Instant,
 };
 use tokio_cron_scheduler::{Job, JobScheduler};
@@ -32,12 +33,15 @@ use crate::{
     manifest::{Build, Changed, Severity, render},
     memory,
     metrics::Metrics,
-    model::SecretRef,
-    plan::{HoldKind, NoticeKind},
+    model::{Revision, SecretRef},
+    plan::{EventKind, HoldKind, NoticeKind},
     reconcile::{Outcome, Pass, ReconcileError, Reconciler},
     secret::{Byok, Keyring, Source},
-    source::{self, Look, RevisionTracker, Watcher},
-    store::{Lease, ProviderStatus, Store},
+    source::{
+        self, Look, RevisionTracker, Watcher,
+        pull::{History, News, Pulled, Puller},
+    },
+    store::{Lease, NewEvent, ProviderStatus, Store},
 };
 
 /// Name of the lease that admits one reconciling daemon.
@@ -175,7 +179,9 @@ pub async fn run(
 
     // 4. Answering comes before work: a daemon that waits for its database says so.
     let readiness = Arc::new(Readiness::default());
-    let shared = Shared { metrics: metrics.clone(), readiness: readiness.clone() };
+    let pull_now = Arc::new(Notify::new());
+    let hook = app::hook(&settings, pull_now.clone());
+    let shared = Shared { metrics: metrics.clone(), readiness: readiness.clone(), hook };
     let serving = http::serve(listener, shared, stop.clone());
     supervisor.spawn("http", async move { serving.await.map_err(anyhow::Error::from) });
 
@@ -194,6 +200,7 @@ pub async fn run(
         heartbeat,
         listen,
         database,
+        pull_now,
     };
     let tasks = supervisor.clone();
     supervisor.spawn("reconcile", async move { main.run(tasks, hangups, greeting).await });
@@ -236,6 +243,8 @@ struct Main {
     heartbeat: Heartbeat,
     listen: SocketAddr,
     database: Option<String>,
+    /// Asks for a look at the Git repository.
+    pull_now: Arc<Notify>,
 }
 
 impl Main {
@@ -246,7 +255,13 @@ impl Main {
         greeting: Option<Greeting>,
     ) -> anyhow::Result<()> {
         let stop = supervisor.token();
+        let pulled = self.pull(&supervisor);
         let Some(keyring) = self.prepare(&stop).await? else { return Ok(()) };
+        let news = match pulled {
+            Some(pulled) if !self.wait_for_tree(pulled.ready.clone(), &stop).await => return Ok(()),
+            Some(pulled) => Some(pulled.news),
+            None => None,
+        };
         let resolver = app::resolver(&self.settings, self.byok.clone(), &self.source);
         let watcher = Watcher::start(
             &self.settings.manifests.path,
@@ -258,6 +273,10 @@ impl Main {
         let (leading, leadership) = watch::channel(Leader::Unknown);
         let (store, token, holder) = (self.store.clone(), stop.clone(), Uuid::new_v4());
         supervisor.spawn("lease", async move { hold_lease(store, holder, leading, token).await });
+        if let Some(news) = news {
+            let (store, token, leader) = (self.store.clone(), stop.clone(), leadership.clone());
+            supervisor.spawn("git events", async move { record_news(store, news, leader, token).await });
+        }
         let (store, token, drift) = (self.store.clone(), stop.clone(), wake.drift.clone());
         supervisor.spawn("drift", async move {
             let mut listener = store.listen_drift();
@@ -265,8 +284,9 @@ impl Main {
                 drift.notify_one();
             }
         });
-        let hup = wake.clone();
+        let (hup, pull_now) = (wake.clone(), self.pull_now.clone());
         supervisor.serve_reloads(hangups, Systemd, move || {
+            pull_now.notify_one();
             hup.poke("signal");
             std::future::ready(())
         });
@@ -305,6 +325,30 @@ impl Main {
             debug!(%error, "the scheduler was already gone");
         }
         ended
+    }
+
+    /// Starts pulling from Git, where that is asked for.
+    fn pull(&self, supervisor: &Supervisor) -> Option<Pulled> {
+        let options = app::pull(&self.settings)?;
+        let (puller, pulled) = Puller::new(options, self.pull_now.clone(), self.metrics.clone());
+        let token = supervisor.token();
+        supervisor.spawn("git", async move { puller.run(token).await });
+        Some(pulled)
+    }
+
+    /// Nothing is reconciled before there is a tree; `false` when asked to stop meanwhile.
+    async fn wait_for_tree(&self, mut ready: watch::Receiver<bool>, stop: &CancellationToken) -> bool {
+        if !*ready.borrow() {
+            info!("waiting for the first tree from Git");
+            Systemd.status("waiting for the first tree from Git");
+        }
+        loop {
+            tokio::select! {
+                is_ready = ready.wait_for(|it| *it) => return is_ready.is_ok(),
+                () = tokio::time::sleep(BEAT) => self.heartbeat.beat(),
+                () = stop.cancelled() => return false,
+            }
+        }
     }
 
     /// Migrates and opens the canary, as often as it takes; `None` when asked to stop meanwhile.
@@ -363,6 +407,65 @@ impl Main {
             .await?;
         scheduler.start().await?;
         Ok(scheduler)
+    }
+}
+
+/// Writes what pulling has to say to the audit trail, if this daemon is the one that reconciles.
+async fn record_news(
+    store: Store,
+    mut news: mpsc::Receiver<News>,
+    mut leadership: Leadership,
+    stop: CancellationToken,
+) {
+    while let Some(Some(news)) = stop.run_until_cancelled(news.recv()).await {
+        let event = event_of(news);
+        let written = async {
+            let mut wait = RETRY.0;
+            loop {
+                let leader = leadership.wait_for(|it| *it != Leader::Unknown).await.map(|it| it.clone());
+                if !matches!(leader, Ok(Leader::Us(_))) {
+                    return;
+                }
+                match store.record(std::slice::from_ref(&event)).await {
+                    Ok(()) => return,
+                    Err(error) => debug!(%error, "an event of Git is not recorded yet"),
+                }
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(RETRY.1);
+            }
+        };
+        if stop.run_until_cancelled(written).await.is_none() {
+            return;
+        }
+    }
+    // Ending before the stop would end the process; nobody sends any more only when it is stopping.
+    stop.cancelled().await;
+}
+
+fn event_of(news: News) -> NewEvent {
+    let of = |detail, reason: String, commit| NewEvent {
+        kind: EventKind::Source,
+        provider: None,
+        provider_id: None,
+        detail,
+        reason,
+        origin: None,
+        revision: Some(Revision { commit, dirty: false }),
+    };
+    match news {
+        News::Switched { from, to, history } => {
+            let reason = match history {
+                History::Rewritten => "the history was rewritten (a forced push?); it is followed",
+                History::Unknown => "a new commit; whether it came after the last one is not known",
+                History::First | History::Forward => "a new commit",
+            };
+            let detail = json!({ "from": from, "to": to, "history": history.as_str() });
+            of(detail, reason.to_owned(), to)
+        }
+        News::Refused { commit, reason } => {
+            let detail = json!({ "refused": commit, "why": reason });
+            of(detail, "the commit is not signed by an allowed signer; it is not applied".to_owned(), commit)
+        }
     }
 }
 

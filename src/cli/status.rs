@@ -15,9 +15,11 @@ use super::{
     output::{self, Exit},
 };
 use crate::{
+    app,
     manifest::Build,
     plan::{NoticeKind, Plan},
     reconcile::Pass,
+    source::pull,
     store::ProviderStatus,
 };
 
@@ -140,8 +142,10 @@ impl Status {
         });
         let held: Vec<String> = held.collect();
         let bad = build.diagnostics.iter().filter(|it| it.severity == crate::manifest::Severity::Error);
-        let manifests: Vec<String> =
+        let mut manifests: Vec<String> =
             bad.map(|it| format!("{}:{}:{}: {}", it.path, it.line, it.column, it.message)).collect();
+        let pulled = app::pull(&context.settings).and_then(|options| pull::Report::read(&options));
+        manifests.extend(pulled.and_then(|pulled| pulled.problem()));
         let managed = |line: &&Line| line.state != "unmanaged";
         let synced = held.is_empty()
             && manifests.is_empty()

@@ -24,8 +24,7 @@ use std::{
 pub use git::{Transport, address as git_address};
 pub use layers::SettingsError;
 pub use settings::{
-    Database, Egress, Health, Keys, Log, Manifests, Metrics, Reconcile, Retention, Server, Settings,
-    Source,
+    Database, Egress, Health, Keys, Log, Manifests, Metrics, Reconcile, Retention, Server, Settings, Source,
 };
 pub use value::{DriftPolicy, GitVerify, LogFormat, PruneLimit, RouteGuard, TokenHash};
 

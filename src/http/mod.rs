@@ -2,6 +2,8 @@
 //!
 //! Answers come from memory; no request waits for PostgreSQL.
 
+pub mod hooks;
+
 use std::{
     future::IntoFuture as _,
     net::SocketAddr,
@@ -42,6 +44,8 @@ pub struct Readiness {
 pub struct Shared {
     pub metrics: Arc<Metrics>,
     pub readiness: Arc<Readiness>,
+    /// The webhook of the Git repository, where there is one.
+    pub hook: Option<Arc<hooks::Hook>>,
 }
 
 /// Why the server cannot serve.
@@ -70,6 +74,7 @@ pub async fn serve(listener: TcpListener, shared: Shared, stop: CancellationToke
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
+        .merge(hooks::router(shared.hook.clone()))
         .fallback(not_found)
         .with_state(shared);
     let serving =

@@ -155,7 +155,8 @@ impl Git {
         };
         // Everybody who held the pipes is gone, and the number of the group may soon be somebody else's.
         group.0 = None;
-        let stdout = stdout.ok_or(PullError::TooLarge { what: "the answer of git", limit: limits.output as u64 })?;
+        let stdout =
+            stdout.ok_or(PullError::TooLarge { what: "the answer of git", limit: limits.output as u64 })?;
         let status = status.map_err(PullError::NoGit)?;
         Ok(Answer { stdout, complaint: self.clean(&stderr), status })
     }
@@ -166,8 +167,11 @@ impl Git {
         if let Some(token) = &self.token {
             text = text.replace(token.expose(), "***");
         }
-        let lines: Vec<&str> =
-            text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("hint:")).collect();
+        let lines: Vec<&str> = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with("hint:"))
+            .collect();
         let last = lines.len().saturating_sub(4);
         let text = lines.get(last..).unwrap_or_default().join("; ");
         text.chars().filter(|it| !it.is_control()).take(600).collect()
@@ -426,7 +430,10 @@ mod tests {
         let options = options(transport);
         let place = Place::of(&options);
         let text = |text: OsString| text.into_string().unwrap();
-        environment(&options, &place, None).into_iter().map(|(name, value)| (text(name), text(value))).collect()
+        environment(&options, &place, None)
+            .into_iter()
+            .map(|(name, value)| (text(name), text(value)))
+            .collect()
     }
 
     fn value(environment: &[(String, String)], name: &str) -> Option<String> {

@@ -5,6 +5,7 @@
 //! secret is on no command line, in no log and in no file of ours.
 
 mod command;
+mod examine;
 mod place;
 mod remote;
 mod report;
@@ -24,8 +25,12 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-pub use self::{place::commit_of, report::Report};
 use self::{command::Git, place::Place};
+pub use self::{
+    examine::{Finding, examine},
+    place::commit_of,
+    report::Report,
+};
 use crate::{
     config::Transport,
     metrics::Metrics,
@@ -110,7 +115,9 @@ pub enum PullError {
     Io { path: PathBuf, source: std::io::Error },
     #[error("the token in {} cannot be used: {problem}\nhint: the file holds the token alone, on one line", .path.display())]
     Token { path: PathBuf, problem: String },
-    #[error("git {command} took longer than {limit:?} and was stopped\nhint: is the remote slow, or source.git.timeout too short?")]
+    #[error(
+        "git {command} took longer than {limit:?} and was stopped\nhint: is the remote slow, or source.git.timeout too short?"
+    )]
     TimedOut { command: String, limit: Duration },
     #[error("{what} is larger than {} MiB\nhint: raise source.git.max_mib if that is meant", .limit >> 20)]
     TooLarge { what: &'static str, limit: u64 },
@@ -118,13 +125,17 @@ pub enum PullError {
     Git { command: String, message: String },
     #[error("git {0} gave an answer that was not understood")]
     Answer(String),
-    #[error("{0} does not exist in the repository\nhint: was it deleted or renamed? see source.git.branch and source.git.tag")]
+    #[error(
+        "{0} does not exist in the repository\nhint: was it deleted or renamed? see source.git.branch and source.git.tag"
+    )]
     NoReference(String),
     #[error("commit {commit} has no directory {}\nhint: see source.git.path", .path.display())]
     NoPath { commit: String, path: PathBuf },
     #[error("commit {commit} holds no manifest (*.toml) in {}\nhint: see source.git.path", .path.display())]
     NoManifest { commit: String, path: PathBuf },
-    #[error("commit {commit} is not signed by an allowed signer: {reason}\nhint: sign it with a key of source.git.allowed_signers")]
+    #[error(
+        "commit {commit} is not signed by an allowed signer: {reason}\nhint: sign it with a key of source.git.allowed_signers"
+    )]
     Unsigned { commit: String, reason: String },
 }
 
@@ -164,12 +175,21 @@ impl PullError {
 /// What most often helps against what git says.
 fn hint(message: &str) -> &'static str {
     const HINTS: &[(&str, &str)] = &[
-        ("Host key verification failed", "\nhint: put the host's key into source.git.known_hosts (ssh-keyscan, then compare)"),
+        (
+            "Host key verification failed",
+            "\nhint: put the host's key into source.git.known_hosts (ssh-keyscan, then compare)",
+        ),
         ("Permission denied (", "\nhint: does the host know the public half of source.git.ssh_key?"),
         ("UNPROTECTED PRIVATE KEY", "\nhint: chmod 0600 the file of source.git.ssh_key"),
         ("could not read Username", "\nhint: set source.git.token, or the credential git_token"),
-        ("Authentication failed", "\nhint: is the token of source.git.token right, and may it read the repository?"),
-        ("redirect", "\nhint: redirects are not followed; set source.git.url to the final address, often the one that ends in .git"),
+        (
+            "Authentication failed",
+            "\nhint: is the token of source.git.token right, and may it read the repository?",
+        ),
+        (
+            "redirect",
+            "\nhint: redirects are not followed; set source.git.url to the final address, often the one that ends in .git",
+        ),
         ("dubious ownership", "\nhint: a repository of file:// must belong to the user that runs providerd"),
     ];
     HINTS.iter().find(|(sign, _)| message.contains(sign)).map_or("", |(_, hint)| *hint)
@@ -265,7 +285,8 @@ impl Puller {
             let wait = match result {
                 Ok(round) => {
                     failures = 0;
-                    again = (hooked && matches!(round, Round::Unchanged)).then(|| Instant::now() + SECOND_LOOK);
+                    again =
+                        (hooked && matches!(round, Round::Unchanged)).then(|| Instant::now() + SECOND_LOOK);
                     self.options.interval
                 }
                 Err(_) => {

@@ -83,14 +83,17 @@ pub async fn fetch(git: &Git, options: &Options, place: &Place, tip: &str) -> Re
     };
     let made = made.await;
     let place = place.clone();
-    blocking(move || if made.is_ok() { place.replace_mirror(&fresh) } else { place::remove(&fresh).and(made) })
-        .await?;
+    blocking(
+        move || if made.is_ok() { place.replace_mirror(&fresh) } else { place::remove(&fresh).and(made) },
+    )
+    .await?;
     fetched(git).await
 }
 
 async fn fetch_into(git: &Git, options: &Options, mirror: &Path, fresh: bool) -> Result<(), PullError> {
     let refspec = format!("+{}:{INCOMING}", options.reference.full());
-    let mut arguments = vec!["fetch", "--quiet", "--no-tags", "--no-auto-maintenance", "--no-write-fetch-head"];
+    let mut arguments =
+        vec!["fetch", "--quiet", "--no-tags", "--no-auto-maintenance", "--no-write-fetch-head"];
     arguments.extend(["--no-recurse-submodules", "--no-show-forced-updates"]);
     if fresh {
         // One commit is all that is applied. Later fetches bring what has come since, and so tell a forced push.

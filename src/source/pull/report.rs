@@ -76,7 +76,8 @@ impl Report {
     pub fn problem(&self) -> Option<String> {
         let error = self.error.as_deref()?;
         let commit = self.commit.as_deref().and_then(|it| it.get(..12)).unwrap_or("nothing");
-        let since = self.failing_since.map_or_else(String::new, |at| format!(" since {}", at.format("%F %TZ")));
+        let since =
+            self.failing_since.map_or_else(String::new, |at| format!(" since {}", at.format("%F %TZ")));
         Some(format!("{} is not followed{since}, {commit} is applied: {error}", self.url))
     }
 }

@@ -23,12 +23,7 @@ const ATTRIBUTES: &str = "* -text -eol -ident -filter -working-tree-encoding -ex
 ///
 /// # Errors
 /// [`PullError::NoPath`], [`PullError::NoManifest`], [`PullError::TooLarge`] and those of git and the disk.
-pub async fn check_out(
-    git: &Git,
-    options: &Options,
-    place: &Place,
-    commit: &str,
-) -> Result<(), PullError> {
+pub async fn check_out(git: &Git, options: &Options, place: &Place, commit: &str) -> Result<(), PullError> {
     if place.checkout(commit).is_dir() {
         return Ok(());
     }
