@@ -187,7 +187,7 @@ fn hint(message: &str) -> &'static str {
             "\nhint: is the token of source.git.token right, and may it read the repository?",
         ),
         (
-            "redirect",
+            "returned error: 30",
             "\nhint: redirects are not followed; set source.git.url to the final address, often the one that ends in .git",
         ),
         ("dubious ownership", "\nhint: a repository of file:// must belong to the user that runs providerd"),
