@@ -80,7 +80,8 @@ fn serve(
     let mut line = String::new();
     reader.read_line(&mut line)?;
     let mut words = line.split_whitespace();
-    let (method, target) = (words.next().unwrap_or_default().to_owned(), words.next().unwrap_or_default().to_owned());
+    let (method, target) =
+        (words.next().unwrap_or_default().to_owned(), words.next().unwrap_or_default().to_owned());
     let mut headers = Vec::new();
     loop {
         let mut line = String::new();
@@ -126,7 +127,8 @@ fn serve(
     child.stdout.take().unwrap().read_to_end(&mut answer)?;
     child.wait()?;
     let text = String::from_utf8_lossy(&answer);
-    let status = text.lines().next().and_then(|it| it.strip_prefix("Status: ")).unwrap_or("200 OK").to_owned();
+    let status =
+        text.lines().next().and_then(|it| it.strip_prefix("Status: ")).unwrap_or("200 OK").to_owned();
     let is_pack = answer.windows(4).any(|part| part == b"PACK");
     let sent = match mode {
         Mode::Stall | Mode::Break if is_pack => answer.len() * 3 / 4,

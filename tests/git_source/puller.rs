@@ -176,7 +176,8 @@ async fn each_commit_takes_the_place_of_the_last_as_a_whole() {
             other => panic!("{other:?}"),
         })
         .collect();
-    let expected: Vec<_> = commits.iter().cloned().zip([History::First].into_iter().chain([History::Forward; 4])).collect();
+    let expected: Vec<_> =
+        commits.iter().cloned().zip([History::First].into_iter().chain([History::Forward; 4])).collect();
     assert_eq!(histories, expected);
     rig.stop().await;
 }
@@ -419,7 +420,16 @@ async fn a_signed_tag_speaks_for_its_commit_and_under_its_own_name_only() {
     repository.write("a.toml", "# 1\n");
     let first = repository.push();
     let tag = |name: &str, key: &Path| {
-        repository.git(&["-c", &format!("user.signingkey={}", key.display()), "tag", "-f", "-s", "-m", "x", name]);
+        repository.git(&[
+            "-c",
+            &format!("user.signingkey={}", key.display()),
+            "tag",
+            "-f",
+            "-s",
+            "-m",
+            "x",
+            name,
+        ]);
     };
     let mut rig = Rig::new(&repository.url());
     rig.options.reference = Reference::Tag("live".to_owned());
@@ -447,7 +457,8 @@ async fn a_signed_tag_speaks_for_its_commit_and_under_its_own_name_only() {
 async fn nothing_in_the_repository_changes_bytes_or_leads_out() {
     let repository = Repository::empty();
     repository.write("a.toml", "# one\n# $Id$\n");
-    let links = [("out.toml", "/etc/passwd"), ("up.toml", "../../../secret"), ("in.toml", "a.toml"), ("dir", "/etc")];
+    let links =
+        [("out.toml", "/etc/passwd"), ("up.toml", "../../../secret"), ("in.toml", "a.toml"), ("dir", "/etc")];
     for (name, target) in links {
         std::os::unix::fs::symlink(target, repository.work().join(name)).unwrap();
     }
@@ -473,7 +484,10 @@ async fn nothing_in_the_repository_changes_bytes_or_leads_out() {
     assert_eq!(states.len(), 4, "{states:?}");
     assert!(states[0].starts_with("a.toml Text"), "{states:?}");
     assert!(states[1].starts_with("in.toml Text"), "{states:?}");
-    assert!(states[2].starts_with("out.toml Unreadable") && states[3].starts_with("up.toml Unreadable"), "{states:?}");
+    assert!(
+        states[2].starts_with("out.toml Unreadable") && states[3].starts_with("up.toml Unreadable"),
+        "{states:?}"
+    );
     rig.stop().await;
 }
 
