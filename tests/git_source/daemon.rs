@@ -198,7 +198,7 @@ async fn a_push_becomes_a_row_through_outages_and_crashes() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let seen = seen_of_processes();
-    assert!(seen.contains(&format!("fetch --quiet --no-tags")) && seen.contains(&host.url()), "{seen}");
+    assert!(seen.contains("fetch --quiet --no-tags") && seen.contains(&host.url()), "{seen}");
     assert!(!seen.contains(TOKEN), "{seen}");
     let environments = environments(&host.url());
     assert!(
