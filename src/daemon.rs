@@ -7,12 +7,11 @@ use std::{
     collections::BTreeSet,
     net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
 use anyhow::Context as _;
-use serde_json::json;
 use tokio::{
     sync::{Notify, mpsc, watch},
     time::Instant,
@@ -25,23 +24,27 @@ use zeroize::Zeroizing;
 
 use crate::{
     app,
+    checks::{self, Checks},
     config::Settings,
     embedded::Embedded,
+    follow,
+    health::probe::Prober,
     http::{self, Readiness, Shared},
     lifecycle::{self, Hangups, Heartbeat, Supervisor, Systemd},
     loader::Loader,
     manifest::{Build, Changed, Severity, render},
     memory,
     metrics::Metrics,
-    model::{Revision, SecretRef},
-    plan::{EventKind, HoldKind, NoticeKind},
+    model::SecretRef,
+    plan::{HoldKind, NoticeKind},
     reconcile::{Outcome, Pass, ReconcileError, Reconciler},
     secret::{Byok, Keyring, Source},
     source::{
         self, Look, RevisionTracker, Watcher,
-        pull::{History, News, Pulled, Puller},
+        pull::{Pulled, Puller},
     },
-    store::{Lease, NewEvent, ProviderStatus, Store},
+    store::{Lease, ProviderStatus, Store, StoreError},
+    trial::Trials,
 };
 
 /// Name of the lease that admits one reconciling daemon.
@@ -63,6 +66,10 @@ const WEDGED_AFTER: Duration = Duration::from_secs(120);
 const BEAT: Duration = Duration::from_secs(5);
 /// From so many providers on, a pass over all of them leaves enough behind to be worth giving back.
 const LARGE: usize = 500;
+/// Batches of tried keys that may wait for the loop.
+const TRIED: usize = 16;
+/// How long sums by the hour are kept; after that, those by the day tell.
+const HOURLY: Duration = Duration::from_secs(48 * 3600);
 /// Room for the few jobs of the scheduler: its default of 200 is lost silently when exceeded.
 const SCHEDULER_CHANNEL: usize = 1024;
 
@@ -87,7 +94,7 @@ impl Wanted {
 
 /// Who may reconcile.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Leader {
+pub(crate) enum Leader {
     /// The database was not asked yet.
     Unknown,
     Somebody,
@@ -103,7 +110,7 @@ impl Leader {
     }
 }
 
-type Leadership = watch::Receiver<Leader>;
+pub(crate) type Leadership = watch::Receiver<Leader>;
 
 /// Wakes the loop from elsewhere.
 #[derive(Clone)]
@@ -148,6 +155,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     // 1. Signals first: from here on a stop is an orderly one.
     lifecycle::install_panic_hook();
+    lifecycle::raise_file_limit();
     let supervisor = Supervisor::new();
     let hangups = supervisor.install_signals()?;
     let stop = supervisor.token();
@@ -180,8 +188,14 @@ pub async fn run(
     // 4. Answering comes before work: a daemon that waits for its database says so.
     let readiness = Arc::new(Readiness::default());
     let pull_now = Arc::new(Notify::new());
-    let hook = app::hook(&settings, pull_now.clone());
-    let shared = Shared { metrics: metrics.clone(), readiness: readiness.clone(), hook };
+    let checked: Arc<OnceLock<http::Checked>> = Arc::default();
+    let shared = Shared {
+        metrics: metrics.clone(),
+        readiness: readiness.clone(),
+        checked: checked.clone(),
+        hook: app::hook(&settings, pull_now.clone()),
+        per_provider: settings.metrics.per_provider,
+    };
     let serving = http::serve(listener, shared, stop.clone());
     supervisor.spawn("http", async move { serving.await.map_err(anyhow::Error::from) });
 
@@ -198,6 +212,7 @@ pub async fn run(
         metrics,
         readiness,
         heartbeat,
+        checked,
         listen,
         database,
         pull_now,
@@ -241,6 +256,7 @@ struct Main {
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     heartbeat: Heartbeat,
+    checked: Arc<OnceLock<http::Checked>>,
     listen: SocketAddr,
     database: Option<String>,
     /// Asks for a look at the Git repository.
@@ -275,7 +291,7 @@ impl Main {
         supervisor.spawn("lease", async move { hold_lease(store, holder, leading, token).await });
         if let Some(news) = news {
             let (store, token, leader) = (self.store.clone(), stop.clone(), leadership.clone());
-            supervisor.spawn("git events", async move { record_news(store, news, leader, token).await });
+            supervisor.spawn("git events", async move { follow::record(store, news, leader, token).await });
         }
         let (store, token, drift) = (self.store.clone(), stop.clone(), wake.drift.clone());
         supervisor.spawn("drift", async move {
@@ -292,12 +308,16 @@ impl Main {
         });
         let mut scheduler = self.schedule(&wake).await?;
 
+        let keyring = Arc::new(keyring);
+        let checks = self.start_checks(&supervisor, &keyring)?;
+        let trials = app::trials(&self.settings);
         let reconciler = Reconciler::new(
             self.store.clone(),
-            Arc::new(keyring),
+            keyring,
             Arc::new(resolver),
             &self.settings.reconcile,
             self.settings.keys.require_valid,
+            trials.clone(),
         );
         let root = self.settings.manifests.path.clone();
         let revisions = Arc::new(RevisionTracker::new(&root));
@@ -305,6 +325,10 @@ impl Main {
             main: self,
             loader: Loader::new(root),
             reconciler,
+            trials: trials.zip(checks.as_ref().map(|checks| checks.prober().clone())),
+            tried: mpsc::channel(TRIED),
+            supervisor,
+            checks,
             revisions,
             leadership,
             wake,
@@ -351,6 +375,33 @@ impl Main {
         }
     }
 
+    /// Health checks and key tests, unless the settings turn them off.
+    fn start_checks(
+        &self,
+        supervisor: &Supervisor,
+        keyring: &Arc<Keyring>,
+    ) -> anyhow::Result<Option<Checks>> {
+        if !self.settings.health.enabled {
+            return Ok(None);
+        }
+        let monitor = app::monitor(&self.settings);
+        let in_flight = monitor.in_flight.clone();
+        let parts = checks::Parts {
+            store: self.store.clone(),
+            keyring: keyring.clone(),
+            prober: Arc::new(app::prober(&self.settings)?),
+            monitor,
+            policy: app::health_policy(&self.settings),
+            metrics: self.metrics.clone(),
+            holder: Uuid::new_v4(),
+        };
+        let checks = Checks::start(parts, supervisor);
+        let exported = http::Checked { checks: checks.clone(), in_flight };
+        // Set once: the server has been answering since before the database was there.
+        let _ = self.checked.set(exported);
+        Ok(Some(checks))
+    }
+
     /// Migrates and opens the canary, as often as it takes; `None` when asked to stop meanwhile.
     async fn prepare(&self, stop: &CancellationToken) -> anyhow::Result<Option<Keyring>> {
         let mut wait = RETRY.0;
@@ -380,7 +431,7 @@ impl Main {
         self.readiness.database.store(up, Ordering::Relaxed);
     }
 
-    /// The periodic work: looking again, and cutting the audit trail to its age.
+    /// The periodic work: looking again, and deleting what is too old.
     async fn schedule(&self, wake: &Wake) -> anyhow::Result<JobScheduler> {
         let scheduler = JobScheduler::new_with_channel_size(SCHEDULER_CHANNEL).await?;
         let resync = wake.clone();
@@ -390,16 +441,23 @@ impl Main {
                 Box::pin(async move { wake.poke("resync") })
             })?)
             .await?;
-        let (store, keep) = (self.store.clone(), self.settings.retention.events);
+        let (store, retention) = (self.store.clone(), self.settings.retention.clone());
+        let (keep, history) = (retention.events, retention.history);
         // Once a night, at a minute at which nothing else is due.
         scheduler
             .add(Job::new_async("0 17 3 * * *", move |_, _| {
                 let store = store.clone();
                 Box::pin(async move {
-                    match store.events_expire(chrono::Utc::now() - keep).await {
-                        Ok(deleted) => info!(deleted, "cut the audit trail"),
+                    let now = chrono::Utc::now();
+                    let cut = async {
+                        let events = store.events_expire(now - keep).await?;
+                        let history = store.health_expire(now - HOURLY, now - history).await?;
+                        Ok::<_, StoreError>((events, history))
+                    };
+                    match cut.await {
+                        Ok((events, history)) => info!(events, history, "deleted what was too old"),
                         Err(error) => {
-                            warn!(error = %error, "the audit trail could not be cut; tried again tomorrow")
+                            warn!(error = %error, "what is too old could not be deleted; tried again tomorrow")
                         }
                     }
                 })
@@ -407,65 +465,6 @@ impl Main {
             .await?;
         scheduler.start().await?;
         Ok(scheduler)
-    }
-}
-
-/// Writes what pulling has to say to the audit trail, if this daemon is the one that reconciles.
-async fn record_news(
-    store: Store,
-    mut news: mpsc::Receiver<News>,
-    mut leadership: Leadership,
-    stop: CancellationToken,
-) {
-    while let Some(Some(news)) = stop.run_until_cancelled(news.recv()).await {
-        let event = event_of(news);
-        let written = async {
-            let mut wait = RETRY.0;
-            loop {
-                let leader = leadership.wait_for(|it| *it != Leader::Unknown).await.map(|it| it.clone());
-                if !matches!(leader, Ok(Leader::Us(_))) {
-                    return;
-                }
-                match store.record(std::slice::from_ref(&event)).await {
-                    Ok(()) => return,
-                    Err(error) => debug!(%error, "an event of Git is not recorded yet"),
-                }
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(RETRY.1);
-            }
-        };
-        if stop.run_until_cancelled(written).await.is_none() {
-            return;
-        }
-    }
-    // Ending before the stop would end the process; nobody sends any more only when it is stopping.
-    stop.cancelled().await;
-}
-
-fn event_of(news: News) -> NewEvent {
-    let of = |detail, reason: String, commit| NewEvent {
-        kind: EventKind::Source,
-        provider: None,
-        provider_id: None,
-        detail,
-        reason,
-        origin: None,
-        revision: Some(Revision { commit, dirty: false }),
-    };
-    match news {
-        News::Switched { from, to, history } => {
-            let reason = match history {
-                History::Rewritten => "the history was rewritten (a forced push?); it is followed",
-                History::Unknown => "a new commit; whether it came after the last one is not known",
-                History::First | History::Forward => "a new commit",
-            };
-            let detail = json!({ "from": from, "to": to, "history": history.as_str() });
-            of(detail, reason.to_owned(), to)
-        }
-        News::Refused { commit, reason } => {
-            let detail = json!({ "refused": commit, "why": reason });
-            of(detail, "the commit is not signed by an allowed signer; it is not applied".to_owned(), commit)
-        }
     }
 }
 
@@ -532,10 +531,18 @@ fn is_file(reference: &SecretRef) -> bool {
     matches!(reference, SecretRef::File(_) | SecretRef::Credential(_))
 }
 
+/// Names of providers.
+type Names = BTreeSet<Arc<str>>;
+
 struct Loop {
     main: Main,
     loader: Loader,
     reconciler: Reconciler,
+    checks: Option<Checks>,
+    trials: Option<(Arc<Trials>, Arc<Prober>)>,
+    /// Providers whose declared keys have been tried.
+    tried: (mpsc::Sender<Names>, mpsc::Receiver<Names>),
+    supervisor: Supervisor,
     revisions: Arc<RevisionTracker>,
     leadership: Leadership,
     wake: Wake,
@@ -571,6 +578,9 @@ impl Loop {
                 }
                 () = self.wake.drift.notified() => {
                     self.wanted = Wanted::Everything;
+                    if let Some(checks) = &self.checks {
+                        checks.look(None);
+                    }
                     if Instant::now() < self.drift_not_before {
                         self.retry_at = Some(self.retry_at.map_or(self.drift_not_before, |at| at.min(self.drift_not_before)));
                         continue;
@@ -580,10 +590,16 @@ impl Loop {
                 changed = self.leadership.changed() => {
                     changed.context("the lease task is gone")?;
                     let leader = self.leadership.borrow().clone();
-                    self.main.metrics.leader.set(leader.lease().is_some().into());
+                    let leads = i64::from(leader.lease().is_some());
+                    self.main.metrics.leases_held.add(leads - self.main.metrics.leader.get());
+                    self.main.metrics.leader.set(leads);
                     self.main.database_up(leader != Leader::Unknown);
                     self.wanted = Wanted::Everything;
                     "leader"
+                }
+                Some(names) = self.tried.1.recv() => {
+                    self.wanted.add(Changed::Providers(names));
+                    "key"
                 }
                 () = tokio::time::sleep_until(retry_at) => {
                     if self.retry_at.take().is_none() {
@@ -633,7 +649,20 @@ impl Loop {
             let files = references.filter_map(|reference| self.reconciler.watched_path(reference)).collect();
             self.wake.handle.watch_secrets(files);
         }
+        if let Some(checks) = &self.checks {
+            checks.catalog(build.clone());
+            self.look_at_checks();
+        }
         self.build = Some(build);
+    }
+
+    /// Providers may be checked differently, or be others.
+    fn look_at_checks(&self) {
+        match (&self.checks, &self.wanted) {
+            (None, _) | (_, Wanted::Nothing) => {}
+            (Some(checks), Wanted::Some(names)) => checks.look(Some(names)),
+            (Some(checks), Wanted::Everything) => checks.look(None),
+        }
     }
 
     /// Whether the set of watched key files may differ from the previous build's.
@@ -764,6 +793,8 @@ impl Loop {
             // `resume` wakes the loop; what is wanted stays wanted.
             return;
         }
+        self.look_at_checks();
+        self.try_keys(outcome);
         self.wanted = Wanted::Nothing;
         if outcome.applied {
             for ((kind, action), count) in &outcome.plan.summary().rows {
@@ -810,6 +841,23 @@ impl Loop {
                 warn!(provider = %notice.provider, "{}", notice.message);
             }
         }
+    }
+
+    /// Asks providers about declared keys that would replace working ones; the pass after goes by what they say.
+    fn try_keys(&self, outcome: &Outcome) {
+        let Some((trials, prober)) = self.trials.clone().filter(|_| !outcome.trials.is_empty()) else {
+            return;
+        };
+        let (wanted, tell) = (outcome.trials.clone(), self.tried.0.clone());
+        let stop = self.supervisor.token();
+        self.supervisor.spawn_brief("trials", async move {
+            let tried = stop.run_until_cancelled(trials.run(&prober, wanted)).await;
+            let names: Names = tried.into_iter().flatten().collect();
+            if !names.is_empty() {
+                // Nobody listens any more only in a shutdown.
+                let _ = tell.send(names).await;
+            }
+        });
     }
 
     /// Tells who stands in front of the terminal where everything is, once.

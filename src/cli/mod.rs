@@ -3,6 +3,7 @@
 //! Exit codes everywhere: 0 done and as desired, 1 could not be done, 2 done but not as desired, 64 usage.
 
 mod apply;
+mod check;
 mod context;
 mod doctor;
 mod events;
@@ -75,6 +76,8 @@ pub enum Command {
     Routes(routes::Routes),
     /// Show every provider: synced, health, key, source
     Status(status::Status),
+    /// Check providers and test their keys now; writes nothing
+    Check(check::Check),
     /// Write manifests for what the database already holds
     Import(import::Import),
     /// Find out what is wrong, with the fix for each finding
@@ -155,6 +158,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Resume(args) => {
             context::block_on(&global, Access::Write, |context| Box::pin(args.run(context)))
+        }
+        Command::Check(args) => {
+            context::block_on(&global, Access::Look, |context| Box::pin(args.run(context)))
         }
         Command::Import(args) => {
             context::block_on(&global, Access::Write, |context| Box::pin(args.run(context)))

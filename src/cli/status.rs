@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     app,
+    checks::Kept,
     manifest::Build,
     plan::{NoticeKind, Plan},
     reconcile::Pass,
@@ -52,6 +53,16 @@ struct Line {
     has_key: bool,
     key: Option<String>,
     key_last_tested: Option<DateTime<Utc>>,
+    /// Since when the health is what it is.
+    health_since: Option<DateTime<Utc>>,
+    /// Why the last check was not good; empty when it was.
+    health_reason: String,
+    /// What the last key test said; empty for a plainly valid key.
+    key_reason: String,
+    /// Of the last check that was answered, as of the last time it was written down.
+    latency_ms: Option<u64>,
+    /// `false`: the key is real, yet completions will be refused.
+    can_serve: Option<bool>,
     models: i64,
     /// Manifest and line.
     source: Option<String>,
@@ -110,6 +121,16 @@ impl Status {
         let rows = context.backend.store.provider_status_rows(None).await?;
         let mut lines: BTreeMap<String, Line> =
             rows.into_iter().map(|row| (row.name.to_string(), line(row, &build, &plan))).collect();
+        let now = Utc::now();
+        for (name, pause) in &suspended.checks {
+            if let (Some(line), true) = (lines.get_mut(&**name), pause.until.is_none_or(|until| now < until))
+            {
+                let until = pause.until.map_or_else(String::new, |until| {
+                    format!(" until {}", until.format("%Y-%m-%dT%H:%M:%SZ"))
+                });
+                line.notices.push(format!("not checked{until}: {}", pause.reason));
+            }
+        }
         for provider in
             build.catalog.providers.values().filter(|it| !lines.contains_key(&*it.name)).collect::<Vec<_>>()
         {
@@ -123,6 +144,11 @@ impl Status {
                 has_key: false,
                 key: None,
                 key_last_tested: None,
+                health_since: None,
+                health_reason: String::new(),
+                key_reason: String::new(),
+                latency_ms: None,
+                can_serve: None,
                 models: 0,
                 source: Some(provider.origin.to_string()),
                 notices: Vec::new(),
@@ -174,12 +200,33 @@ impl Status {
                     .clone()
                     .unwrap_or_else(|| if line.has_key { "untested".into() } else { "none".into() }),
                 ago(line.last_check),
+                line.latency_ms.map_or_else(String::new, |ms| format!("{ms} ms")),
                 line.models.to_string(),
                 line.source.clone().unwrap_or_default(),
             ]
         });
-        let mut text =
-            output::table(&["NAME", "TYPE", "STATE", "HEALTH", "KEY", "CHECKED", "MODELS", "SOURCE"], rows);
+        let mut text = output::table(
+            &["NAME", "TYPE", "STATE", "HEALTH", "KEY", "CHECKED", "LATENCY", "MODELS", "SOURCE"],
+            rows,
+        );
+        for line in report.providers.iter().filter(|line| line.enabled != Some(false)) {
+            let since = line.health_since.map_or_else(String::new, |at| format!(" for {}", length(now - at)));
+            if let Some(health) = line.health.as_deref().filter(|it| matches!(*it, "degraded" | "unhealthy"))
+            {
+                text += &format!("! {}: {health}{since}: {}\n", line.name, line.health_reason);
+            }
+            if matches!(line.key.as_deref(), Some("failed" | "error")) {
+                text += &format!(
+                    "! {}: key {}: {}\n",
+                    line.name,
+                    line.key.as_deref().unwrap_or_default(),
+                    line.key_reason
+                );
+            } else if line.can_serve == Some(false) {
+                text +=
+                    &format!("! {}: the key is valid, but cannot serve: {}\n", line.name, line.key_reason);
+            }
+        }
         let notices =
             report.providers.iter().flat_map(|line| line.notices.iter().map(move |it| (&line.name, it)));
         let mut hints = BTreeSet::new();
@@ -232,6 +279,7 @@ fn line(row: ProviderStatus, build: &Build, plan: &Plan) -> Line {
         .or_else(|| Some(row.managed.as_ref()?.0.to_string()));
     let missing = is(NoticeKind::KeyUnresolved) && !row.has_key;
     let notices = about().map(|notice| notice.message.clone()).collect();
+    let kept = row.memory.as_deref().and_then(Kept::parse).unwrap_or_default();
     Line {
         name: row.name.to_string(),
         kind: row.kind,
@@ -242,6 +290,11 @@ fn line(row: ProviderStatus, build: &Build, plan: &Plan) -> Line {
         has_key: row.has_key,
         key: if missing { Some("missing".to_owned()) } else { row.key_test_status },
         key_last_tested: row.key_last_tested,
+        health_since: kept.memory.health.since(),
+        health_reason: kept.memory.health.last_reason().to_owned(),
+        key_reason: kept.memory.key.last_reason().to_owned(),
+        latency_ms: kept.latency_ms,
+        can_serve: kept.facts.can_serve,
         models: row.models,
         source,
         notices,
@@ -250,11 +303,16 @@ fn line(row: ProviderStatus, build: &Build, plan: &Plan) -> Line {
 
 /// `12s ago`, `5m ago`, `3h ago`, `2d ago`.
 fn age(since: chrono::TimeDelta) -> String {
-    let seconds = since.num_seconds().max(0);
+    format!("{} ago", length(since))
+}
+
+/// `12s`, `5m`, `3h`, `2d`.
+fn length(span: chrono::TimeDelta) -> String {
+    let seconds = span.num_seconds().max(0);
     match seconds {
-        0..60 => format!("{seconds}s ago"),
-        60..3600 => format!("{}m ago", seconds / 60),
-        3600..86_400 => format!("{}h ago", seconds / 3600),
-        _ => format!("{}d ago", seconds / 86_400),
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86_400 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
     }
 }

@@ -347,7 +347,7 @@ pub fn origin_of(url: &Url) -> Arc<str> {
 /// clock alone, so that neither a restart nor a second daemon causes a burst.
 pub fn place(name: &str, interval: Duration, now: DateTime<Utc>) -> Duration {
     let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX).max(1);
-    let offset = hash(name, 0) % interval_ms;
+    let offset = hash_of(name, 0) % interval_ms;
     let now_ms = u64::try_from(now.timestamp_millis()).unwrap_or(0) % interval_ms;
     Duration::from_millis((offset + interval_ms - now_ms) % interval_ms)
 }
@@ -359,11 +359,11 @@ pub fn jittered(delay: Duration, name: &str, turn: u64) -> Duration {
 
 /// From -1 to 1, evenly spread over names and turns.
 pub fn unit(name: &str, turn: u64) -> f64 {
-    (hash(name, turn.wrapping_add(1)) >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
+    (hash_of(name, turn.wrapping_add(1)) >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
 }
 
 /// FNV-1a with a final mix: stable between versions and machines, unlike the standard library's hasher.
-fn hash(name: &str, turn: u64) -> u64 {
+pub(super) fn hash_of(name: &str, turn: u64) -> u64 {
     let bytes = name.bytes().chain(turn.to_le_bytes());
     let mut hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

@@ -8,8 +8,8 @@ use std::{
     future::IntoFuture as _,
     net::SocketAddr,
     sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -25,7 +25,7 @@ use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::metrics::Metrics;
+use crate::{checks::Checks, metrics::Metrics};
 
 /// How long requests under way may take after the stop.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -46,6 +46,17 @@ pub struct Shared {
     pub readiness: Arc<Readiness>,
     /// The webhook of the Git repository, where there is one.
     pub hook: Option<Arc<hooks::Hook>>,
+    /// Set once the checks run.
+    pub checked: Arc<OnceLock<Checked>>,
+    /// Whether the series that carry a provider's name are shown.
+    pub per_provider: bool,
+}
+
+/// The checks, as far as they are shown.
+pub struct Checked {
+    pub checks: Checks,
+    /// Turns under way.
+    pub in_flight: Arc<AtomicUsize>,
 }
 
 /// Why the server cannot serve.
@@ -91,8 +102,16 @@ pub async fn serve(listener: TcpListener, shared: Shared, stop: CancellationToke
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
+    let checked = shared.checked.get();
+    if let Some(checked) = checked {
+        let count = checked.in_flight.load(Ordering::Relaxed);
+        shared.metrics.probes_in_flight.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
     match shared.metrics.encode() {
-        Ok(text) => {
+        Ok(mut text) => {
+            if let Some(checked) = checked {
+                checked.checks.encode(&mut text, shared.per_provider);
+            }
             ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
         }
         Err(_) => error(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the metrics could not be encoded"),

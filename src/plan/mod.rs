@@ -20,7 +20,7 @@ use crate::model::{Cell, JsonMap, ManifestPath, Origin};
 pub use self::{
     audit::{AuditEntry, EventKind, audit},
     guard::{LostCell, lost_cells},
-    planner::{Confirmed, Desired, DesiredKey, Input, Policy, PruneLimit, plan},
+    planner::{Desired, DesiredKey, Input, KeyTrial, Policy, PruneLimit, plan},
     render::Summary,
 };
 
@@ -106,7 +106,7 @@ pub struct Record {
     pub models: BTreeMap<Box<str>, RecordedRow>,
     #[serde(default)]
     pub rules: Vec<RecordedRule>,
-    /// Fingerprint of the key that the manifest's reference held when it was last applied or refused.
+    /// Fingerprint of the key that the manifest's reference held when it was last applied.
     #[serde(default)]
     pub key: Option<Fingerprint>,
     /// Fingerprint of a foreign key that was already reported, so that it is reported once.
@@ -317,6 +317,10 @@ pub enum NoticeKind {
     KeyUnresolved,
     /// Someone else changed the key, and it stays.
     KeyForeign,
+    /// The declared key waits for its provider's word.
+    KeyUntried,
+    /// The provider rejects the declared key; the stored one works and stays.
+    KeyRefused,
     /// The stored key does not open with the BYOK key.
     KeyUndecryptable,
     /// Its file is invalid or unreadable: the last good state stays.

@@ -5,7 +5,7 @@
 //! manifest sets.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     config::DriftPolicy,
-    model::{Cell, Frozen, Model, Origin, Provider},
+    model::{Cell, Frozen, KeyStatus, Model, Origin, Provider},
     routing::DesiredRule,
 };
 
@@ -43,17 +43,15 @@ pub enum DesiredKey {
     Unresolved(String),
 }
 
-/// What real providers have said about keys, where a decision needs it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Confirmed {
-    /// The key that is declared is definitively rejected.
-    pub declared_rejected: bool,
-    /// The key that is declared was proven.
-    pub declared_works: bool,
-    /// The key that is stored is definitively rejected.
-    pub stored_rejected: bool,
-    /// The key that is stored was proven.
-    pub stored_works: bool,
+/// What a provider says about a declared key before it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyTrial {
+    /// It was proven.
+    Works,
+    /// It is definitively rejected.
+    Rejected,
+    /// The provider does not tell.
+    Unclear,
 }
 
 /// How many providers may be pruned at once without a person's word.
@@ -84,7 +82,9 @@ pub struct Policy {
     pub suspended: BTreeSet<Arc<str>>,
     /// Cells (power level, user tier) that must keep the usable models they have.
     pub hold_cells: BTreeSet<(String, String)>,
-    pub keys: BTreeMap<Arc<str>, Confirmed>,
+    /// Verdicts about declared keys, by provider and key. `None`: nobody can try keys, and a declared key replaces
+    /// whatever is stored.
+    pub trials: Option<HashMap<(Arc<str>, Fingerprint), KeyTrial>>,
     /// A declared key replaces a working one only if its provider does not reject it.
     pub require_valid: bool,
 }
@@ -611,7 +611,17 @@ impl One<'_> {
         };
         next.key = Some(declared.clone());
         let source_changed = record.key.as_ref() != Some(&declared);
-        let said = self.input.policy.keys.get(&name).copied().unwrap_or_default();
+        let trials = self.input.policy.trials.as_ref();
+        let trial = trials.and_then(|trials| trials.get(&(name.clone(), declared.clone())).copied());
+        let status = self.live.and_then(|live| live.key_test_status.as_deref());
+        let stored_works = status == Some(KeyStatus::Valid.as_str());
+        let stored_is_bad = status == Some(KeyStatus::Failed.as_str());
+        let untried = |notices: &mut Vec<Notice>| {
+            if trials.is_some() && trial.is_none() {
+                let message = "the declared key is tried at its provider before it replaces the stored one";
+                notices.push(notice(&name, NoticeKind::KeyUntried, message));
+            }
+        };
         let set = |reason: &'static str| {
             let (action, old, new) = (KeyAction::Set, stored.clone(), Some(declared.clone()));
             Some(KeyChange { action, old, new, reason: reason.into() })
@@ -621,26 +631,41 @@ impl One<'_> {
             LiveKey::Absent => set("no key is stored"),
             LiveKey::Known { fingerprint, .. } if *fingerprint == declared => self.align(live),
             LiveKey::Undecryptable if source_changed => set("the stored key does not open with the BYOK key"),
-            LiveKey::Undecryptable if said.declared_works => {
+            LiveKey::Undecryptable if trial == Some(KeyTrial::Works) => {
                 set("the stored key does not open and the declared one works")
             }
             LiveKey::Undecryptable => {
+                untried(&mut self.notices);
                 let message = "the stored key does not open with the BYOK key and stays";
                 self.notices.push(notice(&name, NoticeKind::KeyUndecryptable, message));
                 None
             }
             LiveKey::Known { .. } if source_changed => {
-                if self.input.policy.require_valid && said.stored_works && said.declared_rejected {
-                    let message = "the provider rejects the declared key; the working one stays";
-                    self.notices.push(notice(&name, NoticeKind::KeyForeign, message));
-                    return None;
+                let guarded = self.input.policy.require_valid && trials.is_some() && stored_works;
+                match trial {
+                    None if guarded => {
+                        untried(&mut self.notices);
+                        next.key.clone_from(&record.key);
+                        None
+                    }
+                    Some(KeyTrial::Rejected) if guarded => {
+                        let message = format!(
+                            "the provider rejects the declared key ({declared}); the working one stays"
+                        );
+                        self.notices.push(notice(&name, NoticeKind::KeyRefused, message));
+                        next.key.clone_from(&record.key);
+                        None
+                    }
+                    _ => set("its source changed"),
                 }
-                set("its source changed")
             }
-            LiveKey::Known { .. } if said.stored_rejected && said.declared_works => {
+            LiveKey::Known { .. } if stored_is_bad && trial == Some(KeyTrial::Works) => {
                 set("someone else's key is rejected and the declared one works")
             }
             LiveKey::Known { fingerprint, .. } => {
+                if stored_is_bad {
+                    untried(&mut self.notices);
+                }
                 let message = format!("someone else changed the key ({declared} → {fingerprint}); it stays");
                 self.notices.push(notice(&name, NoticeKind::KeyForeign, message));
                 next.foreign_key = Some(fingerprint.clone());

@@ -9,6 +9,7 @@
 mod apply;
 mod error;
 mod events;
+mod health;
 mod leases;
 mod listen;
 mod migrate;
@@ -32,7 +33,8 @@ use uuid::Uuid;
 pub use self::{
     error::{Result, StoreError},
     events::{Event, EventFilter, NewEvent},
-    leases::{Lease, Suspended, Suspension},
+    health::{CheckRow, CheckWrite, NewStatus, Span},
+    leases::{Lease, Stopped, Suspended, Suspension},
     listen::DriftListener,
     migrate::{Layout, MigrationReport},
     status::{ProviderStatus, StatusWrite, UsageTotals},

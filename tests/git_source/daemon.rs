@@ -156,7 +156,8 @@ async fn a_push_becomes_a_row_through_outages_and_crashes() {
     daemon.wait_for_log("cannot be pulled").await;
     assert_eq!(ask(at, "GET", "/livez", &[], "").0, 200);
     assert_eq!(ask(at, "GET", "/readyz", &[], "").0, 503);
-    assert_eq!(around.lab.value("SELECT count(*) FROM llm_providers").await, "0");
+    daemon.wait_for_log("waiting for the first tree from Git").await;
+    around.lab.wait_for("SELECT count(*) FROM llm_providers", "0").await;
     let (code, status) = around.run(&["status"]);
     assert!(
         code == 2 && status.contains("is not followed") && status.contains("nothing is applied"),
