@@ -103,7 +103,7 @@ pub fn pull(settings: &Settings) -> Option<pull::Options> {
 pub fn hook(settings: &Settings, wake: Arc<Notify>) -> Option<Arc<Hook>> {
     settings.source.git_url.as_ref()?;
     let secret = secret_file(&settings.source.git_webhook_secret, GIT_WEBHOOK_SECRET)?;
-    Some(Arc::new(Hook { secret: std::path::absolute(&secret).unwrap_or(secret), wake }))
+    Some(Arc::new(Hook::new(std::path::absolute(&secret).unwrap_or(secret), wake)))
 }
 
 /// The file of a setting, else that of a systemd credential.

@@ -2,7 +2,7 @@
 //!
 //! Not its job: pulling (`source::pull`). Invariant: of several daemons that pull, the one that reconciles tells.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use serde_json::json;
 use tokio::{sync::mpsc, time::timeout};
@@ -11,9 +11,10 @@ use tracing::debug;
 
 use crate::{
     daemon::{Leader, Leadership},
+    metrics::Metrics,
     model::Revision,
     plan::EventKind,
-    source::pull::{History, News},
+    source::pull::{History, News, Options, Puller},
     store::{NewEvent, Store},
 };
 
@@ -21,6 +22,19 @@ use crate::{
 const LEAD_WITHIN: Duration = Duration::from_secs(15);
 /// First and longest wait before writing is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+
+/// One look at the repository, for a command that does not stay; what is new is recorded.
+///
+/// # Errors
+/// [`PullError`], or the database cannot be written.
+pub async fn once(options: Options, store: &Store) -> anyhow::Result<()> {
+    let (mut puller, mut pulled) = Puller::new(options, Arc::default(), Arc::new(Metrics::new()?));
+    let result = puller.once().await;
+    while let Ok(news) = pulled.news.try_recv() {
+        store.record(&[event_of(news)]).await?;
+    }
+    Ok(result?)
+}
 
 /// Writes all news until `stop`.
 pub(crate) async fn record(

@@ -3,7 +3,11 @@
 //! Not its job: looking (the puller does, and believes nothing that the request says). Invariants: the body is never
 //! kept, only summed up; secrets are compared in constant time; without a secret there is no webhook.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json, Router,
@@ -29,13 +33,32 @@ use crate::{
 const MAX_BODY: usize = 25 * 1024 * 1024;
 /// Hosts give up after 10 s themselves.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Strangers do not fill the log.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
 /// The webhook's secret, and whom it wakes.
 #[derive(Debug)]
 pub struct Hook {
     /// Read anew for every request, so that it can be changed without a restart.
-    pub secret: PathBuf,
-    pub wake: Arc<Notify>,
+    secret: PathBuf,
+    wake: Arc<Notify>,
+    complained: Mutex<Option<Instant>>,
+}
+
+impl Hook {
+    pub fn new(secret: PathBuf, wake: Arc<Notify>) -> Self {
+        Self { secret, wake, complained: Mutex::default() }
+    }
+
+    /// Whether it is time to complain again.
+    fn may_complain(&self) -> bool {
+        let mut last = self.complained.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = last.is_none_or(|at| at.elapsed() >= COMPLAIN_EVERY);
+        if may {
+            *last = Some(Instant::now());
+        }
+        may
+    }
 }
 
 /// The route; without a hook there is nothing at its path.
@@ -61,7 +84,9 @@ async fn git(State(hook): State<Arc<Hook>>, headers: HeaderMap, body: Body) -> R
     let secret = match Resolver::new(None, None, None).resolve(&reference) {
         Ok(secret) => secret,
         Err(error) => {
-            warn!(path = %hook.secret.display(), error = %error.problem, "the secret of the webhook cannot be used");
+            if hook.may_complain() {
+                warn!(path = %hook.secret.display(), error = %error.problem, "the secret of the webhook cannot be used");
+            }
             return error_of(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "hook-unavailable",
@@ -78,7 +103,9 @@ async fn git(State(hook): State<Arc<Hook>>, headers: HeaderMap, body: Body) -> R
         },
     };
     if !is_genuine {
-        warn!("a webhook with a wrong signature or token was refused");
+        if hook.may_complain() {
+            warn!("a webhook with a wrong signature or token was refused");
+        }
         return refused();
     }
     info!(trigger = "webhook", "asked to look at the Git repository");
@@ -152,7 +179,7 @@ mod tests {
         let secret = dir.path().join("secret");
         std::fs::write(&secret, format!("{SECRET}\n")).unwrap();
         let wake = Arc::new(Notify::new());
-        let hook = Arc::new(Hook { secret, wake: wake.clone() });
+        let hook = Arc::new(Hook::new(secret, wake.clone()));
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.insert(*name, value.parse().unwrap());

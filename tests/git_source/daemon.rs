@@ -292,8 +292,30 @@ async fn a_directory_that_is_named_is_meant() {
     }
     assert_eq!(around.run(&["apply", "--manifests", &directory]).0, 0);
     // Without it, there is nothing yet, and nothing goes.
-    assert_eq!(around.run(&["apply"]).0, 2);
+    assert_eq!(around.run(&["plan"]).0, 2);
+    assert_eq!(around.run(&["apply"]).0, 1);
     assert_eq!(around.lab.value("SELECT count(*) FROM llm_providers").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn apply_pulls_once_or_uses_what_the_daemon_pulled() {
+    let repository = Repository::empty();
+    let first = set_priority(&repository, 1);
+    let around = Surroundings::new(repository.url(), &[("INTERVAL", "1h")]).await;
+    let (code, text) = around.run(&["apply"]);
+    assert_eq!(code, 0, "{text}");
+    around.wait_for_priority("alpha", 1).await;
+    let sql = "SELECT detail->>'to' FROM providerd.events WHERE kind = 'source'";
+    assert_eq!(around.lab.value(sql).await, first);
+    let away = repository.dir.path().join("away");
+    fs::rename(repository.bare(), &away).unwrap();
+    let (code, text) = around.run(&["apply"]);
+    assert!(code == 1 && text.contains("git ls-remote failed"), "{text}");
+    let mut daemon = around.daemon();
+    daemon.wait_ready().await;
+    let (code, text) = around.run(&["apply"]);
+    assert_eq!(code, 0, "{text}");
+    assert_eq!(daemon.stop(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

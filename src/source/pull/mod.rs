@@ -274,6 +274,19 @@ impl Puller {
         stop.clone().run_until_cancelled_owned(self.rounds()).await;
     }
 
+    /// One look, for a command that does not stay. While a daemon pulls into the same place, its tree is good enough.
+    ///
+    /// # Errors
+    /// Nothing new could be had; a tree of earlier may still be there.
+    pub async fn once(&mut self) -> Result<(), PullError> {
+        let result = self.round(&mut false).await;
+        if matches!(result, Err(PullError::Busy(_))) && self.place.has_current() {
+            return Ok(());
+        }
+        self.account(&result).await;
+        result.map(|_| ())
+    }
+
     async fn rounds(&mut self) {
         let mut adopted = false;
         let mut failures = 0;
@@ -370,16 +383,16 @@ impl Puller {
             // Another tag on the same commit, or a mirror that had to be made anew.
             return Ok(Round::Unchanged);
         }
-        let from = before.as_deref().unwrap_or("nothing");
+        let previous = before.as_deref().unwrap_or("nothing");
         match history {
             History::First | History::Forward => {
-                info!(revision = %commit, from, "the manifests follow a new commit");
+                info!(revision = %commit, previous, "the manifests follow a new commit");
             }
             History::Rewritten => {
-                warn!(revision = %commit, from, "the history was rewritten (a forced push?); the manifests follow it");
+                warn!(revision = %commit, previous, "the history was rewritten (a forced push?); the manifests follow it");
             }
             History::Unknown => {
-                warn!(revision = %commit, from, "the manifests follow a new commit; whether it came after the last one is not known");
+                warn!(revision = %commit, previous, "the manifests follow a new commit; whether it came after the last one is not known");
             }
         }
         // Nobody may be listening; the log line stands.
