@@ -291,6 +291,8 @@ async fn a_directory_that_is_named_is_meant() {
         assert!(text.contains("alpha"), "{text}");
     }
     assert_eq!(around.run(&["apply", "--manifests", &directory]).0, 0);
+    let (code, text) = around.run(&["import"]);
+    assert!(code == 1 && text.contains("--dir"), "{text}");
     // Without it, there is nothing yet, and nothing goes.
     assert_eq!(around.run(&["plan"]).0, 2);
     assert_eq!(around.run(&["apply"]).0, 1);

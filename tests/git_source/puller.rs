@@ -525,7 +525,7 @@ async fn too_much_is_refused_before_it_is_written() {
 async fn a_broken_mirror_and_what_a_crash_leaves_mend_themselves() {
     let (repository, mut rig, _) = started().await;
     let mirror = |rig: &Rig| rig.names("mirror-").pop().unwrap();
-    let breakages: [fn(&Path); 4] = [
+    let breakages: [fn(&Path); 5] = [
         |mirror| {
             for pack in fs::read_dir(mirror.join("objects/pack")).unwrap().flatten() {
                 fs::remove_file(pack.path()).unwrap();
@@ -533,6 +533,8 @@ async fn a_broken_mirror_and_what_a_crash_leaves_mend_themselves() {
         },
         |mirror| fs::write(mirror.join("HEAD"), "nonsense").unwrap(),
         |mirror| fs::remove_dir_all(mirror).unwrap(),
+        // Everything, with the tree in use.
+        |mirror| fs::remove_dir_all(mirror.parent().unwrap()).unwrap(),
         |mirror| {
             for lock in ["shallow.lock", "config.lock", "packed-refs.lock", "refs/providerd/incoming.lock"] {
                 fs::write(mirror.join(lock), "").unwrap();

@@ -111,6 +111,8 @@ pub enum PullError {
     NoGit(#[source] std::io::Error),
     #[error("another providerd pulls into {}\nhint: give each its own state directory", .0.display())]
     Busy(PathBuf),
+    #[error("{} belongs to the user with id {owner}\nhint: run as that user, or make it anew", .path.display())]
+    Owner { path: PathBuf, owner: u32 },
     #[error("cannot use {}", .path.display())]
     Io { path: PathBuf, source: std::io::Error },
     #[error("the token in {} cannot be used: {problem}\nhint: the file holds the token alone, on one line", .path.display())]
@@ -145,6 +147,7 @@ impl PullError {
         match self {
             Self::NoGit(_) => "no-git",
             Self::Busy(_) => "busy",
+            Self::Owner { .. } => "owner",
             Self::Io { .. } => "io",
             Self::Token { .. } => "token",
             Self::TimedOut { .. } => "timeout",
@@ -322,7 +325,8 @@ impl Puller {
 
     /// One look at the remote, and what follows from it.
     async fn round(&mut self, adopted: &mut bool) -> Result<Round, PullError> {
-        if !self.place.is_ours() {
+        // Somebody may have removed everything.
+        if !self.place.is_ours() || !self.place.dir().is_dir() {
             let place = self.place.clone();
             self.place = blocking(move || place.take()).await?;
             self.report.load(&self.place);

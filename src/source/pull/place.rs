@@ -14,7 +14,7 @@
 use std::{
     fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::{DirBuilderExt as _, symlink},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, symlink},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -101,6 +101,14 @@ impl Place {
     /// [`PullError::Busy`], [`PullError::Io`].
     pub fn take(mut self) -> Result<Self, PullError> {
         let dir = self.dir.clone();
+        self.lock = None;
+        // A command run by root must not leave files that the daemon cannot write.
+        let existing = dir.ancestors().take(3).find_map(|path| Some((path, fs::metadata(path).ok()?)));
+        if let Some((path, meta)) = existing
+            && meta.uid() != rustix::process::geteuid().as_raw()
+        {
+            return Err(PullError::Owner { path: path.to_owned(), owner: meta.uid() });
+        }
         DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(PullError::io(&dir))?;
         let path = dir.join("lock");
         let lock = File::options().create(true).append(true).open(&path).map_err(PullError::io(&path))?;
