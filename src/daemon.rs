@@ -30,6 +30,7 @@ use crate::{
         schedule::{Applied, Discovery},
     },
     embedded::Embedded,
+    follow,
     health::probe::Prober,
     http::{self, Fresh, Hosts, Live, Readiness, Shared, Tail, Tls, Tokens},
     lifecycle::{self, Hangups, Heartbeat, Supervisor, Systemd},
@@ -42,7 +43,10 @@ use crate::{
     reconcile::{Outcome, Pass, ReconcileError, Reconciler, Refusal},
     secret::{Byok, Keyring, Secret, Source},
     snapshot::{Board, Keeper, Seen, Snapshot},
-    source::{self, Look, RevisionTracker, Watcher},
+    source::{
+        self, Look, RevisionTracker, Watcher,
+        pull::{Pulled, Puller},
+    },
     store::{Lease, ProviderStatus, Store, StoreError},
     trial::Trials,
 };
@@ -94,7 +98,7 @@ impl Wanted {
 
 /// Who may reconcile.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Leader {
+pub(crate) enum Leader {
     /// The database was not asked yet.
     Unknown,
     Somebody,
@@ -110,7 +114,7 @@ impl Leader {
     }
 }
 
-type Leadership = watch::Receiver<Leader>;
+pub(crate) type Leadership = watch::Receiver<Leader>;
 
 /// Wakes the loop from elsewhere.
 #[derive(Clone)]
@@ -189,6 +193,7 @@ pub async fn run(
 
     // 4. Answering comes before work: a daemon that waits for its database says so.
     let readiness = Arc::new(Readiness::default());
+    let pull_now = Arc::new(Notify::new());
     let checked: Arc<OnceLock<http::Checked>> = Arc::default();
     let (tokens, fresh) = admin_tokens(tokens, embedded.is_some())?;
     let (publish, latest) = watch::channel(None);
@@ -200,6 +205,7 @@ pub async fn run(
         metrics: metrics.clone(),
         readiness: readiness.clone(),
         checked: checked.clone(),
+        hook: app::hook(&settings, pull_now.clone()),
         per_provider: settings.metrics.per_provider,
         tokens: tokens.clone(),
         hosts,
@@ -242,6 +248,7 @@ pub async fn run(
         database,
         admin,
         fresh,
+        pull_now,
     };
     let tasks = supervisor.clone();
     supervisor.spawn("reconcile", async move { main.run(tasks, hangups, greeting).await });
@@ -311,6 +318,8 @@ struct Main {
     admin: Option<Admin>,
     /// A token that nobody has seen yet.
     fresh: Option<Fresh>,
+    /// Asks for a look at the Git repository.
+    pull_now: Arc<Notify>,
 }
 
 impl Main {
@@ -321,7 +330,13 @@ impl Main {
         greeting: Option<Greeting>,
     ) -> anyhow::Result<()> {
         let stop = supervisor.token();
+        let pulled = self.pull(&supervisor);
         let Some(keyring) = self.prepare(&stop).await? else { return Ok(()) };
+        let news = match pulled {
+            Some(pulled) if !self.wait_for_tree(pulled.ready.clone(), &stop).await => return Ok(()),
+            Some(pulled) => Some(pulled.news),
+            None => None,
+        };
         let resolver = app::resolver(&self.settings, self.byok.clone(), &self.source);
         let watcher = Watcher::start(
             &self.settings.manifests.path,
@@ -333,6 +348,10 @@ impl Main {
         let (leading, leadership) = watch::channel(Leader::Unknown);
         let (store, token, holder) = (self.store.clone(), stop.clone(), Uuid::new_v4());
         supervisor.spawn("lease", async move { hold_lease(store, holder, leading, token).await });
+        if let Some(news) = news {
+            let (store, token, leader) = (self.store.clone(), stop.clone(), leadership.clone());
+            supervisor.spawn("git events", async move { follow::record(store, news, leader, token).await });
+        }
         let (store, token, drift) = (self.store.clone(), stop.clone(), wake.drift.clone());
         supervisor.spawn("drift", async move {
             let mut listener = store.listen_drift();
@@ -340,8 +359,9 @@ impl Main {
                 drift.notify_one();
             }
         });
-        let hup = wake.clone();
+        let (hup, pull_now) = (wake.clone(), self.pull_now.clone());
         supervisor.serve_reloads(hangups, Systemd, move || {
+            pull_now.notify_one();
             hup.poke("signal");
             std::future::ready(())
         });
@@ -422,6 +442,30 @@ impl Main {
             debug!(%error, "the scheduler was already gone");
         }
         ended
+    }
+
+    /// Starts pulling from Git, where that is asked for.
+    fn pull(&self, supervisor: &Supervisor) -> Option<Pulled> {
+        let options = app::pull(&self.settings)?;
+        let (puller, pulled) = Puller::new(options, self.pull_now.clone(), self.metrics.clone());
+        let token = supervisor.token();
+        supervisor.spawn("git", async move { puller.run(token).await });
+        Some(pulled)
+    }
+
+    /// Nothing is reconciled before there is a tree; `false` when asked to stop meanwhile.
+    async fn wait_for_tree(&self, mut ready: watch::Receiver<bool>, stop: &CancellationToken) -> bool {
+        if !*ready.borrow() {
+            info!("waiting for the first tree from Git");
+            Systemd.status("waiting for the first tree from Git");
+        }
+        loop {
+            tokio::select! {
+                is_ready = ready.wait_for(|it| *it) => return is_ready.is_ok(),
+                () = tokio::time::sleep(BEAT) => self.heartbeat.beat(),
+                () = stop.cancelled() => return false,
+            }
+        }
     }
 
     /// Health checks and key tests, unless the settings turn them off.

@@ -7,7 +7,8 @@
 //! - [`cli`] and [`daemon`] compose; [`app`] is what they share, [`lifecycle`] and [`logging`] serve them
 //! - [`reconcile`] reads, plans and applies; [`loader`] turns a directory into a catalog; [`checks`] keeps looking at
 //!   every provider and key; [`trial`] asks about a new key before it replaces one that works; [`snapshot`] keeps what
-//!   the admin API shows, judged by [`overview`]
+//!   the admin API shows, judged by [`overview`]; [`follow`] records what came
+//!   from Git
 //! - [`source`], [`store`], [`embedded`], [`secret`], [`http`] and the prober of [`health`] each touch one part of
 //!   the world
 //! - [`manifest`], [`plan`], [`routing`], [`model`] and the protocols and state machines of [`health`] are pure
@@ -29,6 +30,7 @@ pub mod config;
 pub mod daemon;
 pub mod discover;
 pub mod embedded;
+pub mod follow;
 pub mod health;
 pub mod http;
 pub mod import;
