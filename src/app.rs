@@ -6,14 +6,23 @@
 use std::{path::Path, sync::Arc};
 
 use anyhow::Context as _;
+use url::Url;
 use zeroize::Zeroizing;
 
 use crate::{
     config::{self, Settings, SettingsErrors},
     embedded::Embedded,
+    health::{
+        egress::EgressPolicy,
+        monitor::MonitorConfig,
+        probe::{Lister, Prober, ProberConfig, certificates_from_pem},
+        schedule::Caps,
+    },
+    model::{HealthPolicy, Schedule},
     reconcile::Reconciler,
     secret::{self, Byok, FingerprintKey, Keyring, Resolver, Source},
     store::{self, Store, StoreError},
+    trial::Trials,
 };
 
 /// Where the canary and the sealed fingerprint key stand in `providerd.meta`.
@@ -169,6 +178,80 @@ pub fn resolver(settings: &Settings, byok: Byok, source: &Source) -> Resolver {
     resolver
 }
 
+/// What reaches providers, as the settings allow.
+///
+/// # Errors
+/// As [`network`], or a proxy that cannot be used.
+pub fn prober(settings: &Settings) -> anyhow::Result<Prober> {
+    Ok(Prober::new(network(&settings.egress)?)?)
+}
+
+/// What fetches lists of models, as the settings allow.
+///
+/// # Errors
+/// As [`prober`].
+pub fn lister(egress: &config::Egress) -> anyhow::Result<Lister> {
+    Ok(Lister::new(network(egress)?, Lister::LIMITS)?)
+}
+
+/// What may be reached, through what, and which certificates are trusted.
+///
+/// # Errors
+/// A file with certificates that cannot be read.
+pub fn network(egress: &config::Egress) -> anyhow::Result<ProberConfig> {
+    let mut extra_ca = Vec::new();
+    for path in &egress.ca_files {
+        let pem = std::fs::read(path)
+            .with_context(|| format!("egress.ca_files: {} cannot be read", path.display()))?;
+        let found = certificates_from_pem(&pem)
+            .with_context(|| format!("egress.ca_files: {} cannot be used", path.display()))?;
+        extra_ca.extend(found);
+    }
+    let policy = EgressPolicy { allow_private: egress.allow_private, allow_loopback: egress.allow_private };
+    Ok(ProberConfig { egress: policy, extra_ca, proxy: egress.proxy.clone(), ..ProberConfig::default() })
+}
+
+/// How providers are checked of which no manifest says otherwise.
+pub fn health_policy(settings: &Settings) -> HealthPolicy {
+    let health = &settings.health;
+    HealthPolicy {
+        schedule: Some(Schedule::Every(health.interval)),
+        timeout: Some(health.timeout),
+        slow_after: Some(health.slow_after),
+        path: None,
+        expect_status: None,
+    }
+}
+
+/// How many checks at once, and who is asked when everything seems dead.
+pub fn monitor(settings: &Settings) -> MonitorConfig {
+    let health = &settings.health;
+    let count = |number: std::num::NonZeroU32| usize::try_from(number.get()).unwrap_or(usize::MAX);
+    let total = count(health.max_in_flight);
+    let canary = health.canary.as_deref().and_then(|canary| {
+        // `host:port` is asked whether it opens a connection.
+        let url = if canary.contains("://") { canary.to_owned() } else { format!("http://{canary}") };
+        Url::parse(&url).ok()
+    });
+    MonitorConfig {
+        caps: Caps {
+            origin_in_flight: count(health.per_origin_in_flight),
+            origin_per_second: f64::from(health.per_origin_rate.get()),
+            total,
+            suspects: (total / 2).max(1),
+            lingering: total.saturating_mul(4),
+        },
+        interval: health.interval,
+        canary,
+        ..MonitorConfig::default()
+    }
+}
+
+/// Where verdicts about declared keys are kept, unless the settings turn all tests off.
+pub fn trials(settings: &Settings) -> Option<Arc<Trials>> {
+    settings.health.enabled.then(Arc::default)
+}
+
 /// How to connect.
 pub fn store_settings(settings: &Settings, url: secrecy::SecretString) -> store::Settings {
     store::Settings {
@@ -211,7 +294,8 @@ impl Backend {
         }
     }
 
-    pub fn reconciler(&self, settings: &Settings) -> Reconciler {
+    /// With `trials`, declared keys wait for their provider's word before they replace one that works.
+    pub fn reconciler(&self, settings: &Settings, trials: Option<Arc<Trials>>) -> Reconciler {
         let (keyring, resolver) = (self.keyring.clone(), self.resolver.clone());
         Reconciler::new(
             self.store.clone(),
@@ -219,6 +303,7 @@ impl Backend {
             resolver,
             &settings.reconcile,
             settings.keys.require_valid,
+            trials,
         )
     }
 

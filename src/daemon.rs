@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Context as _;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, watch},
     time::Instant,
 };
 use tokio_cron_scheduler::{Job, JobScheduler};
@@ -23,9 +23,15 @@ use zeroize::Zeroizing;
 
 use crate::{
     app,
+    checks::{self, Checks},
     config::{self, Settings},
+    discover::{
+        run::{Discoverer, LazyLister},
+        schedule::{Applied, Discovery},
+    },
     embedded::Embedded,
-    http::{self, Fresh, Hosts, Live, Readiness, Shared, Tail, Tls, Tokens},
+    health::probe::Prober,
+    http::{self, Fresh, Hosts, Live, Probers, Readiness, Shared, Tail, Tls, Tokens},
     lifecycle::{self, Hangups, Heartbeat, Supervisor, Systemd},
     loader::Loader,
     manifest::{Build, Changed, Severity, render},
@@ -35,9 +41,10 @@ use crate::{
     plan::{HoldKind, NoticeKind},
     reconcile::{Outcome, Pass, ReconcileError, Reconciler, Refusal},
     secret::{Byok, Keyring, Secret, Source},
-    snapshot::{Board, Keeper, Seen, Snapshot},
+    snapshot::{Board, Keeper, Latest, Seen, Snapshot},
     source::{self, Look, RevisionTracker, Watcher},
-    store::{Lease, ProviderStatus, Store},
+    store::{Lease, ProviderStatus, Store, StoreError},
+    trial::Trials,
 };
 
 /// Name of the lease that admits one reconciling daemon.
@@ -59,6 +66,10 @@ const WEDGED_AFTER: Duration = Duration::from_secs(120);
 const BEAT: Duration = Duration::from_secs(5);
 /// From so many providers on, a pass over all of them leaves enough behind to be worth giving back.
 const LARGE: usize = 500;
+/// Batches of tried keys that may wait for the loop.
+const TRIED: usize = 16;
+/// How long sums by the hour are kept; after that, those by the day tell.
+const HOURLY: Duration = Duration::from_secs(48 * 3600);
 /// Room for the few jobs of the scheduler: its default of 200 is lost silently when exceeded.
 const SCHEDULER_CHANNEL: usize = 1024;
 
@@ -147,6 +158,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     // 1. Signals first: from here on a stop is an orderly one.
     lifecycle::install_panic_hook();
+    lifecycle::raise_file_limit();
     let supervisor = Supervisor::new();
     let hangups = supervisor.install_signals()?;
     let stop = supervisor.token();
@@ -155,7 +167,6 @@ pub async fn run(
     let (byok, source) = app::byok(&settings, env)?;
     let tokens = Tokens::load(&settings.server.token_sha256, app::credentials_dir().as_deref())?;
     let tls = settings.server.tls().map(|(certificate, key)| Tls::new(certificate, key)).transpose()?;
-    let prober = Arc::new(http::prober(&settings.egress)?);
     let listener = http::bind(&settings.server).await?;
     let listen = listener.local_addr()?;
     let metrics = Arc::new(Metrics::new()?);
@@ -183,16 +194,19 @@ pub async fn run(
         named: settings.server.allowed_hosts.iter().map(|name| name.to_ascii_lowercase()).collect(),
         strict: http::is_private(listen) || !settings.server.allowed_hosts.is_empty(),
     };
+    let checked: Arc<OnceLock<http::Checked>> = Arc::default();
     let shared = Shared {
         metrics: metrics.clone(),
         readiness: readiness.clone(),
+        checked: checked.clone(),
+        per_provider: settings.metrics.per_provider,
         tokens: tokens.clone(),
         hosts,
         store: store.clone(),
         latest,
         live: Arc::default(),
         tail: Tail::new(stop.clone()),
-        prober,
+        probers: Arc::new(Probers::new(&settings.egress)),
         budget: Arc::default(),
         tls: tls.clone(),
     };
@@ -201,6 +215,7 @@ pub async fn run(
         publish,
         live: shared.live.clone(),
         tail: shared.tail.clone(),
+        latest: shared.latest.clone(),
     });
     let (scheme, served) = (if tls.is_some() { "https" } else { "http" }, supervisor.clone());
     supervisor.spawn("http", http::serve(listener, shared, served));
@@ -221,6 +236,7 @@ pub async fn run(
         metrics,
         readiness,
         heartbeat,
+        checked,
         listen: format!("{scheme}://{listen}"),
         database,
         admin,
@@ -261,6 +277,7 @@ struct Admin {
     publish: watch::Sender<Option<Arc<Snapshot>>>,
     live: Arc<OnceLock<Live>>,
     tail: Tail,
+    latest: Latest,
 }
 
 /// Says so when the settings file changes: settings are read once, and a person may think otherwise.
@@ -286,6 +303,7 @@ struct Main {
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     heartbeat: Heartbeat,
+    checked: Arc<OnceLock<http::Checked>>,
     /// The base URL of the HTTP server.
     listen: String,
     database: Option<String>,
@@ -329,27 +347,51 @@ impl Main {
         let mut scheduler = self.schedule(&wake).await?;
 
         let (keyring, resolver) = (Arc::new(keyring), Arc::new(resolver));
+        let checks = self.start_checks(&supervisor, &keyring)?;
+        let (applied, catalogs) = watch::channel(Applied::None);
+        let discovery = Discovery {
+            discoverer: Discoverer {
+                store: self.store.clone(),
+                keyring: keyring.clone(),
+                resolver: resolver.clone(),
+                lister: LazyLister::new(&self.settings.egress),
+            },
+            applied: catalogs,
+            lease: {
+                let leadership = leadership.clone();
+                move || leadership.borrow().lease().cloned()
+            },
+            metrics: self.metrics.clone(),
+        };
+        supervisor.spawn("discovery", discovery.run(stop.clone()));
+
+        let trials = app::trials(&self.settings);
         let reconciler = || {
             let (store, keyring, resolver) = (self.store.clone(), keyring.clone(), resolver.clone());
             let settings = &self.settings;
-            Reconciler::new(store, keyring, resolver, &settings.reconcile, settings.keys.require_valid)
+            let require_valid = settings.keys.require_valid;
+            Reconciler::new(store, keyring, resolver, &settings.reconcile, require_valid, trials.clone())
         };
-        let reconciler = (reconciler(), self.admin.is_some().then(reconciler));
+        let (reconciler, preview) = (reconciler(), self.admin.is_some().then(reconciler));
         let board = self.admin.as_ref().map(|admin| admin.board.clone()).unwrap_or_default();
-        if let (Some(admin), Some(reconciler)) = (self.admin.take(), reconciler.1) {
+        if let (Some(admin), Some(reconciler)) = (self.admin.take(), preview) {
             // Set once: this is the only place.
             let _ = admin.live.set(Live { wake: wake.clone(), keyring: keyring.clone() });
-            let keeper = Keeper { store: self.store.clone(), keyring, reconciler };
-            supervisor.spawn("snapshot", keeper.run(admin.board, admin.publish, stop.clone()));
-            supervisor.spawn("event-tail", admin.tail.read(self.store.clone()));
+            let keeper = Keeper::new(self.store.clone(), keyring.clone(), reconciler, checks.clone());
+            supervisor.spawn("snapshot", keeper.run(admin.board.clone(), admin.publish, stop.clone()));
+            let (store, board, latest) = (self.store.clone(), admin.board, admin.latest);
+            supervisor.spawn("event-tail", admin.tail.read(store, board, latest));
         }
-        let reconciler = reconciler.0;
         let root = self.settings.manifests.path.clone();
         let revisions = Arc::new(RevisionTracker::new(&root));
         let ended = Loop {
             main: self,
             loader: Loader::new(root),
             reconciler,
+            trials: trials.zip(checks.as_ref().map(|checks| checks.prober().clone())),
+            tried: mpsc::channel(TRIED),
+            supervisor,
+            checks,
             revisions,
             leadership,
             wake,
@@ -363,6 +405,7 @@ impl Main {
             ready: false,
             greeting,
             suspended: false,
+            applied,
             board,
             refused: Vec::new(),
         }
@@ -372,6 +415,33 @@ impl Main {
             debug!(%error, "the scheduler was already gone");
         }
         ended
+    }
+
+    /// Health checks and key tests, unless the settings turn them off.
+    fn start_checks(
+        &self,
+        supervisor: &Supervisor,
+        keyring: &Arc<Keyring>,
+    ) -> anyhow::Result<Option<Checks>> {
+        if !self.settings.health.enabled {
+            return Ok(None);
+        }
+        let monitor = app::monitor(&self.settings);
+        let in_flight = monitor.in_flight.clone();
+        let parts = checks::Parts {
+            store: self.store.clone(),
+            keyring: keyring.clone(),
+            prober: Arc::new(app::prober(&self.settings)?),
+            monitor,
+            policy: app::health_policy(&self.settings),
+            metrics: self.metrics.clone(),
+            holder: Uuid::new_v4(),
+        };
+        let checks = Checks::start(parts, supervisor);
+        let exported = http::Checked { checks: checks.clone(), in_flight };
+        // Set once: the server has been answering since before the database was there.
+        let _ = self.checked.set(exported);
+        Ok(Some(checks))
     }
 
     /// Migrates and opens the canary, as often as it takes; `None` when asked to stop meanwhile.
@@ -403,7 +473,7 @@ impl Main {
         self.readiness.database.store(up, Ordering::Relaxed);
     }
 
-    /// The periodic work: looking again, and cutting the audit trail to its age.
+    /// The periodic work: looking again, and deleting what is too old.
     async fn schedule(&self, wake: &Wake) -> anyhow::Result<JobScheduler> {
         let scheduler = JobScheduler::new_with_channel_size(SCHEDULER_CHANNEL).await?;
         let resync = wake.clone();
@@ -413,16 +483,23 @@ impl Main {
                 Box::pin(async move { wake.poke("resync") })
             })?)
             .await?;
-        let (store, keep) = (self.store.clone(), self.settings.retention.events);
+        let (store, retention) = (self.store.clone(), self.settings.retention.clone());
+        let (keep, history) = (retention.events, retention.history);
         // Once a night, at a minute at which nothing else is due.
         scheduler
             .add(Job::new_async("0 17 3 * * *", move |_, _| {
                 let store = store.clone();
                 Box::pin(async move {
-                    match store.events_expire(chrono::Utc::now() - keep).await {
-                        Ok(deleted) => info!(deleted, "cut the audit trail"),
+                    let now = chrono::Utc::now();
+                    let cut = async {
+                        let events = store.events_expire(now - keep).await?;
+                        let history = store.health_expire(now - HOURLY, now - history).await?;
+                        Ok::<_, StoreError>((events, history))
+                    };
+                    match cut.await {
+                        Ok((events, history)) => info!(events, history, "deleted what was too old"),
                         Err(error) => {
-                            warn!(error = %error, "the audit trail could not be cut; tried again tomorrow")
+                            warn!(error = %error, "what is too old could not be deleted; tried again tomorrow")
                         }
                     }
                 })
@@ -496,10 +573,18 @@ fn is_file(reference: &SecretRef) -> bool {
     matches!(reference, SecretRef::File(_) | SecretRef::Credential(_))
 }
 
+/// Names of providers.
+type Names = BTreeSet<Arc<str>>;
+
 struct Loop {
     main: Main,
     loader: Loader,
     reconciler: Reconciler,
+    checks: Option<Checks>,
+    trials: Option<(Arc<Trials>, Arc<Prober>)>,
+    /// Providers whose declared keys have been tried.
+    tried: (mpsc::Sender<Names>, mpsc::Receiver<Names>),
+    supervisor: Supervisor,
     revisions: Arc<RevisionTracker>,
     leadership: Leadership,
     wake: Wake,
@@ -513,6 +598,8 @@ struct Loop {
     ready: bool,
     greeting: Option<Greeting>,
     suspended: bool,
+    /// What discovery goes by.
+    applied: watch::Sender<Applied>,
     board: Board,
     /// What the database refused in the last pass.
     refused: Vec<Refusal>,
@@ -539,6 +626,9 @@ impl Loop {
                 }
                 () = self.wake.drift.notified() => {
                     self.wanted = Wanted::Everything;
+                    if let Some(checks) = &self.checks {
+                        checks.look(None);
+                    }
                     if Instant::now() < self.drift_not_before {
                         self.retry_at = Some(self.retry_at.map_or(self.drift_not_before, |at| at.min(self.drift_not_before)));
                         continue;
@@ -548,10 +638,16 @@ impl Loop {
                 changed = self.leadership.changed() => {
                     changed.context("the lease task is gone")?;
                     let leader = self.leadership.borrow().clone();
-                    self.main.metrics.leader.set(leader.lease().is_some().into());
+                    let leads = i64::from(leader.lease().is_some());
+                    self.main.metrics.leases_held.add(leads - self.main.metrics.leader.get());
+                    self.main.metrics.leader.set(leads);
                     self.main.database_up(leader != Leader::Unknown);
                     self.wanted = Wanted::Everything;
                     "leader"
+                }
+                Some(names) = self.tried.1.recv() => {
+                    self.wanted.add(Changed::Providers(names));
+                    "key"
                 }
                 () = tokio::time::sleep_until(retry_at) => {
                     if self.retry_at.take().is_none() {
@@ -612,7 +708,20 @@ impl Loop {
             let files = references.filter_map(|reference| self.reconciler.watched_path(reference)).collect();
             self.wake.handle.watch_secrets(files);
         }
+        if let Some(checks) = &self.checks {
+            checks.catalog(build.clone());
+            self.look_at_checks();
+        }
         self.build = Some(build);
+    }
+
+    /// Providers may be checked differently, or be others.
+    fn look_at_checks(&self) {
+        match (&self.checks, &self.wanted) {
+            (None, _) | (_, Wanted::Nothing) => {}
+            (Some(checks), Wanted::Some(names)) => checks.look(Some(names)),
+            (Some(checks), Wanted::Everything) => checks.look(None),
+        }
     }
 
     /// Whether the set of watched key files may differ from the previous build's.
@@ -744,6 +853,8 @@ impl Loop {
             // `resume` wakes the loop; what is wanted stays wanted.
             return;
         }
+        self.look_at_checks();
+        self.try_keys(outcome);
         self.wanted = Wanted::Nothing;
         if outcome.applied {
             for ((kind, action), count) in &outcome.plan.summary().rows {
@@ -752,6 +863,9 @@ impl Loop {
             }
             metrics.drift_detected.inc_by(outcome.plan.summary().drifted_fields as u64);
             metrics.events.inc_by(outcome.events as u64);
+        }
+        if let Some(build) = &self.build {
+            self.applied.send_replace(Some((build.catalog.clone(), self.revisions.current())));
         }
         if let Some(revision) = self.revisions.current() {
             metrics.applied_revision.reset();
@@ -790,6 +904,23 @@ impl Loop {
                 warn!(provider = %notice.provider, "{}", notice.message);
             }
         }
+    }
+
+    /// Asks providers about declared keys that would replace working ones; the pass after goes by what they say.
+    fn try_keys(&self, outcome: &Outcome) {
+        let Some((trials, prober)) = self.trials.clone().filter(|_| !outcome.trials.is_empty()) else {
+            return;
+        };
+        let (wanted, tell) = (outcome.trials.clone(), self.tried.0.clone());
+        let stop = self.supervisor.token();
+        self.supervisor.spawn_brief("trials", async move {
+            let tried = stop.run_until_cancelled(trials.run(&prober, wanted)).await;
+            let names: Names = tried.into_iter().flatten().collect();
+            if !names.is_empty() {
+                // Nobody listens any more only in a shutdown.
+                let _ = tell.send(names).await;
+            }
+        });
     }
 
     /// Tells who stands in front of the terminal where everything is, once.

@@ -5,8 +5,9 @@
 //! and sits at the edge. From the edge inwards:
 //!
 //! - [`cli`] and [`daemon`] compose; [`app`] is what they share, [`lifecycle`] and [`logging`] serve them
-//! - [`reconcile`] reads, plans and applies; [`loader`] turns a directory into a catalog; [`snapshot`] keeps what the
-//!   admin API shows, judged by [`overview`]
+//! - [`reconcile`] reads, plans and applies; [`loader`] turns a directory into a catalog; [`checks`] keeps looking at
+//!   every provider and key; [`trial`] asks about a new key before it replaces one that works; [`snapshot`] keeps what
+//!   the admin API shows, judged by [`overview`]
 //! - [`source`], [`store`], [`embedded`], [`secret`], [`http`] and the prober of [`health`] each touch one part of
 //!   the world
 //! - [`manifest`], [`plan`], [`routing`], [`model`] and the protocols and state machines of [`health`] are pure
@@ -22,9 +23,11 @@
 //! 7. A secret is a type that cannot be printed, compared or serialized by accident.
 
 pub mod app;
+pub mod checks;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod discover;
 pub mod embedded;
 pub mod health;
 pub mod http;
@@ -44,3 +47,4 @@ pub mod secret;
 pub mod snapshot;
 pub mod source;
 pub mod store;
+pub mod trial;

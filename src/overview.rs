@@ -12,6 +12,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::{
+    checks::Kept,
     manifest::Build,
     model::Provider,
     plan::{Notice, NoticeKind, Plan},
@@ -65,6 +66,16 @@ pub struct Line {
     pub has_key: bool,
     pub key: Option<String>,
     pub key_last_tested: Option<DateTime<Utc>>,
+    /// Since when the health is what it is.
+    pub health_since: Option<DateTime<Utc>>,
+    /// Why the last check was not good; empty when it was.
+    pub health_reason: String,
+    /// What the last key test said; empty for a plainly valid key.
+    pub key_reason: String,
+    /// Of the last check that was answered, as of the last time it was written down.
+    pub latency_ms: Option<u64>,
+    /// `false`: the key is real, yet completions will be refused.
+    pub can_serve: Option<bool>,
     pub models: i64,
     /// Manifest and line.
     pub source: Option<String>,
@@ -124,6 +135,7 @@ impl<'a> Judge<'a> {
             .map(|provider| provider.origin.to_string())
             .or_else(|| Some(row.managed.as_ref()?.0.to_string()));
         let missing = is(NoticeKind::KeyUnresolved) && !row.has_key;
+        let kept = row.memory.as_deref().and_then(Kept::parse).unwrap_or_default();
         Line {
             name: row.name.to_string(),
             kind: row.kind,
@@ -134,6 +146,11 @@ impl<'a> Judge<'a> {
             has_key: row.has_key,
             key: if missing { Some("missing".to_owned()) } else { row.key_test_status },
             key_last_tested: row.key_last_tested,
+            health_since: kept.memory.health.since(),
+            health_reason: kept.memory.health.last_reason().to_owned(),
+            key_reason: kept.memory.key.last_reason().to_owned(),
+            latency_ms: kept.latency_ms,
+            can_serve: kept.facts.can_serve,
             models: row.models,
             source,
             notices: about.iter().map(|notice| notice.message.clone()).collect(),
@@ -167,6 +184,11 @@ impl<'a> Judge<'a> {
             has_key: false,
             key: None,
             key_last_tested: None,
+            health_since: None,
+            health_reason: String::new(),
+            key_reason: String::new(),
+            latency_ms: None,
+            can_serve: None,
             models: 0,
             source: Some(provider.origin.to_string()),
             notices: Vec::new(),

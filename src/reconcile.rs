@@ -17,15 +17,17 @@ use uuid::Uuid;
 
 use crate::{
     config::{self, Reconcile, RouteGuard},
+    discover,
+    health::monitor::Target,
     manifest::Build,
-    model::{Provider, Revision, SecretRef},
+    model::{HealthPolicy, Provider, Revision, SecretRef},
     plan::{
-        Action, AuditEntry, Change, Confirmed, Desired, DesiredKey, EventKind, Hold, HoldKind, Input,
-        KeyAction, Kind, Notice, NoticeKind, Plan, Policy, ProviderPlan, PruneLimit, World, audit,
-        lost_cells, plan,
+        Action, AuditEntry, Change, Desired, DesiredKey, EventKind, Hold, HoldKind, Input, KeyAction, Kind,
+        Notice, NoticeKind, Plan, Policy, ProviderPlan, PruneLimit, World, lost_cells, plan,
     },
     secret::{Keyring, Resolver, Secret},
     store::{Lease, NewEvent, ReconcileTx, Scope, Store, StoreError, Suspended},
+    trial::{Trial, Trials},
 };
 
 /// Others write to the same rows at the same time; a pass that lost against them reads again so many times at once.
@@ -78,6 +80,8 @@ pub struct Outcome {
     pub refused: Vec<Refusal>,
     /// Rows of the audit trail that were written.
     pub events: usize,
+    /// Declared keys that wait for their provider's word; the next pass goes by what it says.
+    pub trials: Vec<Trial>,
 }
 
 impl Outcome {
@@ -111,6 +115,8 @@ pub struct Reconciler {
     resolver: Arc<Resolver>,
     settings: Reconcile,
     require_valid: bool,
+    /// `None`: nobody tries keys.
+    trials: Option<Arc<Trials>>,
     /// What the database refused in the last pass, so that each refusal is recorded once.
     refused: Mutex<BTreeMap<Arc<str>, String>>,
 }
@@ -122,9 +128,10 @@ impl Reconciler {
         resolver: Arc<Resolver>,
         settings: &Reconcile,
         require_valid: bool,
+        trials: Option<Arc<Trials>>,
     ) -> Self {
         let settings = settings.clone();
-        Self { store, keyring, resolver, settings, require_valid, refused: Mutex::default() }
+        Self { store, keyring, resolver, settings, require_valid, trials, refused: Mutex::default() }
     }
 
     /// The file that a reference reads its key from.
@@ -136,8 +143,11 @@ impl Reconciler {
     pub async fn preview(&self, pass: &Pass<'_>) -> Result<Plan, ReconcileError> {
         let mut tx = self.store.look_begin().await?;
         let planned = self.plan(&mut tx, pass).await;
+        let found = tx.discovery_notices().await;
         tx.rollback().await?;
-        Ok(planned?.plan)
+        let mut plan = planned?.plan;
+        plan.notices.extend(discover::notices(found?, &pass.build.catalog));
+        Ok(plan)
     }
 
     /// Brings the database to what the catalog declares, in one transaction.
@@ -164,7 +174,8 @@ impl Reconciler {
         for (power, tier) in &lost {
             warn!(power_level = %power, user_tier = %tier, guard = ?self.settings.route_guard, "a route cell loses its last usable model");
         }
-        let mut outcome = Outcome { plan, suspended, ..Outcome::default() };
+        let trials = wanted_trials(&plan, pass, &secrets, &self.keyring);
+        let mut outcome = Outcome { plan, suspended, trials, ..Outcome::default() };
         if !suspended && !pass.settled && prunes(&outcome.plan) {
             outcome.deferred = true;
         }
@@ -176,33 +187,19 @@ impl Reconciler {
         let tokens = self.encrypt(&outcome.plan, &secrets);
         drop(secrets);
         self.fence(&mut tx, pass, &plan_digest(&outcome.plan)).await?;
-        // The audit rows are put together while the database takes the rows they are about.
-        let plan = Arc::new(std::mem::take(&mut outcome.plan));
-        let (of, revision) = (plan.clone(), pass.revision.clone());
-        let rows = tokio::task::spawn_blocking(move || with_revision(audit(&of), revision.as_ref()));
-        let written = tx.apply(&plan.providers, &tokens).await;
-        let mut events = rows.await.map_err(|error| StoreError::Other(error.to_string()))?;
-        outcome.plan = Arc::unwrap_or_clone(plan);
-        if let Some((reported, entries)) = reports {
-            // A transaction that was refused takes nothing more.
-            if written.is_ok() {
-                tx.meta_set("reported", &reported).await?;
-            }
-            events.extend(with_revision(entries, pass.revision.as_ref()));
-        }
-        let written = match written {
-            Ok(()) => tx.record(&events).await,
-            refused => refused,
-        };
+        let revision = pass.revision.as_ref();
+        let written = self.write(&mut tx, &outcome.plan, &tokens, reports, revision).await;
         match written {
-            Ok(()) => {
-                outcome.events = events.len();
+            Ok(events) => {
+                outcome.events = events;
                 tx.commit().await?;
             }
             Err(error) if error.is_data() => {
                 warn!(error = %error, "the database refused part of the catalog; applying the rest");
                 tx.rollback().await?;
+                let trials = std::mem::take(&mut outcome.trials);
                 outcome = self.isolate(pass, outcome.plan, &tokens).await?;
+                outcome.trials = trials;
             }
             Err(error) => return Err(error.into()),
         }
@@ -211,6 +208,25 @@ impl Reconciler {
             info!(summary = %outcome.plan.summary(), events = outcome.events, "applied");
         }
         Ok(outcome)
+    }
+
+    /// Writes the plan and what the audit trail says about it; how many rows of the trail that are.
+    async fn write(
+        &self,
+        tx: &mut ReconcileTx,
+        plan: &Plan,
+        tokens: &HashMap<Arc<str>, String>,
+        reports: Option<(String, Vec<AuditEntry>)>,
+        revision: Option<&Revision>,
+    ) -> Result<usize, StoreError> {
+        tx.apply(&plan.providers, tokens).await?;
+        let mut events = tx.record_plans(&plan.providers, revision).await?;
+        if let Some((reported, entries)) = reports {
+            tx.meta_set("reported", &reported).await?;
+            events += entries.len();
+            tx.record(&with_revision(entries, revision)).await?;
+        }
+        Ok(events)
     }
 
     /// Applies provider by provider, still in one transaction, leaving out what the database refuses.
@@ -225,22 +241,20 @@ impl Reconciler {
         let mut outcome = Outcome::default();
         let Plan { providers, held, notices } = plan;
         for provider in providers {
-            let one = Plan { providers: vec![provider], ..Plan::default() };
-            let events = with_revision(audit(&one), pass.revision.as_ref());
+            let one = [provider];
             tx.savepoint().await?;
-            let written = match tx.apply(&one.providers, tokens).await {
-                Ok(()) => tx.record(&events).await,
-                refused => refused,
+            let written = match tx.apply(&one, tokens).await {
+                Ok(()) => tx.record_plans(&one, pass.revision.as_ref()).await,
+                Err(refused) => Err(refused),
             };
             match written {
-                Ok(()) => {
-                    outcome.events += events.len();
-                    outcome.plan.providers.extend(one.providers);
+                Ok(events) => {
+                    outcome.events += events;
+                    outcome.plan.providers.extend(one);
                 }
                 Err(error) if error.is_data() => {
                     tx.rollback_to().await?;
-                    let provider = one.providers.first();
-                    outcome.refused.extend(provider.map(|it| refusal(it, &error)));
+                    outcome.refused.extend(one.first().map(|it| refusal(it, &error)));
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -398,7 +412,7 @@ impl Reconciler {
             confirmed: pass.confirmed.clone(),
             suspended: suspended.providers.keys().cloned().collect(),
             hold_cells: BTreeSet::new(),
-            keys: BTreeMap::<Arc<str>, Confirmed>::new(),
+            trials: self.trials.as_ref().map(|trials| trials.verdicts()),
             require_valid: self.require_valid,
         }
     }
@@ -447,12 +461,14 @@ impl Reconciler {
             .chain(
                 plan.notices
                     .iter()
-                    .filter(|notice| notice.kind == NoticeKind::Drift)
+                    .filter(|notice| matches!(notice.kind, NoticeKind::Drift | NoticeKind::KeyRefused))
                     .filter_map(Notice::audit),
             )
             .map(|entry| (short_digest(&format!("{:?}{}{}", entry.kind, entry.detail, entry.reason)), entry))
             .collect();
-        let whole = pass.providers.is_none();
+        // What a trial that is still to be held may find again has not gone away.
+        let untried = plan.notices.iter().any(|notice| notice.kind == NoticeKind::KeyUntried);
+        let whole = pass.providers.is_none() && !untried;
         if current.is_empty() && !whole {
             return Ok(None);
         }
@@ -471,6 +487,24 @@ impl Reconciler {
             current.iter().filter(|(key, _)| !known.contains(key.as_str())).map(|(_, entry)| entry.clone());
         Ok(Some((next.clone(), fresh.collect())))
     }
+}
+
+/// The declared keys that the plan wants a word about, with what it takes to ask.
+fn wanted_trials(
+    plan: &Plan,
+    pass: &Pass<'_>,
+    secrets: &HashMap<Arc<str>, Secret>,
+    keyring: &Keyring,
+) -> Vec<Trial> {
+    let untried = plan.notices.iter().filter(|notice| notice.kind == NoticeKind::KeyUntried);
+    let trial = |notice: &Notice| {
+        let secret = secrets.get(&notice.provider)?;
+        let provider = pass.build.catalog.providers.get(&notice.provider)?;
+        let key = Some(secret.expose().into());
+        let target = Target::new(provider, &HealthPolicy::default(), key).ok()?;
+        Some(Trial { fingerprint: keyring.fp.fingerprint(secret), target: Arc::new(target) })
+    };
+    untried.filter_map(trial).collect()
 }
 
 fn refusal(provider: &ProviderPlan, error: &StoreError) -> Refusal {

@@ -84,6 +84,16 @@ impl Status {
         let suspended = context.backend.store.suspended().await?;
         let rows = context.backend.store.provider_status_rows(None).await?;
         let mut lines = Judge::new(&build, &plan).lines(rows);
+        let now = Utc::now();
+        for (name, pause) in &suspended.checks {
+            if let (Some(line), true) = (lines.get_mut(&**name), pause.until.is_none_or(|until| now < until))
+            {
+                let until = pause.until.map_or_else(String::new, |until| {
+                    format!(" until {}", until.format("%Y-%m-%dT%H:%M:%SZ"))
+                });
+                line.notices.push(format!("not checked{until}: {}", pause.reason));
+            }
+        }
         if !self.names.is_empty() {
             lines.retain(|name, _| self.names.contains(name));
             if let Some(name) = self.names.iter().find(|name| !lines.contains_key(*name)) {
@@ -127,12 +137,33 @@ impl Status {
                     .clone()
                     .unwrap_or_else(|| if line.has_key { "untested".into() } else { "none".into() }),
                 ago(line.last_check),
+                line.latency_ms.map_or_else(String::new, |ms| format!("{ms} ms")),
                 line.models.to_string(),
                 line.source.clone().unwrap_or_default(),
             ]
         });
-        let mut text =
-            output::table(&["NAME", "TYPE", "STATE", "HEALTH", "KEY", "CHECKED", "MODELS", "SOURCE"], rows);
+        let mut text = output::table(
+            &["NAME", "TYPE", "STATE", "HEALTH", "KEY", "CHECKED", "LATENCY", "MODELS", "SOURCE"],
+            rows,
+        );
+        for line in report.providers.iter().filter(|line| line.enabled != Some(false)) {
+            let since = line.health_since.map_or_else(String::new, |at| format!(" for {}", length(now - at)));
+            if let Some(health) = line.health.as_deref().filter(|it| matches!(*it, "degraded" | "unhealthy"))
+            {
+                text += &format!("! {}: {health}{since}: {}\n", line.name, line.health_reason);
+            }
+            if matches!(line.key.as_deref(), Some("failed" | "error")) {
+                text += &format!(
+                    "! {}: key {}: {}\n",
+                    line.name,
+                    line.key.as_deref().unwrap_or_default(),
+                    line.key_reason
+                );
+            } else if line.can_serve == Some(false) {
+                text +=
+                    &format!("! {}: the key is valid, but cannot serve: {}\n", line.name, line.key_reason);
+            }
+        }
         let notices =
             report.providers.iter().flat_map(|line| line.notices.iter().map(move |it| (&line.name, it)));
         let mut hints = BTreeSet::new();
@@ -159,11 +190,16 @@ impl Status {
 
 /// `12s ago`, `5m ago`, `3h ago`, `2d ago`.
 fn age(since: chrono::TimeDelta) -> String {
-    let seconds = since.num_seconds().max(0);
+    format!("{} ago", length(since))
+}
+
+/// `12s`, `5m`, `3h`, `2d`.
+fn length(span: chrono::TimeDelta) -> String {
+    let seconds = span.num_seconds().max(0);
     match seconds {
-        0..60 => format!("{seconds}s ago"),
-        60..3600 => format!("{}m ago", seconds / 60),
-        3600..86_400 => format!("{}h ago", seconds / 3600),
-        _ => format!("{}d ago", seconds / 86_400),
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86_400 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
     }
 }

@@ -137,8 +137,8 @@ sections! {
         route_guard: RouteGuard = "\"hold\"";
     }
 
-    /// Defaults of the health checks; a manifest's own `health` table is stronger. The daemon does not run the checks
-    /// yet: this section is read and validated, and has no effect.
+    /// Health checks and key tests. Their interval and limits are defaults: a manifest's own `health` table, and
+    /// its directory's `[defaults.health]`, are stronger.
     health: Health {
         /// Run health checks and key tests.
         enabled: bool = "true";
@@ -148,20 +148,19 @@ sections! {
         timeout: Duration = "\"10s\"";
         /// Time above which an answer counts as slow.
         slow_after: Duration = "\"3s\"";
-        /// Time until a provider that has just failed is looked at again.
-        fast_recheck: Duration = "\"5s\"";
         /// URL or `host:port` that must answer before an outage of most providers is believed. Without it
         /// the prober distrusts itself for at most 5 minutes.
         canary: Option<String> = "";
-        /// Most checks under way at once over all origins (count).
-        max_in_flight: NonZeroU32 = "512";
+        /// Most checks under way at once over all origins (count); half of them at most for providers that are
+        /// failing. Those that have taken longer than 2s count apart: up to four times as many.
+        max_in_flight: NonZeroU32 = "256";
         /// Most checks under way at once to one origin, which is scheme, host and port (count).
         per_origin_in_flight: NonZeroU32 = "4";
         /// Most checks begun per second to one origin (count per second).
         per_origin_rate: NonZeroU32 = "20";
     }
 
-    /// What outgoing connections may reach, and how. Without checks there are none yet: no effect.
+    /// What outgoing connections may reach, and how.
     egress: Egress {
         /// Proxy for all outgoing HTTP, as a URL; `HTTP_PROXY` and its like are not read.
         proxy: Option<SecretString> = "";
@@ -193,7 +192,7 @@ sections! {
         allowed_hosts: Vec<String> = "[]";
     }
 
-    /// What `/metrics` shows. Series of single providers come with the checks: no effect yet.
+    /// What `/metrics` shows.
     metrics: Metrics {
         /// Expose the series that carry a `provider` label.
         per_provider: bool = "true";
@@ -275,12 +274,6 @@ impl Settings {
             "30s is the default",
         );
         rule(health.timeout.is_zero(), "health.timeout", "must be more than zero", "10s is the default");
-        rule(
-            health.fast_recheck < Duration::from_secs(1),
-            "health.fast_recheck",
-            "must be 1s or more",
-            "5s is the default",
-        );
         rule(
             health.slow_after >= health.timeout,
             "health.slow_after",

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     plan::EventKind,
-    store::{NewEvent, Suspension},
+    store::{NewEvent, Stopped, Suspension},
 };
 
 /// Characters of a reason in the audit trail.
@@ -90,7 +90,8 @@ pub(super) async fn suspend(
     };
     let provider = known(&shared, body.provider.as_deref())?;
     record(&shared, &caller, "suspend", provider).await?;
-    shared.store.suspend(provider, &Suspension { at: Utc::now(), reason }).await?;
+    let suspension = Suspension { at: Utc::now(), reason, until: None };
+    shared.store.suspend(stopped(provider), &suspension).await?;
     live.wake.poke("api");
     Ok(Json(SuspendedNow { suspended: true }))
 }
@@ -107,9 +108,16 @@ pub(super) async fn resume(
     let live = shared.live()?;
     let provider = known(&shared, body.provider.as_deref())?;
     record(&shared, &caller, "resume", provider).await?;
-    shared.store.resume(provider, &format!("resumed through the API by token {}", caller.who)).await?;
+    shared
+        .store
+        .resume(stopped(provider), &format!("resumed through the API by token {}", caller.who))
+        .await?;
     live.wake.poke("api");
     Ok(Json(SuspendedNow { suspended: false }))
+}
+
+fn stopped(provider: Option<&str>) -> Stopped<'_> {
+    provider.map_or(Stopped::Everything, Stopped::Provider)
 }
 
 /// A provider that the picture knows.

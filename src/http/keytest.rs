@@ -5,13 +5,17 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use axum::{Extension, Json, extract::State};
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, timeout},
+};
+use tracing::warn;
 use url::Url;
 use utoipa::ToSchema;
 
@@ -24,10 +28,9 @@ use super::{
     extract::JsonBody,
 };
 use crate::{
-    config,
+    app, config,
     health::{
-        egress::EgressPolicy,
-        probe::{Limits, Prober, ProberConfig, certificates_from_pem},
+        probe::{Limits, Prober},
         protocol::{Controls, Evidence, parse_base},
     },
     model::ProviderType,
@@ -95,22 +98,33 @@ impl Budget {
     }
 }
 
-/// The prober that the settings describe.
-///
-/// # Errors
-/// A file of certificates cannot be used, or the proxy's address.
-pub fn prober(egress: &config::Egress) -> anyhow::Result<Prober> {
-    use anyhow::Context as _;
-    let mut extra_ca = Vec::new();
-    for path in &egress.ca_files {
-        let pem = std::fs::read(path).with_context(|| format!("egress.ca_files: {}", path.display()))?;
-        let found =
-            certificates_from_pem(&pem).with_context(|| format!("egress.ca_files: {}", path.display()))?;
-        extra_ca.extend(found);
+/// The prober of the checks, or, while nothing is checked, one of our own, made when it is first wanted: most
+/// daemons never need it.
+pub struct Probers {
+    egress: config::Egress,
+    own: OnceCell<Arc<Prober>>,
+}
+
+impl Probers {
+    pub fn new(egress: &config::Egress) -> Self {
+        Self { egress: egress.clone(), own: OnceCell::new() }
     }
-    let policy = EgressPolicy { allow_private: egress.allow_private, allow_loopback: egress.allow_private };
-    let proxy = egress.proxy.clone();
-    Ok(Prober::new(ProberConfig { egress: policy, extra_ca, proxy, ..ProberConfig::default() })?)
+
+    async fn get(&self, shared: &Shared) -> Result<Arc<Prober>, ApiError> {
+        if let Some(checked) = shared.checked.get() {
+            return Ok(checked.checks.prober().clone());
+        }
+        let make = async || -> anyhow::Result<Arc<Prober>> {
+            Ok(Arc::new(Prober::new(app::network(&self.egress)?)?))
+        };
+        match self.own.get_or_try_init(make).await {
+            Ok(prober) => Ok(prober.clone()),
+            Err(error) => {
+                warn!(error = format!("{error:#}"), "no key can be tested");
+                Err(ApiError::Internal)
+            }
+        }
+    }
 }
 
 /// Proves a stored or a given key by asking its provider, at no cost. At most 10 a minute for each token.
@@ -137,7 +151,8 @@ pub(super) async fn test(
     };
     shared.budget.take(caller.index, Instant::now())?;
     record(&shared, &caller, "key test", target.name.as_deref()).await?;
-    Ok(Json(ask(&shared.prober, &target).await))
+    let prober = shared.probers.get(&shared).await?;
+    Ok(Json(ask(&prober, &target).await))
 }
 
 /// What to ask; the inner error is an answer: the test cannot succeed.

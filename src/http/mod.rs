@@ -29,7 +29,10 @@ mod tls;
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, OnceLock, atomic::AtomicBool},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicUsize},
+    },
 };
 
 use axum::{Router, middleware};
@@ -42,14 +45,14 @@ pub use self::{
     auth::{Fresh, TokenError, Tokens},
     follow::Tail,
     guard::Hosts,
-    keytest::{Budget, prober},
+    keytest::{Budget, Probers},
     listen::{bind, is_private},
     server::Limits,
     tls::{Tls, TlsError},
 };
 use crate::{
+    checks::Checks,
     daemon::Wake,
-    health::probe::Prober,
     lifecycle::Supervisor,
     metrics::Metrics,
     secret::Keyring,
@@ -77,13 +80,17 @@ pub struct Live {
 pub struct Shared {
     pub metrics: Arc<Metrics>,
     pub readiness: Arc<Readiness>,
+    /// Set once the checks run.
+    pub checked: Arc<OnceLock<Checked>>,
+    /// Whether the series that carry a provider's name are shown.
+    pub per_provider: bool,
     pub tokens: Tokens,
     pub hosts: Hosts,
     pub store: Store,
     pub latest: Latest,
     pub live: Arc<OnceLock<Live>>,
     pub tail: Tail,
-    pub prober: Arc<Prober>,
+    pub probers: Arc<Probers>,
     pub budget: Arc<Budget>,
     pub tls: Option<Tls>,
 }
@@ -96,6 +103,13 @@ impl Shared {
     fn live(&self) -> Result<&Live, ApiError> {
         self.live.get().ok_or(ApiError::Unavailable("the start-up is not over"))
     }
+}
+
+/// The checks, as far as they are shown.
+pub struct Checked {
+    pub checks: Checks,
+    /// Turns under way.
+    pub in_flight: Arc<AtomicUsize>,
 }
 
 /// Why the server cannot serve.

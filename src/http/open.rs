@@ -17,8 +17,16 @@ pub(super) fn router() -> Router<Shared> {
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
+    let checked = shared.checked.get();
+    if let Some(checked) = checked {
+        let count = checked.in_flight.load(Ordering::Relaxed);
+        shared.metrics.probes_in_flight.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
     match shared.metrics.encode() {
-        Ok(text) => {
+        Ok(mut text) => {
+            if let Some(checked) = checked {
+                checked.checks.encode(&mut text, shared.per_provider);
+            }
             ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
         }
         Err(_) => ApiError::Internal.into_response(),

@@ -14,7 +14,9 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::{
-    Json, Model, Row, Seen, Snapshot, Sort, mask,
+    Json, Model, Row, Seen, Snapshot, Sort,
+    live::{Live, Strips},
+    mask,
     view::{
         Attention, AttentionKind, Health, Held, HeldKind, Key, KeyCounts, ManifestProblem, ModelItem,
         ProviderCounts, ProviderItem, ProviderKey, ProviderKeys, RouteCell, RouteModel, Routes, State,
@@ -40,6 +42,19 @@ pub(super) struct Input<'a> {
     pub rows: Vec<ProviderStatus>,
     pub catalog: CatalogRows,
     pub suspended: Suspended,
+    pub live: Live,
+    pub strips: Option<&'a Strips>,
+}
+
+/// What all drafts are made with.
+struct Common<'a> {
+    judge: Judge<'a>,
+    seen: &'a Seen,
+    keyring: &'a Keyring,
+    suspended: &'a Suspended,
+    live: &'a Live,
+    strips: Option<&'a Strips>,
+    at: DateTime<Utc>,
 }
 
 /// One provider before it is written down.
@@ -54,22 +69,24 @@ struct Draft {
 }
 
 pub(super) fn snapshot(input: Input<'_>, keyring: &Keyring, at: DateTime<Utc>) -> Snapshot {
-    let Input { build, seen, plan, rows, catalog, suspended } = input;
+    let Input { build, seen, plan, rows, catalog, suspended, live, strips } = input;
     let judge = Judge::new(build, plan);
+    let common = Common { judge, seen, keyring, suspended: &suspended, live: &live, strips, at };
+    let judge = &common.judge;
     let CatalogRows { providers, mut models, rules } = catalog;
     let mut details: HashMap<Uuid, ProviderRow> = providers.into_iter().map(|row| (row.id, row)).collect();
 
     let paired: Vec<(ProviderStatus, Option<ProviderRow>)> =
         rows.into_iter().map(|row| (row.id, row)).map(|(id, row)| (row, details.remove(&id))).collect();
     let mut drafts: Vec<Draft> =
-        paired.into_par_iter().map(|(row, detail)| draft(row, detail, &judge, seen, keyring)).collect();
+        paired.into_par_iter().map(|(row, detail)| draft(row, detail, &common)).collect();
     let known: std::collections::HashSet<&str> = drafts.iter().map(|draft| &*draft.name).collect();
     let absent = judge.absent(|name| known.contains(name));
     drop(known);
-    drafts.extend(absent.iter().map(|provider| absent_draft(provider, &judge, seen)));
+    drafts.extend(absent.iter().map(|provider| absent_draft(provider, judge, seen)));
     drafts.sort_by(|a, b| a.name.cmp(&b.name));
 
-    let status = status(&drafts, build, seen, plan, &judge, &suspended, at);
+    let status = status(&drafts, build, plan, &common);
     let names: HashMap<Uuid, (Arc<str>, Health, bool, i32)> = drafts
         .iter()
         .filter_map(|draft| {
@@ -145,19 +162,24 @@ pub(super) fn snapshot(input: Input<'_>, keyring: &Keyring, at: DateTime<Utc>) -
     }
 }
 
-fn draft(
-    status: ProviderStatus,
-    detail: Option<ProviderRow>,
-    judge: &Judge<'_>,
-    seen: &Seen,
-    keyring: &Keyring,
-) -> Draft {
+fn draft(status: ProviderStatus, detail: Option<ProviderRow>, common: &Common<'_>) -> Draft {
+    let Common { judge, seen, keyring, .. } = common;
     let (name, id, key_source, has_key) =
         (status.name.clone(), status.id, status.key_source.clone(), status.has_key);
     let base_url = status.api_base_url.clone();
     let test_status = status.key_test_status.clone();
-    let seen_health = checked(&status);
-    let line = judge.line(status);
+    let mut line = judge.line(status);
+    line.notices.extend(paused(&name, common));
+    let live = common.live.providers.get(&name);
+    if let Some(live) = live {
+        line.health_since = live.since;
+        line.health_reason.clone_from(&live.reason);
+        line.key_reason.clone_from(&live.key_reason);
+        line.latency_ms = live.latency_ms;
+        line.last_check = live.last_check.max(line.last_check);
+    }
+    let unwritten = live.map_or(&[][..], |live| &live.hours);
+    let strip = common.strips.and_then(|strips| strips.of(id, unwritten));
     let declared = line.source.is_some();
     let (tokens, priority, config) =
         detail.map_or_else(Default::default, |row| (row.tokens, row.priority, row.config));
@@ -175,20 +197,20 @@ fn draft(
         priority,
         base_url: base_url.as_deref().map(mask::base_url),
         health: Health::of(line.health.as_deref()),
-        health_since: seen_health.since,
-        health_reason: seen_health.reason,
-        latency_ms: seen_health.latency_ms,
+        health_since: line.health_since,
+        health_reason: said(&line.health_reason),
+        latency_ms: line.latency_ms,
         last_check: line.last_check,
-        next_check: seen_health.next,
+        next_check: live.and_then(|live| live.next_check),
         key: key_word(&line),
-        key_reason: seen_health.key_reason.or_else(|| key_notice(&name, judge)),
+        key_reason: key_notice(&name, judge).or_else(|| said(&line.key_reason)),
         key_last_tested: line.key_last_tested,
         key_source,
         models: u64::try_from(line.models).unwrap_or_default(),
         source: line.source,
         revision: seen.revision.clone().filter(|_| declared),
         notices: line.notices,
-        strip: seen_health.strip,
+        strip,
     };
     Draft {
         name,
@@ -244,20 +266,20 @@ fn absent_draft(provider: &Provider, judge: &Judge<'_>, seen: &Seen) -> Draft {
     }
 }
 
-/// What the checks know beyond the shared columns.
-#[derive(Default)]
-struct Checked {
-    since: Option<DateTime<Utc>>,
-    reason: Option<String>,
-    latency_ms: Option<f64>,
-    next: Option<DateTime<Utc>>,
-    key_reason: Option<String>,
-    strip: Option<Vec<Option<super::view::Bucket>>>,
+fn said(reason: &str) -> Option<String> {
+    (!reason.is_empty()).then(|| reason.to_owned())
 }
 
-/// SEAM: the one place where the checks' own records join the picture.
-fn checked(_status: &ProviderStatus) -> Checked {
-    Checked::default()
+/// That a provider is not checked for now.
+fn paused(name: &str, common: &Common<'_>) -> Option<String> {
+    let pause = common.suspended.checks.get(name)?;
+    match pause.until {
+        Some(until) if until <= common.at => None,
+        Some(until) => {
+            Some(format!("not checked until {}: {}", until.format("%Y-%m-%dT%H:%M:%SZ"), pause.reason))
+        }
+        None => Some(format!("not checked: {}", pause.reason)),
+    }
 }
 
 fn key_word(line: &Line) -> Key {
@@ -317,7 +339,7 @@ fn row(draft: Draft, models: std::ops::Range<usize>) -> Row {
     let item = &draft.item;
     let name = item.name.as_bytes();
     // The slowest and the one not looked at for longest come first; what is not known comes last, and first.
-    let slowness = item.latency_ms.map_or(u64::MAX, |latency| u64::MAX / 2 - latency.max(0.0) as u64);
+    let slowness = item.latency_ms.map_or(u64::MAX, |latency| u64::MAX - 1 - latency.min(u64::MAX / 2));
     let checked = item.last_check.map_or(0, |at| u64::try_from(at.timestamp_millis()).unwrap_or_default());
     let sort_keys = [
         hex(&[name]),
@@ -385,15 +407,8 @@ fn level_rank(level: &str) -> usize {
     crate::model::PowerLevel::ALL.iter().position(|known| known.as_str() == level).unwrap_or(usize::MAX)
 }
 
-fn status(
-    drafts: &[Draft],
-    build: &Build,
-    seen: &Seen,
-    plan: &Plan,
-    judge: &Judge<'_>,
-    suspended: &Suspended,
-    at: DateTime<Utc>,
-) -> Status {
+fn status(drafts: &[Draft], build: &Build, plan: &Plan, common: &Common<'_>) -> Status {
+    let Common { judge, seen, suspended, .. } = common;
     let mut providers = ProviderCounts { total: drafts.len(), ..ProviderCounts::default() };
     let mut keys = KeyCounts::default();
     for item in drafts.iter().map(|draft| &draft.item) {
@@ -449,8 +464,7 @@ fn status(
         suspended: suspended.all.is_some(),
         leader: false,
         database: false,
-        // SEAM: what the prober thinks of itself.
-        impaired: None,
+        impaired: common.live.impaired.clone(),
         revision: seen.revision.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         providers,
@@ -458,7 +472,7 @@ fn status(
         attention,
         held,
         manifests,
-        checked_at: Some(at),
+        checked_at: Some(common.at),
     }
 }
 
@@ -515,8 +529,13 @@ fn attention(
                 NoticeKind::Suspended => {
                     (AttentionKind::Suspended, Some(format!("providerd resume {}", item.name)))
                 }
-                // A missing key is told above, and a frozen provider by its file's problem.
-                NoticeKind::KeyUnresolved | NoticeKind::Frozen => continue,
+                NoticeKind::KeyRefused => (AttentionKind::Refused, None),
+                // A missing key is told above, and a frozen provider by its file's problem; the others can wait.
+                NoticeKind::KeyUnresolved
+                | NoticeKind::Frozen
+                | NoticeKind::KeyUntried
+                | NoticeKind::Vanished
+                | NoticeKind::Discovery => continue,
             };
             add(name, kind, notice.message.clone(), command);
         }

@@ -5,6 +5,7 @@
 //! PostgreSQL because of this; a reading that fails leaves the last picture where it is.
 
 mod build;
+mod live;
 mod mask;
 pub mod view;
 
@@ -20,7 +21,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
+use self::live::{Live, Strips};
 use crate::{
+    checks::Checks,
     manifest::Build,
     memory,
     plan::Plan,
@@ -37,6 +40,8 @@ const SPACING: Duration = Duration::from_secs(1);
 /// A picture that took long to make is followed by a rest of so many times as long, so that a large catalog costs
 /// a tenth of one core at most.
 const REST: u32 = 9;
+/// How long the hours of a large catalog are good: they are written every ten minutes.
+const STRIPS_LAST: Duration = Duration::from_secs(300);
 /// From so many providers on, making a picture leaves enough behind to be worth giving back.
 const LARGE: usize = 500;
 
@@ -135,6 +140,7 @@ impl Sort {
 /// Everything, as it was read at one time.
 #[derive(Debug)]
 pub struct Snapshot {
+    /// When the reading began.
     pub at: DateTime<Utc>,
     /// Equal for pictures that differ in nothing but their time.
     pub digest: Box<str>,
@@ -164,20 +170,27 @@ impl Snapshot {
 
 /// What a picture is made from.
 pub struct Keeper {
-    pub store: Store,
-    pub keyring: Arc<Keyring>,
+    store: Store,
+    keyring: Arc<Keyring>,
     /// For its preview alone.
-    pub reconciler: Reconciler,
+    reconciler: Reconciler,
+    checks: Option<Checks>,
+    strips: Option<(Instant, Strips)>,
 }
 
 impl Keeper {
+    pub fn new(store: Store, keyring: Arc<Keyring>, reconciler: Reconciler, checks: Option<Checks>) -> Self {
+        Self { store, keyring, reconciler, checks, strips: None }
+    }
+
     /// Makes pictures until `stop`.
     pub async fn run(
-        self,
+        mut self,
         board: Board,
         publish: watch::Sender<Option<Arc<Snapshot>>>,
         stop: CancellationToken,
     ) {
+        let news = self.checks.as_ref().map(Checks::news).unwrap_or_default();
         let mut feed = board.seen.subscribe();
         let mut judged: Option<Arc<Plan>> = None;
         let mut answered = true;
@@ -218,6 +231,7 @@ impl Keeper {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = board.poke.notified() => {}
+                () = news.notified() => {}
                 changed = feed.changed() => {
                     if changed.is_err() {
                         return;
@@ -233,11 +247,13 @@ impl Keeper {
     /// One picture. The plan is made anew only where the loop saw something new: the loop itself looks at
     /// everything after each hint of drift and at every resync.
     async fn look(
-        &self,
+        &mut self,
         build: &Arc<Build>,
         seen: &Seen,
         judged: &mut Option<Arc<Plan>>,
     ) -> Result<Snapshot, ReconcileError> {
+        // Everything here is read after this time.
+        let at = Utc::now();
         let plan = match judged {
             Some(plan) => plan.clone(),
             None => {
@@ -255,9 +271,16 @@ impl Keeper {
         let rows = self.store.provider_status_rows(None).await?;
         let catalog = self.store.catalog_rows().await?;
         let suspended = self.store.suspended().await?;
-        let input = build::Input { build, seen, plan: &plan, rows, catalog, suspended };
+        let live = self.checks.as_ref().map(|checks| Live::of(&checks.ledger(), at)).unwrap_or_default();
+        let fresh = |(read, _): &(Instant, Strips)| rows.len() >= LARGE && read.elapsed() < STRIPS_LAST;
+        if !self.strips.as_ref().is_some_and(fresh) {
+            let hours = self.store.hours(Strips::since(at)).await?;
+            self.strips = Some((Instant::now(), Strips::new(at, hours)));
+        }
+        let (keyring, strips) = (&self.keyring, self.strips.as_ref().map(|(_, strips)| strips));
+        let input = build::Input { build, seen, plan: &plan, rows, catalog, suspended, live, strips };
         // Ten thousand providers take a good part of a second; other tasks go on meanwhile.
-        Ok(tokio::task::block_in_place(|| build::snapshot(input, &self.keyring, Utc::now())))
+        Ok(tokio::task::block_in_place(|| build::snapshot(input, keyring, at)))
     }
 }
 

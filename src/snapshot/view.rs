@@ -74,8 +74,8 @@ pub struct ProviderItem {
     pub health: Health,
     pub health_since: Option<DateTime<Utc>>,
     pub health_reason: Option<String>,
-    /// Of the last check.
-    pub latency_ms: Option<f64>,
+    /// Of the last check that was answered.
+    pub latency_ms: Option<u64>,
     pub last_check: Option<DateTime<Utc>>,
     pub next_check: Option<DateTime<Utc>>,
     pub key: Key,
@@ -111,7 +111,7 @@ pub struct ProviderDetail {
     pub health: Health,
     pub health_since: Option<DateTime<Utc>>,
     pub health_reason: Option<String>,
-    pub latency_ms: Option<f64>,
+    pub latency_ms: Option<u64>,
     pub last_check: Option<DateTime<Utc>>,
     pub next_check: Option<DateTime<Utc>>,
     pub key: Key,
@@ -138,7 +138,7 @@ pub struct ProviderDetail {
 /// Checks over time, the oldest first.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct History {
-    /// 48 half hours.
+    /// 24 hours.
     pub day: Vec<Point>,
     /// 30 days.
     pub month: Vec<Point>,
@@ -152,8 +152,9 @@ pub struct Point {
     pub ok: u32,
     pub slow: u32,
     pub bad: u32,
-    pub p50_ms: Option<f64>,
-    pub p95_ms: Option<f64>,
+    /// Below which half of the answers stayed.
+    pub p50_ms: Option<u64>,
+    pub p95_ms: Option<u64>,
 }
 
 /// Sums over the usage log.

@@ -7,8 +7,12 @@
 //! transaction only; reading writes nothing, and a transaction that only reads takes no transaction id.
 
 mod apply;
+mod copy;
+mod create;
+mod discovery;
 mod error;
 mod events;
+mod health;
 mod leases;
 mod listen;
 mod migrate;
@@ -31,12 +35,14 @@ use sqlx::{
 use uuid::Uuid;
 
 pub use self::{
+    discovery::{DiscoveryNotice, DiscoveryRow},
     error::{Result, StoreError},
     events::{Event, EventFilter, NewEvent},
-    leases::{Lease, Suspended, Suspension},
+    health::{CheckRow, CheckWrite, NewStatus, Span},
+    leases::{Lease, Stopped, Suspended, Suspension},
     listen::DriftListener,
     migrate::{Layout, MigrationReport},
-    overview::{CatalogRows, EventQuery, ModelRow, ProviderRow, RuleRow},
+    overview::{CatalogRows, EventQuery, HourRow, ModelRow, ProviderRow, RuleRow},
     status::{ProviderStatus, StatusWrite, UsageTotals},
     world::Scope,
 };
