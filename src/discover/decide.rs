@@ -90,6 +90,7 @@ pub struct Gone {
 /// What is to be written, in one transaction.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decision {
+    pub at: DateTime<Utc>,
     pub ended: Ended,
     /// Why it did not end well.
     pub detail: String,
@@ -134,6 +135,7 @@ pub struct Input<'a> {
 
 pub fn decide(input: &Input<'_>) -> Decision {
     let nothing = |ended, detail: String| Decision {
+        at: input.now,
         ended,
         state: state(input, ended),
         detail: detail.chars().take(MAX_DETAIL).collect(),
