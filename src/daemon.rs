@@ -66,6 +66,8 @@ const WEDGED_AFTER: Duration = Duration::from_secs(120);
 const BEAT: Duration = Duration::from_secs(5);
 /// From so many providers on, a pass over all of them leaves enough behind to be worth giving back.
 const LARGE: usize = 500;
+/// Batches of tried keys that may wait for the loop.
+const TRIED: usize = 16;
 /// How long sums by the hour are kept; after that, those by the day tell.
 const HOURLY: Duration = Duration::from_secs(48 * 3600);
 /// Room for the few jobs of the scheduler: its default of 200 is lost silently when exceeded.
@@ -325,7 +327,7 @@ impl Main {
             loader: Loader::new(root),
             reconciler,
             trials: trials.zip(checks.as_ref().map(|checks| checks.prober().clone())),
-            tried: mpsc::unbounded_channel(),
+            tried: mpsc::channel(TRIED),
             supervisor,
             checks,
             revisions,
@@ -507,14 +509,17 @@ fn is_file(reference: &SecretRef) -> bool {
     matches!(reference, SecretRef::File(_) | SecretRef::Credential(_))
 }
 
+/// Names of providers.
+type Names = BTreeSet<Arc<str>>;
+
 struct Loop {
     main: Main,
     loader: Loader,
     reconciler: Reconciler,
     checks: Option<Checks>,
     trials: Option<(Arc<Trials>, Arc<Prober>)>,
-    /// Providers whose declared key has been tried.
-    tried: (mpsc::UnboundedSender<Arc<str>>, mpsc::UnboundedReceiver<Arc<str>>),
+    /// Providers whose declared keys have been tried.
+    tried: (mpsc::Sender<Names>, mpsc::Receiver<Names>),
     supervisor: Supervisor,
     revisions: Arc<RevisionTracker>,
     leadership: Leadership,
@@ -572,8 +577,8 @@ impl Loop {
                     self.wanted = Wanted::Everything;
                     "leader"
                 }
-                Some(name) = self.tried.1.recv() => {
-                    self.wanted.add(Changed::Providers(BTreeSet::from([name])));
+                Some(names) = self.tried.1.recv() => {
+                    self.wanted.add(Changed::Providers(names));
                     "key"
                 }
                 () = tokio::time::sleep_until(retry_at) => {
@@ -830,9 +835,10 @@ impl Loop {
         let stop = self.supervisor.token();
         self.supervisor.spawn_brief("trials", async move {
             let tried = stop.run_until_cancelled(trials.run(&prober, wanted)).await;
-            for name in tried.into_iter().flatten() {
+            let names: Names = tried.into_iter().flatten().collect();
+            if !names.is_empty() {
                 // Nobody listens any more only in a shutdown.
-                let _ = tell.send(name);
+                let _ = tell.send(names).await;
             }
         });
     }

@@ -71,7 +71,7 @@ pub(super) fn stored_key(row: &CheckRow, keyring: &Keyring) -> (Option<SecretStr
     };
     let opened = row.tokens.iter().filter(|token| !token.is_empty());
     let secret = opened.filter_map(|token| keyring.byok.decrypt(token).ok()).next();
-    (secret.map(|secret| SecretString::from(secret.expose())), Some(fingerprint.0.into()))
+    (secret.map(|secret| SecretString::from(secret.expose())), Some(fingerprint.0))
 }
 
 /// Whether a key is stored that does not open.

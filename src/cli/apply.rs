@@ -50,7 +50,7 @@ impl Apply {
     /// Exit 0: the database is as declared, and after `--wait` all is well; 2: something is held back, refused,
     /// suspended, invalid, unhealthy or not settled in time.
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        let (_, build) = context.load();
+        let (loader, build) = context.load();
         let pass = Pass {
             build: &build,
             providers: None,
@@ -92,7 +92,10 @@ impl Apply {
                 output::text(&text)?
             }
         };
-        Ok(Exit::when(well && outcome.is_as_desired() && !outcome.suspended && is_valid(&build)))
+        let exit = Exit::when(well && outcome.is_as_desired() && !outcome.suspended && is_valid(&build));
+        // To free a plan of thousands takes longer than to print it, and the process is about to end anyway.
+        std::thread::spawn(move || drop((outcome, build, loader)));
+        Ok(exit)
     }
 }
 

@@ -145,10 +145,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Key(key::Key::Generate) => key::generate(),
         Command::Run => run::run(&global),
         Command::Plan(args) => {
-            context::block_on(&global, Access::Look, |context| Box::pin(args.run(context)))
+            context::block_on_reading(&global, Access::Look, |context| Box::pin(args.run(context)))
         }
         Command::Apply(args) => {
-            context::block_on(&global, Access::Write, |context| Box::pin(args.run(context)))
+            context::block_on_reading(&global, Access::Write, |context| Box::pin(args.run(context)))
         }
         Command::Status(args) => {
             context::block_on(&global, Access::Look, |context| Box::pin(args.run(context)))

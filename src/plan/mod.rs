@@ -6,7 +6,9 @@
 mod audit;
 mod diff;
 mod guard;
+mod keys;
 mod planner;
+mod record;
 mod render;
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
@@ -18,7 +20,7 @@ use uuid::Uuid;
 use crate::model::{Cell, JsonMap, ManifestPath, Origin};
 
 pub use self::{
-    audit::{AuditEntry, EventKind, audit},
+    audit::{AuditEntry, AuditRow, EventKind, audit},
     guard::{LostCell, lost_cells},
     planner::{Desired, DesiredKey, Input, KeyTrial, Policy, PruneLimit, plan},
     render::Summary,

@@ -17,6 +17,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (3, "generations", include_str!("../../migrations/0003_generations.sql")),
     (4, "health", include_str!("../../migrations/0004_health.sql")),
     (5, "discovery", include_str!("../../migrations/0005_discovery.sql")),
+    (6, "event_detail", include_str!("../../migrations/0006_event_detail.sql")),
 ];
 
 /// Advisory lock that lets one daemon migrate at a time.

@@ -7,6 +7,8 @@
 //! transaction only; reading writes nothing, and a transaction that only reads takes no transaction id.
 
 mod apply;
+mod copy;
+mod create;
 mod discovery;
 mod error;
 mod events;
