@@ -76,7 +76,10 @@ async fn models_are_found_marked_and_kept() {
     assert_eq!(lab.value(NAMES).await, "new newer! old");
     daemon.wait_for_log("no longer offers a model that serves routes").await;
     assert_eq!(
-        lab.value("SELECT reason FROM providerd.events WHERE kind = 'discovery' AND detail::jsonb ? 'routes'").await,
+        lab.value(
+            "SELECT reason FROM providerd.events WHERE kind = 'discovery' AND detail::jsonb ? 'routes'"
+        )
+        .await,
         "x/old is no longer offered and still serves eco × all"
     );
     let status = lab.run(&["status"]).expect(0).stdout;
@@ -133,8 +136,10 @@ async fn lists_that_cannot_be_had_mark_nothing() {
     // One row of the trail each, however often it was tried.
     looked(&offering, 3).await;
     assert_eq!(
-        lab.value("SELECT count(*) FROM providerd.events WHERE kind = 'discovery' AND detail::jsonb ? 'state'")
-            .await,
+        lab.value(
+            "SELECT count(*) FROM providerd.events WHERE kind = 'discovery' AND detail::jsonb ? 'state'"
+        )
+        .await,
         "2"
     );
     assert_eq!(lab.value(MARKED).await, "");
