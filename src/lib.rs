@@ -6,7 +6,9 @@
 //!
 //! - [`cli`] and [`daemon`] compose; [`app`] is what they share, [`lifecycle`] and [`logging`] serve them
 //! - [`reconcile`] reads, plans and applies; [`loader`] turns a directory into a catalog; [`checks`] keeps looking at
-//!   every provider and key; [`trial`] asks about a new key before it replaces one that works
+//!   every provider and key; [`trial`] asks about a new key before it replaces one that works; [`snapshot`] keeps what
+//!   the admin API shows, judged by [`overview`]; [`follow`] records what came
+//!   from Git
 //! - [`discover`] stands a provider's own list of models beside manifests and rows, and adds what is missing
 //! - [`source`], [`store`], [`embedded`], [`secret`], [`http`] and the prober of [`health`] each touch one part of
 //!   the world
@@ -30,6 +32,7 @@ pub mod config;
 pub mod daemon;
 pub mod discover;
 pub mod embedded;
+pub mod follow;
 pub mod health;
 pub mod http;
 pub mod import;
@@ -40,10 +43,12 @@ pub mod manifest;
 pub mod memory;
 pub mod metrics;
 pub mod model;
+pub mod overview;
 pub mod plan;
 pub mod reconcile;
 pub mod routing;
 pub mod secret;
+pub mod snapshot;
 pub mod source;
 pub mod store;
 pub mod trial;

@@ -56,7 +56,10 @@ async fn models_are_found_marked_and_kept() {
     let mut daemon = lab.daemon();
     lab.wait_for(NAMES, "new! old").await;
     assert_eq!(
-        lab.value("SELECT detail->'added'->0->>'name' FROM providerd.events WHERE kind = 'discovery'").await,
+        lab.value(
+            "SELECT detail::jsonb->'changes'->0->>'name' FROM providerd.events WHERE kind = 'discovery'"
+        )
+        .await,
         "x/new"
     );
     // A route serves declared models only.
