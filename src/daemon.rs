@@ -26,7 +26,7 @@ use crate::{
     checks::{self, Checks},
     config::{self, Settings},
     discover::{
-        run::{Discoverer, LazyLister},
+        run::Discoverer,
         schedule::{Applied, Discovery},
     },
     embedded::Embedded,
@@ -372,12 +372,12 @@ impl Main {
         let checks = self.start_checks(&supervisor, &keyring)?;
         let (applied, catalogs) = watch::channel(Applied::None);
         let discovery = Discovery {
-            discoverer: Discoverer {
-                store: self.store.clone(),
-                keyring: keyring.clone(),
-                resolver: resolver.clone(),
-                lister: LazyLister::new(&self.settings.egress),
-            },
+            discoverer: Discoverer::new(
+                self.store.clone(),
+                keyring.clone(),
+                resolver.clone(),
+                &self.settings.egress,
+            ),
             applied: catalogs,
             lease: {
                 let leadership = leadership.clone();
