@@ -16,6 +16,7 @@ use crate::{
     config::Settings,
     loader::Loader,
     manifest::{self, Build, Severity},
+    memory,
     reconcile::Reconciler,
     source,
 };
@@ -47,6 +48,7 @@ pub fn block_on_reading<F>(global: &Global, access: Access, command: F) -> anyho
 where
     F: for<'a> FnOnce(&'a Context) -> Pin<Box<dyn Future<Output = anyhow::Result<Exit>> + 'a>>,
 {
+    memory::expect_to_end();
     run(global, access, true, command)
 }
 

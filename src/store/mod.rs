@@ -7,6 +7,7 @@
 //! transaction only; reading writes nothing, and a transaction that only reads takes no transaction id.
 
 mod apply;
+mod columns;
 mod copy;
 mod create;
 mod error;
