@@ -71,8 +71,8 @@ where
         let backend = Backend::open(&settings, byok, access).await?;
         if backend.store.is_blank() {
             anstream::eprintln!(
-                "note: the database has no tables of providerd yet and reads as empty; \
-                 `providerd apply` or `providerd run` will add them"
+                "note: the database has no tables of providerd yet; \
+                 `providerd apply` or `providerd run` will add what is missing"
             );
         }
         let context = Context { settings, format: global.output, backend, reading };
