@@ -2,4 +2,5 @@
 
 pub mod fake;
 pub mod lab;
+pub mod monitoring;
 pub mod pg;
