@@ -4,3 +4,4 @@ pub mod fake;
 pub mod lab;
 pub mod monitoring;
 pub mod pg;
+pub mod targets;
