@@ -26,11 +26,10 @@ use std::{
 
 use providerd::embedded::Embedded;
 use sqlx::{Connection, PgConnection, Row};
-use targets::{address, arrivals, fetch, process, sum, write_manifests};
+use targets::{KEY, address, arrivals, fetch, process, sum, write_manifests};
 
-/// Clearly no real keys: the bench's database is deleted at its end.
+/// Clearly no real key: the bench's database is deleted at its end.
 const BYOK: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
-const KEY: &str = "not-a-real-key-for-measuring-only";
 /// Which part of the bench a process of it plays.
 const ROLE: &str = "PROVIDERD_BENCH_ROLE";
 /// How often metrics are scraped.

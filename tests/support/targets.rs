@@ -19,8 +19,14 @@ use tokio::{
 /// Path at which the server tells its arrivals, one a line: milliseconds since its start and the target's number.
 pub const ARRIVALS: &str = "/arrivals";
 
+/// The one key that all targets accept; clearly no real one.
+pub const KEY: &str = "not-a-real-key-for-measuring-only";
+
 const ANSWER: &str = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 64\r\nConnection: close\r\n\r\n\
     {\"object\":\"list\",\"data\":[{\"id\":\"model-a\",\"object\":\"model\"}]}    ";
+
+const REFUSAL: &str = "HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nContent-Length: 75\r\nConnection: close\r\n\r\n\
+    {\"error\":{\"message\":\"Incorrect API key provided\",\"code\":\"invalid_api_key\"}}";
 
 /// The address of a target; 127.0.0.0/8 is this machine as a whole.
 pub fn address(index: usize) -> Ipv4Addr {
@@ -90,7 +96,8 @@ async fn answer(
         while stream.read(&mut head).await? > 0 {}
         return Ok(());
     }
-    stream.write_all(ANSWER.as_bytes()).await
+    let known = head[..filled].windows(KEY.len()).any(|part| part == KEY.as_bytes());
+    stream.write_all(if known { ANSWER } else { REFUSAL }.as_bytes()).await
 }
 
 /// Manifests of `count` providers, a hundred in a file.
