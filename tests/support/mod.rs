@@ -3,4 +3,6 @@
 pub mod fake;
 pub mod http;
 pub mod lab;
+pub mod monitoring;
 pub mod pg;
+pub mod targets;
