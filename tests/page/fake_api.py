@@ -176,21 +176,24 @@ class World:
                 {"field": "config.region", "old": None, "new": "eu-west-3", "cause": "declared"}]},
                 {"kind": "model", "action": "create", "name": "mistral-small-2", "values": {"context_length": 32768, "cost_per_1m_input_tokens": 0.1}}]}, None),
             (6100, "key", "openai-prod", "the source changed", {"action": "replace", "old": "3f9a11c0ffee2211", "new": "77c1b0a9d8e7f601"}, None),
-            (5300, "health", "groq-eu", "connect: connection refused (3 in a row)", {"from": "healthy", "to": "unhealthy"}, None),
+            (self.since("groq-eu"), "health", "groq-eu", self.providers["groq-eu"]["health_reason"], {"from": "healthy", "to": "unhealthy"}, None),
             (4100, "key_test", "anthropic-prod", "401 invalid_api_key, twice", {"from": "valid", "to": "failed"}, None),
             (2600, "drift", "mistral-fr", "changed by someone else; set back", {"corrected": True, "changes": [
                 {"kind": "provider", "name": "mistral-fr", "id": "x", "fields": [{"field": "priority", "old": 10, "new": 50, "cause": "drift"}]}]}, None),
             (1500, "hold", None, "4 of 12 managed providers would be deleted; the limit is 3", {"kind": "prune", "objects": ["legacy-proxy", "old-bedrock", "pilot-xai", "trial-perplexity"], "digest": "3fa9c1d20b7e"}, None),
             (900, "admin", None, "sync through the API", {"call": "sync"}, "5e884898"),
-            (420, "health", "vllm-rack4", "no answer within 10 s (3 in a row)", {"from": "degraded", "to": "unhealthy"}, None),
+            (self.since("vllm-rack4"), "health", "vllm-rack4", self.providers["vllm-rack4"]["health_reason"], {"from": "degraded", "to": "unhealthy"}, None),
             (65, "health", "cohere-rerank", "2 ok in a row", {"from": "unhealthy", "to": "healthy"}, None)]
         names = list(self.providers)
         for back in range(260, 0, -1):
             name = names[back * 31 % len(names)]
             self.event("health", name, "2 ok in a row" if back % 2 else "HTTP 502 from the provider (3 in a row)",
-                       {"from": "unhealthy" if back % 2 else "healthy", "to": "healthy" if back % 2 else "unhealthy"}, ago=8000 + back * 900)
-        for ago, kind, provider, reason, detail, actor in base:
+                       {"from": "unhealthy" if back % 2 else "healthy", "to": "healthy" if back % 2 else "unhealthy"}, ago=30000 + back * 900)
+        for ago, kind, provider, reason, detail, actor in sorted(base, key=lambda each: -each[0]):
             self.event(kind, provider, reason, detail, actor=actor, ago=ago)
+
+    def since(self, name):
+        return self.providers[name]["_since"]
 
     def event(self, kind, provider, reason, detail, actor=None, ago=0.0):
         item = {"id": len(self.events) + 1, "at": stamp(ago), "kind": kind, "provider": provider, "reason": reason,
