@@ -57,7 +57,8 @@ pub fn byok_env() -> Option<Zeroizing<String>> {
     secret::take_env(secret::BYOK_ENV)
 }
 
-fn credentials_dir() -> Option<std::path::PathBuf> {
+/// Where systemd puts credentials.
+pub fn credentials_dir() -> Option<std::path::PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(Into::into)
 }
 

@@ -6,7 +6,8 @@
 //!
 //! - [`cli`] and [`daemon`] compose; [`app`] is what they share, [`lifecycle`] and [`logging`] serve them
 //! - [`reconcile`] reads, plans and applies; [`loader`] turns a directory into a catalog; [`checks`] keeps looking at
-//!   every provider and key; [`trial`] asks about a new key before it replaces one that works
+//!   every provider and key; [`trial`] asks about a new key before it replaces one that works; [`snapshot`] keeps what
+//!   the admin API shows, judged by [`overview`]
 //! - [`source`], [`store`], [`embedded`], [`secret`], [`http`] and the prober of [`health`] each touch one part of
 //!   the world
 //! - [`manifest`], [`plan`], [`routing`], [`model`] and the protocols and state machines of [`health`] are pure
@@ -38,10 +39,12 @@ pub mod manifest;
 pub mod memory;
 pub mod metrics;
 pub mod model;
+pub mod overview;
 pub mod plan;
 pub mod reconcile;
 pub mod routing;
 pub mod secret;
+pub mod snapshot;
 pub mod source;
 pub mod store;
 pub mod trial;

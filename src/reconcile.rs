@@ -104,6 +104,8 @@ struct Planned {
     secrets: HashMap<Arc<str>, Secret>,
     /// An operator stopped all applying.
     suspended: bool,
+    /// Cells that would lose their last usable model.
+    lost: Vec<(String, String)>,
 }
 
 /// Reconciles catalogs into one database.
@@ -168,7 +170,10 @@ impl Reconciler {
 
     async fn attempt(&self, pass: &Pass<'_>) -> Result<Outcome, ReconcileError> {
         let mut tx = self.store.reconcile_begin().await?;
-        let Planned { plan, secrets, suspended } = self.plan(&mut tx, pass).await?;
+        let Planned { plan, secrets, suspended, lost } = self.plan(&mut tx, pass).await?;
+        for (power, tier) in &lost {
+            warn!(power_level = %power, user_tier = %tier, guard = ?self.settings.route_guard, "a route cell loses its last usable model");
+        }
         let trials = wanted_trials(&plan, pass, &secrets, &self.keyring);
         let mut outcome = Outcome { plan, suspended, trials, ..Outcome::default() };
         if !suspended && !pass.settled && prunes(&outcome.plan) {
@@ -367,11 +372,8 @@ impl Reconciler {
                     .map(|cell| self.route_hold(cell))
                     .filter(|_| self.settings.route_guard == RouteGuard::Hold),
             );
-            for (power, tier) in &lost {
-                warn!(power_level = %power, user_tier = %tier, guard = ?self.settings.route_guard, "a route cell loses its last usable model");
-            }
         }
-        Ok(Planned { plan, secrets, suspended: suspended.all.is_some() })
+        Ok(Planned { plan, secrets, suspended: suspended.all.is_some(), lost })
     }
 
     fn route_hold(&self, (power, tier): &(String, String)) -> Hold {

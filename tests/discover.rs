@@ -66,7 +66,10 @@ async fn models_are_found_marked_and_kept() {
     assert_eq!(lab.value(NAMES).await, "new newer! old");
     daemon.wait_for_log("no longer offers a model that serves routes").await;
     assert_eq!(
-        lab.value("SELECT reason FROM providerd.events WHERE kind = 'discovery' AND detail ? 'routes'").await,
+        lab.value(
+            "SELECT reason FROM providerd.events WHERE kind = 'discovery' AND detail::jsonb ? 'routes'"
+        )
+        .await,
         "x/old is no longer offered and still serves eco × all"
     );
     let status = lab.run(&["status"]).expect(0).stdout;
@@ -126,8 +129,10 @@ async fn lists_that_cannot_be_had_mark_nothing() {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     assert_eq!(
-        lab.value("SELECT count(*) FROM providerd.events WHERE kind = 'discovery' AND detail ? 'state'")
-            .await,
+        lab.value(
+            "SELECT count(*) FROM providerd.events WHERE kind = 'discovery' AND detail::jsonb ? 'state'"
+        )
+        .await,
         "2"
     );
     assert_eq!(lab.value(MARKED).await, "");

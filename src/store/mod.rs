@@ -16,6 +16,7 @@ mod health;
 mod leases;
 mod listen;
 mod migrate;
+mod overview;
 mod status;
 mod world;
 
@@ -41,6 +42,7 @@ pub use self::{
     leases::{Lease, Stopped, Suspended, Suspension},
     listen::DriftListener,
     migrate::{Layout, MigrationReport},
+    overview::{CatalogRows, EventQuery, ModelRow, ProviderRow, RuleRow},
     status::{ProviderStatus, StatusWrite, UsageTotals},
     world::Scope,
 };
