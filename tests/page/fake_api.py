@@ -237,10 +237,12 @@ class World:
         rng = random.Random(name)
         def history(points, seconds):
             found = []
+            if row["health"] == "unknown":
+                return found
+            # As the server does it: sums begin at full hours and days, and only those with checks are told.
+            begun = time.time() % seconds
             for back in range(points, 0, -1):
-                if row["health"] == "unknown":
-                    found.append({"at": stamp(back * seconds), "ok": 0, "slow": 0, "bad": 0, "p50_ms": None, "p95_ms": None})
-                    continue
+                at = stamp((back - 1) * seconds + begun)
                 total = max(1, seconds // 30)
                 lost = 0
                 if row["health"] == "unhealthy" and row["_since"] > (back - 1) * seconds:
@@ -249,9 +251,10 @@ class World:
                     lost = max(1, total // 40)
                 slow = total // 3 if row["health"] == "degraded" and back * seconds < 18000 else 0
                 middle = row["_middle"] * (1 + .25 * rng.random()) * (9 if slow else 1)
-                found.append({"at": stamp(back * seconds), "ok": max(0, total - lost - slow), "slow": slow, "bad": lost,
+                found.append({"at": at, "ok": max(0, total - lost - slow), "slow": slow, "bad": lost,
                               "p50_ms": None if lost == total else round(middle), "p95_ms": None if lost == total else round(middle * (1.6 + .8 * rng.random()))})
             return found
+        day = history(24, 3600)
         return {**self.public(row), "models": [
                     {"name": f"{name.split('-')[0]}-{size}", "display_name": f"{name.split('-')[0].title()} {size.upper()}", "enabled": index != 2,
                      "context_length": 4096 << index, "cost_per_1m_input_tokens": round(.1 * (index + 1), 2), "cost_per_1m_output_tokens": round(.2 * (index + 1), 2),
@@ -259,7 +262,7 @@ class World:
                     for index, size in enumerate(["7b", "13b", "34b", "70b", "mini", "large", "embed", "vision", "code"][:row["models"]])],
                 "config": {"base_url": row["base_url"], "model_prefixes": [f"{name}/"], "description": f"Made-up provider <b>{name}</b>", "region": "eu", "retries": {"max": 3, "backoff_ms": [100, 250, 500]}},
                 "key_preview": None if row["key"] in ("none", "missing") else "fake190...o8ub", "key_fingerprint": None if row["key"] in ("none", "missing") else hashlib.sha256(name.encode()).hexdigest()[:16],
-                "history": {"day": history(48, 1800), "month": history(30, 86400)},
+                "history": {"day": day, "month": history(30, 86400)} if day else None,
                 "usage": None if row["type"] == "vllm" else {"calls": 18234, "failures": 41, "prompt_tokens": 9_312_004, "completion_tokens": 2_120_441, "cost_usd": 812.4472}}
 
 
