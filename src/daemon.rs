@@ -26,10 +26,11 @@ use crate::{
     checks::{self, Checks},
     config::{self, Settings},
     discover::{
-        run::{Discoverer, LazyLister},
+        run::Discoverer,
         schedule::{Applied, Discovery},
     },
     embedded::Embedded,
+    follow,
     health::probe::Prober,
     http::{self, Fresh, Hosts, Live, Readiness, Shared, Tail, Tls, Tokens},
     lifecycle::{self, Hangups, Heartbeat, Supervisor, Systemd},
@@ -42,7 +43,10 @@ use crate::{
     reconcile::{Outcome, Pass, ReconcileError, Reconciler, Refusal},
     secret::{Byok, Keyring, Secret, Source},
     snapshot::{Board, Keeper, Seen, Snapshot},
-    source::{self, Look, RevisionTracker, Watcher},
+    source::{
+        self, Look, RevisionTracker, Watcher,
+        pull::{Pulled, Puller},
+    },
     store::{Lease, ProviderStatus, Store, StoreError},
     trial::Trials,
 };
@@ -94,7 +98,7 @@ impl Wanted {
 
 /// Who may reconcile.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Leader {
+pub(crate) enum Leader {
     /// The database was not asked yet.
     Unknown,
     Somebody,
@@ -110,7 +114,7 @@ impl Leader {
     }
 }
 
-type Leadership = watch::Receiver<Leader>;
+pub(crate) type Leadership = watch::Receiver<Leader>;
 
 /// Wakes the loop from elsewhere.
 #[derive(Clone)]
@@ -189,6 +193,7 @@ pub async fn run(
 
     // 4. Answering comes before work: a daemon that waits for its database says so.
     let readiness = Arc::new(Readiness::default());
+    let pull_now = Arc::new(Notify::new());
     let checked: Arc<OnceLock<http::Checked>> = Arc::default();
     let (tokens, fresh) = admin_tokens(tokens, embedded.is_some())?;
     let (publish, latest) = watch::channel(None);
@@ -200,6 +205,7 @@ pub async fn run(
         metrics: metrics.clone(),
         readiness: readiness.clone(),
         checked: checked.clone(),
+        hook: app::hook(&settings, pull_now.clone()),
         per_provider: settings.metrics.per_provider,
         tokens: tokens.clone(),
         hosts,
@@ -242,6 +248,7 @@ pub async fn run(
         database,
         admin,
         fresh,
+        pull_now,
     };
     let tasks = supervisor.clone();
     supervisor.spawn("reconcile", async move { main.run(tasks, hangups, greeting).await });
@@ -311,6 +318,8 @@ struct Main {
     admin: Option<Admin>,
     /// A token that nobody has seen yet.
     fresh: Option<Fresh>,
+    /// Asks for a look at the Git repository.
+    pull_now: Arc<Notify>,
 }
 
 impl Main {
@@ -321,7 +330,13 @@ impl Main {
         greeting: Option<Greeting>,
     ) -> anyhow::Result<()> {
         let stop = supervisor.token();
+        let pulled = self.pull(&supervisor);
         let Some(keyring) = self.prepare(&stop).await? else { return Ok(()) };
+        let news = match pulled {
+            Some(pulled) if !self.wait_for_tree(pulled.ready.clone(), &stop).await => return Ok(()),
+            Some(pulled) => Some(pulled.news),
+            None => None,
+        };
         let resolver = app::resolver(&self.settings, self.byok.clone(), &self.source);
         let watcher = Watcher::start(
             &self.settings.manifests.path,
@@ -333,6 +348,10 @@ impl Main {
         let (leading, leadership) = watch::channel(Leader::Unknown);
         let (store, token, holder) = (self.store.clone(), stop.clone(), Uuid::new_v4());
         supervisor.spawn("lease", async move { hold_lease(store, holder, leading, token).await });
+        if let Some(news) = news {
+            let (store, token, leader) = (self.store.clone(), stop.clone(), leadership.clone());
+            supervisor.spawn("git events", async move { follow::record(store, news, leader, token).await });
+        }
         let (store, token, drift) = (self.store.clone(), stop.clone(), wake.drift.clone());
         supervisor.spawn("drift", async move {
             let mut listener = store.listen_drift();
@@ -340,8 +359,9 @@ impl Main {
                 drift.notify_one();
             }
         });
-        let hup = wake.clone();
+        let (hup, pull_now) = (wake.clone(), self.pull_now.clone());
         supervisor.serve_reloads(hangups, Systemd, move || {
+            pull_now.notify_one();
             hup.poke("signal");
             std::future::ready(())
         });
@@ -349,15 +369,15 @@ impl Main {
 
         let (keyring, resolver) = (Arc::new(keyring), Arc::new(resolver));
         let board = self.admin.as_ref().map(|admin| admin.board.clone()).unwrap_or_default();
-        let checks = self.start_checks(&supervisor, &keyring, &board)?;
+        let checks = self.start_checks(&supervisor, &keyring)?;
         let (applied, catalogs) = watch::channel(Applied::None);
         let discovery = Discovery {
-            discoverer: Discoverer {
-                store: self.store.clone(),
-                keyring: keyring.clone(),
-                resolver: resolver.clone(),
-                lister: LazyLister::new(&self.settings.egress),
-            },
+            discoverer: Discoverer::new(
+                self.store.clone(),
+                keyring.clone(),
+                resolver.clone(),
+                &self.settings.egress,
+            ),
             applied: catalogs,
             lease: {
                 let leadership = leadership.clone();
@@ -384,7 +404,7 @@ impl Main {
         if let (Some(admin), Some(reconciler)) = (self.admin.take(), reconciler.1) {
             // Set once: this is the only place.
             let _ = admin.live.set(Live { wake: wake.clone(), keyring: keyring.clone() });
-            let keeper = Keeper { store: self.store.clone(), keyring, reconciler, checks: checks.clone() };
+            let keeper = Keeper::new(self.store.clone(), keyring, reconciler, checks.clone());
             supervisor.spawn("snapshot", keeper.run(admin.board, admin.publish, stop.clone()));
             supervisor.spawn("event-tail", admin.tail.read(self.store.clone()));
         }
@@ -424,12 +444,35 @@ impl Main {
         ended
     }
 
+    /// Starts pulling from Git, where that is asked for.
+    fn pull(&self, supervisor: &Supervisor) -> Option<Pulled> {
+        let options = app::pull(&self.settings)?;
+        let (puller, pulled) = Puller::new(options, self.pull_now.clone(), self.metrics.clone());
+        let token = supervisor.token();
+        supervisor.spawn("git", async move { puller.run(token).await });
+        Some(pulled)
+    }
+
+    /// Nothing is reconciled before there is a tree; `false` when asked to stop meanwhile.
+    async fn wait_for_tree(&self, mut ready: watch::Receiver<bool>, stop: &CancellationToken) -> bool {
+        if !*ready.borrow() {
+            info!("waiting for the first tree from Git");
+            Systemd.status("waiting for the first tree from Git");
+        }
+        loop {
+            tokio::select! {
+                is_ready = ready.wait_for(|it| *it) => return is_ready.is_ok(),
+                () = tokio::time::sleep(BEAT) => self.heartbeat.beat(),
+                () = stop.cancelled() => return false,
+            }
+        }
+    }
+
     /// Health checks and key tests, unless the settings turn them off.
     fn start_checks(
         &self,
         supervisor: &Supervisor,
         keyring: &Arc<Keyring>,
-        board: &Board,
     ) -> anyhow::Result<Option<Checks>> {
         if !self.settings.health.enabled {
             return Ok(None);
@@ -444,10 +487,6 @@ impl Main {
             policy: app::health_policy(&self.settings),
             metrics: self.metrics.clone(),
             holder: Uuid::new_v4(),
-            news: {
-                let board = board.clone();
-                Arc::new(move || board.poke())
-            },
         };
         let checks = Checks::start(parts, supervisor);
         let exported = http::Checked { checks: checks.clone(), in_flight };

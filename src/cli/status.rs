@@ -15,8 +15,10 @@ use super::{
     output::{self, Exit},
 };
 use crate::{
+    app,
     overview::{Judge, Line, State},
     reconcile::Pass,
+    source::pull,
 };
 
 /// How often `--watch` and `--wait` look again.
@@ -97,8 +99,10 @@ impl Status {
         });
         let held: Vec<String> = held.collect();
         let bad = build.diagnostics.iter().filter(|it| it.severity == crate::manifest::Severity::Error);
-        let manifests: Vec<String> =
+        let mut manifests: Vec<String> =
             bad.map(|it| format!("{}:{}:{}: {}", it.path, it.line, it.column, it.message)).collect();
+        let pulled = app::pull(&context.settings).and_then(|options| pull::Report::read(&options));
+        manifests.extend(pulled.and_then(|pulled| pulled.problem()));
         let managed = |line: &&Line| line.state != State::Unmanaged;
         let synced = held.is_empty()
             && manifests.is_empty()

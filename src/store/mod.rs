@@ -42,7 +42,7 @@ pub use self::{
     leases::{Lease, Stopped, Suspended, Suspension},
     listen::DriftListener,
     migrate::{Layout, MigrationReport},
-    overview::{CatalogRows, EventQuery, ModelRow, ProviderRow, RuleRow},
+    overview::{CatalogRows, EventQuery, HourRow, ModelRow, ProviderRow, RuleRow},
     status::{ProviderStatus, StatusWrite, UsageTotals},
     world::Scope,
 };
