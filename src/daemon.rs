@@ -5,15 +5,14 @@
 
 use std::{
     collections::BTreeSet,
-    net::SocketAddr,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering},
     time::Duration,
 };
 
 use anyhow::Context as _;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, mpsc, watch},
     time::Instant,
 };
 use tokio_cron_scheduler::{Job, JobScheduler};
@@ -24,9 +23,16 @@ use zeroize::Zeroizing;
 
 use crate::{
     app,
-    config::Settings,
+    checks::{self, Checks},
+    config::{self, Settings},
+    discover::{
+        run::Discoverer,
+        schedule::{Applied, Discovery},
+    },
     embedded::Embedded,
-    http::{self, Readiness, Shared},
+    follow,
+    health::probe::Prober,
+    http::{self, Fresh, Hosts, Live, Readiness, Shared, Tail, Tls, Tokens},
     lifecycle::{self, Hangups, Heartbeat, Supervisor, Systemd},
     loader::Loader,
     manifest::{Build, Changed, Severity, render},
@@ -34,10 +40,15 @@ use crate::{
     metrics::Metrics,
     model::SecretRef,
     plan::{HoldKind, NoticeKind},
-    reconcile::{Outcome, Pass, ReconcileError, Reconciler},
-    secret::{Byok, Keyring, Source},
-    source::{self, Look, RevisionTracker, Watcher},
-    store::{Lease, ProviderStatus, Store},
+    reconcile::{Outcome, Pass, ReconcileError, Reconciler, Refusal},
+    secret::{Byok, Keyring, Secret, Source},
+    snapshot::{Board, Keeper, Seen, Snapshot},
+    source::{
+        self, Look, RevisionTracker, Watcher,
+        pull::{Pulled, Puller},
+    },
+    store::{Lease, ProviderStatus, Store, StoreError},
+    trial::Trials,
 };
 
 /// Name of the lease that admits one reconciling daemon.
@@ -59,6 +70,10 @@ const WEDGED_AFTER: Duration = Duration::from_secs(120);
 const BEAT: Duration = Duration::from_secs(5);
 /// From so many providers on, a pass over all of them leaves enough behind to be worth giving back.
 const LARGE: usize = 500;
+/// Batches of tried keys that may wait for the loop.
+const TRIED: usize = 16;
+/// How long sums by the hour are kept; after that, those by the day tell.
+const HOURLY: Duration = Duration::from_secs(48 * 3600);
 /// Room for the few jobs of the scheduler: its default of 200 is lost silently when exceeded.
 const SCHEDULER_CHANNEL: usize = 1024;
 
@@ -83,7 +98,7 @@ impl Wanted {
 
 /// Who may reconcile.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Leader {
+pub(crate) enum Leader {
     /// The database was not asked yet.
     Unknown,
     Somebody,
@@ -99,7 +114,7 @@ impl Leader {
     }
 }
 
-type Leadership = watch::Receiver<Leader>;
+pub(crate) type Leadership = watch::Receiver<Leader>;
 
 /// Wakes the loop from elsewhere.
 #[derive(Clone)]
@@ -126,7 +141,10 @@ pub struct Arrival {
     pub manifests: PathBuf,
     /// How to reach the database with `psql`; `None` for one that was named, whose URL may hold a password.
     pub database: Option<String>,
-    pub listen: SocketAddr,
+    /// The base URL of the HTTP server.
+    pub listen: String,
+    /// The admin token, where it was made at this start: to be shown now, or never.
+    pub admin_token: Option<Secret>,
     pub providers: Vec<ProviderStatus>,
 }
 
@@ -144,17 +162,17 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     // 1. Signals first: from here on a stop is an orderly one.
     lifecycle::install_panic_hook();
+    lifecycle::raise_file_limit();
     let supervisor = Supervisor::new();
     let hangups = supervisor.install_signals()?;
     let stop = supervisor.token();
 
     // 2. What can be refused at once: keys and the socket.
     let (byok, source) = app::byok(&settings, env)?;
-    anyhow::ensure!(
-        settings.server.tls().is_none(),
-        "server.tls is set, but TLS is not served yet\nhint: put a proxy in front and set `server.plain_http = true`"
-    );
-    let listener = http::bind(settings.server.listen).await?;
+    let tokens = Tokens::load(&settings.server.token_sha256, app::credentials_dir().as_deref())?;
+    let tls = settings.server.tls().map(|(certificate, key)| Tls::new(certificate, key)).transpose()?;
+    let prober = Arc::new(app::prober(&settings)?);
+    let listener = http::bind(&settings.server).await?;
     let listen = listener.local_addr()?;
     let metrics = Arc::new(Metrics::new()?);
     let revision = option_env!("PROVIDERD_REVISION").unwrap_or("unknown");
@@ -175,9 +193,41 @@ pub async fn run(
 
     // 4. Answering comes before work: a daemon that waits for its database says so.
     let readiness = Arc::new(Readiness::default());
-    let shared = Shared { metrics: metrics.clone(), readiness: readiness.clone() };
-    let serving = http::serve(listener, shared, stop.clone());
-    supervisor.spawn("http", async move { serving.await.map_err(anyhow::Error::from) });
+    let pull_now = Arc::new(Notify::new());
+    let checked: Arc<OnceLock<http::Checked>> = Arc::default();
+    let (tokens, fresh) = admin_tokens(tokens, embedded.is_some())?;
+    let (publish, latest) = watch::channel(None);
+    let hosts = Hosts {
+        named: settings.server.allowed_hosts.iter().map(|name| name.to_ascii_lowercase()).collect(),
+        strict: http::is_private(listen) || !settings.server.allowed_hosts.is_empty(),
+    };
+    let shared = Shared {
+        metrics: metrics.clone(),
+        readiness: readiness.clone(),
+        checked: checked.clone(),
+        hook: app::hook(&settings, pull_now.clone()),
+        per_provider: settings.metrics.per_provider,
+        tokens: tokens.clone(),
+        hosts,
+        store: store.clone(),
+        latest,
+        live: Arc::default(),
+        tail: Tail::new(stop.clone()),
+        prober: prober.clone(),
+        budget: Arc::default(),
+        tls: tls.clone(),
+    };
+    let admin = (!tokens.is_empty()).then(|| Admin {
+        board: Board::default(),
+        publish,
+        live: shared.live.clone(),
+        tail: shared.tail.clone(),
+    });
+    let (scheme, served) = (if tls.is_some() { "https" } else { "http" }, supervisor.clone());
+    supervisor.spawn("http", http::serve(listener, shared, served));
+    if let Some(tls) = tls {
+        supervisor.spawn("certificate", tls.watch(stop.clone()));
+    }
 
     // 5. Everything that needs the database waits for it in here.
     let heartbeat = Heartbeat::new();
@@ -192,8 +242,13 @@ pub async fn run(
         metrics,
         readiness,
         heartbeat,
-        listen,
+        checked,
+        prober,
+        listen: format!("{scheme}://{listen}"),
         database,
+        admin,
+        fresh,
+        pull_now,
     };
     let tasks = supervisor.clone();
     supervisor.spawn("reconcile", async move { main.run(tasks, hangups, greeting).await });
@@ -209,6 +264,27 @@ pub async fn run(
         embedded.stop().await.context("the embedded PostgreSQL did not stop cleanly")?;
     }
     Ok(ended?)
+}
+
+/// The tokens that are configured; in embedded mode, without any, one of our own.
+fn admin_tokens(configured: Tokens, embedded: bool) -> anyhow::Result<(Tokens, Option<Fresh>)> {
+    if !configured.is_empty() {
+        return Ok((configured, None));
+    }
+    // What is printed below the journal is logged, and a log is no place for a token.
+    if !embedded || std::env::var_os("JOURNAL_STREAM").is_some() {
+        info!("no admin token is configured; the admin API is closed (hint: server.token_sha256)");
+        return Ok((configured, None));
+    }
+    Ok(Tokens::embedded(&config::state_dir())?)
+}
+
+/// What the admin API needs of the rest; nothing of it runs while the API is closed.
+struct Admin {
+    board: Board,
+    publish: watch::Sender<Option<Arc<Snapshot>>>,
+    live: Arc<OnceLock<Live>>,
+    tail: Tail,
 }
 
 /// Says so when the settings file changes: settings are read once, and a person may think otherwise.
@@ -234,19 +310,33 @@ struct Main {
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     heartbeat: Heartbeat,
-    listen: SocketAddr,
+    checked: Arc<OnceLock<http::Checked>>,
+    prober: Arc<Prober>,
+    /// The base URL of the HTTP server.
+    listen: String,
     database: Option<String>,
+    admin: Option<Admin>,
+    /// A token that nobody has seen yet.
+    fresh: Option<Fresh>,
+    /// Asks for a look at the Git repository.
+    pull_now: Arc<Notify>,
 }
 
 impl Main {
     async fn run(
-        self,
+        mut self,
         supervisor: Supervisor,
         hangups: Hangups,
         greeting: Option<Greeting>,
     ) -> anyhow::Result<()> {
         let stop = supervisor.token();
+        let pulled = self.pull(&supervisor);
         let Some(keyring) = self.prepare(&stop).await? else { return Ok(()) };
+        let news = match pulled {
+            Some(pulled) if !self.wait_for_tree(pulled.ready.clone(), &stop).await => return Ok(()),
+            Some(pulled) => Some(pulled.news),
+            None => None,
+        };
         let resolver = app::resolver(&self.settings, self.byok.clone(), &self.source);
         let watcher = Watcher::start(
             &self.settings.manifests.path,
@@ -258,6 +348,10 @@ impl Main {
         let (leading, leadership) = watch::channel(Leader::Unknown);
         let (store, token, holder) = (self.store.clone(), stop.clone(), Uuid::new_v4());
         supervisor.spawn("lease", async move { hold_lease(store, holder, leading, token).await });
+        if let Some(news) = news {
+            let (store, token, leader) = (self.store.clone(), stop.clone(), leadership.clone());
+            supervisor.spawn("git events", async move { follow::record(store, news, leader, token).await });
+        }
         let (store, token, drift) = (self.store.clone(), stop.clone(), wake.drift.clone());
         supervisor.spawn("drift", async move {
             let mut listener = store.listen_drift();
@@ -265,26 +359,66 @@ impl Main {
                 drift.notify_one();
             }
         });
-        let hup = wake.clone();
+        let (hup, pull_now) = (wake.clone(), self.pull_now.clone());
         supervisor.serve_reloads(hangups, Systemd, move || {
+            pull_now.notify_one();
             hup.poke("signal");
             std::future::ready(())
         });
         let mut scheduler = self.schedule(&wake).await?;
 
-        let reconciler = Reconciler::new(
-            self.store.clone(),
-            Arc::new(keyring),
-            Arc::new(resolver),
-            &self.settings.reconcile,
-            self.settings.keys.require_valid,
-        );
+        let (keyring, resolver) = (Arc::new(keyring), Arc::new(resolver));
+        let board = self.admin.as_ref().map(|admin| admin.board.clone()).unwrap_or_default();
+        let checks = self.start_checks(&supervisor, &keyring)?;
+        let (applied, catalogs) = watch::channel(Applied::None);
+        let discovery = Discovery {
+            discoverer: Discoverer::new(
+                self.store.clone(),
+                keyring.clone(),
+                resolver.clone(),
+                &self.settings.egress,
+            ),
+            applied: catalogs,
+            lease: {
+                let leadership = leadership.clone();
+                move || leadership.borrow().lease().cloned()
+            },
+            metrics: self.metrics.clone(),
+        };
+        supervisor.spawn("discovery", discovery.run(stop.clone()));
+
+        let trials = app::trials(&self.settings);
+        let reconciler = || {
+            let (store, keyring, resolver) = (self.store.clone(), keyring.clone(), resolver.clone());
+            let settings = &self.settings;
+            Reconciler::new(
+                store,
+                keyring,
+                resolver,
+                &settings.reconcile,
+                settings.keys.require_valid,
+                trials.clone(),
+            )
+        };
+        let reconciler = (reconciler(), self.admin.is_some().then(reconciler));
+        if let (Some(admin), Some(reconciler)) = (self.admin.take(), reconciler.1) {
+            // Set once: this is the only place.
+            let _ = admin.live.set(Live { wake: wake.clone(), keyring: keyring.clone() });
+            let keeper = Keeper::new(self.store.clone(), keyring, reconciler, checks.clone());
+            supervisor.spawn("snapshot", keeper.run(admin.board, admin.publish, stop.clone()));
+            supervisor.spawn("event-tail", admin.tail.read(self.store.clone()));
+        }
+        let reconciler = reconciler.0;
         let root = self.settings.manifests.path.clone();
         let revisions = Arc::new(RevisionTracker::new(&root));
         let ended = Loop {
             main: self,
             loader: Loader::new(root),
             reconciler,
+            trials: trials.zip(checks.as_ref().map(|checks| checks.prober().clone())),
+            tried: mpsc::channel(TRIED),
+            supervisor,
+            checks,
             revisions,
             leadership,
             wake,
@@ -298,6 +432,9 @@ impl Main {
             ready: false,
             greeting,
             suspended: false,
+            applied,
+            board,
+            refused: Vec::new(),
         }
         .run(watcher, &stop)
         .await;
@@ -305,6 +442,57 @@ impl Main {
             debug!(%error, "the scheduler was already gone");
         }
         ended
+    }
+
+    /// Starts pulling from Git, where that is asked for.
+    fn pull(&self, supervisor: &Supervisor) -> Option<Pulled> {
+        let options = app::pull(&self.settings)?;
+        let (puller, pulled) = Puller::new(options, self.pull_now.clone(), self.metrics.clone());
+        let token = supervisor.token();
+        supervisor.spawn("git", async move { puller.run(token).await });
+        Some(pulled)
+    }
+
+    /// Nothing is reconciled before there is a tree; `false` when asked to stop meanwhile.
+    async fn wait_for_tree(&self, mut ready: watch::Receiver<bool>, stop: &CancellationToken) -> bool {
+        if !*ready.borrow() {
+            info!("waiting for the first tree from Git");
+            Systemd.status("waiting for the first tree from Git");
+        }
+        loop {
+            tokio::select! {
+                is_ready = ready.wait_for(|it| *it) => return is_ready.is_ok(),
+                () = tokio::time::sleep(BEAT) => self.heartbeat.beat(),
+                () = stop.cancelled() => return false,
+            }
+        }
+    }
+
+    /// Health checks and key tests, unless the settings turn them off.
+    fn start_checks(
+        &self,
+        supervisor: &Supervisor,
+        keyring: &Arc<Keyring>,
+    ) -> anyhow::Result<Option<Checks>> {
+        if !self.settings.health.enabled {
+            return Ok(None);
+        }
+        let monitor = app::monitor(&self.settings);
+        let in_flight = monitor.in_flight.clone();
+        let parts = checks::Parts {
+            store: self.store.clone(),
+            keyring: keyring.clone(),
+            prober: self.prober.clone(),
+            monitor,
+            policy: app::health_policy(&self.settings),
+            metrics: self.metrics.clone(),
+            holder: Uuid::new_v4(),
+        };
+        let checks = Checks::start(parts, supervisor);
+        let exported = http::Checked { checks: checks.clone(), in_flight };
+        // Set once: the server has been answering since before the database was there.
+        let _ = self.checked.set(exported);
+        Ok(Some(checks))
     }
 
     /// Migrates and opens the canary, as often as it takes; `None` when asked to stop meanwhile.
@@ -336,7 +524,7 @@ impl Main {
         self.readiness.database.store(up, Ordering::Relaxed);
     }
 
-    /// The periodic work: looking again, and cutting the audit trail to its age.
+    /// The periodic work: looking again, and deleting what is too old.
     async fn schedule(&self, wake: &Wake) -> anyhow::Result<JobScheduler> {
         let scheduler = JobScheduler::new_with_channel_size(SCHEDULER_CHANNEL).await?;
         let resync = wake.clone();
@@ -346,16 +534,23 @@ impl Main {
                 Box::pin(async move { wake.poke("resync") })
             })?)
             .await?;
-        let (store, keep) = (self.store.clone(), self.settings.retention.events);
+        let (store, retention) = (self.store.clone(), self.settings.retention.clone());
+        let (keep, history) = (retention.events, retention.history);
         // Once a night, at a minute at which nothing else is due.
         scheduler
             .add(Job::new_async("0 17 3 * * *", move |_, _| {
                 let store = store.clone();
                 Box::pin(async move {
-                    match store.events_expire(chrono::Utc::now() - keep).await {
-                        Ok(deleted) => info!(deleted, "cut the audit trail"),
+                    let now = chrono::Utc::now();
+                    let cut = async {
+                        let events = store.events_expire(now - keep).await?;
+                        let history = store.health_expire(now - HOURLY, now - history).await?;
+                        Ok::<_, StoreError>((events, history))
+                    };
+                    match cut.await {
+                        Ok((events, history)) => info!(events, history, "deleted what was too old"),
                         Err(error) => {
-                            warn!(error = %error, "the audit trail could not be cut; tried again tomorrow")
+                            warn!(error = %error, "what is too old could not be deleted; tried again tomorrow")
                         }
                     }
                 })
@@ -429,10 +624,18 @@ fn is_file(reference: &SecretRef) -> bool {
     matches!(reference, SecretRef::File(_) | SecretRef::Credential(_))
 }
 
+/// Names of providers.
+type Names = BTreeSet<Arc<str>>;
+
 struct Loop {
     main: Main,
     loader: Loader,
     reconciler: Reconciler,
+    checks: Option<Checks>,
+    trials: Option<(Arc<Trials>, Arc<Prober>)>,
+    /// Providers whose declared keys have been tried.
+    tried: (mpsc::Sender<Names>, mpsc::Receiver<Names>),
+    supervisor: Supervisor,
     revisions: Arc<RevisionTracker>,
     leadership: Leadership,
     wake: Wake,
@@ -446,6 +649,11 @@ struct Loop {
     ready: bool,
     greeting: Option<Greeting>,
     suspended: bool,
+    /// What discovery goes by.
+    applied: watch::Sender<Applied>,
+    board: Board,
+    /// What the database refused in the last pass.
+    refused: Vec<Refusal>,
 }
 
 impl Loop {
@@ -453,6 +661,7 @@ impl Loop {
         self.settled = true;
         self.load(&Look::Everything, BTreeSet::new()).await;
         self.pass("start").await?;
+        self.saw();
         // The scheduler's repeated jobs can stop for ever once they fall behind; this look never does.
         let resync = self.main.settings.manifests.resync_interval * 2;
         let mut resync_at = Instant::now() + resync;
@@ -468,6 +677,9 @@ impl Loop {
                 }
                 () = self.wake.drift.notified() => {
                     self.wanted = Wanted::Everything;
+                    if let Some(checks) = &self.checks {
+                        checks.look(None);
+                    }
                     if Instant::now() < self.drift_not_before {
                         self.retry_at = Some(self.retry_at.map_or(self.drift_not_before, |at| at.min(self.drift_not_before)));
                         continue;
@@ -477,10 +689,16 @@ impl Loop {
                 changed = self.leadership.changed() => {
                     changed.context("the lease task is gone")?;
                     let leader = self.leadership.borrow().clone();
-                    self.main.metrics.leader.set(leader.lease().is_some().into());
+                    let leads = i64::from(leader.lease().is_some());
+                    self.main.metrics.leases_held.add(leads - self.main.metrics.leader.get());
+                    self.main.metrics.leader.set(leads);
                     self.main.database_up(leader != Leader::Unknown);
                     self.wanted = Wanted::Everything;
                     "leader"
+                }
+                Some(names) = self.tried.1.recv() => {
+                    self.wanted.add(Changed::Providers(names));
+                    "key"
                 }
                 () = tokio::time::sleep_until(retry_at) => {
                     if self.retry_at.take().is_none() {
@@ -500,7 +718,18 @@ impl Loop {
                 resync_at = Instant::now() + resync;
             }
             self.pass(trigger).await?;
+            self.saw();
         }
+    }
+
+    /// Shows what this turn of the loop has seen to the admin API.
+    fn saw(&self) {
+        self.board.saw(Seen {
+            build: self.build.clone(),
+            revision: self.revisions.current().map(|revision| revision.to_string()),
+            refused: self.refused.clone(),
+            problem: self.loader.problem().map(str::to_owned),
+        });
     }
 
     /// Reads what changed and notes whom it concerns.
@@ -530,7 +759,20 @@ impl Loop {
             let files = references.filter_map(|reference| self.reconciler.watched_path(reference)).collect();
             self.wake.handle.watch_secrets(files);
         }
+        if let Some(checks) = &self.checks {
+            checks.catalog(build.clone());
+            self.look_at_checks();
+        }
         self.build = Some(build);
+    }
+
+    /// Providers may be checked differently, or be others.
+    fn look_at_checks(&self) {
+        match (&self.checks, &self.wanted) {
+            (None, _) | (_, Wanted::Nothing) => {}
+            (Some(checks), Wanted::Some(names)) => checks.look(Some(names)),
+            (Some(checks), Wanted::Everything) => checks.look(None),
+        }
     }
 
     /// Whether the set of watched key files may differ from the previous build's.
@@ -656,11 +898,14 @@ impl Loop {
             return;
         }
         self.deferred_since = None;
+        self.refused.clone_from(&outcome.refused);
         self.suspended = outcome.suspended;
         if outcome.suspended {
             // `resume` wakes the loop; what is wanted stays wanted.
             return;
         }
+        self.look_at_checks();
+        self.try_keys(outcome);
         self.wanted = Wanted::Nothing;
         if outcome.applied {
             for ((kind, action), count) in &outcome.plan.summary().rows {
@@ -669,6 +914,9 @@ impl Loop {
             }
             metrics.drift_detected.inc_by(outcome.plan.summary().drifted_fields as u64);
             metrics.events.inc_by(outcome.events as u64);
+        }
+        if let Some(build) = &self.build {
+            self.applied.send_replace(Some((build.catalog.clone(), self.revisions.current())));
         }
         if let Some(revision) = self.revisions.current() {
             metrics.applied_revision.reset();
@@ -709,13 +957,35 @@ impl Loop {
         }
     }
 
+    /// Asks providers about declared keys that would replace working ones; the pass after goes by what they say.
+    fn try_keys(&self, outcome: &Outcome) {
+        let Some((trials, prober)) = self.trials.clone().filter(|_| !outcome.trials.is_empty()) else {
+            return;
+        };
+        let (wanted, tell) = (outcome.trials.clone(), self.tried.0.clone());
+        let stop = self.supervisor.token();
+        self.supervisor.spawn_brief("trials", async move {
+            let tried = stop.run_until_cancelled(trials.run(&prober, wanted)).await;
+            let names: Names = tried.into_iter().flatten().collect();
+            if !names.is_empty() {
+                // Nobody listens any more only in a shutdown.
+                let _ = tell.send(names).await;
+            }
+        });
+    }
+
     /// Tells who stands in front of the terminal where everything is, once.
     async fn greet(&mut self) {
         let Some(greeting) = self.greeting.take() else { return };
         if let Ok(providers) = self.main.store.provider_status_rows(None).await {
             let manifests = self.main.settings.manifests.path.clone();
-            let (database, listen) = (self.main.database.clone(), self.main.listen);
-            greeting(Arrival { manifests, database, listen, providers });
+            let (database, listen) = (self.main.database.clone(), self.main.listen.clone());
+            let fresh = self.main.fresh.take();
+            if let Some(Err(error)) = fresh.as_ref().map(Fresh::remember) {
+                warn!(%error, "the admin token cannot be kept; the next start makes another one");
+            }
+            let admin_token = fresh.map(|fresh| fresh.token);
+            greeting(Arrival { manifests, database, listen, admin_token, providers });
         }
     }
 

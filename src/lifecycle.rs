@@ -364,6 +364,20 @@ impl Heartbeat {
     }
 }
 
+/// Asks for as many open files as the system grants: every check under way is a socket. The usual soft limit of 1024
+/// is below what the caps on checks allow.
+pub fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard.min(MAX_FILES), hard));
+    if let Err(error) = raised {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
+/// Far above what the caps on checks can use; some systems grant a billion, which programs that close them all choke on.
+const MAX_FILES: u64 = 65_536;
+
 /// Logs a panic as one line, in the form of all other lines.
 ///
 /// A message that was put together at run time may hold a secret and is left out; a literal cannot.

@@ -3,12 +3,18 @@
 //! Not its job: series that carry a provider's name; they are encoded from the snapshot when scraped.
 
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 /// Bounds in seconds: a one-file reconcile takes milliseconds, ten thousand new providers take seconds.
 const RECONCILE_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// Bounds in seconds: an answer takes tens to hundreds of milliseconds, a hanging provider 10 s.
+const PROBE_BUCKETS: &[f64] = &[0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.0, 3.0, 5.0, 10.0];
+const PHASE_BUCKETS: &[f64] = &[0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Bounds in seconds: on time is within a tenth; a second is late.
+const LAG_BUCKETS: &[f64] = &[0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
 
 macro_rules! metrics {
     ($($(#[doc = $help:literal])+ $field:ident : $type:ident $name:literal $([$($label:literal),+])? $(buckets $buckets:expr)?;)+) => {
@@ -19,8 +25,9 @@ macro_rules! metrics {
         }
 
         impl Metrics {
-            /// Name and help of every metric, for the documentation's table.
-            pub const ALL: &'static [(&'static str, &'static str)] = &[$(($name, concat!($($help),+)),)+];
+            /// Name, type, labels and help of every metric, for the documentation's table.
+            pub const ALL: &'static [(&'static str, &'static str, &'static [&'static str], &'static str)] =
+                &[$(($name, stringify!($type), &[$($($label),+)?], concat!($($help),+)),)+];
 
             /// # Errors
             /// Never in practice: a test registers them all.
@@ -43,6 +50,9 @@ macro_rules! metrics {
 macro_rules! make {
     (Histogram, $name:literal, $help:expr, [], $buckets:expr) => {
         Histogram::with_opts(HistogramOpts::new($name, $help).buckets($buckets.to_vec()))?
+    };
+    (HistogramVec, $name:literal, $help:expr, [$($label:literal),+], $buckets:expr) => {
+        HistogramVec::new(HistogramOpts::new($name, $help).buckets($buckets.to_vec()), &[$($label),+])?
     };
     (IntCounterVec, $name:literal, $help:expr, [$($label:literal),+],) => {
         IntCounterVec::new(Opts::new($name, $help), &[$($label),+])?
@@ -78,6 +88,10 @@ metrics! {
     manifest_last_reload_successful: IntGauge "providerd_manifest_last_reload_successful";
     /// When every manifest was last found valid, in seconds since 1970.
     manifest_last_success: Gauge "providerd_manifest_last_success_timestamp_seconds";
+    /// Looks at the Git repository of the manifests, by result: unchanged, updated, refused or failed.
+    source_fetches: IntCounterVec "providerd_source_fetches_total" ["result"];
+    /// When the Git repository of the manifests was last seen and what it has was applied, in seconds since 1970.
+    source_last_success: Gauge "providerd_source_last_success_timestamp_seconds";
     /// Always 1; the commit whose manifests were last applied as a label.
     applied_revision: IntGaugeVec "providerd_applied_revision_info" ["revision"];
     /// Stored keys that the BYOK key does not open.
@@ -88,6 +102,31 @@ metrics! {
     database_up: IntGauge "providerd_database_up";
     /// Whether this daemon is the one that reconciles.
     leader: IntGauge "providerd_leader";
+    /// Health checks and key tests that have ended, by kind of check.
+    probes: IntCounterVec "providerd_probes_total" ["check"];
+    /// Checks and tests that were not good, by kind of check and reason.
+    probe_failures: IntCounterVec "providerd_probe_failures_total" ["check", "reason"];
+    /// Time of one check or test, by kind of check.
+    probe_duration: HistogramVec "providerd_probe_duration_seconds" ["check"] buckets PROBE_BUCKETS;
+    /// Time of each phase of the checks that were answered.
+    probe_phase_duration: HistogramVec "providerd_probe_phase_duration_seconds" ["phase"] buckets PHASE_BUCKETS;
+    /// How long after its time a check began.
+    probe_schedule_lag: Histogram "providerd_probe_schedule_lag_seconds" buckets LAG_BUCKETS;
+    /// Checks and tests under way.
+    probes_in_flight: IntGauge "providerd_probes_in_flight";
+    /// Results that were not believed, by reason: our own failure, or the prober suspects itself.
+    probes_skipped: IntCounterVec "providerd_probes_skipped_total" ["reason"];
+    /// Changes of providers' health.
+    health_transitions: IntCounterVec "providerd_health_transitions_total" ["from", "to"];
+    /// Changes of keys' status.
+    api_key_transitions: IntCounterVec "providerd_api_key_transitions_total" ["from", "to"];
+    /// Whether the prober suspects itself and freezes all statuses.
+    prober_impaired: IntGauge "providerd_prober_impaired";
+    /// Leases that this daemon holds: for reconciling, and for its share of the checks.
+    leases_held: IntGauge "providerd_leases_held";
+    /// Looks at providers' own lists of models, by how they ended: ok, empty, failed, suspect, suspended, not-applied,
+    /// not-leader or database.
+    discovery_runs: IntCounterVec "providerd_discovery_runs_total" ["outcome"];
     /// Rows written to the audit trail.
     events: IntCounter "providerd_events_total";
 }

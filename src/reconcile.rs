@@ -18,14 +18,17 @@ use uuid::Uuid;
 
 use crate::{
     config::{self, Reconcile, RouteGuard},
+    discover,
+    health::monitor::Target,
     manifest::Build,
-    model::{Provider, Revision, SecretRef},
+    model::{HealthPolicy, Provider, Revision, SecretRef},
     plan::{
-        Action, AuditEntry, Change, Confirmed, Desired, DesiredKey, EventKind, Hold, HoldKind, Input,
-        KeyAction, Kind, Notice, NoticeKind, Plan, Policy, ProviderPlan, PruneLimit, World, lost_cells, plan,
+        Action, AuditEntry, Change, Desired, DesiredKey, EventKind, Hold, HoldKind, Input, KeyAction, Kind,
+        Notice, NoticeKind, Plan, Policy, ProviderPlan, PruneLimit, World, lost_cells, plan,
     },
     secret::{Keyring, Resolver, Secret},
     store::{Lease, NewEvent, ReconcileTx, Scope, Store, StoreError, Suspended},
+    trial::{Trial, Trials},
 };
 
 /// Others write to the same rows at the same time; a pass that lost against them reads again so many times at once.
@@ -78,6 +81,8 @@ pub struct Outcome {
     pub refused: Vec<Refusal>,
     /// Rows of the audit trail that were written.
     pub events: usize,
+    /// Declared keys that wait for their provider's word; the next pass goes by what it says.
+    pub trials: Vec<Trial>,
 }
 
 impl Outcome {
@@ -100,6 +105,8 @@ struct Planned {
     secrets: HashMap<Arc<str>, Secret>,
     /// An operator stopped all applying.
     suspended: bool,
+    /// Cells that would lose their last usable model.
+    lost: Vec<(String, String)>,
 }
 
 /// Reconciles catalogs into one database.
@@ -109,6 +116,8 @@ pub struct Reconciler {
     resolver: Arc<Resolver>,
     settings: Reconcile,
     require_valid: bool,
+    /// `None`: nobody tries keys.
+    trials: Option<Arc<Trials>>,
     /// What the database refused in the last pass, so that each refusal is recorded once.
     refused: Mutex<BTreeMap<Arc<str>, String>>,
 }
@@ -120,9 +129,10 @@ impl Reconciler {
         resolver: Arc<Resolver>,
         settings: &Reconcile,
         require_valid: bool,
+        trials: Option<Arc<Trials>>,
     ) -> Self {
         let settings = settings.clone();
-        Self { store, keyring, resolver, settings, require_valid, refused: Mutex::default() }
+        Self { store, keyring, resolver, settings, require_valid, trials, refused: Mutex::default() }
     }
 
     /// The file that a reference reads its key from.
@@ -134,8 +144,11 @@ impl Reconciler {
     pub async fn preview(&self, pass: &Pass<'_>) -> Result<Plan, ReconcileError> {
         let mut tx = self.store.look_begin().await?;
         let planned = self.plan(&mut tx, pass).await;
+        let found = tx.discovery_notices().await;
         tx.rollback().await?;
-        Ok(planned?.plan)
+        let mut plan = planned?.plan;
+        plan.notices.extend(discover::notices(found?, &pass.build.catalog));
+        Ok(plan)
     }
 
     /// Brings the database to what the catalog declares, in one transaction.
@@ -158,8 +171,12 @@ impl Reconciler {
 
     async fn attempt(&self, pass: &Pass<'_>) -> Result<Outcome, ReconcileError> {
         let mut tx = self.store.reconcile_begin().await?;
-        let Planned { plan, secrets, suspended } = self.plan(&mut tx, pass).await?;
-        let mut outcome = Outcome { plan, suspended, ..Outcome::default() };
+        let Planned { plan, secrets, suspended, lost } = self.plan(&mut tx, pass).await?;
+        for (power, tier) in &lost {
+            warn!(power_level = %power, user_tier = %tier, guard = ?self.settings.route_guard, "a route cell loses its last usable model");
+        }
+        let trials = wanted_trials(&plan, pass, &secrets, &self.keyring);
+        let mut outcome = Outcome { plan, suspended, trials, ..Outcome::default() };
         if !suspended && !pass.settled && prunes(&outcome.plan) {
             outcome.deferred = true;
         }
@@ -181,7 +198,9 @@ impl Reconciler {
             Err(error) if error.is_data() => {
                 warn!(error = %error, "the database refused part of the catalog; applying the rest");
                 tx.rollback().await?;
+                let trials = std::mem::take(&mut outcome.trials);
                 outcome = self.isolate(pass, outcome.plan, &tokens).await?;
+                outcome.trials = trials;
             }
             Err(error) => return Err(error.into()),
         }
@@ -354,11 +373,8 @@ impl Reconciler {
                     .map(|cell| self.route_hold(cell))
                     .filter(|_| self.settings.route_guard == RouteGuard::Hold),
             );
-            for (power, tier) in &lost {
-                warn!(power_level = %power, user_tier = %tier, guard = ?self.settings.route_guard, "a route cell loses its last usable model");
-            }
         }
-        Ok(Planned { plan, secrets, suspended: suspended.all.is_some() })
+        Ok(Planned { plan, secrets, suspended: suspended.all.is_some(), lost })
     }
 
     fn route_hold(&self, (power, tier): &(String, String)) -> Hold {
@@ -397,7 +413,7 @@ impl Reconciler {
             confirmed: pass.confirmed.clone(),
             suspended: suspended.providers.keys().cloned().collect(),
             hold_cells: BTreeSet::new(),
-            keys: BTreeMap::<Arc<str>, Confirmed>::new(),
+            trials: self.trials.as_ref().map(|trials| trials.verdicts()),
             require_valid: self.require_valid,
         }
     }
@@ -446,12 +462,14 @@ impl Reconciler {
             .chain(
                 plan.notices
                     .iter()
-                    .filter(|notice| notice.kind == NoticeKind::Drift)
+                    .filter(|notice| matches!(notice.kind, NoticeKind::Drift | NoticeKind::KeyRefused))
                     .filter_map(Notice::audit),
             )
             .map(|entry| (short_digest(&format!("{:?}{}{}", entry.kind, entry.detail, entry.reason)), entry))
             .collect();
-        let whole = pass.providers.is_none();
+        // What a trial that is still to be held may find again has not gone away.
+        let untried = plan.notices.iter().any(|notice| notice.kind == NoticeKind::KeyUntried);
+        let whole = pass.providers.is_none() && !untried;
         if current.is_empty() && !whole {
             return Ok(None);
         }
@@ -470,6 +488,24 @@ impl Reconciler {
             current.iter().filter(|(key, _)| !known.contains(key.as_str())).map(|(_, entry)| entry.clone());
         Ok(Some((next.clone(), fresh.collect())))
     }
+}
+
+/// The declared keys that the plan wants a word about, with what it takes to ask.
+fn wanted_trials(
+    plan: &Plan,
+    pass: &Pass<'_>,
+    secrets: &HashMap<Arc<str>, Secret>,
+    keyring: &Keyring,
+) -> Vec<Trial> {
+    let untried = plan.notices.iter().filter(|notice| notice.kind == NoticeKind::KeyUntried);
+    let trial = |notice: &Notice| {
+        let secret = secrets.get(&notice.provider)?;
+        let provider = pass.build.catalog.providers.get(&notice.provider)?;
+        let key = Some(secret.expose().into());
+        let target = Target::new(provider, &HealthPolicy::default(), key).ok()?;
+        Some(Trial { fingerprint: keyring.fp.fingerprint(secret), target: Arc::new(target) })
+    };
+    untried.filter_map(trial).collect()
 }
 
 fn refusal(provider: &ProviderPlan, error: &StoreError) -> Refusal {

@@ -7,7 +7,10 @@ use std::{
 
 /// Modules that decide: values in, values out. A name that ends in `/` is a directory, others are files
 /// without their ending.
-const PURE: [&str; 8] = [
+const PURE: [&str; 13] = [
+    "src/discover/compare",
+    "src/discover/decide",
+    "src/discover/edit",
     "src/import",
     "src/model",
     "src/routing",
@@ -16,6 +19,8 @@ const PURE: [&str; 8] = [
     "src/health/state",
     "src/health/impairment",
     "src/health/protocol/",
+    "src/health/rollup",
+    "src/health/share",
 ];
 
 /// What pure modules do not name: the runtime, the database, the network, the file system, the clock.

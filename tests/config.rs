@@ -2,7 +2,11 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use providerd::config::{DriftPolicy, LogFormat, PruneLimit, RouteGuard, Settings, reference};
+use providerd::{
+    checks::export,
+    config::{DriftPolicy, LogFormat, PruneLimit, RouteGuard, Settings, reference},
+    metrics::Metrics,
+};
 use secrecy::ExposeSecret;
 
 /// Loads `toml` as the settings file, with the environment `env`.
@@ -239,6 +243,35 @@ fn is_up_to_date(path: &str, expected: &str) {
 #[test]
 fn the_reference_is_up_to_date() {
     is_up_to_date("docs/SETTINGS.md", &reference::markdown());
+}
+
+#[test]
+fn the_table_of_metrics_is_up_to_date() {
+    let mut rows: Vec<(String, String, String, String)> = Metrics::ALL
+        .iter()
+        .map(|(name, kind, labels, help)| {
+            let kind = if kind.contains("Histogram") {
+                "histogram"
+            } else if kind.contains("Counter") {
+                "counter"
+            } else {
+                "gauge"
+            };
+            (name.to_string(), kind.to_owned(), labels.join(", "), help.trim().to_owned())
+        })
+        .collect();
+    rows.extend(export::ALL.iter().map(|(family, labels)| {
+        (family.0.to_owned(), "gauge".to_owned(), labels.to_string(), family.1.to_owned())
+    }));
+    rows.sort();
+    let mut text = "# Metrics\n\nServed at `/metrics`. Made from the code; a test keeps it so. Series with the label `provider` \
+                    can be turned off\n(`metrics.per_provider`); a daemon shows them for the providers that it checks itself, \
+                    so sums over daemons are right.\n\n| name | type | labels | |\n|---|---|---|---|\n"
+        .to_owned();
+    for (name, kind, labels, help) in rows {
+        text += &format!("| `{name}` | {kind} | {labels} | {help} |\n");
+    }
+    is_up_to_date("docs/METRICS.md", &text);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::{
 use providerd::{
     health::{
         impairment::Impaired,
-        monitor::{Command, Event, Memory, MonitorConfig, Rhythm, Target, run},
+        monitor::{Command, Event, Label, Memory, MonitorConfig, Rhythm, Target, run},
         probe::{Limits, Prober, ProberConfig},
         protocol::parse_base,
         schedule::origin_of,
@@ -63,6 +63,7 @@ fn target(name: &str, address: SocketAddr, key: &str) -> Box<Target> {
     let base = parse_base(P::OpenAi, Some(&format!("http://{address}/v1"))).unwrap();
     Box::new(Target {
         name: name.into(),
+        label: Label::default(),
         kind: P::OpenAi,
         origin: origin_of(&base),
         base,
@@ -112,9 +113,9 @@ impl Running {
 
     async fn health(&mut self, name: &str, to: H) {
         let reaches = |event: &Event| match event {
-            Event::Checked { provider, transition: Some(transition), .. }
-            | Event::Health { provider, transition, .. }
-                if &**provider == name && transition.to == to =>
+            Event::Checked { target, transition: Some(transition), .. }
+            | Event::Health { target, transition, .. }
+                if &*target.name == name && transition.to == to =>
             {
                 Some(())
             }
@@ -125,9 +126,9 @@ impl Running {
 
     async fn key(&mut self, name: &str, to: K) {
         let reaches = |event: &Event| match event {
-            Event::KeyTested { provider, transition: Some(transition), .. }
-            | Event::Key { provider, transition, .. }
-                if &**provider == name && transition.to == to =>
+            Event::KeyTested { target, transition: Some(transition), .. }
+            | Event::Key { target, transition, .. }
+                if &*target.name == name && transition.to == to =>
             {
                 Some(())
             }
@@ -210,7 +211,7 @@ async fn one_that_hangs_holds_up_nobody() {
     let began = std::time::Instant::now();
     monitor
         .until("ten checks", |event| match event {
-            Event::Checked { provider, .. } if &**provider == "good" => {
+            Event::Checked { target, .. } if &*target.name == "good" => {
                 checks += 1;
                 (checks == 10).then_some(())
             }
@@ -247,7 +248,7 @@ async fn an_outage_of_our_own_is_not_blamed_on_providers() {
         frozen.commands.send(Command::Now(name.clone().into())).await.unwrap();
         frozen
             .until("a good check", |event| {
-                seen |= matches!(event, Event::Checked { provider, memory, .. } if **provider == *name && memory.health.status() == H::Healthy);
+                seen |= matches!(event, Event::Checked { target, memory, .. } if *target.name == *name && memory.health.status() == H::Healthy);
                 seen.then_some(())
             })
             .await;

@@ -29,7 +29,7 @@ fn policy() -> Policy {
         confirmed: None,
         suspended: BTreeSet::new(),
         hold_cells: BTreeSet::new(),
-        keys: BTreeMap::new(),
+        trials: None,
         require_valid: true,
     }
 }

@@ -86,7 +86,7 @@ where
 
 impl Context {
     pub fn reconciler(&self) -> Reconciler {
-        self.backend.reconciler(&self.settings)
+        self.backend.reconciler(&self.settings, app::trials(&self.settings))
     }
 
     pub fn root(&self) -> PathBuf {

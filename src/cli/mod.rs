@@ -3,11 +3,13 @@
 //! Exit codes everywhere: 0 done and as desired, 1 could not be done, 2 done but not as desired, 64 usage.
 
 mod apply;
+mod check;
 mod context;
 mod doctor;
 mod events;
 mod import;
 mod key;
+mod models;
 mod output;
 mod plan;
 mod routes;
@@ -75,6 +77,10 @@ pub enum Command {
     Routes(routes::Routes),
     /// Show every provider: synced, health, key, source
     Status(status::Status),
+    /// Check providers and test their keys now; writes nothing
+    Check(check::Check),
+    /// List what a provider itself offers beside what is declared and stored
+    Models(models::ModelsArgs),
     /// Write manifests for what the database already holds
     Import(import::Import),
     /// Find out what is wrong, with the fix for each finding
@@ -155,6 +161,12 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Resume(args) => {
             context::block_on(&global, Access::Write, |context| Box::pin(args.run(context)))
+        }
+        Command::Check(args) => {
+            context::block_on(&global, Access::Look, |context| Box::pin(args.run(context)))
+        }
+        Command::Models(args) => {
+            context::block_on(&global, Access::Look, |context| Box::pin(args.run(context)))
         }
         Command::Import(args) => {
             context::block_on(&global, Access::Write, |context| Box::pin(args.run(context)))

@@ -1,7 +1,7 @@
 //! `status`: every provider at a glance, as the database was read to hold it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     time::{Duration, Instant},
 };
 
@@ -15,10 +15,10 @@ use super::{
     output::{self, Exit},
 };
 use crate::{
-    manifest::Build,
-    plan::{NoticeKind, Plan},
+    app,
+    overview::{Judge, Line, State},
     reconcile::Pass,
-    store::ProviderStatus,
+    source::pull,
 };
 
 /// How often `--watch` and `--wait` look again.
@@ -34,27 +34,6 @@ pub struct Status {
     /// Wait until everything is synced, at most so many seconds
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "60")]
     wait: Option<u64>,
-}
-
-/// One provider, as `status --output json` prints it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-struct Line {
-    name: String,
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    /// `synced`, `pending`, `drifted`, `frozen`, `suspended`, `held` or `unmanaged`.
-    state: &'static str,
-    enabled: Option<bool>,
-    health: Option<String>,
-    last_check: Option<DateTime<Utc>>,
-    has_key: bool,
-    key: Option<String>,
-    key_last_tested: Option<DateTime<Utc>>,
-    models: i64,
-    /// Manifest and line.
-    source: Option<String>,
-    /// What a person should know.
-    notices: Vec<String>,
 }
 
 /// Everything `status` shows.
@@ -106,27 +85,7 @@ impl Status {
         let plan = context.reconciler().preview(&pass).await?;
         let suspended = context.backend.store.suspended().await?;
         let rows = context.backend.store.provider_status_rows(None).await?;
-        let mut lines: BTreeMap<String, Line> =
-            rows.into_iter().map(|row| (row.name.to_string(), line(row, &build, &plan))).collect();
-        for provider in
-            build.catalog.providers.values().filter(|it| !lines.contains_key(&*it.name)).collect::<Vec<_>>()
-        {
-            let line = Line {
-                name: provider.name.to_string(),
-                kind: Some(provider.kind.to_string()),
-                state: "pending",
-                enabled: provider.enabled,
-                health: None,
-                last_check: None,
-                has_key: false,
-                key: None,
-                key_last_tested: None,
-                models: 0,
-                source: Some(provider.origin.to_string()),
-                notices: Vec::new(),
-            };
-            lines.insert(line.name.clone(), line);
-        }
+        let mut lines = Judge::new(&build, &plan, &suspended).lines(rows);
         if !self.names.is_empty() {
             lines.retain(|name, _| self.names.contains(name));
             if let Some(name) = self.names.iter().find(|name| !lines.contains_key(*name)) {
@@ -140,13 +99,15 @@ impl Status {
         });
         let held: Vec<String> = held.collect();
         let bad = build.diagnostics.iter().filter(|it| it.severity == crate::manifest::Severity::Error);
-        let manifests: Vec<String> =
+        let mut manifests: Vec<String> =
             bad.map(|it| format!("{}:{}:{}: {}", it.path, it.line, it.column, it.message)).collect();
-        let managed = |line: &&Line| line.state != "unmanaged";
+        let pulled = app::pull(&context.settings).and_then(|options| pull::Report::read(&options));
+        manifests.extend(pulled.and_then(|pulled| pulled.problem()));
+        let managed = |line: &&Line| line.state != State::Unmanaged;
         let synced = held.is_empty()
             && manifests.is_empty()
             && suspended.all.is_none()
-            && providers.iter().filter(managed).all(|line| line.state == "synced");
+            && providers.iter().filter(managed).all(|line| line.state == State::Synced);
         Ok(Report { synced, suspended: suspended.all.is_some(), providers, held, manifests })
     }
 
@@ -161,7 +122,7 @@ impl Status {
             vec![
                 line.name.clone(),
                 line.kind.clone().unwrap_or_default(),
-                line.state.to_owned(),
+                line.state.as_str().to_owned(),
                 match line.enabled {
                     Some(false) => "off".to_owned(),
                     _ => line.health.clone().unwrap_or_else(|| "unknown".into()),
@@ -170,12 +131,33 @@ impl Status {
                     .clone()
                     .unwrap_or_else(|| if line.has_key { "untested".into() } else { "none".into() }),
                 ago(line.last_check),
+                line.latency_ms.map_or_else(String::new, |ms| format!("{ms} ms")),
                 line.models.to_string(),
                 line.source.clone().unwrap_or_default(),
             ]
         });
-        let mut text =
-            output::table(&["NAME", "TYPE", "STATE", "HEALTH", "KEY", "CHECKED", "MODELS", "SOURCE"], rows);
+        let mut text = output::table(
+            &["NAME", "TYPE", "STATE", "HEALTH", "KEY", "CHECKED", "LATENCY", "MODELS", "SOURCE"],
+            rows,
+        );
+        for line in report.providers.iter().filter(|line| line.enabled != Some(false)) {
+            let since = line.health_since.map_or_else(String::new, |at| format!(" for {}", length(now - at)));
+            if let Some(health) = line.health.as_deref().filter(|it| matches!(*it, "degraded" | "unhealthy"))
+            {
+                text += &format!("! {}: {health}{since}: {}\n", line.name, line.health_reason);
+            }
+            if matches!(line.key.as_deref(), Some("failed" | "error")) {
+                text += &format!(
+                    "! {}: key {}: {}\n",
+                    line.name,
+                    line.key.as_deref().unwrap_or_default(),
+                    line.key_reason
+                );
+            } else if line.can_serve == Some(false) {
+                text +=
+                    &format!("! {}: the key is valid, but cannot serve: {}\n", line.name, line.key_reason);
+            }
+        }
         let notices =
             report.providers.iter().flat_map(|line| line.notices.iter().map(move |it| (&line.name, it)));
         let mut hints = BTreeSet::new();
@@ -200,57 +182,18 @@ impl Status {
     }
 }
 
-fn line(row: ProviderStatus, build: &Build, plan: &Plan) -> Line {
-    let declared = build.catalog.providers.get(&row.name);
-    let planned = plan.providers.iter().find(|it| it.name == row.name);
-    let about = || plan.notices.iter().filter(|it| it.provider == row.name);
-    let held = plan.held.iter().any(|hold| hold.objects.iter().any(|name| **name == *row.name));
-    let is = |kind| about().any(|notice| notice.kind == kind);
-    let state = if is(NoticeKind::Suspended) {
-        "suspended"
-    } else if is(NoticeKind::Frozen) {
-        "frozen"
-    } else if is(NoticeKind::Drift) {
-        "drifted"
-    } else if held {
-        "held"
-    } else if planned.is_some() {
-        "pending"
-    } else if declared.is_some() {
-        "synced"
-    } else if row.managed.is_some() {
-        "frozen"
-    } else {
-        "unmanaged"
-    };
-    let source = declared
-        .map(|provider| provider.origin.to_string())
-        .or_else(|| Some(row.managed.as_ref()?.0.to_string()));
-    let missing = is(NoticeKind::KeyUnresolved) && !row.has_key;
-    let notices = about().map(|notice| notice.message.clone()).collect();
-    Line {
-        name: row.name.to_string(),
-        kind: row.kind,
-        state,
-        enabled: row.enabled,
-        health: row.health_status,
-        last_check: row.last_health_check,
-        has_key: row.has_key,
-        key: if missing { Some("missing".to_owned()) } else { row.key_test_status },
-        key_last_tested: row.key_last_tested,
-        models: row.models,
-        source,
-        notices,
-    }
-}
-
 /// `12s ago`, `5m ago`, `3h ago`, `2d ago`.
 fn age(since: chrono::TimeDelta) -> String {
-    let seconds = since.num_seconds().max(0);
+    format!("{} ago", length(since))
+}
+
+/// `12s`, `5m`, `3h`, `2d`.
+fn length(span: chrono::TimeDelta) -> String {
+    let seconds = span.num_seconds().max(0);
     match seconds {
-        0..60 => format!("{seconds}s ago"),
-        60..3600 => format!("{}m ago", seconds / 60),
-        3600..86_400 => format!("{}h ago", seconds / 3600),
-        _ => format!("{}d ago", seconds / 86_400),
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m", seconds / 60),
+        3600..86_400 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86_400),
     }
 }

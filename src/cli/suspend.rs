@@ -1,4 +1,7 @@
-//! `suspend` and `resume`: stop and restart applying; checks go on.
+//! `suspend` and `resume`: stop and restart applying, which leaves checks alone; or one provider's checks, for
+//! maintenance.
+
+use std::time::Duration;
 
 use clap::Args;
 
@@ -6,7 +9,10 @@ use super::{
     context::Context,
     output::{self, Exit},
 };
-use crate::store::Suspension;
+use crate::{
+    config,
+    store::{Stopped, Suspension},
+};
 
 #[derive(Debug, Args)]
 pub struct Suspend {
@@ -15,31 +21,67 @@ pub struct Suspend {
     /// Why, for the audit trail
     #[arg(long)]
     reason: Option<String>,
+    /// Stop this provider's health checks and key tests instead: maintenance
+    #[arg(long, requires = "name")]
+    checks: bool,
+    /// How long checks are stopped, such as 30m or 2h [default: until resumed]
+    #[arg(long = "for", value_name = "DURATION", requires = "checks", value_parser = config::duration::parse)]
+    duration: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
 pub struct Resume {
     /// One provider [default: everything]
     name: Option<String>,
+    /// Start this provider's health checks and key tests again
+    #[arg(long, requires = "name")]
+    checks: bool,
+}
+
+fn what(name: Option<&str>, checks: bool) -> Stopped<'_> {
+    match (name, checks) {
+        (None, _) => Stopped::Everything,
+        (Some(name), false) => Stopped::Provider(name),
+        (Some(name), true) => Stopped::Checks(name),
+    }
+}
+
+/// `applying`, or `checks`; and to what.
+fn words(stopped: Stopped<'_>) -> (&'static str, &str) {
+    match stopped {
+        Stopped::Everything => ("applying", "everything"),
+        Stopped::Provider(name) => ("applying", name),
+        Stopped::Checks(name) => ("checking", name),
+    }
 }
 
 impl Suspend {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
         let reason = self.reason.as_deref().unwrap_or("suspended from the command line");
-        let suspension = Suspension { at: chrono::Utc::now(), reason: reason.to_owned() };
-        context.backend.store.suspend(self.name.as_deref(), &suspension).await?;
-        let what = self.name.as_deref().unwrap_or("everything");
-        output::text(&format!(
-            "applying is suspended for {what} (hint: `providerd resume` starts it again)\n"
-        ))
+        let now = chrono::Utc::now();
+        let until = self
+            .duration
+            .and_then(|duration| now.checked_add_signed(chrono::TimeDelta::from_std(duration).ok()?));
+        let suspension = Suspension { at: now, reason: reason.to_owned(), until };
+        let stopped = what(self.name.as_deref(), self.checks);
+        context.backend.store.suspend(stopped, &suspension).await?;
+        let (verb, whom) = words(stopped);
+        let end = until.map_or_else(
+            || "`providerd resume` starts it again".to_owned(),
+            |until| {
+                format!("until {}; `providerd resume` starts it earlier", until.format("%Y-%m-%dT%H:%M:%SZ"))
+            },
+        );
+        output::text(&format!("{verb} is suspended for {whom} (hint: {end})\n"))
     }
 }
 
 impl Resume {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        let was = context.backend.store.resume(self.name.as_deref(), "resumed from the command line").await?;
-        let what = self.name.as_deref().unwrap_or("everything");
+        let stopped = what(self.name.as_deref(), self.checks);
+        let was = context.backend.store.resume(stopped, "resumed from the command line").await?;
+        let (verb, whom) = words(stopped);
         let state = if was { "resumed for" } else { "was not suspended for" };
-        output::text(&format!("applying {state} {what}\n"))
+        output::text(&format!("{verb} {state} {whom}\n"))
     }
 }

@@ -13,5 +13,7 @@ pub mod impairment;
 pub mod monitor;
 pub mod probe;
 pub mod protocol;
+pub mod rollup;
 pub mod schedule;
+pub mod share;
 pub mod state;

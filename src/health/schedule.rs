@@ -28,7 +28,8 @@ pub struct Caps {
     /// Of `total`, for providers that are failing. An outage makes checks last as long as they may; this keeps
     /// it, and the fast re-checks it causes, from taking the turns of all that work.
     pub suspects: usize,
-    /// Beside `total`, for turns that have already taken long: those whom an outage has caught unawares.
+    /// Beside `total`, for turns that have already taken long; a quarter of it is kept for those whom an outage
+    /// catches unawares.
     pub lingering: usize,
 }
 
@@ -236,14 +237,17 @@ impl Schedule {
     /// Tells that a turn has taken long already (say, 2 s). It then makes room for others, as long as there is room
     /// for lingering ones; its origin stays occupied.
     pub fn linger(&mut self, provider: &str) {
-        if self.lingering >= self.caps.lingering {
+        let Some(entry) = self.entries.get_mut(provider) else { return };
+        let room = match entry.running {
+            Some(Share::Ordinary) => self.caps.lingering,
+            // Some room is left for those whom the next outage catches unawares.
+            Some(Share::Suspect) => self.caps.lingering / 4 * 3,
+            Some(Share::Lingering) | None => return,
+        };
+        if self.lingering >= room {
             return;
         }
-        let Some(entry) =
-            self.entries.get_mut(provider).filter(|entry| entry.running == Some(Share::Ordinary))
-        else {
-            return;
-        };
+        self.suspects_in_flight -= usize::from(entry.running == Some(Share::Suspect));
         entry.running = Some(Share::Lingering);
         self.in_flight -= 1;
         self.lingering += 1;
@@ -347,7 +351,7 @@ pub fn origin_of(url: &Url) -> Arc<str> {
 /// clock alone, so that neither a restart nor a second daemon causes a burst.
 pub fn place(name: &str, interval: Duration, now: DateTime<Utc>) -> Duration {
     let interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX).max(1);
-    let offset = hash(name, 0) % interval_ms;
+    let offset = hash_of(name, 0) % interval_ms;
     let now_ms = u64::try_from(now.timestamp_millis()).unwrap_or(0) % interval_ms;
     Duration::from_millis((offset + interval_ms - now_ms) % interval_ms)
 }
@@ -359,11 +363,11 @@ pub fn jittered(delay: Duration, name: &str, turn: u64) -> Duration {
 
 /// From -1 to 1, evenly spread over names and turns.
 pub fn unit(name: &str, turn: u64) -> f64 {
-    (hash(name, turn.wrapping_add(1)) >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
+    (hash_of(name, turn.wrapping_add(1)) >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
 }
 
 /// FNV-1a with a final mix: stable between versions and machines, unlike the standard library's hasher.
-fn hash(name: &str, turn: u64) -> u64 {
+pub(super) fn hash_of(name: &str, turn: u64) -> u64 {
     let bytes = name.bytes().chain(turn.to_le_bytes());
     let mut hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

@@ -379,11 +379,15 @@ fn check_routes(catalog: &Catalog, places: &[&Place], diagnostics: &mut Vec<Diag
         if first != at {
             same.entry(first).or_insert_with(|| vec![first]).push(at);
         }
-        if is_dangling(catalog, route) {
-            bad.insert(at);
-            let guess = guesses > 0;
-            guesses = guesses.saturating_sub(1);
-            diagnostics.push(dangling(catalog, route, place, guess));
+        match reach(catalog, route) {
+            Reach::Models | Reach::Unknown => {}
+            Reach::Discovered => diagnostics.push(idle(route, place)),
+            Reach::Nothing => {
+                bad.insert(at);
+                let guess = guesses > 0;
+                guesses = guesses.saturating_sub(1);
+                diagnostics.push(dangling(catalog, route, place, guess));
+            }
         }
     }
     for group in same.values() {
@@ -406,26 +410,58 @@ fn check_routes(catalog: &Catalog, places: &[&Place], diagnostics: &mut Vec<Diag
     bad
 }
 
-fn is_dangling(catalog: &Catalog, route: &Route) -> bool {
+/// What a route means.
+enum Reach {
+    /// Declared models.
+    Models,
+    /// Nothing but what discovery may find.
+    Discovered,
+    /// What a bad file declares may be what it means; nobody can say now.
+    Unknown,
+    Nothing,
+}
+
+fn reach(catalog: &Catalog, route: &Route) -> Reach {
     let (provider, model) = route.pattern();
     let model = Pattern::new(model);
-    let serves = |it: &Provider| {
-        it.discover.is_some() || it.models.iter().any(|declared| model.matches(&declared.name))
-    };
+    let declares = |it: &Provider| it.models.iter().any(|declared| model.matches(&declared.name));
     let frozen = &catalog.frozen;
-    // What a bad file declares may be what the route means; nobody can say now.
     if provider.contains(['*', '?']) {
         let pattern = Pattern::new(provider);
-        frozen.files.is_empty()
-            && frozen.providers.is_empty()
-            && !catalog.providers.values().any(|it| pattern.matches(&it.name) && serves(it))
+        let matching = || catalog.providers.values().filter(|it| pattern.matches(&it.name));
+        if matching().any(|it| declares(it)) {
+            Reach::Models
+        } else if !frozen.files.is_empty() || !frozen.providers.is_empty() {
+            Reach::Unknown
+        } else if matching().any(|it| it.discover.is_some()) {
+            Reach::Discovered
+        } else {
+            Reach::Nothing
+        }
     } else {
         match catalog.providers.get(provider) {
-            _ if frozen.providers.contains(provider) => false,
-            Some(found) => !serves(found),
-            None => frozen.files.is_empty(),
+            _ if frozen.providers.contains(provider) => Reach::Unknown,
+            Some(found) if declares(found) => Reach::Models,
+            Some(found) if found.discover.is_some() => Reach::Discovered,
+            Some(_) => Reach::Nothing,
+            None if frozen.files.is_empty() => Reach::Nothing,
+            None => Reach::Unknown,
         }
     }
+}
+
+/// What to say about a route that waits for a model to be declared.
+fn idle(route: &Route, place: &Place) -> Diagnostic {
+    let (provider, model) = route.pattern();
+    let message = format!("`{}` matches no declared model, so it routes nothing yet", route.models);
+    let found = Diagnostic::at(Severity::Warning, "idle-route", &route.origin.file, Some(place), message)
+        .with_label("what discovery finds is not routed before a manifest declares it");
+    if provider.contains(['*', '?']) {
+        return found
+            .with_help("declare the models: `providerd models NAME --write` adds what a provider offers");
+    }
+    let glob = if model == "*" { String::new() } else { format!(" --match '{model}'") };
+    found.with_help(format!("declare them: `providerd models {provider} --write{glob}` adds what it offers"))
 }
 
 /// What to say about a route that matches nothing; a guess at what was meant costs a look at all names.
@@ -444,18 +480,20 @@ fn dangling(catalog: &Catalog, route: &Route, place: &Place, guess: bool) -> Dia
                 None => found.with_help("declare the provider, or remove the route"),
             }
         }
-        Some(it) if it.models.is_empty() => found
-            .with_label(format!("`{provider}` declares no model"))
-            .with_help("declare the model, or let `[providers.….discover]` find it"),
+        Some(it) if it.models.is_empty() => {
+            found.with_label(format!("`{provider}` declares no model")).with_help(format!(
+                "declare the model; `providerd models {provider} --write` adds what it offers"
+            ))
+        }
         Some(it) => {
             let close = guess.then(|| nearest(model, it.models.iter().map(|model| &*model.name)));
             match close.flatten() {
                 Some(close) => found
                     .with_label(format!("`{provider}` has no model `{model}`"))
                     .with_help(format!("did you mean `{provider}/{close}`?")),
-                None => found
-                    .with_label(format!("no model of `{provider}` is called so"))
-                    .with_help("declare the model, or let `[providers.….discover]` find it"),
+                None => found.with_label(format!("no model of `{provider}` is called so")).with_help(
+                    format!("declare the model; `providerd models {provider} --write` adds what it offers"),
+                ),
             }
         }
     }

@@ -49,8 +49,12 @@ kinds! {
     Suspend = "suspend",
     /// Applying was started again.
     Resume = "resume",
+    /// The Git repository has another commit: followed, or refused.
+    Source = "source",
     /// Manifests were written from the database.
     Import = "import",
+    /// A provider's own list brought models, marked some that it no longer offers, or could not be believed.
+    Discovery = "discovery",
     /// A call to the admin API.
     Admin = "admin",
 }
@@ -212,12 +216,18 @@ impl Hold {
 }
 
 impl Notice {
-    /// The audit row of a notice that has one: reported drift and unresolvable keys.
+    /// The audit row of a notice that has one: reported drift, refused and unresolvable keys.
     pub fn audit(&self) -> Option<AuditEntry> {
         let kind = match self.kind {
             NoticeKind::Drift => EventKind::Drift,
             NoticeKind::KeyUnresolved | NoticeKind::KeyUndecryptable => EventKind::Key,
-            NoticeKind::KeyForeign | NoticeKind::Frozen | NoticeKind::Suspended => return None,
+            NoticeKind::KeyRefused => EventKind::Refusal,
+            NoticeKind::KeyForeign
+            | NoticeKind::KeyUntried
+            | NoticeKind::Frozen
+            | NoticeKind::Suspended
+            | NoticeKind::Vanished
+            | NoticeKind::Discovery => return None,
         };
         Some(AuditEntry {
             kind,

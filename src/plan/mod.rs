@@ -22,7 +22,7 @@ use crate::model::{Cell, JsonMap, ManifestPath, Origin};
 pub use self::{
     audit::{AuditEntry, AuditRow, EventKind, audit},
     guard::{LostCell, lost_cells},
-    planner::{Confirmed, Desired, DesiredKey, Input, Policy, PruneLimit, plan},
+    planner::{Desired, DesiredKey, Input, KeyTrial, Policy, PruneLimit, plan},
     render::Summary,
 };
 
@@ -108,7 +108,7 @@ pub struct Record {
     pub models: BTreeMap<Box<str>, RecordedRow>,
     #[serde(default)]
     pub rules: Vec<RecordedRule>,
-    /// Fingerprint of the key that the manifest's reference held when it was last applied or refused.
+    /// Fingerprint of the key that the manifest's reference held when it was last applied.
     #[serde(default)]
     pub key: Option<Fingerprint>,
     /// Fingerprint of a foreign key that was already reported, so that it is reported once.
@@ -309,6 +309,24 @@ pub struct Notice {
     pub fields: Vec<FieldChange>,
 }
 
+/// The row of a model that its provider lists and no manifest declares, with the values a declared one would have.
+pub fn discovered_model(
+    provider: &crate::model::Provider,
+    provider_id: Uuid,
+    id: Uuid,
+    model: &crate::model::Model,
+) -> Change {
+    Change {
+        kind: Kind::Model,
+        action: Action::Create,
+        id,
+        parent: provider_id,
+        name: format!("{}/{}", provider.name, model.name),
+        fields: diff::creation(&diff::lower_model(model, true)),
+        origin: Some(provider.origin.clone()),
+    }
+}
+
 /// What a notice is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -319,12 +337,20 @@ pub enum NoticeKind {
     KeyUnresolved,
     /// Someone else changed the key, and it stays.
     KeyForeign,
+    /// The declared key waits for its provider's word.
+    KeyUntried,
+    /// The provider rejects the declared key; the stored one works and stays.
+    KeyRefused,
     /// The stored key does not open with the BYOK key.
     KeyUndecryptable,
     /// Its file is invalid or unreadable: the last good state stays.
     Frozen,
     /// An operator suspended it.
     Suspended,
+    /// Discovery found that the provider no longer offers a model.
+    Vanished,
+    /// The provider's own list could not be had, or is not believed.
+    Discovery,
 }
 
 /// What differs between catalog and database, and what is going to be done about it.

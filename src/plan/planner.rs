@@ -5,7 +5,7 @@
 //! manifest sets.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -44,17 +44,15 @@ pub enum DesiredKey {
     Unresolved(String),
 }
 
-/// What real providers have said about keys, where a decision needs it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Confirmed {
-    /// The key that is declared is definitively rejected.
-    pub declared_rejected: bool,
-    /// The key that is declared was proven.
-    pub declared_works: bool,
-    /// The key that is stored is definitively rejected.
-    pub stored_rejected: bool,
-    /// The key that is stored was proven.
-    pub stored_works: bool,
+/// What a provider says about a declared key before it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyTrial {
+    /// It was proven.
+    Works,
+    /// It is definitively rejected.
+    Rejected,
+    /// The provider does not tell.
+    Unclear,
 }
 
 /// How many providers may be pruned at once without a person's word.
@@ -85,7 +83,9 @@ pub struct Policy {
     pub suspended: BTreeSet<Arc<str>>,
     /// Cells (power level, user tier) that must keep the usable models they have.
     pub hold_cells: BTreeSet<(String, String)>,
-    pub keys: BTreeMap<Arc<str>, Confirmed>,
+    /// Verdicts about declared keys, by provider and key. `None`: nobody can try keys, and a declared key replaces
+    /// whatever is stored.
+    pub trials: Option<HashMap<(Arc<str>, Fingerprint), KeyTrial>>,
     /// A declared key replaces a working one only if its provider does not reject it.
     pub require_valid: bool,
 }

@@ -73,25 +73,7 @@ impl Store {
             .fetch_all(&mut *tx)
             .await?;
         tx.rollback().await?;
-        let mut events = Vec::with_capacity(rows.len());
-        for row in rows {
-            let file: Option<String> = row.try_get(7)?;
-            let line: Option<i32> = row.try_get(8)?;
-            events.push(Event {
-                id: row.try_get(0)?,
-                at: row.try_get(1)?,
-                kind: row.try_get(2)?,
-                provider: row.try_get(3)?,
-                provider_id: row.try_get(4)?,
-                detail: row.try_get(5)?,
-                reason: row.try_get(6)?,
-                origin: file.map(|file| Origin {
-                    file: file.into(),
-                    line: u32::try_from(line.unwrap_or_default()).unwrap_or_default(),
-                }),
-                revision: row.try_get(9)?,
-            });
-        }
+        let mut events = rows.iter().map(event).collect::<Result<Vec<_>>>()?;
         if filter.after_id.is_none() {
             events.reverse();
         }
@@ -115,6 +97,26 @@ impl Store {
         tx.commit().await?;
         Ok(done.rows_affected())
     }
+}
+
+/// A row of the columns that [`FORWARD`] names.
+pub(super) fn event(row: &sqlx::postgres::PgRow) -> Result<Event> {
+    let file: Option<String> = row.try_get(7)?;
+    let line: Option<i32> = row.try_get(8)?;
+    Ok(Event {
+        id: row.try_get(0)?,
+        at: row.try_get(1)?,
+        kind: row.try_get(2)?,
+        provider: row.try_get(3)?,
+        provider_id: row.try_get(4)?,
+        detail: row.try_get(5)?,
+        reason: row.try_get(6)?,
+        origin: file.map(|file| Origin {
+            file: file.into(),
+            line: u32::try_from(line.unwrap_or_default()).unwrap_or_default(),
+        }),
+        revision: row.try_get(9)?,
+    })
 }
 
 const FORWARD: &str = "SELECT id, at, kind, provider, provider_id, detail, reason, file, line, revision

@@ -18,11 +18,46 @@ pub struct Lease {
     pub token: i64,
 }
 
-/// That applying is stopped, and why.
+/// That applying, or checking, is stopped, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Suspension {
     pub at: DateTime<Utc>,
     pub reason: String,
+    /// When it ends by itself; applying only ends when somebody says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<DateTime<Utc>>,
+}
+
+/// What is stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stopped<'a> {
+    /// All applying.
+    Everything,
+    /// Applying to one provider.
+    Provider(&'a str),
+    /// Health checks and key tests of one provider: maintenance.
+    Checks(&'a str),
+}
+
+impl<'a> Stopped<'a> {
+    fn key(self) -> String {
+        match self {
+            Self::Everything => "suspended".to_owned(),
+            Self::Provider(name) => format!("suspended:{name}"),
+            Self::Checks(name) => format!("maintenance:{name}"),
+        }
+    }
+
+    const fn provider(self) -> Option<&'a str> {
+        match self {
+            Self::Everything => None,
+            Self::Provider(name) | Self::Checks(name) => Some(name),
+        }
+    }
+
+    fn detail(self) -> serde_json::Value {
+        serde_json::json!({ "what": if matches!(self, Self::Checks(_)) { "checks" } else { "applying" } })
+    }
 }
 
 /// What is suspended.
@@ -30,6 +65,8 @@ pub struct Suspension {
 pub struct Suspended {
     pub all: Option<Suspension>,
     pub providers: BTreeMap<Arc<str>, Suspension>,
+    /// Providers that are not checked for now.
+    pub checks: BTreeMap<Arc<str>, Suspension>,
 }
 
 impl Store {
@@ -135,6 +172,35 @@ impl Store {
         Ok(tx.commit().await?)
     }
 
+    /// Holders of the leases whose names begin with `prefix` and have not run out, and the number of the last applied
+    /// catalog: whether there is something to look at.
+    pub async fn lease_holders(&self, prefix: &str) -> Result<(Vec<Uuid>, i64)> {
+        let mut tx = self.read().await?;
+        let found = sqlx::query_as(
+            "SELECT (SELECT coalesce(array_agg(holder), '{}') FROM providerd.lease
+                     WHERE starts_with(name, $1) AND expires_at > clock_timestamp()), seq
+             FROM providerd.applied",
+        )
+        .persistent(false)
+        .bind(prefix)
+        .fetch_one(&mut *tx)
+        .await?;
+        tx.rollback().await?;
+        Ok(found)
+    }
+
+    /// Deletes leases whose names begin with `prefix` and that ran out long ago: their holders will not come back.
+    pub async fn lease_forget(&self, prefix: &str) -> Result<()> {
+        let mut tx = self.write().await?;
+        query(
+            "DELETE FROM providerd.lease WHERE starts_with(name, $1) AND expires_at < clock_timestamp() - interval '1 hour'",
+        )
+        .bind(prefix)
+        .execute(&mut *tx)
+        .await?;
+        Ok(tx.commit().await?)
+    }
+
     /// What is suspended now.
     pub async fn suspended(&self) -> Result<Suspended> {
         if self.is_blank() {
@@ -146,38 +212,52 @@ impl Store {
         Ok(suspended)
     }
 
-    /// Stops applying, for all or for one provider.
-    pub async fn suspend(&self, provider: Option<&str>, suspension: &Suspension) -> Result<()> {
+    /// Stops something.
+    pub async fn suspend(&self, what: Stopped<'_>, suspension: &Suspension) -> Result<()> {
         let value =
             serde_json::to_string(suspension).map_err(|error| StoreError::Other(error.to_string()))?;
         let mut tx = self.write().await?;
-        query(META_SET).bind(suspension_key(provider)).bind(value).execute(&mut *tx).await?;
-        events::insert(&mut tx, &[suspension_event(EventKind::Suspend, provider, &suspension.reason)])
-            .await?;
+        query(META_SET).bind(what.key()).bind(value).execute(&mut *tx).await?;
+        events::insert(&mut tx, &[suspension_event(EventKind::Suspend, what, &suspension.reason)]).await?;
+        query(LOOK_AGAIN).execute(&mut *tx).await?;
         Ok(tx.commit().await?)
     }
 
-    /// Starts applying again; `false` if it was not suspended.
-    pub async fn resume(&self, provider: Option<&str>, reason: &str) -> Result<bool> {
+    /// Starts it again; `false` if it was not stopped.
+    pub async fn resume(&self, what: Stopped<'_>, reason: &str) -> Result<bool> {
         let mut tx = self.write().await?;
-        let done = query("DELETE FROM providerd.meta WHERE key = $1")
-            .bind(suspension_key(provider))
-            .execute(&mut *tx)
-            .await?;
+        let done =
+            query("DELETE FROM providerd.meta WHERE key = $1").bind(what.key()).execute(&mut *tx).await?;
         let was = done.rows_affected() > 0;
         if was {
-            events::insert(&mut tx, &[suspension_event(EventKind::Resume, provider, reason)]).await?;
-            // The daemon that reconciles has work to catch up with.
-            query("SELECT pg_notify('providerd_drift', 'resume')").execute(&mut *tx).await?;
+            events::insert(&mut tx, &[suspension_event(EventKind::Resume, what, reason)]).await?;
+            query(LOOK_AGAIN).execute(&mut *tx).await?;
         }
         tx.commit().await?;
         Ok(was)
     }
 }
 
+/// Daemons have something to catch up with.
+const LOOK_AGAIN: &str = "SELECT pg_notify('providerd_drift', 'suspension')";
+
+/// As [`ReconcileTx::lease_check`].
+pub(super) async fn is_held(tx: &mut Tx, lease: &Lease) -> Result<bool> {
+    let found = query(
+        "SELECT FROM providerd.lease
+         WHERE name = $1 AND holder = $2 AND token = $3 AND expires_at > clock_timestamp() FOR UPDATE",
+    )
+    .bind(&lease.name)
+    .bind(lease.holder)
+    .bind(lease.token)
+    .fetch_optional(&mut **tx)
+    .await?;
+    Ok(found.is_some())
+}
+
 async fn suspended(tx: &mut Tx) -> Result<Suspended> {
     let rows: Vec<(String, String)> = sqlx::query_as(
-        "SELECT key, value FROM providerd.meta WHERE key = 'suspended' OR key LIKE 'suspended:%'",
+        "SELECT key, value FROM providerd.meta WHERE key = 'suspended' OR key LIKE 'suspended:%' OR key LIKE 'maintenance:%'",
     )
     .persistent(false)
     .fetch_all(&mut **tx)
@@ -185,10 +265,14 @@ async fn suspended(tx: &mut Tx) -> Result<Suspended> {
     let mut suspended = Suspended::default();
     for (key, value) in rows {
         // A value that somebody mangled still means "suspended": the safe reading.
-        let suspension = serde_json::from_str(&value)
-            .unwrap_or(Suspension { at: DateTime::<Utc>::UNIX_EPOCH, reason: "unreadable".to_owned() });
-        match key.strip_prefix("suspended:") {
-            Some(name) => drop(suspended.providers.insert(name.into(), suspension)),
+        let suspension = serde_json::from_str(&value).unwrap_or(Suspension {
+            at: DateTime::<Utc>::UNIX_EPOCH,
+            reason: "unreadable".to_owned(),
+            until: None,
+        });
+        match key.split_once(':') {
+            Some(("suspended", name)) => drop(suspended.providers.insert(name.into(), suspension)),
+            Some((_, name)) => drop(suspended.checks.insert(name.into(), suspension)),
             None => suspended.all = Some(suspension),
         }
     }
@@ -198,16 +282,12 @@ async fn suspended(tx: &mut Tx) -> Result<Suspended> {
 const META_SET: &str = "INSERT INTO providerd.meta (key, value) VALUES ($1, $2)
     ON CONFLICT (key) DO UPDATE SET value = excluded.value";
 
-fn suspension_key(provider: Option<&str>) -> String {
-    provider.map_or_else(|| "suspended".to_owned(), |name| format!("suspended:{name}"))
-}
-
-fn suspension_event(kind: EventKind, provider: Option<&str>, reason: &str) -> NewEvent {
+fn suspension_event(kind: EventKind, what: Stopped<'_>, reason: &str) -> NewEvent {
     NewEvent {
         kind,
-        provider: provider.map(Into::into),
+        provider: what.provider().map(Into::into),
         provider_id: None,
-        detail: serde_json::json!({}),
+        detail: what.detail(),
         reason: reason.to_owned(),
         origin: None,
         revision: None,
@@ -237,16 +317,7 @@ impl ReconcileTx {
     /// Whether the lease is still ours; locks it until the end of the transaction. Writes, so call it only when
     /// something will be written.
     pub async fn lease_check(&mut self, lease: &Lease) -> Result<bool> {
-        let found = query(
-            "SELECT FROM providerd.lease
-             WHERE name = $1 AND holder = $2 AND token = $3 AND expires_at > clock_timestamp() FOR UPDATE",
-        )
-        .bind(&lease.name)
-        .bind(lease.holder)
-        .bind(lease.token)
-        .fetch_optional(&mut *self.tx)
-        .await?;
-        Ok(found.is_some())
+        is_held(&mut self.tx, lease).await
     }
 
     /// The number of the last applied catalog.

@@ -10,11 +10,14 @@ mod apply;
 mod columns;
 mod copy;
 mod create;
+mod discovery;
 mod error;
 mod events;
+mod health;
 mod leases;
 mod listen;
 mod migrate;
+mod overview;
 mod status;
 mod unmigrated;
 mod world;
@@ -34,11 +37,14 @@ use sqlx::{
 use uuid::Uuid;
 
 pub use self::{
+    discovery::{DiscoveryNotice, DiscoveryRow},
     error::{Result, StoreError},
     events::{Event, EventFilter, NewEvent},
-    leases::{Lease, Suspended, Suspension},
+    health::{CheckRow, CheckWrite, NewStatus, Span},
+    leases::{Lease, Stopped, Suspended, Suspension},
     listen::DriftListener,
     migrate::{Layout, MigrationReport},
+    overview::{CatalogRows, EventQuery, HourRow, ModelRow, ProviderRow, RuleRow},
     status::{ProviderStatus, StatusWrite, UsageTotals},
     world::Scope,
 };

@@ -7,7 +7,7 @@ use serde::Serialize;
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::{NewEvent, Result, Store, events, query};
+use super::{NewEvent, Result, Store, Tx, events, query};
 use crate::{
     model::{HealthStatus, KeyStatus, Origin},
     plan::Digest,
@@ -32,6 +32,8 @@ pub struct ProviderStatus {
     /// Where it was declared and what was applied last; `None` if no manifest manages it.
     pub managed: Option<(Origin, Digest)>,
     pub models: i64,
+    /// What checks remember of it, as they have written it.
+    pub memory: Option<String>,
 }
 
 /// What a check or a key test found out; `None` leaves the column as it is.
@@ -69,9 +71,10 @@ impl Store {
                     p.api_key_test_status::text, p.api_key_last_tested::timestamp, p.api_key_updated_at::timestamp,
                     p.api_key_source::text,
                     coalesce(p.api_key_encrypted, '') <> '' OR coalesce(p.encrypted_api_key, '') <> '',
-                    p.api_base_url, p.updated_at::timestamp, g.file, g.line, g.digest, coalesce(m.n, 0)
+                    p.api_base_url, p.updated_at::timestamp, g.file, g.line, g.digest, coalesce(m.n, 0), h.memory
              FROM llm_providers p
              LEFT JOIN providerd.managed g ON g.provider_id = p.id
+             LEFT JOIN providerd.health h ON h.provider_id = p.id
              LEFT JOIN (SELECT provider_id, count(*) AS n FROM llm_models GROUP BY 1) m ON m.provider_id = p.id
              WHERE $1::text[] IS NULL OR p.name = ANY($1)
              ORDER BY p.name",
@@ -109,49 +112,10 @@ impl Store {
                     (Origin { file: file.into(), line }, Digest(digest))
                 }),
                 models: row.try_get(16)?,
+                memory: row.try_get(17)?,
             });
         }
         Ok(found)
-    }
-
-    /// Writes statuses and the transitions among them, in one transaction and two round trips. A row that holds the
-    /// values already is not written.
-    pub async fn status_write(&self, writes: &[StatusWrite], transitions: &[NewEvent]) -> Result<()> {
-        if writes.is_empty() && transitions.is_empty() {
-            return Ok(());
-        }
-        let naive = |time: Option<DateTime<Utc>>| time.map(|time| time.naive_utc());
-        let mut tx = self.write().await?;
-        query(
-            "UPDATE llm_providers p SET
-                 health_status = coalesce(u.health, p.health_status),
-                 last_health_check = coalesce(u.checked, p.last_health_check),
-                 api_key_test_status = CASE WHEN u.fits THEN coalesce(u.key, p.api_key_test_status)
-                                            ELSE p.api_key_test_status END,
-                 api_key_last_tested = CASE WHEN u.fits THEN coalesce(u.tested, p.api_key_last_tested)
-                                            ELSE p.api_key_last_tested END
-             FROM (SELECT w.*, w.of IS NULL OR w.of IS NOT DISTINCT FROM q.api_key_updated_at::timestamp AS fits
-                   FROM unnest($1::uuid[], $2::text[], $3::timestamp[], $4::text[], $5::timestamp[], $6::timestamp[])
-                        AS w (id, health, checked, key, tested, of)
-                   JOIN llm_providers q ON q.id = w.id ORDER BY w.id) u
-             WHERE p.id = u.id
-               AND (u.health IS DISTINCT FROM p.health_status AND u.health IS NOT NULL
-                    OR u.checked IS DISTINCT FROM p.last_health_check AND u.checked IS NOT NULL
-                    OR u.fits AND (u.key IS DISTINCT FROM p.api_key_test_status AND u.key IS NOT NULL
-                                   OR u.tested IS DISTINCT FROM p.api_key_last_tested AND u.tested IS NOT NULL))",
-        )
-        .bind(writes.iter().map(|write| write.id).collect::<Vec<_>>())
-        .bind(writes.iter().map(|write| write.health_status.map(HealthStatus::as_str)).collect::<Vec<_>>())
-        .bind(writes.iter().map(|write| naive(write.last_health_check)).collect::<Vec<_>>())
-        .bind(writes.iter().map(|write| write.key_status.map(KeyStatus::as_str)).collect::<Vec<_>>())
-        .bind(writes.iter().map(|write| naive(write.key_last_tested)).collect::<Vec<_>>())
-        .bind(writes.iter().map(|write| naive(write.key_updated_at)).collect::<Vec<_>>())
-        .execute(&mut *tx)
-        .await?;
-        if !transitions.is_empty() {
-            events::insert(&mut tx, transitions).await?;
-        }
-        Ok(tx.commit().await?)
     }
 
     /// The stored tokens of one provider's key columns, for proving and rotating keys: (`api_key_encrypted`,
@@ -237,4 +201,36 @@ impl Store {
             })
             .collect())
     }
+}
+
+/// Writes statuses. A row that holds the values already is not written.
+pub(super) async fn write(tx: &mut Tx, writes: &[&StatusWrite]) -> Result<()> {
+    let naive = |time: Option<DateTime<Utc>>| time.map(|time| time.naive_utc());
+    query(
+        "UPDATE llm_providers p SET
+             health_status = coalesce(u.health, p.health_status),
+             last_health_check = coalesce(u.checked, p.last_health_check),
+             api_key_test_status = CASE WHEN u.fits THEN coalesce(u.key, p.api_key_test_status)
+                                        ELSE p.api_key_test_status END,
+             api_key_last_tested = CASE WHEN u.fits THEN coalesce(u.tested, p.api_key_last_tested)
+                                        ELSE p.api_key_last_tested END
+         FROM (SELECT w.*, w.of IS NULL OR w.of IS NOT DISTINCT FROM q.api_key_updated_at::timestamp AS fits
+               FROM unnest($1::uuid[], $2::text[], $3::timestamp[], $4::text[], $5::timestamp[], $6::timestamp[])
+                    AS w (id, health, checked, key, tested, of)
+               JOIN llm_providers q ON q.id = w.id ORDER BY w.id) u
+         WHERE p.id = u.id
+           AND (u.health IS DISTINCT FROM p.health_status AND u.health IS NOT NULL
+                OR u.checked IS DISTINCT FROM p.last_health_check AND u.checked IS NOT NULL
+                OR u.fits AND (u.key IS DISTINCT FROM p.api_key_test_status AND u.key IS NOT NULL
+                               OR u.tested IS DISTINCT FROM p.api_key_last_tested AND u.tested IS NOT NULL))",
+    )
+    .bind(writes.iter().map(|write| write.id).collect::<Vec<_>>())
+    .bind(writes.iter().map(|write| write.health_status.map(HealthStatus::as_str)).collect::<Vec<_>>())
+    .bind(writes.iter().map(|write| naive(write.last_health_check)).collect::<Vec<_>>())
+    .bind(writes.iter().map(|write| write.key_status.map(KeyStatus::as_str)).collect::<Vec<_>>())
+    .bind(writes.iter().map(|write| naive(write.key_last_tested)).collect::<Vec<_>>())
+    .bind(writes.iter().map(|write| naive(write.key_updated_at)).collect::<Vec<_>>())
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
 }

@@ -52,6 +52,41 @@ fn a_broken_file_freezes_what_it_mentions() {
     check("providers = { a = { type = \"openai\" }, b = 1 }\n= =", &["a", "b"]);
 }
 
+#[test]
+fn routes_to_what_discovery_may_find_are_told_to_wait() {
+    let check = |models: &str, declared: &str, expected: &[&str]| {
+        let mut workspace = Workspace::new();
+        set(
+            &mut workspace,
+            "a.toml",
+            &format!(
+                "[providers.x]\ntype = \"ollama\"\n[providers.x.discover]\n[providers.y]\ntype = \"ollama\"\n{declared}"
+            ),
+        );
+        let route =
+            format!("[[routes]]\nmodels = \"{models}\"\npower_level = \"eco\"\nuser_tier = \"all\"\n");
+        set(&mut workspace, "r.toml", &route);
+        let build = workspace.build();
+        let found: Vec<&str> = build.diagnostics.iter().map(|it| it.code).collect();
+        assert_eq!(found, expected, "{models} {declared}");
+        // A route that waits stays one, and freezes nothing.
+        let waits = expected != ["dangling-route"];
+        assert_eq!((build.catalog.routes.len() == 1, build.catalog.frozen.files.is_empty()), (waits, waits));
+        build.diagnostics.first().map(|it| it.help.join(" ")).unwrap_or_default()
+    };
+    const MODEL: &str = "[[providers.x.models]]\nname = \"m7b\"\n";
+    assert_eq!(
+        check("x/*7b*", "", &["idle-route"]),
+        "declare them: `providerd models x --write --match '*7b*'` adds what it offers"
+    );
+    check("x/*7b*", MODEL, &[]);
+    check("x/other", MODEL, &["idle-route"]);
+    check("*/*", "", &["idle-route"]);
+    check("*/m7b", MODEL, &[]);
+    check("y/*", MODEL, &["dangling-route"]);
+    check("z*/*", MODEL, &["dangling-route"]);
+}
+
 /// The interval that a provider of `dir/p.toml` is checked at.
 fn interval(workspace: &mut Workspace) -> Option<u64> {
     let catalog = workspace.build().catalog;

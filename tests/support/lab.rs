@@ -56,6 +56,8 @@ impl Lab {
         command.env("HOME", self.dir.path()).env("STATE_DIRECTORY", self.dir.path().join("state"));
         command.env("DATABASE_URL", &self.url).env("BYOK_ENCRYPTION_KEY", BYOK);
         command.env("PROVIDERD_SERVER__LISTEN", "127.0.0.1:0").env("PROVIDERD_MANIFESTS__SETTLE", "300ms");
+        // The providers of most tests exist on paper only.
+        command.env("PROVIDERD_HEALTH__ENABLED", "false");
         command.env("PROVIDERD_LOG__FORMAT", "json").env("RUST_LOG", "info,providerd=debug");
         command
     }
@@ -65,8 +67,27 @@ impl Lab {
         Ran::new(self.command(args).output().unwrap())
     }
 
+    /// The same, with checks and key tests turned on.
+    pub fn run_checking(&self, args: &[&str]) -> Ran {
+        Ran::new(self.command(args).env("PROVIDERD_HEALTH__ENABLED", "true").output().unwrap())
+    }
+
+    /// As [`Lab::run`], with surroundings adjusted.
+    pub fn run_with(&self, args: &[&str], adjust: impl FnOnce(&mut Command)) -> Ran {
+        let mut command = self.command(args);
+        adjust(&mut command);
+        Ran::new(command.output().unwrap())
+    }
+
     pub fn daemon(&self) -> Daemon {
         self.daemon_with(|_| {})
+    }
+
+    /// A daemon that also checks, every second unless the manifest says otherwise.
+    pub fn checking(&self) -> Daemon {
+        self.daemon_with(|command| {
+            command.env("PROVIDERD_HEALTH__ENABLED", "true").env("PROVIDERD_HEALTH__INTERVAL", "1s");
+        })
     }
 
     pub fn daemon_with(&self, adjust: impl FnOnce(&mut Command)) -> Daemon {
@@ -184,6 +205,38 @@ impl Daemon {
 
     pub async fn wait_ready(&mut self) {
         self.wait_for_log("\"message\":\"ready\"").await;
+    }
+
+    /// Where its HTTP server listens.
+    pub async fn address(&mut self) -> String {
+        self.wait_for_log("\"listen\":\"").await;
+        let log = self.log();
+        let (_, rest) = log.split_once("\"listen\":\"").unwrap();
+        rest.split('"').next().unwrap().to_owned()
+    }
+
+    /// Fetches a path: head and body as one text.
+    pub async fn fetch(&mut self, path: &str) -> String {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let mut stream = tokio::net::TcpStream::connect(self.address().await).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut text = Vec::new();
+        stream.read_to_end(&mut text).await.unwrap();
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// Fetches a path until its answer fits.
+    pub async fn fetch_until(&mut self, path: &str, what: &str, fits: impl Fn(&str) -> bool) -> String {
+        let started = Instant::now();
+        loop {
+            let text = self.fetch(path).await;
+            if fits(&text) {
+                return text;
+            }
+            assert!(started.elapsed() < PATIENCE, "never: {what}\n{text}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Kills it without a word.

@@ -7,11 +7,14 @@
 
 mod target;
 
-pub use target::{Rhythm, Target};
+pub use target::{Label, Rhythm, Target, TargetError};
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -70,11 +73,12 @@ pub enum Command {
     Snapshot(oneshot::Sender<Vec<(Arc<str>, Memory)>>),
 }
 
-/// What the monitor tells. Texts are redacted.
+/// What the monitor tells. Texts are redacted. `target` is what the event is about: its label says which row and
+/// which key, however often the provider has been set anew since.
 #[derive(Debug)]
 pub enum Event {
     Checked {
-        provider: Arc<str>,
+        target: Arc<Target>,
         checked: Checked,
         transition: Option<Transition>,
         /// The result was not believed, since the prober suspects itself.
@@ -83,7 +87,7 @@ pub enum Event {
         memory: Box<Memory>,
     },
     KeyTested {
-        provider: Arc<str>,
+        target: Arc<Target>,
         report: KeyReport,
         took: Duration,
         transition: Option<KeyTransition>,
@@ -91,12 +95,12 @@ pub enum Event {
     },
     /// A status changed without a check: it went stale, or the key was replaced.
     Health {
-        provider: Arc<str>,
+        target: Arc<Target>,
         transition: Transition,
         memory: Box<Memory>,
     },
     Key {
-        provider: Arc<str>,
+        target: Arc<Target>,
         transition: KeyTransition,
         memory: Box<Memory>,
     },
@@ -111,11 +115,18 @@ pub struct MonitorConfig {
     pub interval: Duration,
     /// Asked whether our own side works, when it is in doubt.
     pub canary: Option<Url>,
+    /// Kept at the number of turns under way, for showing.
+    pub in_flight: Arc<AtomicUsize>,
 }
 
 impl Default for MonitorConfig {
     fn default() -> Self {
-        Self { caps: Caps::default(), interval: Duration::from_secs(30), canary: None }
+        Self {
+            caps: Caps::default(),
+            interval: Duration::from_secs(30),
+            canary: None,
+            in_flight: Arc::default(),
+        }
     }
 }
 
@@ -173,6 +184,7 @@ pub async fn run(
     housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let wake = monitor.start_turns();
+        monitor.config.in_flight.store(monitor.running.len(), Ordering::Relaxed);
         let told = tokio::select! {
             biased;
             () = stop.cancelled() => break,
@@ -293,7 +305,7 @@ impl Monitor {
         let watched = Watched { target: Arc::new(target), memory, turns };
         if let Some(transition) = key_changed {
             told.push(Event::Key {
-                provider: name.clone(),
+                target: watched.target.clone(),
                 transition,
                 memory: Box::new(watched.memory.clone()),
             });
@@ -389,7 +401,8 @@ impl Monitor {
                 watched.memory.health.observe(wall, &checked.outcome)
             };
             let memory = Box::new(watched.memory.clone());
-            told.push(Event::Checked { provider: name.clone(), checked, transition, frozen, lag, memory });
+            let target = watched.target.clone();
+            told.push(Event::Checked { target, checked, transition, frozen, lag, memory });
             // A local failure, or a frozen first result, leaves no time to count from.
             let due = match watched.memory.health.last_result() {
                 Some(last) if last >= wall => self.check_due(&watched),
@@ -415,8 +428,8 @@ impl Monitor {
                 let wait = report.facts.retry_after;
                 let transition = watched.memory.key.observe(wall, &report.verdict, wait);
                 let memory = Box::new(watched.memory.clone());
-                let (provider, took) = (name.clone(), tested.took);
-                told.push(Event::KeyTested { provider, report, took, transition, memory });
+                let (target, took) = (watched.target.clone(), tested.took);
+                told.push(Event::KeyTested { target, report, took, transition, memory });
                 self.key_due(&watched)
             } else {
                 Some(self.now() + jittered(Duration::from_secs(60), name, watched.turns))
@@ -449,7 +462,7 @@ impl Monitor {
             }
             return told;
         }
-        for (name, watched) in &mut self.watched {
+        for watched in self.watched.values_mut() {
             if watched.memory.health.status() == HealthStatus::Unknown {
                 continue;
             }
@@ -461,7 +474,7 @@ impl Monitor {
                 watched.memory.health.expire(wall, regular + watched.target.limits.total)
             {
                 let memory = Box::new(watched.memory.clone());
-                told.push(Event::Health { provider: name.clone(), transition, memory });
+                told.push(Event::Health { target: watched.target.clone(), transition, memory });
             }
         }
         told
@@ -491,7 +504,8 @@ pub fn next_check(memory: &Memory, rhythm: &Rhythm, now: DateTime<Utc>) -> DateT
 }
 
 impl Target {
-    fn health_check(&self) -> HealthCheck<'_> {
+    /// What is asked to find out about its health.
+    pub fn health_check(&self) -> HealthCheck<'_> {
         HealthCheck {
             kind: self.kind,
             base: &self.base,

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use croner::parser::{CronParser, Seconds};
 use secrecy::{ExposeSecret as _, SecretString};
 use url::Url;
+use uuid::Uuid;
 
 use crate::{
     health::{
@@ -44,10 +45,21 @@ impl Rhythm {
     }
 }
 
+/// Which row, and which key, a target stands for; the monitor only hands it back.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Label {
+    pub id: Uuid,
+    /// `api_key_updated_at` of the key.
+    pub key_updated_at: Option<DateTime<Utc>>,
+    /// Keyed fingerprint of the key.
+    pub key_fingerprint: Option<Box<str>>,
+}
+
 /// One provider as the monitor sees it.
 #[derive(Debug, Clone)]
 pub struct Target {
     pub name: Arc<str>,
+    pub label: Label,
     pub kind: ProviderType,
     pub base: Url,
     /// The base URL's origin: what the caps are about.
@@ -77,7 +89,19 @@ impl Target {
         key: Option<SecretString>,
     ) -> Result<Self, TargetError> {
         let policy = provider.health.clone().or(outer);
-        let base = parse_base(provider.kind, provider.base_url.as_deref())?;
+        let base_url = provider.base_url.as_deref();
+        Self::from_parts(provider.name.clone(), provider.kind, base_url, policy, key)
+    }
+
+    /// From what a database row and a manifest say. `base_url` of `None` is the type's own.
+    pub fn from_parts(
+        name: Arc<str>,
+        kind: ProviderType,
+        base_url: Option<&str>,
+        policy: HealthPolicy,
+        key: Option<SecretString>,
+    ) -> Result<Self, TargetError> {
+        let base = parse_base(kind, base_url)?;
         let rhythm = match &policy.schedule {
             None => Rhythm::Every(INTERVAL),
             Some(Schedule::Every(interval)) => Rhythm::Every((*interval).max(MIN_INTERVAL)),
@@ -91,8 +115,9 @@ impl Target {
             limits.total = timeout;
         }
         Ok(Self {
-            name: provider.name.clone(),
-            kind: provider.kind,
+            name,
+            label: Label::default(),
+            kind,
             origin: origin_of(&base),
             base,
             key,

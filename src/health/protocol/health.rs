@@ -84,6 +84,16 @@ impl Outcome {
         }
     }
 
+    /// Why it was not good, in one word: for metrics. A refused key is no failure of the provider.
+    pub const fn failure_word(&self) -> Option<&'static str> {
+        match self {
+            Self::Ok | Self::Auth { .. } | Self::Local { .. } => None,
+            Self::Slow => Some("slow"),
+            Self::Soft { .. } => Some("soft"),
+            Self::Hard { failure, .. } => Some(failure.as_str()),
+        }
+    }
+
     pub fn reason(&self) -> &str {
         match self {
             Self::Ok => "",

@@ -1,0 +1,383 @@
+//! What the checks of this daemon's share have found: the latest state of each provider, and what of it is still to
+//! be written.
+//!
+//! Not its job: checking, and writing. Invariant: what was taken for writing and could not be written comes back,
+//! so an outage of the database loses no transition.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::{
+    health::{
+        impairment::Impaired,
+        monitor::{Event, Memory, Target},
+        protocol::{Facts, Outcome},
+        rollup::Rollup,
+    },
+    model::{HealthStatus, KeyStatus},
+    plan::EventKind,
+    store::{CheckRow, CheckWrite, NewEvent, NewStatus, Span, StatusWrite},
+};
+
+/// Transitions of one provider that wait for the database at most; one that flaps through a day-long outage must
+/// not fill the memory. The oldest go first.
+const MAX_WAITING: usize = 1000;
+
+/// What is stored of a provider between lives of the daemon, and shown by `status`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Kept {
+    #[serde(flatten)]
+    pub memory: Memory,
+    /// Of the last check that was answered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_not_after: Option<DateTime<Utc>>,
+    /// What the last key test told beside its verdict.
+    pub facts: Facts,
+    /// Which key the verdict is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_fingerprint: Option<Box<str>>,
+}
+
+impl Kept {
+    /// What the column holds; nothing where a later version wrote something else.
+    pub fn parse(text: &str) -> Option<Self> {
+        serde_json::from_str(text).ok()
+    }
+}
+
+/// One provider as this daemon sees it now.
+#[derive(Debug, Clone)]
+pub struct Live {
+    pub target: Arc<Target>,
+    pub kept: Kept,
+    /// When the last check ended; `None` before the first.
+    pub last_check: Option<DateTime<Utc>>,
+    pub last_took: Duration,
+}
+
+/// What waits to be written of one provider.
+#[derive(Debug, Default)]
+struct Waiting {
+    transitions: Vec<(NewStatus, NewEvent)>,
+    sums: BTreeMap<DateTime<Utc>, Rollup>,
+    /// A check has ended since the last write.
+    checked: bool,
+    /// A key test has ended since the last write.
+    tested: bool,
+    /// The memory differs from what is stored.
+    memory: bool,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.transitions.is_empty() && self.sums.is_empty() && !self.checked && !self.tested && !self.memory
+    }
+}
+
+struct Entry {
+    live: Live,
+    waiting: Waiting,
+}
+
+/// How much is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Transitions and key verdicts.
+    News,
+    /// Also when each provider was last checked.
+    Heartbeats,
+    /// Everything: memories and sums as well.
+    All,
+}
+
+/// What was taken for writing.
+pub struct Batch {
+    pub writes: Vec<CheckWrite>,
+    /// Whose, in the same order.
+    names: Vec<Arc<str>>,
+    /// Transitions of our own trustworthiness.
+    pub own: Vec<NewEvent>,
+}
+
+impl Batch {
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty() && self.own.is_empty()
+    }
+}
+
+/// All providers of this daemon's share.
+#[derive(Default)]
+pub struct Ledger {
+    entries: HashMap<Arc<str>, Entry>,
+    /// Of providers that left the share with something unwritten.
+    leaving: HashMap<Arc<str>, Entry>,
+    own: Vec<NewEvent>,
+    impaired: Option<String>,
+}
+
+impl Ledger {
+    /// Takes a provider in, or notes that it is checked differently now.
+    pub fn set(&mut self, target: Arc<Target>, kept: Option<Kept>) {
+        let name = target.name.clone();
+        if let Some(entry) = self.entries.get_mut(&name) {
+            entry.live.target = target;
+            return;
+        }
+        let waiting = self.leaving.remove(&name).map(|entry| entry.waiting).unwrap_or_default();
+        let kept = kept.unwrap_or_default();
+        let last_check = kept.memory.health.last_result();
+        let live = Live { target, kept, last_check, last_took: Duration::ZERO };
+        self.entries.insert(name, Entry { live, waiting });
+    }
+
+    /// Lets a provider go. What is unwritten of it, its memory included, is still written.
+    pub fn remove(&mut self, name: &str) {
+        if let Some((name, mut entry)) = self.entries.remove_entry(name)
+            && entry.live.last_check.is_some()
+        {
+            entry.waiting.memory = true;
+            self.leaving.insert(name, entry);
+        }
+    }
+
+    pub fn get(&self, name: &str) -> Option<&Live> {
+        self.entries.get(name).map(|entry| &entry.live)
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Live> {
+        self.entries.values().map(|entry| &entry.live)
+    }
+
+    /// Sums of a provider's checks by the begin of their hour that are not in the database yet.
+    pub fn unwritten(&self, name: &str) -> impl Iterator<Item = (DateTime<Utc>, &Rollup)> {
+        let entry = self.entries.get(name);
+        entry.into_iter().flat_map(|entry| entry.waiting.sums.iter().map(|(at, sums)| (*at, sums)))
+    }
+
+    /// Why the prober does not believe its results now.
+    pub fn impaired(&self) -> Option<&str> {
+        self.impaired.as_deref()
+    }
+
+    /// Takes an event in. Whether it is worth writing at once.
+    pub fn absorb(&mut self, event: &Event, now: DateTime<Utc>) -> bool {
+        let (target, memory) = match event {
+            Event::Impaired(change) => {
+                let event = self.impairment(change);
+                self.own.push(event);
+                return true;
+            }
+            Event::Checked { target, memory, .. }
+            | Event::KeyTested { target, memory, .. }
+            | Event::Health { target, memory, .. }
+            | Event::Key { target, memory, .. } => (target, memory),
+        };
+        // It left the share while the event was under way.
+        let Some(Entry { live, waiting }) = self.entries.get_mut(&target.name) else { return false };
+        live.kept.memory = (**memory).clone();
+        let queue = |waiting: &mut Waiting, to, event| {
+            if waiting.transitions.len() >= MAX_WAITING {
+                waiting.transitions.remove(0);
+            }
+            waiting.transitions.push((to, event));
+            waiting.memory = true;
+        };
+        match event {
+            Event::Checked { checked, transition, frozen, .. } => {
+                live.last_check = Some(now);
+                live.last_took = checked.took;
+                let answered = !matches!(checked.outcome, Outcome::Hard { .. } | Outcome::Local { .. });
+                if answered {
+                    live.kept.latency_ms = u64::try_from(checked.took.as_millis()).ok();
+                    live.kept.tls_not_after = checked.tls_not_after;
+                }
+                if *frozen || matches!(checked.outcome, Outcome::Local { .. }) {
+                    return false;
+                }
+                waiting.checked = true;
+                waiting.sums.entry(Span::Hour.begin(now)).or_default().add(&checked.outcome, checked.took);
+                let Some(transition) = transition else { return false };
+                let (from, to) = (transition.from, transition.to);
+                queue(waiting, NewStatus::Health(to), health_event(target, from, to, &transition.reason));
+            }
+            Event::Health { transition, .. } => {
+                let (from, to) = (transition.from, transition.to);
+                queue(waiting, NewStatus::Health(to), health_event(target, from, to, &transition.reason));
+            }
+            Event::KeyTested { report, transition, .. } => {
+                live.kept.facts = report.facts.clone();
+                live.kept.key_fingerprint.clone_from(&target.label.key_fingerprint);
+                waiting.tested = true;
+                waiting.memory = true;
+                if let Some(transition) = transition {
+                    let (from, to) = (transition.from, transition.to);
+                    queue(waiting, NewStatus::Key(to), key_event(target, from, to, &transition.reason));
+                }
+            }
+            Event::Key { transition, .. } => {
+                live.kept.key_fingerprint.clone_from(&target.label.key_fingerprint);
+                let (from, to) = (transition.from, transition.to);
+                queue(waiting, NewStatus::Key(to), key_event(target, from, to, &transition.reason));
+            }
+            Event::Impaired(_) => {}
+        }
+        true
+    }
+
+    fn impairment(&mut self, change: &Impaired) -> NewEvent {
+        let (detail, reason) = match change {
+            Impaired::Began { failing, hosts } => {
+                let reason = format!(
+                    "{failing} of {hosts} hosts fail at once: the fault is more likely on this side; statuses are frozen"
+                );
+                self.impaired = Some(reason.clone());
+                (json!({ "impaired": true, "failing": failing, "hosts": hosts }), reason)
+            }
+            Impaired::Ended { reason } => {
+                self.impaired = None;
+                (json!({ "impaired": false }), format!("results are believed again: {reason}"))
+            }
+        };
+        NewEvent {
+            kind: EventKind::Health,
+            provider: None,
+            provider_id: None,
+            detail,
+            reason,
+            origin: None,
+            revision: None,
+        }
+    }
+
+    /// What is to be written now, at most `limit` providers. Give it back with [`Self::give_back`] if it could not be.
+    pub fn take(&mut self, depth: Depth, limit: usize) -> Batch {
+        let mut batch = Batch { writes: Vec::new(), names: Vec::new(), own: std::mem::take(&mut self.own) };
+        for (name, entry) in self.leaving.iter_mut().chain(&mut self.entries) {
+            if batch.writes.len() >= limit {
+                break;
+            }
+            let waiting = &mut entry.waiting;
+            let news = !waiting.transitions.is_empty() || waiting.tested;
+            let wanted = match depth {
+                Depth::News => news,
+                Depth::Heartbeats => news || waiting.checked,
+                Depth::All => !waiting.is_empty(),
+            };
+            if !wanted {
+                continue;
+            }
+            let (all, live) = (depth == Depth::All, &entry.live);
+            let memory = (all && (waiting.checked || waiting.memory) || waiting.memory && news)
+                .then(|| serde_json::to_string(&live.kept).ok())
+                .flatten();
+            let sums = if all { std::mem::take(&mut waiting.sums) } else { BTreeMap::new() };
+            batch.names.push(name.clone());
+            batch.writes.push(CheckWrite {
+                status: status(live),
+                transitions: std::mem::take(&mut waiting.transitions),
+                memory,
+                rollups: sums.into_iter().collect(),
+            });
+            (waiting.checked, waiting.tested) = (false, false);
+            waiting.memory &= !(all || news);
+        }
+        batch
+    }
+
+    /// What was taken is in the database.
+    pub fn written(&mut self, _: Batch) {
+        self.leaving.retain(|_, entry| !entry.waiting.is_empty());
+    }
+
+    /// Takes back what could not be written.
+    pub fn give_back(&mut self, batch: Batch) {
+        self.own.splice(0..0, batch.own);
+        for (name, write) in batch.names.into_iter().zip(batch.writes) {
+            let entry = self.entries.get_mut(&name).or_else(|| self.leaving.get_mut(&name));
+            let Some(entry) = entry else { continue };
+            let waiting = &mut entry.waiting;
+            waiting.transitions.splice(0..0, write.transitions);
+            waiting.checked = true;
+            waiting.tested = true;
+            waiting.memory = true;
+            for (at, sums) in write.rollups {
+                waiting.sums.entry(at).or_default().merge(&sums);
+            }
+        }
+    }
+}
+
+/// The columns of the provider's row as they should be.
+fn status(live: &Live) -> StatusWrite {
+    let (target, memory) = (&live.target, &live.kept.memory);
+    // A verdict about another key says nothing about this row.
+    let same_key = live.kept.key_fingerprint == target.label.key_fingerprint;
+    let tested = memory.key.last_test().filter(|_| target.key.is_some() && same_key);
+    StatusWrite {
+        id: target.label.id,
+        health_status: Some(memory.health.status()),
+        last_health_check: memory.health.last_result(),
+        key_status: tested.map(|_| memory.key.status()),
+        key_last_tested: tested,
+        key_updated_at: target.label.key_updated_at,
+    }
+}
+
+/// The audit row of a change of health.
+fn health_event(target: &Target, from: HealthStatus, to: HealthStatus, reason: &str) -> NewEvent {
+    event(EventKind::Health, target, json!({ "from": from, "to": to }), reason)
+}
+
+/// The audit row of a change of a key's status.
+fn key_event(target: &Target, from: KeyStatus, to: KeyStatus, reason: &str) -> NewEvent {
+    let detail = json!({ "from": from, "to": to, "key": target.label.key_fingerprint });
+    event(EventKind::KeyTest, target, detail, reason)
+}
+
+/// The audit row of a change that was read off the provider's row.
+pub(super) fn row_event(
+    kind: EventKind,
+    row: &CheckRow,
+    detail: serde_json::Value,
+    reason: String,
+) -> NewEvent {
+    NewEvent {
+        kind,
+        provider: Some(row.name.clone()),
+        provider_id: Some(row.id),
+        detail,
+        reason,
+        origin: None,
+        revision: None,
+    }
+}
+
+fn event(kind: EventKind, target: &Target, detail: serde_json::Value, reason: &str) -> NewEvent {
+    NewEvent {
+        kind,
+        provider: Some(target.name.clone()),
+        provider_id: Some(target.label.id),
+        detail,
+        reason: reason.to_owned(),
+        origin: None,
+        revision: None,
+    }
+}

@@ -1,0 +1,424 @@
+//! The checks of this daemon: which providers are its share, what is found out about them, and writing that down.
+//!
+//! Three tasks: the monitor checks (`health`), one keeps its targets in step with the database and this daemon's
+//! share, one takes its events in and writes them. Not their job: what an answer means. Invariants: only what
+//! manifests manage is checked and written; a daemon whose lease has run out writes nothing; while the database is
+//! away, checks and metrics go on and what is to be written waits.
+
+pub mod export;
+mod ledger;
+pub mod once;
+mod targets;
+mod writer;
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use chrono::Utc;
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+
+pub use self::ledger::{Kept, Ledger, Live};
+use self::targets::{Catalog, Checkable};
+use crate::{
+    health::{
+        monitor::{self, Command, MonitorConfig},
+        probe::Prober,
+        share::Share,
+    },
+    lifecycle::Supervisor,
+    manifest::Build,
+    metrics::Metrics,
+    model::{HealthPolicy, HealthStatus, KeyStatus},
+    secret::Keyring,
+    store::{CheckRow, CheckWrite, Lease, NewStatus, StatusWrite, Store, StoreError},
+};
+
+/// Each daemon that checks holds a lease of this name and its own id.
+pub const MEMBER: &str = "checks:";
+/// A dead daemon's share is taken over within this time plus one beat (below).
+const MEMBER_TTL: Duration = Duration::from_secs(7);
+/// How often the lease is renewed and the others are looked at; three tries fit into its time.
+const BEAT: Duration = Duration::from_secs(2);
+/// How often everything is read again, for what nobody told.
+const READ_EVERY: Duration = Duration::from_secs(30);
+/// A burst of changes is read once.
+const READ_APART: Duration = Duration::from_millis(200);
+/// Commands and events that may wait for their reader.
+const CHANNEL: usize = 1024;
+
+/// What the checks need.
+pub struct Parts {
+    pub store: Store,
+    pub keyring: Arc<Keyring>,
+    pub prober: Arc<Prober>,
+    pub monitor: MonitorConfig,
+    /// How providers are checked of which the manifests say nothing else.
+    pub policy: HealthPolicy,
+    pub metrics: Arc<Metrics>,
+    /// Identifies this daemon among others.
+    pub holder: Uuid,
+}
+
+/// What there is to look at again.
+enum Wanted {
+    Nothing,
+    Some(BTreeSet<Arc<str>>),
+    Everything,
+}
+
+struct Inner {
+    ledger: Mutex<Ledger>,
+    wanted: Mutex<Wanted>,
+    wake: Notify,
+    catalog: Mutex<Catalog>,
+    commands: mpsc::Sender<Command>,
+    prober: Arc<Prober>,
+    /// Told after news were written.
+    news: Arc<Notify>,
+}
+
+/// The running checks. Cheap to clone.
+#[derive(Clone)]
+pub struct Checks(Arc<Inner>);
+
+impl Checks {
+    /// Starts the tasks.
+    pub fn start(parts: Parts, supervisor: &Supervisor) -> Self {
+        let (commands, orders) = mpsc::channel(CHANNEL);
+        let (events, told) = mpsc::channel(CHANNEL);
+        let (leased, lease) = watch::channel(None);
+        let inner = Inner {
+            ledger: Mutex::default(),
+            wanted: Mutex::new(Wanted::Everything),
+            wake: Notify::new(),
+            catalog: Mutex::default(),
+            commands,
+            prober: parts.prober.clone(),
+            news: Arc::default(),
+        };
+        let checks = Self(Arc::new(inner));
+        let stop = supervisor.token();
+        supervisor.spawn(
+            "monitor",
+            monitor::run(parts.prober.clone(), parts.monitor.clone(), orders, events, stop.clone()),
+        );
+        let writer = writer::Writer {
+            checks: checks.clone(),
+            store: parts.store.clone(),
+            metrics: parts.metrics.clone(),
+            lease,
+        };
+        supervisor.spawn("verdicts", writer.run(told));
+        let keeper = Keeper {
+            checks: checks.clone(),
+            share: Share::new(parts.holder, []),
+            parts,
+            known: HashMap::new(),
+            lease: None,
+            leased,
+            seq: None,
+        };
+        supervisor.spawn("targets", keeper.run(stop));
+        checks
+    }
+
+    /// Looks at these providers again, or at all of them: their rows or how they are checked may have changed.
+    pub fn look(&self, names: Option<&BTreeSet<Arc<str>>>) {
+        let mut wanted = lock(&self.0.wanted);
+        match (&mut *wanted, names) {
+            (Wanted::Everything, _) => {}
+            (wanted, None) => *wanted = Wanted::Everything,
+            (Wanted::Some(have), Some(more)) => have.extend(more.iter().cloned()),
+            (wanted, Some(names)) => *wanted = Wanted::Some(names.clone()),
+        }
+        drop(wanted);
+        self.0.wake.notify_one();
+    }
+
+    /// Takes the newest catalog, for how to check.
+    pub fn catalog(&self, build: Arc<Build>) {
+        *lock(&self.0.catalog) = Some(build);
+    }
+
+    /// Checks and tests one provider now; `false` if it is not this daemon's.
+    pub async fn now(&self, name: &str) -> bool {
+        let Some(name) = lock(&self.0.ledger).get(name).map(|live| live.target.name.clone()) else {
+            return false;
+        };
+        self.0.commands.send(Command::Now(name)).await.is_ok()
+    }
+
+    /// What is known now. Do not hold it across an await.
+    pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        lock(&self.0.ledger)
+    }
+
+    /// Wakes one who waits after each write that held a transition or a verdict about a key.
+    pub fn news(&self) -> Arc<Notify> {
+        self.0.news.clone()
+    }
+
+    pub fn prober(&self) -> &Arc<Prober> {
+        &self.0.prober
+    }
+
+    /// The series that carry a provider's name, in Prometheus's text format, and the sums over statuses.
+    pub fn encode(&self, text: &mut Vec<u8>, per_provider: bool) {
+        export::encode(&self.ledger(), text, per_provider);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps the monitor's targets in step with the database and with this daemon's share.
+struct Keeper {
+    checks: Checks,
+    parts: Parts,
+    share: Share,
+    /// What each target was made from.
+    known: HashMap<Arc<str>, u64>,
+    lease: Option<Lease>,
+    leased: watch::Sender<Option<Lease>>,
+    /// The last applied catalog's number, as seen at the last beat.
+    seq: Option<i64>,
+}
+
+impl Keeper {
+    async fn run(mut self, stop: CancellationToken) {
+        if let Err(error) = self.parts.store.lease_forget(MEMBER).await {
+            debug!(%error, "old leases could not be removed");
+        }
+        let (mut beat_at, mut read_at) = (Instant::now(), Instant::now());
+        let mut read_all_at = Instant::now() + READ_EVERY;
+        loop {
+            let checks = self.checks.clone();
+            let wanted = !matches!(*lock(&checks.0.wanted), Wanted::Nothing);
+            // Nothing is checked before this daemon knows who else is there.
+            let may_read = self.lease.is_some();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep_until(beat_at) => {
+                    beat_at = Instant::now() + BEAT;
+                    self.beat().await;
+                }
+                () = tokio::time::sleep_until(read_at), if wanted && may_read => {
+                    self.read().await;
+                    read_at = Instant::now() + READ_APART;
+                }
+                () = tokio::time::sleep_until(read_all_at) => {
+                    read_all_at = Instant::now() + READ_EVERY;
+                    self.checks.look(None);
+                }
+                () = checks.0.wake.notified() => {}
+            }
+        }
+    }
+
+    /// Renews the lease and looks who else is there and whether a catalog was applied.
+    async fn beat(&mut self) {
+        let held = match self.renew().await {
+            Ok(held) => held,
+            Err(error) => {
+                // What runs goes on: nobody else can be told apart from nobody.
+                debug!(%error, "the lease of the checks could not be renewed");
+                return;
+            }
+        };
+        let lost = self.lease.is_some() && self.lease != held;
+        let gained = held.is_some() && self.lease.is_none();
+        if self.lease != held {
+            let leases = i64::from(held.is_some()) - i64::from(self.lease.is_some());
+            self.parts.metrics.leases_held.add(leases);
+            self.lease.clone_from(&held);
+            self.leased.send_replace(held);
+        }
+        let Ok((members, seq)) = self.parts.store.lease_holders(MEMBER).await else { return };
+        let share = Share::new(self.parts.holder, members);
+        if self.share != share || gained || lost {
+            if self.share != share {
+                info!(alone = share.is_alone(), "the checks are shared anew");
+            }
+            if lost && !share.is_alone() {
+                // Somebody has gone on meanwhile and knows better.
+                self.drop_all().await;
+            }
+            self.share = share;
+            self.checks.look(None);
+        }
+        if self.seq.replace(seq) != Some(seq) {
+            self.checks.look(None);
+        }
+    }
+
+    async fn renew(&mut self) -> Result<Option<Lease>, StoreError> {
+        let store = &self.parts.store;
+        if let Some(held) = &self.lease
+            && store.lease_renew(held, MEMBER_TTL).await?
+        {
+            return Ok(self.lease.clone());
+        }
+        let name = format!("{MEMBER}{}", self.parts.holder);
+        store.lease_acquire(&name, self.parts.holder, MEMBER_TTL).await
+    }
+
+    async fn drop_all(&mut self) {
+        let names: Vec<Arc<str>> = self.known.drain().map(|(name, _)| name).collect();
+        *self.checks.ledger() = Ledger::default();
+        for name in names {
+            let _ = self.checks.0.commands.send(Command::Remove(name)).await;
+        }
+    }
+
+    /// Reads the rows that may have changed and tells the monitor.
+    async fn read(&mut self) {
+        let wanted = std::mem::replace(&mut *lock(&self.checks.0.wanted), Wanted::Nothing);
+        let names: Option<Vec<String>> = match &wanted {
+            Wanted::Nothing => return,
+            Wanted::Some(names) => Some(names.iter().map(ToString::to_string).collect()),
+            Wanted::Everything => None,
+        };
+        let rows = match self.parts.store.check_rows(names.as_deref()).await {
+            Ok(rows) => rows,
+            Err(error) => {
+                debug!(%error, "the providers could not be read; the next beat tries again");
+                self.checks.look(None);
+                tokio::time::sleep(BEAT).await;
+                return;
+            }
+        };
+        let paused = self.parts.store.suspended().await.unwrap_or_default().checks;
+        let now = Utc::now();
+        let is_paused = |name: &Arc<str>| {
+            paused.get(name).is_some_and(|pause| pause.until.is_none_or(|until| now < until))
+        };
+        let mut gone: BTreeSet<Arc<str>> = match &wanted {
+            Wanted::Some(names) => names.clone(),
+            _ => self.known.keys().cloned().collect(),
+        };
+        let build = lock(&self.checks.0.catalog).clone();
+        let mut corrections = Vec::new();
+        for row in &rows {
+            if !self.share.owns(&row.name) || is_paused(&row.name) {
+                continue;
+            }
+            let policy = targets::policy(build.as_deref(), &row.name, &self.parts.policy);
+            let digest = targets::digest(row, &policy);
+            if self.known.get(&row.name) == Some(&digest) {
+                gone.remove(&row.name);
+                continue;
+            }
+            match targets::target(row, policy, &self.parts.keyring) {
+                Checkable::Yes(target) => {
+                    gone.remove(&row.name);
+                    self.set(row, *target).await;
+                    self.known.insert(row.name.clone(), digest);
+                }
+                Checkable::No(why) => corrections.extend(unchecked(row, &why)),
+            }
+            if targets::is_undecryptable(row, &self.parts.keyring) {
+                corrections.extend(undecryptable(row));
+            }
+        }
+        for name in gone {
+            if self.known.remove(&name).is_some() {
+                self.checks.ledger().remove(&name);
+                let _ = self.checks.0.commands.send(Command::Remove(name)).await;
+            }
+        }
+        if !corrections.is_empty()
+            && let Err(error) = self.parts.store.checks_write(self.lease.as_ref(), &corrections).await
+        {
+            warn!(%error, "statuses of providers that are not checked could not be written");
+        }
+    }
+
+    async fn set(&self, row: &CheckRow, target: monitor::Target) {
+        let known = self.checks.ledger().get(&row.name).is_some();
+        let kept = (!known).then(|| remembered(row, &target)).flatten();
+        let memory = kept.as_ref().map(|kept| Box::new(kept.memory.clone()));
+        self.checks.ledger().set(Arc::new(target.clone()), kept);
+        // The monitor outlives this task except in a shutdown.
+        let _ = self.checks.0.commands.send(Command::Set { target: Box::new(target), memory }).await;
+    }
+}
+
+/// What is remembered of a provider from before, as far as it is still about the same key.
+fn remembered(row: &CheckRow, target: &monitor::Target) -> Option<Kept> {
+    let mut kept = Kept::parse(row.memory.as_deref()?)?;
+    let pending = row.key_status.as_deref() == Some(KeyStatus::Pending.as_str());
+    if kept.key_fingerprint != target.label.key_fingerprint || pending {
+        kept.memory.key = crate::health::state::KeyMachine::default();
+        kept.facts = crate::health::protocol::Facts::default();
+    }
+    let shown = row.health_status.as_deref().unwrap_or(HealthStatus::Unknown.as_str());
+    if shown == HealthStatus::Unknown.as_str() {
+        // It was not checked for a while, for instance since it was disabled.
+        kept.memory.health = crate::health::state::HealthMachine::default();
+    }
+    Some(kept)
+}
+
+fn correction(row: &CheckRow) -> StatusWrite {
+    StatusWrite {
+        id: row.id,
+        health_status: None,
+        last_health_check: None,
+        key_status: None,
+        key_last_tested: None,
+        key_updated_at: row.key_updated_at,
+    }
+}
+
+/// A provider that nobody checks has no health that could be known.
+fn unchecked(row: &CheckRow, why: &str) -> Option<CheckWrite> {
+    let from = HealthStatus::parse(row.health_status.as_deref()?)?;
+    if from == HealthStatus::Unknown {
+        return None;
+    }
+    let to = HealthStatus::Unknown;
+    let event = ledger::row_event(
+        crate::plan::EventKind::Health,
+        row,
+        serde_json::json!({ "from": from, "to": to }),
+        format!("not checked: {why}"),
+    );
+    let status = StatusWrite { health_status: Some(to), ..correction(row) };
+    Some(CheckWrite {
+        status,
+        transitions: vec![(NewStatus::Health(to), event)],
+        memory: None,
+        rollups: Vec::new(),
+    })
+}
+
+/// A key that does not open cannot be tested.
+fn undecryptable(row: &CheckRow) -> Option<CheckWrite> {
+    let to = KeyStatus::Error;
+    if row.key_status.as_deref() == Some(to.as_str()) {
+        return None;
+    }
+    let event = ledger::row_event(
+        crate::plan::EventKind::KeyTest,
+        row,
+        serde_json::json!({ "from": row.key_status, "to": to }),
+        "the stored key does not open with the BYOK key".to_owned(),
+    );
+    let status = StatusWrite { key_status: Some(to), key_last_tested: Some(Utc::now()), ..correction(row) };
+    Some(CheckWrite {
+        status,
+        transitions: vec![(NewStatus::Key(to), event)],
+        memory: None,
+        rollups: Vec::new(),
+    })
+}

@@ -1,0 +1,84 @@
+//! From database rows to what the monitor checks.
+//!
+//! Checked is what consumers of the database use: its base URL and its key, not the manifest's. Only how and how often
+//! to check comes from the manifests.
+
+use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::Arc,
+};
+
+use secrecy::SecretString;
+
+use crate::{
+    health::monitor::{Label, Target},
+    manifest::Build,
+    model::{HealthPolicy, ProviderType},
+    plan::LiveKey,
+    secret::Keyring,
+    store::CheckRow,
+};
+
+/// What to do about one row.
+pub(super) enum Checkable {
+    Yes(Box<Target>),
+    /// Why not, for a person.
+    No(String),
+}
+
+/// How a provider is checked: its manifest's settings over its directory's defaults over the daemon's.
+pub(super) fn policy(build: Option<&Build>, name: &str, outer: &HealthPolicy) -> HealthPolicy {
+    let declared = build.and_then(|build| Some((build, build.catalog.providers.get(name)?)));
+    match declared {
+        Some((build, provider)) => build.catalog.health(provider).or(outer),
+        None => outer.clone(),
+    }
+}
+
+/// A number that differs where anything differs that a check depends on. Not stable between programs.
+pub(super) fn digest(row: &CheckRow, policy: &HealthPolicy) -> u64 {
+    let mut hash = DefaultHasher::new();
+    (row.id, &row.kind, row.enabled, &row.base_url, &row.tokens, row.key_updated_at).hash(&mut hash);
+    format!("{policy:?}").hash(&mut hash);
+    hash.finish()
+}
+
+/// The target of a row, or why there is none.
+pub(super) fn target(row: &CheckRow, policy: HealthPolicy, keyring: &Keyring) -> Checkable {
+    if !row.enabled {
+        return Checkable::No("the provider is disabled".to_owned());
+    }
+    let word = row.kind.as_deref().unwrap_or_default();
+    let Some(kind) = ProviderType::parse(word) else {
+        return Checkable::No(format!("its type `{word}` is not known"));
+    };
+    let (key, fingerprint) = stored_key(row, keyring);
+    match Target::from_parts(row.name.clone(), kind, row.base_url.as_deref(), policy, key) {
+        Ok(mut target) => {
+            target.label =
+                Label { id: row.id, key_updated_at: row.key_updated_at, key_fingerprint: fingerprint };
+            Checkable::Yes(Box::new(target))
+        }
+        Err(error) => Checkable::No(error.to_string()),
+    }
+}
+
+/// The key that the row holds, as far as it opens, and its fingerprint.
+pub(super) fn stored_key(row: &CheckRow, keyring: &Keyring) -> (Option<SecretString>, Option<Box<str>>) {
+    let [first, second] = &row.tokens;
+    let LiveKey::Known { fingerprint, .. } = keyring.live_key(first, Some(second)) else {
+        return (None, None);
+    };
+    let opened = row.tokens.iter().filter(|token| !token.is_empty());
+    let secret = opened.filter_map(|token| keyring.byok.decrypt(token).ok()).next();
+    (secret.map(|secret| SecretString::from(secret.expose())), Some(fingerprint.0))
+}
+
+/// Whether a key is stored that does not open.
+pub(super) fn is_undecryptable(row: &CheckRow, keyring: &Keyring) -> bool {
+    let [first, second] = &row.tokens;
+    matches!(keyring.live_key(first, Some(second)), LiveKey::Undecryptable)
+}
+
+/// The last valid catalog, shared with the reconcile loop.
+pub(super) type Catalog = Option<Arc<Build>>;

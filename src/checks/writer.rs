@@ -1,0 +1,227 @@
+//! Takes the monitor's events in and writes what they found: news at once, the rest in batches.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::Utc;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep_until},
+};
+use tracing::{debug, info, warn};
+
+use super::{
+    Checks,
+    ledger::{Batch, Depth},
+};
+use crate::{
+    health::{impairment::Impaired, monitor::Event, protocol::Outcome},
+    metrics::Metrics,
+    store::{Lease, Store, StoreError},
+};
+
+/// News that come together are written together.
+const GATHER: Duration = Duration::from_millis(20);
+/// `last_health_check` is never further behind than this.
+const HEARTBEAT: Duration = Duration::from_secs(60);
+/// Memories and sums; what a crash costs of them is this much history. With many providers less often: they are most
+/// of what is written.
+const DEEP_OF_FEW: Duration = Duration::from_secs(60);
+const DEEP_OF_MANY: Duration = Duration::from_secs(600);
+const MANY: usize = 500;
+/// Providers per transaction.
+const BATCH: usize = 2000;
+/// First and longest wait before a failed write is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
+
+/// Writes down what the monitor finds.
+pub(super) struct Writer {
+    pub checks: Checks,
+    pub store: Store,
+    pub metrics: Arc<Metrics>,
+    pub lease: watch::Receiver<Option<Lease>>,
+}
+
+impl Writer {
+    /// Runs until the monitor has ended; then writes everything once more and gives the lease back.
+    pub async fn run(self, mut events: mpsc::Receiver<Event>) {
+        let mut news_at: Option<Instant> = None;
+        let mut heartbeat_at = Instant::now() + HEARTBEAT;
+        let mut deep_at = Instant::now();
+        let mut retry = RETRY.0;
+        loop {
+            let next = news_at.map_or(heartbeat_at, |at| at.min(heartbeat_at));
+            tokio::select! {
+                event = events.recv() => {
+                    let Some(event) = event else { break };
+                    if self.take_in(&event) {
+                        news_at.get_or_insert_with(|| Instant::now() + GATHER);
+                    }
+                    continue;
+                }
+                () = sleep_until(next) => {}
+            }
+            let now = Instant::now();
+            let depth = if now >= heartbeat_at && now >= deep_at {
+                Depth::All
+            } else if now >= heartbeat_at {
+                Depth::Heartbeats
+            } else {
+                Depth::News
+            };
+            let written = {
+                // The monitor must not wait for the database.
+                let writing = self.write(depth);
+                tokio::pin!(writing);
+                loop {
+                    tokio::select! {
+                        written = &mut writing => break written,
+                        Some(event) = events.recv() => {
+                            if self.take_in(&event) {
+                                news_at = Some(Instant::now() + GATHER);
+                            }
+                        }
+                    }
+                }
+            };
+            match written {
+                Ok(()) => {
+                    retry = RETRY.0;
+                    if news_at.is_some_and(|at| at <= now) {
+                        news_at = None;
+                    }
+                    if depth != Depth::News {
+                        heartbeat_at = now + HEARTBEAT;
+                    }
+                    if depth == Depth::All {
+                        deep_at =
+                            now + if self.checks.ledger().len() > MANY { DEEP_OF_MANY } else { DEEP_OF_FEW };
+                    }
+                }
+                Err(error) => {
+                    debug!(%error, retry_in = ?retry, "verdicts wait for the database");
+                    news_at = Some(Instant::now() + retry);
+                    heartbeat_at = heartbeat_at.max(Instant::now() + retry);
+                    retry = (retry * 2).min(RETRY.1);
+                }
+            }
+        }
+        if let Err(error) = self.write(Depth::All).await {
+            warn!(%error, "the last verdicts could not be written");
+        }
+        let held = self.lease.borrow().clone();
+        if let Some(held) = held {
+            // A lease that cannot be given back runs out by itself.
+            let _ = self.store.lease_release(&held).await;
+        }
+    }
+
+    /// Counts an event and notes what is to be written of it; whether at once.
+    fn take_in(&self, event: &Event) -> bool {
+        count(&self.metrics, event);
+        self.checks.ledger().absorb(event, Utc::now())
+    }
+
+    /// Writes all that `depth` calls for.
+    async fn write(&self, depth: Depth) -> Result<(), StoreError> {
+        loop {
+            let held = self.lease.borrow().clone();
+            // Without a lease nothing may be written; the verdicts wait.
+            let Some(held) = held else { return Err(StoreError::Fenced) };
+            let batch: Batch = self.checks.ledger().take(depth, BATCH);
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let last = batch.writes.len() < BATCH;
+            let written = async {
+                let news = self.store.checks_write(Some(&held), &batch.writes).await?;
+                self.store.record(&batch.own).await?;
+                Ok(news + batch.own.len())
+            };
+            match written.await {
+                Ok(news) => {
+                    self.metrics.events.inc_by(news as u64);
+                    self.checks.ledger().written(batch);
+                    if news > 0 || depth == Depth::News {
+                        self.checks.0.news.notify_one();
+                    }
+                }
+                Err(error) => {
+                    self.checks.ledger().give_back(batch);
+                    return Err(error);
+                }
+            }
+            if last {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn count(metrics: &Metrics, event: &Event) {
+    match event {
+        Event::Checked { target, checked, transition, frozen, lag, .. } => {
+            metrics.probes.with_label_values(&["health"]).inc();
+            metrics.probe_duration.with_label_values(&["health"]).observe(checked.took.as_secs_f64());
+            metrics.probe_schedule_lag.observe(lag.as_secs_f64());
+            if let Some(phases) = checked.phases {
+                for (phase, took) in [
+                    ("dns", phases.dns),
+                    ("connect", phases.connect),
+                    ("tls", phases.tls),
+                    ("first_byte", phases.first_byte),
+                    ("body", phases.body),
+                ] {
+                    metrics.probe_phase_duration.with_label_values(&[phase]).observe(took.as_secs_f64());
+                }
+            }
+            match &checked.outcome {
+                Outcome::Local { reason } => {
+                    metrics.probes_skipped.with_label_values(&["local"]).inc();
+                    debug!(provider = %target.name, reason, "the check failed on this side; it says nothing");
+                }
+                _ if *frozen => metrics.probes_skipped.with_label_values(&["impaired"]).inc(),
+                _ => {}
+            }
+            if let Some(reason) = checked.outcome.failure_word() {
+                metrics.probe_failures.with_label_values(&["health", reason]).inc();
+            }
+            if let Some(to) = transition {
+                metrics.health_transitions.with_label_values(&[to.from.as_str(), to.to.as_str()]).inc();
+                info!(provider = %target.name, from = %to.from, to = %to.to, reason = to.reason, "health changed");
+            }
+        }
+        Event::Health { target, transition: to, .. } => {
+            metrics.health_transitions.with_label_values(&[to.from.as_str(), to.to.as_str()]).inc();
+            info!(provider = %target.name, from = %to.from, to = %to.to, reason = to.reason, "health changed");
+        }
+        Event::KeyTested { target, report, took, transition, .. } => {
+            metrics.probes.with_label_values(&["key"]).inc();
+            metrics.probe_duration.with_label_values(&["key"]).observe(took.as_secs_f64());
+            let word = report.verdict.word();
+            if word != "valid" {
+                metrics.probe_failures.with_label_values(&["key", word]).inc();
+            }
+            if let Some(to) = transition {
+                metrics.api_key_transitions.with_label_values(&[to.from.as_str(), to.to.as_str()]).inc();
+                info!(provider = %target.name, from = %to.from, to = %to.to, reason = to.reason, "key status changed");
+            }
+        }
+        Event::Key { target, transition: to, .. } => {
+            metrics.api_key_transitions.with_label_values(&[to.from.as_str(), to.to.as_str()]).inc();
+            info!(provider = %target.name, from = %to.from, to = %to.to, reason = to.reason, "key status changed");
+        }
+        Event::Impaired(change) => {
+            metrics.prober_impaired.set(matches!(change, Impaired::Began { .. }).into());
+            match change {
+                Impaired::Began { failing, hosts } => {
+                    warn!(
+                        failing,
+                        hosts,
+                        "most hosts fail at once; statuses are frozen until this side is sure of itself"
+                    );
+                }
+                Impaired::Ended { reason } => info!(reason, "results of checks are believed again"),
+            }
+        }
+    }
+}

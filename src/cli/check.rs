@@ -1,0 +1,90 @@
+//! `check`: looks at providers now and says what it found. Writes nothing: statuses are the daemon's.
+
+use clap::Args;
+use tracing::debug;
+
+use super::{
+    Format,
+    context::Context,
+    output::{self, Exit},
+};
+use crate::{
+    app,
+    checks::once::{self, Candidate, Finding},
+};
+
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Only these providers
+    names: Vec<String>,
+}
+
+impl Check {
+    /// Exit 0: all answer and no key is refused; 2: one does not, or is; 1: the fault is on this side.
+    pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        let (_, build) = context.load_quietly();
+        let prober = app::prober(&context.settings)?;
+        let outer = app::health_policy(&context.settings);
+        let mut candidates = once::candidates(&context.backend, &build, &outer).await?;
+        if !self.names.is_empty() {
+            let known = |wanted: &&String| candidates.iter().any(|it| name(it) == wanted.as_str());
+            if let Some(unknown) = self.names.iter().find(|wanted| !known(wanted)) {
+                anyhow::bail!("no provider is called `{unknown}`\nhint: `providerd status` lists them");
+            }
+            candidates.retain(|it| self.names.iter().any(|wanted| wanted == name(it)));
+        }
+        let found = once::look(&prober, candidates, |finding| {
+            debug!(provider = %finding.provider, outcome = finding.outcome, "checked");
+        })
+        .await;
+        match context.format {
+            Format::Json => output::json(&found)?,
+            Format::Table | Format::Github => output::text(&render(&found))?,
+        };
+        if found.iter().any(Finding::is_local) {
+            return Ok(Exit::Failed);
+        }
+        let asked = found.iter().filter(|finding| finding.outcome != "skipped" || !self.names.is_empty());
+        Ok(Exit::when(asked.into_iter().all(Finding::is_good)))
+    }
+}
+
+fn name(candidate: &Candidate) -> &str {
+    match candidate {
+        Ok(target) => &target.name,
+        Err((name, _)) => name,
+    }
+}
+
+fn render(found: &[Finding]) -> String {
+    let rows = found.iter().map(|it| {
+        let health = match it.outcome {
+            "ok" | "auth" => "answers".to_owned(),
+            "skipped" => "not checked".to_owned(),
+            "hard" => "fails".to_owned(),
+            "soft" => "answers, but not well".to_owned(),
+            other => other.to_owned(),
+        };
+        let latency = if it.outcome == "skipped" { String::new() } else { format!("{} ms", it.latency_ms) };
+        // A refused key stands in its own column.
+        let note = if it.outcome == "auth" { "" } else { &it.reason };
+        vec![it.provider.to_string(), health, latency, key(it), note.replacen("\nhint: ", "; hint: ", 1)]
+    });
+    output::table(&["NAME", "HEALTH", "LATENCY", "KEY", "NOTE"], rows)
+}
+
+/// `valid, 15 models found, 450 ms`, `invalid: the provider's words`, `none`.
+fn key(finding: &Finding) -> String {
+    let models = finding.models_found.map(|count| format!("{count} models found"));
+    let Some(key) = &finding.key else {
+        if finding.has_key || finding.outcome == "skipped" {
+            return "not tested".to_owned();
+        }
+        return models.map_or_else(|| "none".to_owned(), |models| format!("none, {models}"));
+    };
+    if !key.reason.is_empty() {
+        return format!("{}: {}", key.verdict, key.reason);
+    }
+    let took = Some(format!("{} ms", key.latency_ms));
+    [Some(key.verdict.to_owned()), models, took].into_iter().flatten().collect::<Vec<_>>().join(", ")
+}

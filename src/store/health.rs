@@ -1,0 +1,342 @@
+//! What checks write and remember: statuses, `providerd.health` and `providerd.rollups`.
+//!
+//! Not its job: knowing what a memory means; it is a text here. Invariants: statuses, memories, sums and the
+//! transitions among them are one transaction, which a daemon whose lease has run out cannot commit; a transition
+//! that the database already shows is not recorded a second time.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use chrono::{DateTime, DurationRound, NaiveDateTime, TimeDelta, Utc};
+use serde::Serialize;
+use sqlx::Row;
+use uuid::Uuid;
+
+use super::{Lease, NewEvent, Result, StatusWrite, Store, StoreError, Tx, events, leases, query, status};
+use crate::{
+    health::rollup::{CLASSES, Rollup},
+    model::{HealthStatus, KeyStatus},
+};
+
+/// One provider as it is to be checked. Only what manifests manage is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckRow {
+    pub id: Uuid,
+    pub name: Arc<str>,
+    pub kind: Option<String>,
+    pub enabled: bool,
+    pub base_url: Option<String>,
+    /// `api_key_encrypted` and `encrypted_api_key`; empty where there is none.
+    pub tokens: [String; 2],
+    pub key_updated_at: Option<DateTime<Utc>>,
+    pub health_status: Option<String>,
+    pub key_status: Option<String>,
+    /// What was remembered of it.
+    pub memory: Option<String>,
+}
+
+/// The new status of a transition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NewStatus {
+    Health(HealthStatus),
+    Key(KeyStatus),
+}
+
+/// What is to be written of one provider.
+#[derive(Debug, Clone)]
+pub struct CheckWrite {
+    pub status: StatusWrite,
+    /// In order of time, with the audit row of each.
+    pub transitions: Vec<(NewStatus, NewEvent)>,
+    pub memory: Option<String>,
+    /// Sums by the begin of their hour, to be added to what is stored.
+    pub rollups: Vec<(DateTime<Utc>, Rollup)>,
+}
+
+/// How long sums cover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Span {
+    Hour,
+    Day,
+}
+
+impl Span {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Hour => "h",
+            Self::Day => "d",
+        }
+    }
+
+    /// Where the span begins that `at` lies in.
+    pub fn begin(self, at: DateTime<Utc>) -> DateTime<Utc> {
+        let length = TimeDelta::hours(if self == Self::Hour { 1 } else { 24 });
+        at.duration_trunc(length).unwrap_or(at)
+    }
+}
+
+impl Store {
+    /// The managed providers of these names, or all of them, by name.
+    pub async fn check_rows(&self, names: Option<&[String]>) -> Result<Vec<CheckRow>> {
+        if self.is_blank() {
+            return Ok(Vec::new());
+        }
+        let mut tx = self.read().await?;
+        let rows = query(
+            "SELECT p.id, p.name::text, p.type::text, coalesce(p.enabled, true),
+                    coalesce(nullif(p.api_base_url, ''), p.config->>'base_url'), coalesce(p.api_key_encrypted, ''),
+                    coalesce(p.encrypted_api_key, ''), p.api_key_updated_at::timestamp, p.health_status::text,
+                    p.api_key_test_status::text, h.memory
+             FROM llm_providers p
+             JOIN providerd.managed g ON g.provider_id = p.id
+             LEFT JOIN providerd.health h ON h.provider_id = p.id
+             WHERE $1::text[] IS NULL OR p.name = ANY($1)
+             ORDER BY p.name",
+        )
+        .bind(names)
+        .fetch_all(&mut *tx)
+        .await?;
+        tx.rollback().await?;
+        let read = |row: &sqlx::postgres::PgRow| {
+            let name: &str = row.try_get(1)?;
+            Ok(CheckRow {
+                id: row.try_get(0)?,
+                name: name.into(),
+                kind: row.try_get(2)?,
+                enabled: row.try_get(3)?,
+                base_url: row.try_get(4)?,
+                tokens: [row.try_get(5)?, row.try_get(6)?],
+                key_updated_at: row.try_get::<Option<NaiveDateTime>, _>(7)?.map(|at| at.and_utc()),
+                health_status: row.try_get(8)?,
+                key_status: row.try_get(9)?,
+                memory: row.try_get(10)?,
+            })
+        };
+        rows.iter().map(read).collect()
+    }
+
+    /// Writes what checks found out. Returns how many transitions were news.
+    ///
+    /// # Errors
+    /// [`StoreError::Fenced`] if the lease is not held any more; nothing was written then.
+    pub async fn checks_write(&self, lease: Option<&Lease>, writes: &[CheckWrite]) -> Result<usize> {
+        if writes.is_empty() {
+            return Ok(0);
+        }
+        let mut tx = self.write().await?;
+        if let Some(lease) = lease
+            && !leases::is_held(&mut tx, lease).await?
+        {
+            tx.rollback().await?;
+            return Err(StoreError::Fenced);
+        }
+        let news = news(&mut tx, writes).await?;
+        let statuses: Vec<&StatusWrite> = writes.iter().map(|write| &write.status).collect();
+        status::write(&mut tx, &statuses).await?;
+        if !news.is_empty() {
+            events::insert(&mut tx, &news).await?;
+        }
+        remember(&mut tx, writes).await?;
+        add_up(&mut tx, writes).await?;
+        latencies(&mut tx, writes).await?;
+        tx.commit().await?;
+        Ok(news.len())
+    }
+
+    /// Sums of the checks of these providers since `since`, or of all, by provider and time.
+    pub async fn rollups(
+        &self,
+        providers: Option<&[Uuid]>,
+        span: Span,
+        since: DateTime<Utc>,
+    ) -> Result<Vec<(Uuid, DateTime<Utc>, Rollup)>> {
+        if self.is_blank() {
+            return Ok(Vec::new());
+        }
+        let mut tx = self.read().await?;
+        let rows = query(
+            "SELECT provider_id, at, ok, slow, soft, hard, auth, latency FROM providerd.rollups
+             WHERE span = $1::\"char\" AND at >= $2 AND ($3::uuid[] IS NULL OR provider_id = ANY($3))
+             ORDER BY provider_id, at",
+        )
+        .bind(span.word())
+        .bind(since)
+        .bind(providers)
+        .fetch_all(&mut *tx)
+        .await?;
+        tx.rollback().await?;
+        let read = |row: &sqlx::postgres::PgRow| {
+            let count = |index: usize| -> Result<u32> {
+                Ok(u32::try_from(row.try_get::<i32, _>(index)?).unwrap_or_default())
+            };
+            let stored: Vec<i32> = row.try_get(7)?;
+            let mut latency = [0; CLASSES];
+            for (class, count) in latency.iter_mut().zip(stored) {
+                *class = u32::try_from(count).unwrap_or_default();
+            }
+            let sums = Rollup {
+                ok: count(2)?,
+                slow: count(3)?,
+                soft: count(4)?,
+                hard: count(5)?,
+                auth: count(6)?,
+                latency,
+            };
+            Ok((row.try_get(0)?, row.try_get(1)?, sums))
+        };
+        rows.iter().map(read).collect()
+    }
+
+    /// Deletes sums that are too old, and whatever is remembered of providers that are gone.
+    pub async fn health_expire(
+        &self,
+        hours_before: DateTime<Utc>,
+        days_before: DateTime<Utc>,
+    ) -> Result<u64> {
+        let mut tx = self.write().await?;
+        let mut deleted = 0;
+        for (span, before) in [(Span::Hour, hours_before), (Span::Day, days_before)] {
+            let done = query("DELETE FROM providerd.rollups WHERE span = $1::\"char\" AND at < $2")
+                .bind(span.word())
+                .bind(before)
+                .execute(&mut *tx)
+                .await?;
+            deleted += done.rows_affected();
+        }
+        for sql in [
+            "DELETE FROM providerd.health t WHERE NOT EXISTS (SELECT FROM llm_providers p WHERE p.id = t.provider_id)",
+            "DELETE FROM providerd.rollups t WHERE NOT EXISTS (SELECT FROM llm_providers p WHERE p.id = t.provider_id)",
+        ] {
+            deleted += query(sql).execute(&mut *tx).await?.rows_affected();
+        }
+        tx.commit().await?;
+        Ok(deleted)
+    }
+}
+
+/// The transitions that the database does not show already. Locks the rows they are about.
+async fn news(tx: &mut Tx, writes: &[CheckWrite]) -> Result<Vec<NewEvent>> {
+    let changing: Vec<Uuid> =
+        writes.iter().filter(|write| !write.transitions.is_empty()).map(|write| write.status.id).collect();
+    if changing.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows: Vec<(Uuid, Option<String>, Option<String>)> = sqlx::query_as(
+        "SELECT id, health_status::text, api_key_test_status::text FROM llm_providers WHERE id = ANY($1)
+         ORDER BY id FOR NO KEY UPDATE",
+    )
+    .persistent(false)
+    .bind(&changing)
+    .fetch_all(&mut **tx)
+    .await?;
+    let mut shown: HashMap<Uuid, (Option<String>, Option<String>)> =
+        rows.into_iter().map(|(id, health, key)| (id, (health, key))).collect();
+    let mut news = Vec::new();
+    for write in writes {
+        let Some((health, key)) = shown.get_mut(&write.status.id) else { continue };
+        for (to, event) in &write.transitions {
+            let (now, word) = match to {
+                NewStatus::Health(to) => (&mut *health, to.as_str()),
+                NewStatus::Key(to) => (&mut *key, to.as_str()),
+            };
+            if now.as_deref() != Some(word) {
+                *now = Some(word.to_owned());
+                news.push(event.clone());
+            }
+        }
+    }
+    Ok(news)
+}
+
+async fn remember(tx: &mut Tx, writes: &[CheckWrite]) -> Result<()> {
+    let (ids, memories): (Vec<Uuid>, Vec<&str>) =
+        writes.iter().filter_map(|write| Some((write.status.id, write.memory.as_deref()?))).unzip();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    query(
+        "INSERT INTO providerd.health (provider_id, memory)
+         SELECT u.id, u.memory FROM unnest($1::uuid[], $2::text[]) AS u (id, memory) JOIN llm_providers p ON p.id = u.id
+         ON CONFLICT (provider_id) DO UPDATE SET memory = excluded.memory
+         WHERE providerd.health.memory <> excluded.memory",
+    )
+    .bind(ids)
+    .bind(memories)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+async fn add_up(tx: &mut Tx, writes: &[CheckWrite]) -> Result<()> {
+    for span in [Span::Hour, Span::Day] {
+        let mut sums: BTreeMap<(Uuid, DateTime<Utc>), Rollup> = BTreeMap::new();
+        for write in writes {
+            for (at, more) in write.rollups.iter().filter(|(_, more)| !more.is_empty()) {
+                sums.entry((write.status.id, span.begin(*at))).or_default().merge(more);
+            }
+        }
+        if sums.is_empty() {
+            return Ok(());
+        }
+        let of = |count: fn(&Rollup) -> u32| -> Vec<i32> {
+            sums.values().map(|sums| i32::try_from(count(sums)).unwrap_or(i32::MAX)).collect()
+        };
+        // PostgreSQL's unnest takes nested arrays apart, so the classes travel as one text each.
+        let latency = sums.values().map(|sums| {
+            let words: Vec<String> = sums.latency.iter().map(ToString::to_string).collect();
+            format!("{{{}}}", words.join(","))
+        });
+        query(
+            "INSERT INTO providerd.rollups AS r (provider_id, span, at, ok, slow, soft, hard, auth, latency)
+             SELECT u.id, $1::\"char\", at, ok, slow, soft, hard, auth, latency::int[]
+             FROM unnest($2::uuid[], $3::timestamptz[], $4::int[], $5::int[], $6::int[], $7::int[], $8::int[], $9::text[])
+                  AS u (id, at, ok, slow, soft, hard, auth, latency) JOIN llm_providers p ON p.id = u.id
+             ON CONFLICT (provider_id, span, at) DO UPDATE SET ok = r.ok + excluded.ok, slow = r.slow + excluded.slow,
+                 soft = r.soft + excluded.soft, hard = r.hard + excluded.hard, auth = r.auth + excluded.auth,
+                 latency = ARRAY(SELECT coalesce(a, 0) + coalesce(b, 0)
+                                 FROM unnest(r.latency, excluded.latency) WITH ORDINALITY AS t (a, b, n) ORDER BY n)",
+        )
+        .bind(span.word())
+        .bind(sums.keys().map(|(id, _)| *id).collect::<Vec<_>>())
+        .bind(sums.keys().map(|(_, at)| *at).collect::<Vec<_>>())
+        .bind(of(|sums| sums.ok))
+        .bind(of(|sums| sums.slow))
+        .bind(of(|sums| sums.soft))
+        .bind(of(|sums| sums.hard))
+        .bind(of(|sums| sums.auth))
+        .bind(latency.collect::<Vec<_>>())
+        .execute(&mut **tx)
+        .await?;
+    }
+    Ok(())
+}
+
+/// `avg_latency_ms` of the managed models: the median of their provider's checks since the last sums. Small changes
+/// are not worth a row version.
+async fn latencies(tx: &mut Tx, writes: &[CheckWrite]) -> Result<()> {
+    let median = |write: &CheckWrite| {
+        let mut all = Rollup::default();
+        write.rollups.iter().for_each(|(_, sums)| all.merge(sums));
+        Some((write.status.id, i32::try_from(all.percentile_ms(0.5)?).ok()?))
+    };
+    let (ids, medians): (Vec<Uuid>, Vec<i32>) = writes.iter().filter_map(median).unzip();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    query(
+        "UPDATE llm_models m SET avg_latency_ms = u.ms
+         FROM unnest($1::uuid[], $2::int[]) AS u (id, ms)
+         JOIN providerd.managed g ON g.provider_id = u.id
+         WHERE m.provider_id = u.id
+           AND m.name IN (SELECT jsonb_object_keys(coalesce(g.record::jsonb->'models', '{}')))
+           AND (m.avg_latency_ms IS NULL OR abs(m.avg_latency_ms - u.ms) > greatest(5, m.avg_latency_ms / 10))",
+    )
+    .bind(ids)
+    .bind(medians)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
