@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeSet,
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering},
     time::Duration,
@@ -25,10 +24,15 @@ use zeroize::Zeroizing;
 use crate::{
     app,
     checks::{self, Checks},
-    config::Settings,
+    config::{self, Settings},
+    discover::{
+        run::Discoverer,
+        schedule::{Applied, Discovery},
+    },
     embedded::Embedded,
+    follow,
     health::probe::Prober,
-    http::{self, Readiness, Shared},
+    http::{self, Fresh, Hosts, Live, Readiness, Shared, Tail, Tls, Tokens},
     lifecycle::{self, Hangups, Heartbeat, Supervisor, Systemd},
     loader::Loader,
     manifest::{Build, Changed, Severity, render},
@@ -36,9 +40,13 @@ use crate::{
     metrics::Metrics,
     model::SecretRef,
     plan::{HoldKind, NoticeKind},
-    reconcile::{Outcome, Pass, ReconcileError, Reconciler},
-    secret::{Byok, Keyring, Source},
-    source::{self, Look, RevisionTracker, Watcher},
+    reconcile::{Outcome, Pass, ReconcileError, Reconciler, Refusal},
+    secret::{Byok, Keyring, Secret, Source},
+    snapshot::{Board, Keeper, Seen, Snapshot},
+    source::{
+        self, Look, RevisionTracker, Watcher,
+        pull::{Pulled, Puller},
+    },
     store::{Lease, ProviderStatus, Store, StoreError},
     trial::Trials,
 };
@@ -90,7 +98,7 @@ impl Wanted {
 
 /// Who may reconcile.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Leader {
+pub(crate) enum Leader {
     /// The database was not asked yet.
     Unknown,
     Somebody,
@@ -106,7 +114,7 @@ impl Leader {
     }
 }
 
-type Leadership = watch::Receiver<Leader>;
+pub(crate) type Leadership = watch::Receiver<Leader>;
 
 /// Wakes the loop from elsewhere.
 #[derive(Clone)]
@@ -133,7 +141,10 @@ pub struct Arrival {
     pub manifests: PathBuf,
     /// How to reach the database with `psql`; `None` for one that was named, whose URL may hold a password.
     pub database: Option<String>,
-    pub listen: SocketAddr,
+    /// The base URL of the HTTP server.
+    pub listen: String,
+    /// The admin token, where it was made at this start: to be shown now, or never.
+    pub admin_token: Option<Secret>,
     pub providers: Vec<ProviderStatus>,
 }
 
@@ -158,11 +169,10 @@ pub async fn run(
 
     // 2. What can be refused at once: keys and the socket.
     let (byok, source) = app::byok(&settings, env)?;
-    anyhow::ensure!(
-        settings.server.tls().is_none(),
-        "server.tls is set, but TLS is not served yet\nhint: put a proxy in front and set `server.plain_http = true`"
-    );
-    let listener = http::bind(settings.server.listen).await?;
+    let tokens = Tokens::load(&settings.server.token_sha256, app::credentials_dir().as_deref())?;
+    let tls = settings.server.tls().map(|(certificate, key)| Tls::new(certificate, key)).transpose()?;
+    let prober = Arc::new(app::prober(&settings)?);
+    let listener = http::bind(&settings.server).await?;
     let listen = listener.local_addr()?;
     let metrics = Arc::new(Metrics::new()?);
     let revision = option_env!("PROVIDERD_REVISION").unwrap_or("unknown");
@@ -183,15 +193,41 @@ pub async fn run(
 
     // 4. Answering comes before work: a daemon that waits for its database says so.
     let readiness = Arc::new(Readiness::default());
+    let pull_now = Arc::new(Notify::new());
     let checked: Arc<OnceLock<http::Checked>> = Arc::default();
+    let (tokens, fresh) = admin_tokens(tokens, embedded.is_some())?;
+    let (publish, latest) = watch::channel(None);
+    let hosts = Hosts {
+        named: settings.server.allowed_hosts.iter().map(|name| name.to_ascii_lowercase()).collect(),
+        strict: http::is_private(listen) || !settings.server.allowed_hosts.is_empty(),
+    };
     let shared = Shared {
         metrics: metrics.clone(),
         readiness: readiness.clone(),
         checked: checked.clone(),
+        hook: app::hook(&settings, pull_now.clone()),
         per_provider: settings.metrics.per_provider,
+        tokens: tokens.clone(),
+        hosts,
+        store: store.clone(),
+        latest,
+        live: Arc::default(),
+        tail: Tail::new(stop.clone()),
+        prober: prober.clone(),
+        budget: Arc::default(),
+        tls: tls.clone(),
     };
-    let serving = http::serve(listener, shared, stop.clone());
-    supervisor.spawn("http", async move { serving.await.map_err(anyhow::Error::from) });
+    let admin = (!tokens.is_empty()).then(|| Admin {
+        board: Board::default(),
+        publish,
+        live: shared.live.clone(),
+        tail: shared.tail.clone(),
+    });
+    let (scheme, served) = (if tls.is_some() { "https" } else { "http" }, supervisor.clone());
+    supervisor.spawn("http", http::serve(listener, shared, served));
+    if let Some(tls) = tls {
+        supervisor.spawn("certificate", tls.watch(stop.clone()));
+    }
 
     // 5. Everything that needs the database waits for it in here.
     let heartbeat = Heartbeat::new();
@@ -207,8 +243,12 @@ pub async fn run(
         readiness,
         heartbeat,
         checked,
-        listen,
+        prober,
+        listen: format!("{scheme}://{listen}"),
         database,
+        admin,
+        fresh,
+        pull_now,
     };
     let tasks = supervisor.clone();
     supervisor.spawn("reconcile", async move { main.run(tasks, hangups, greeting).await });
@@ -224,6 +264,27 @@ pub async fn run(
         embedded.stop().await.context("the embedded PostgreSQL did not stop cleanly")?;
     }
     Ok(ended?)
+}
+
+/// The tokens that are configured; in embedded mode, without any, one of our own.
+fn admin_tokens(configured: Tokens, embedded: bool) -> anyhow::Result<(Tokens, Option<Fresh>)> {
+    if !configured.is_empty() {
+        return Ok((configured, None));
+    }
+    // What is printed below the journal is logged, and a log is no place for a token.
+    if !embedded || std::env::var_os("JOURNAL_STREAM").is_some() {
+        info!("no admin token is configured; the admin API is closed (hint: server.token_sha256)");
+        return Ok((configured, None));
+    }
+    Ok(Tokens::embedded(&config::state_dir())?)
+}
+
+/// What the admin API needs of the rest; nothing of it runs while the API is closed.
+struct Admin {
+    board: Board,
+    publish: watch::Sender<Option<Arc<Snapshot>>>,
+    live: Arc<OnceLock<Live>>,
+    tail: Tail,
 }
 
 /// Says so when the settings file changes: settings are read once, and a person may think otherwise.
@@ -250,19 +311,32 @@ struct Main {
     readiness: Arc<Readiness>,
     heartbeat: Heartbeat,
     checked: Arc<OnceLock<http::Checked>>,
-    listen: SocketAddr,
+    prober: Arc<Prober>,
+    /// The base URL of the HTTP server.
+    listen: String,
     database: Option<String>,
+    admin: Option<Admin>,
+    /// A token that nobody has seen yet.
+    fresh: Option<Fresh>,
+    /// Asks for a look at the Git repository.
+    pull_now: Arc<Notify>,
 }
 
 impl Main {
     async fn run(
-        self,
+        mut self,
         supervisor: Supervisor,
         hangups: Hangups,
         greeting: Option<Greeting>,
     ) -> anyhow::Result<()> {
         let stop = supervisor.token();
+        let pulled = self.pull(&supervisor);
         let Some(keyring) = self.prepare(&stop).await? else { return Ok(()) };
+        let news = match pulled {
+            Some(pulled) if !self.wait_for_tree(pulled.ready.clone(), &stop).await => return Ok(()),
+            Some(pulled) => Some(pulled.news),
+            None => None,
+        };
         let resolver = app::resolver(&self.settings, self.byok.clone(), &self.source);
         let watcher = Watcher::start(
             &self.settings.manifests.path,
@@ -274,6 +348,10 @@ impl Main {
         let (leading, leadership) = watch::channel(Leader::Unknown);
         let (store, token, holder) = (self.store.clone(), stop.clone(), Uuid::new_v4());
         supervisor.spawn("lease", async move { hold_lease(store, holder, leading, token).await });
+        if let Some(news) = news {
+            let (store, token, leader) = (self.store.clone(), stop.clone(), leadership.clone());
+            supervisor.spawn("git events", async move { follow::record(store, news, leader, token).await });
+        }
         let (store, token, drift) = (self.store.clone(), stop.clone(), wake.drift.clone());
         supervisor.spawn("drift", async move {
             let mut listener = store.listen_drift();
@@ -281,24 +359,56 @@ impl Main {
                 drift.notify_one();
             }
         });
-        let hup = wake.clone();
+        let (hup, pull_now) = (wake.clone(), self.pull_now.clone());
         supervisor.serve_reloads(hangups, Systemd, move || {
+            pull_now.notify_one();
             hup.poke("signal");
             std::future::ready(())
         });
         let mut scheduler = self.schedule(&wake).await?;
 
-        let keyring = Arc::new(keyring);
+        let (keyring, resolver) = (Arc::new(keyring), Arc::new(resolver));
+        let board = self.admin.as_ref().map(|admin| admin.board.clone()).unwrap_or_default();
         let checks = self.start_checks(&supervisor, &keyring)?;
+        let (applied, catalogs) = watch::channel(Applied::None);
+        let discovery = Discovery {
+            discoverer: Discoverer::new(
+                self.store.clone(),
+                keyring.clone(),
+                resolver.clone(),
+                &self.settings.egress,
+            ),
+            applied: catalogs,
+            lease: {
+                let leadership = leadership.clone();
+                move || leadership.borrow().lease().cloned()
+            },
+            metrics: self.metrics.clone(),
+        };
+        supervisor.spawn("discovery", discovery.run(stop.clone()));
+
         let trials = app::trials(&self.settings);
-        let reconciler = Reconciler::new(
-            self.store.clone(),
-            keyring,
-            Arc::new(resolver),
-            &self.settings.reconcile,
-            self.settings.keys.require_valid,
-            trials.clone(),
-        );
+        let reconciler = || {
+            let (store, keyring, resolver) = (self.store.clone(), keyring.clone(), resolver.clone());
+            let settings = &self.settings;
+            Reconciler::new(
+                store,
+                keyring,
+                resolver,
+                &settings.reconcile,
+                settings.keys.require_valid,
+                trials.clone(),
+            )
+        };
+        let reconciler = (reconciler(), self.admin.is_some().then(reconciler));
+        if let (Some(admin), Some(reconciler)) = (self.admin.take(), reconciler.1) {
+            // Set once: this is the only place.
+            let _ = admin.live.set(Live { wake: wake.clone(), keyring: keyring.clone() });
+            let keeper = Keeper::new(self.store.clone(), keyring, reconciler, checks.clone());
+            supervisor.spawn("snapshot", keeper.run(admin.board, admin.publish, stop.clone()));
+            supervisor.spawn("event-tail", admin.tail.read(self.store.clone()));
+        }
+        let reconciler = reconciler.0;
         let root = self.settings.manifests.path.clone();
         let revisions = Arc::new(RevisionTracker::new(&root));
         let ended = Loop {
@@ -322,6 +432,9 @@ impl Main {
             ready: false,
             greeting,
             suspended: false,
+            applied,
+            board,
+            refused: Vec::new(),
         }
         .run(watcher, &stop)
         .await;
@@ -329,6 +442,30 @@ impl Main {
             debug!(%error, "the scheduler was already gone");
         }
         ended
+    }
+
+    /// Starts pulling from Git, where that is asked for.
+    fn pull(&self, supervisor: &Supervisor) -> Option<Pulled> {
+        let options = app::pull(&self.settings)?;
+        let (puller, pulled) = Puller::new(options, self.pull_now.clone(), self.metrics.clone());
+        let token = supervisor.token();
+        supervisor.spawn("git", async move { puller.run(token).await });
+        Some(pulled)
+    }
+
+    /// Nothing is reconciled before there is a tree; `false` when asked to stop meanwhile.
+    async fn wait_for_tree(&self, mut ready: watch::Receiver<bool>, stop: &CancellationToken) -> bool {
+        if !*ready.borrow() {
+            info!("waiting for the first tree from Git");
+            Systemd.status("waiting for the first tree from Git");
+        }
+        loop {
+            tokio::select! {
+                is_ready = ready.wait_for(|it| *it) => return is_ready.is_ok(),
+                () = tokio::time::sleep(BEAT) => self.heartbeat.beat(),
+                () = stop.cancelled() => return false,
+            }
+        }
     }
 
     /// Health checks and key tests, unless the settings turn them off.
@@ -345,7 +482,7 @@ impl Main {
         let parts = checks::Parts {
             store: self.store.clone(),
             keyring: keyring.clone(),
-            prober: Arc::new(app::prober(&self.settings)?),
+            prober: self.prober.clone(),
             monitor,
             policy: app::health_policy(&self.settings),
             metrics: self.metrics.clone(),
@@ -512,6 +649,11 @@ struct Loop {
     ready: bool,
     greeting: Option<Greeting>,
     suspended: bool,
+    /// What discovery goes by.
+    applied: watch::Sender<Applied>,
+    board: Board,
+    /// What the database refused in the last pass.
+    refused: Vec<Refusal>,
 }
 
 impl Loop {
@@ -519,6 +661,7 @@ impl Loop {
         self.settled = true;
         self.load(&Look::Everything, BTreeSet::new()).await;
         self.pass("start").await?;
+        self.saw();
         // The scheduler's repeated jobs can stop for ever once they fall behind; this look never does.
         let resync = self.main.settings.manifests.resync_interval * 2;
         let mut resync_at = Instant::now() + resync;
@@ -575,7 +718,18 @@ impl Loop {
                 resync_at = Instant::now() + resync;
             }
             self.pass(trigger).await?;
+            self.saw();
         }
+    }
+
+    /// Shows what this turn of the loop has seen to the admin API.
+    fn saw(&self) {
+        self.board.saw(Seen {
+            build: self.build.clone(),
+            revision: self.revisions.current().map(|revision| revision.to_string()),
+            refused: self.refused.clone(),
+            problem: self.loader.problem().map(str::to_owned),
+        });
     }
 
     /// Reads what changed and notes whom it concerns.
@@ -744,6 +898,7 @@ impl Loop {
             return;
         }
         self.deferred_since = None;
+        self.refused.clone_from(&outcome.refused);
         self.suspended = outcome.suspended;
         if outcome.suspended {
             // `resume` wakes the loop; what is wanted stays wanted.
@@ -759,6 +914,9 @@ impl Loop {
             }
             metrics.drift_detected.inc_by(outcome.plan.summary().drifted_fields as u64);
             metrics.events.inc_by(outcome.events as u64);
+        }
+        if let Some(build) = &self.build {
+            self.applied.send_replace(Some((build.catalog.clone(), self.revisions.current())));
         }
         if let Some(revision) = self.revisions.current() {
             metrics.applied_revision.reset();
@@ -821,8 +979,13 @@ impl Loop {
         let Some(greeting) = self.greeting.take() else { return };
         if let Ok(providers) = self.main.store.provider_status_rows(None).await {
             let manifests = self.main.settings.manifests.path.clone();
-            let (database, listen) = (self.main.database.clone(), self.main.listen);
-            greeting(Arrival { manifests, database, listen, providers });
+            let (database, listen) = (self.main.database.clone(), self.main.listen.clone());
+            let fresh = self.main.fresh.take();
+            if let Some(Err(error)) = fresh.as_ref().map(Fresh::remember) {
+                warn!(%error, "the admin token cannot be kept; the next start makes another one");
+            }
+            let admin_token = fresh.map(|fresh| fresh.token);
+            greeting(Arrival { manifests, database, listen, admin_token, providers });
         }
     }
 

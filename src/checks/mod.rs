@@ -82,6 +82,8 @@ struct Inner {
     catalog: Mutex<Catalog>,
     commands: mpsc::Sender<Command>,
     prober: Arc<Prober>,
+    /// Told after news were written.
+    news: Arc<Notify>,
 }
 
 /// The running checks. Cheap to clone.
@@ -101,6 +103,7 @@ impl Checks {
             catalog: Mutex::default(),
             commands,
             prober: parts.prober.clone(),
+            news: Arc::default(),
         };
         let checks = Self(Arc::new(inner));
         let stop = supervisor.token();
@@ -108,8 +111,13 @@ impl Checks {
             "monitor",
             monitor::run(parts.prober.clone(), parts.monitor.clone(), orders, events, stop.clone()),
         );
-        let (store, metrics) = (parts.store.clone(), parts.metrics.clone());
-        supervisor.spawn("verdicts", writer::run(checks.clone(), store, metrics, lease, told));
+        let writer = writer::Writer {
+            checks: checks.clone(),
+            store: parts.store.clone(),
+            metrics: parts.metrics.clone(),
+            lease,
+        };
+        supervisor.spawn("verdicts", writer.run(told));
         let keeper = Keeper {
             checks: checks.clone(),
             share: Share::new(parts.holder, []),
@@ -152,6 +160,11 @@ impl Checks {
     /// What is known now. Do not hold it across an await.
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
         lock(&self.0.ledger)
+    }
+
+    /// Wakes one who waits after each write that held a transition or a verdict about a key.
+    pub fn news(&self) -> Arc<Notify> {
+        self.0.news.clone()
     }
 
     pub fn prober(&self) -> &Arc<Prober> {

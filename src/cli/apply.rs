@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
@@ -14,7 +15,7 @@ use super::{
     output::{self, Exit},
 };
 use crate::{
-    app, checks,
+    app, checks, follow,
     model::{HealthStatus, KeyStatus},
     plan::Plan,
     reconcile::{Outcome, Pass, Refusal},
@@ -50,7 +51,10 @@ impl Apply {
     /// Exit 0: the database is as declared, and after `--wait` all is well; 2: something is held back, refused,
     /// suspended, invalid, unhealthy or not settled in time.
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        let (_, build) = context.load();
+        if let Some(options) = app::pull(&context.settings) {
+            follow::once(options, &context.backend.store).await.context("nothing was applied")?;
+        }
+        let (loader, build) = context.load();
         let pass = Pass {
             build: &build,
             providers: None,
@@ -92,7 +96,10 @@ impl Apply {
                 output::text(&text)?
             }
         };
-        Ok(Exit::when(well && outcome.is_as_desired() && !outcome.suspended && is_valid(&build)))
+        let exit = Exit::when(well && outcome.is_as_desired() && !outcome.suspended && is_valid(&build));
+        // To free a plan of thousands takes longer than to print it, and the process is about to end anyway.
+        std::thread::spawn(move || drop((outcome, build, loader)));
+        Ok(exit)
     }
 }
 

@@ -15,8 +15,9 @@ use secrecy::{ExposeSecret as _, SecretString};
 use url::{Host, Url};
 
 use super::{
+    git,
     layers::{Key, Reader},
-    value::{DriftPolicy, LogFormat, PruneLimit, RouteGuard, Setting, TokenHash},
+    value::{DriftPolicy, GitVerify, LogFormat, PruneLimit, RouteGuard, Setting, TokenHash},
 };
 
 macro_rules! key_name {
@@ -97,10 +98,47 @@ sections! {
         settle: Duration = "\"1500ms\"";
     }
 
+    /// Manifests that providerd pulls from Git by itself, instead of reading `manifests.path`; docs/GIT.md shows it
+    /// at work. `--manifests` on the command line is stronger.
+    source: Source {
+        /// Repository: `https://…`, `ssh://…` or `user@host:path`, also `file://…`; plain `http://` to this host
+        /// only. No password belongs in it. With it, pulling is on.
+        git_url ("git.url"): Option<String> = "";
+        /// Branch to follow. Without one, the branch that the repository's `HEAD` names.
+        git_branch ("git.branch"): Option<String> = "";
+        /// Tag to follow, stronger than `source.git.branch`.
+        git_tag ("git.tag"): Option<String> = "";
+        /// Directory of the manifests inside the repository.
+        git_path ("git.path"): PathBuf = "\".\"";
+        /// Time between two looks at the repository; a webhook, SIGHUP or a start looks at once.
+        git_interval ("git.interval"): Duration = "\"60s\"";
+        /// Longest time for one run of git, a fetch above all.
+        git_timeout ("git.timeout"): Duration = "\"120s\"";
+        /// Most space for what is fetched, and for the files of one commit below `source.git.path` (MiB).
+        git_max_mib ("git.max_mib"): NonZeroU32 = "256";
+        /// File with the private SSH key. Without it, the systemd credential `git_ssh_key`, if there is one.
+        git_ssh_key ("git.ssh_key"): Option<PathBuf> = "";
+        /// File with the SSH host keys that are believed; no others are. Without it, `/etc/ssh/ssh_known_hosts`.
+        git_known_hosts ("git.known_hosts"): Option<PathBuf> = "";
+        /// File with the token (or password) for HTTPS, on one line. Without it, the systemd credential
+        /// `git_token`, if there is one.
+        git_token ("git.token"): Option<PathBuf> = "";
+        /// User name sent with the token. GitHub takes any; GitLab's deploy tokens have one of their own.
+        git_username ("git.username"): String = "\"git\"";
+        /// `ssh`: a commit (or signed tag) that is not signed by one of `source.git.allowed_signers` is not applied.
+        git_verify ("git.verify"): GitVerify = "\"off\"";
+        /// File of the signers' public keys, as `ssh-keygen` describes it under ALLOWED SIGNERS.
+        git_allowed_signers ("git.allowed_signers"): Option<PathBuf> = "";
+        /// File with the secret of the webhook `POST /hooks/git`. Without it, the systemd credential
+        /// `git_webhook_secret`; without either, there is no webhook.
+        git_webhook_secret ("git.webhook_secret"): Option<PathBuf> = "";
+    }
+
     /// The PostgreSQL database that other programs read.
     database: Database {
         /// PostgreSQL URL, `postgres://user:password@host/name`. `DATABASE_URL` overrides it. Without one,
-        /// an embedded PostgreSQL is started under the state directory.
+        /// an embedded PostgreSQL is started under the state directory. The systemd credential
+        /// `database_password` gives the password that a URL lacks.
         url: Option<SecretString> = "";
         /// Schema of the shared tables; providerd's own bookkeeping is always in `providerd`.
         schema: String = "\"public\"";
@@ -171,20 +209,25 @@ sections! {
         allow_private: bool = "true";
     }
 
-    /// The HTTP server: metrics and probes.
+    /// The HTTP server: metrics, probes and the admin API.
     server: Server {
-        /// Address and port to listen on.
+        /// Address and port to listen on. A socket that systemd gives (`LISTEN_FDS`) is used in its place.
         listen: SocketAddr = "\"127.0.0.1:7411\"";
         /// Permit listening beyond loopback without TLS, for instance behind a proxy that adds it.
         plain_http: bool = "false";
-        /// PEM file with the certificate chain. TLS is not served yet: `run` refuses to start with it rather
-        /// than serve in clear; put a proxy in front and set `server.plain_http`.
+        /// PEM file with the certificate chain: with it and its key, only TLS is served. Both files are taken anew
+        /// when they change; files that cannot be used are reported, and the certificate in use stays.
         tls_cert ("tls.cert"): Option<PathBuf> = "";
         /// PEM file with the private key of `server.tls.cert`.
         tls_key ("tls.key"): Option<PathBuf> = "";
-        /// SHA-256 of each accepted admin token, in hexadecimal. The admin API is not there yet; nothing reads
-        /// this.
+        /// SHA-256 of each accepted admin token, in hexadecimal. The systemd credentials `admin_token_sha256`
+        /// (hashes between spaces) and `admin_token` (one token in clear) add to them. Without any the admin API is
+        /// closed, except that with the embedded database a token is made and shown once.
         token_sha256: Vec<TokenHash> = "[]";
+        /// Names by which the server is reached, beside `localhost` and addresses. While it listens on loopback
+        /// only, requests for other names are refused, so that no web site can reach it by a name of its own;
+        /// beyond loopback they are refused once this list has a name.
+        allowed_hosts: Vec<String> = "[]";
     }
 
     /// What `/metrics` shows.
@@ -225,6 +268,9 @@ impl Settings {
                 found.push((key, message.to_owned(), hint));
             }
         };
+        for (broken, key, message, hint) in git::rules(&self.source) {
+            rule(broken, key, message, hint);
+        }
         let (health, server) = (&self.health, &self.server);
         rule(
             self.manifests.resync_interval < Duration::from_secs(1),

@@ -201,6 +201,7 @@ macro_rules! lists {
 
 lists! {
     PathBuf, "list of paths";
+    String, "list of strings";
     TokenHash, "list of SHA-256 hashes";
 }
 
@@ -313,6 +314,14 @@ choices! {
         Warn = "warn",
         /// They are applied.
         Off = "off",
+    }
+
+    /// Whose commits are applied.
+    GitVerify, "\"off\" or \"ssh\"" {
+        /// Everybody's who may push.
+        Off = "off",
+        /// Those that an allowed signer has signed.
+        Ssh = "ssh",
     }
 
     /// How log lines look.

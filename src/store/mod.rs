@@ -7,13 +7,19 @@
 //! transaction only; reading writes nothing, and a transaction that only reads takes no transaction id.
 
 mod apply;
+mod columns;
+mod copy;
+mod create;
+mod discovery;
 mod error;
 mod events;
 mod health;
 mod leases;
 mod listen;
 mod migrate;
+mod overview;
 mod status;
+mod unmigrated;
 mod world;
 
 use std::{
@@ -31,12 +37,14 @@ use sqlx::{
 use uuid::Uuid;
 
 pub use self::{
+    discovery::{DiscoveryNotice, DiscoveryRow},
     error::{Result, StoreError},
     events::{Event, EventFilter, NewEvent},
     health::{CheckRow, CheckWrite, NewStatus, Span},
     leases::{Lease, Stopped, Suspended, Suspension},
     listen::DriftListener,
     migrate::{Layout, MigrationReport},
+    overview::{CatalogRows, EventQuery, HourRow, ModelRow, ProviderRow, RuleRow},
     status::{ProviderStatus, StatusWrite, UsageTotals},
     world::Scope,
 };
@@ -77,7 +85,7 @@ pub struct Store {
     begin_read: Arc<str>,
     begin_write: Arc<str>,
     begin_reconcile: Arc<str>,
-    /// The tables do not exist yet: everything reads as empty.
+    /// Never migrated: our own tables read as empty, the shared ones as they will be.
     blank: bool,
 }
 
@@ -151,7 +159,8 @@ impl Store {
         Ok(tx.rollback().await?)
     }
 
-    /// The same database, taken to be without tables: what looks at it finds nothing.
+    /// The same database, taken to be one that was never migrated: our own tables are not looked for, and the shared ones
+    /// are read through whatever columns they have.
     #[must_use]
     pub fn blank(&self) -> Self {
         Self { blank: true, ..self.clone() }
