@@ -233,12 +233,13 @@ impl Bench {
         let config = file(
             "prometheus.yml",
             &format!(
-                "global: {{ scrape_interval: {}s, scrape_timeout: 10s }}\nscrape_configs:\n  - job_name: blackbox\n    \
+                "global: {{ scrape_interval: {}s, scrape_timeout: {}s }}\nscrape_configs:\n  - job_name: blackbox\n    \
                  metrics_path: /probe\n    params: {{ module: [models] }}\n    file_sd_configs: [{{ files: [targets.json] }}]\n    \
                  relabel_configs:\n      - {{ source_labels: [__address__], target_label: __param_target }}\n      \
                  - {{ source_labels: [__param_target], target_label: instance }}\n      \
                  - {{ target_label: __address__, replacement: \"{exporter_at}\" }}\n",
-                self.interval
+                self.interval,
+                self.interval.min(10)
             ),
         );
         let mut command = Command::new("prometheus-blackbox-exporter");
