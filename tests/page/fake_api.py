@@ -386,6 +386,9 @@ class Handler(BaseHTTPRequestHandler):
             for stream in list(world.streams):
                 stream.put(None)
             return self.answer(200, {})
+        if url.path == "/_fake/tested":
+            world.tests = [time.monotonic()] * 10
+            return self.answer(200, {})
         if url.path == "/_fake/set":
             world.flags.update(body)
             return self.answer(200, {})

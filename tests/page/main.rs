@@ -105,6 +105,10 @@ fn somebody_finds_what_is_broken_and_tests_a_key() {
     browser.wait_text(".answers", "401 invalid_api_key, twice");
     browser.click("[data-action='test']");
     browser.wait_text(".result.bad", "Not proven: 401 invalid_api_key");
+    fake.poke("tested", &json!({}));
+    browser.click("[data-action='test']");
+    browser.wait_text(".result.bad", "at most 10 key tests a minute. Try again in 37 s.");
+    assert!(browser.complaints().iter().all(|line| line.contains("429")));
     go(&browser, "#/providers/nobody");
     browser.wait_text(".empty", "There is no such provider");
     assert!(browser.complaints().iter().all(|line| line.contains("404")));

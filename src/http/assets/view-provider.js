@@ -98,8 +98,8 @@ function actions(name, reload) {
     try {
       await work();
     } catch (error) {
-      const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
-      say("bad", "unhealthy", error.message + wait);
+      const wait = error.retryAfter ? `. Try again in ${error.retryAfter} s.` : "";
+      say("bad", "unhealthy", error.message.replace(/[.\s]+$/, wait ? "" : "$&") + wait);
     } finally {
       button.removeAttribute("aria-disabled");
     }
