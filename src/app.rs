@@ -19,7 +19,7 @@ use crate::{
     health::{
         egress::EgressPolicy,
         monitor::MonitorConfig,
-        probe::{Prober, ProberConfig, certificates_from_pem},
+        probe::{Lister, Prober, ProberConfig, certificates_from_pem},
         schedule::Caps,
     },
     http::hooks::Hook,
@@ -124,7 +124,8 @@ pub fn byok_env() -> Option<Zeroizing<String>> {
     secret::take_env(secret::BYOK_ENV)
 }
 
-fn credentials_dir() -> Option<PathBuf> {
+/// Where systemd puts credentials.
+pub fn credentials_dir() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(Into::into)
 }
 
@@ -255,9 +256,24 @@ pub fn resolver(settings: &Settings, byok: Byok, source: &Source) -> Resolver {
 /// What reaches providers, as the settings allow.
 ///
 /// # Errors
-/// A file with certificates that cannot be read, or a proxy that cannot be used.
+/// As [`network`], or a proxy that cannot be used.
 pub fn prober(settings: &Settings) -> anyhow::Result<Prober> {
-    let egress = &settings.egress;
+    Ok(Prober::new(network(&settings.egress)?)?)
+}
+
+/// What fetches lists of models, as the settings allow.
+///
+/// # Errors
+/// As [`prober`].
+pub fn lister(egress: &config::Egress) -> anyhow::Result<Lister> {
+    Ok(Lister::new(network(egress)?, Lister::LIMITS)?)
+}
+
+/// What may be reached, through what, and which certificates are trusted.
+///
+/// # Errors
+/// A file with certificates that cannot be read.
+pub fn network(egress: &config::Egress) -> anyhow::Result<ProberConfig> {
     let mut extra_ca = Vec::new();
     for path in &egress.ca_files {
         let pem = std::fs::read(path)
@@ -267,9 +283,7 @@ pub fn prober(settings: &Settings) -> anyhow::Result<Prober> {
         extra_ca.extend(found);
     }
     let policy = EgressPolicy { allow_private: egress.allow_private, allow_loopback: egress.allow_private };
-    let config =
-        ProberConfig { egress: policy, extra_ca, proxy: egress.proxy.clone(), ..ProberConfig::default() };
-    Ok(Prober::new(config)?)
+    Ok(ProberConfig { egress: policy, extra_ca, proxy: egress.proxy.clone(), ..ProberConfig::default() })
 }
 
 /// How providers are checked of which no manifest says otherwise.

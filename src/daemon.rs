@@ -5,7 +5,6 @@
 
 use std::{
     collections::BTreeSet,
-    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering},
     time::Duration,
@@ -25,11 +24,15 @@ use zeroize::Zeroizing;
 use crate::{
     app,
     checks::{self, Checks},
-    config::Settings,
+    config::{self, Settings},
+    discover::{
+        run::{Discoverer, LazyLister},
+        schedule::{Applied, Discovery},
+    },
     embedded::Embedded,
     follow,
     health::probe::Prober,
-    http::{self, Readiness, Shared},
+    http::{self, Fresh, Hosts, Live, Readiness, Shared, Tail, Tls, Tokens},
     lifecycle::{self, Hangups, Heartbeat, Supervisor, Systemd},
     loader::Loader,
     manifest::{Build, Changed, Severity, render},
@@ -37,8 +40,9 @@ use crate::{
     metrics::Metrics,
     model::SecretRef,
     plan::{HoldKind, NoticeKind},
-    reconcile::{Outcome, Pass, ReconcileError, Reconciler},
-    secret::{Byok, Keyring, Source},
+    reconcile::{Outcome, Pass, ReconcileError, Reconciler, Refusal},
+    secret::{Byok, Keyring, Secret, Source},
+    snapshot::{Board, Keeper, Seen, Snapshot},
     source::{
         self, Look, RevisionTracker, Watcher,
         pull::{Pulled, Puller},
@@ -47,6 +51,8 @@ use crate::{
     trial::Trials,
 };
 
+/// The trigger of the periodic look.
+const RESYNC: &str = "resync";
 /// Name of the lease that admits one reconciling daemon.
 const LEASE: &str = "reconcile";
 /// A crashed leader is replaced within this time plus one look (below), so within 10 s.
@@ -117,6 +123,8 @@ pub(crate) type Leadership = watch::Receiver<Leader>;
 pub struct Wake {
     handle: source::Handle,
     drift: Arc<Notify>,
+    /// Asks for a look at the Git repository.
+    pull: Arc<Notify>,
     trigger: Arc<Mutex<&'static str>>,
 }
 
@@ -124,6 +132,10 @@ impl Wake {
     /// Looks at everything again, for the reason `trigger`.
     pub fn poke(&self, trigger: &'static str) {
         *self.trigger.lock().unwrap_or_else(PoisonError::into_inner) = trigger;
+        // Pulling has a clock of its own.
+        if trigger != RESYNC {
+            self.pull.notify_one();
+        }
         self.handle.poke();
     }
 
@@ -137,7 +149,10 @@ pub struct Arrival {
     pub manifests: PathBuf,
     /// How to reach the database with `psql`; `None` for one that was named, whose URL may hold a password.
     pub database: Option<String>,
-    pub listen: SocketAddr,
+    /// The base URL of the HTTP server.
+    pub listen: String,
+    /// The admin token, where it was made at this start: to be shown now, or never.
+    pub admin_token: Option<Secret>,
     pub providers: Vec<ProviderStatus>,
 }
 
@@ -162,11 +177,10 @@ pub async fn run(
 
     // 2. What can be refused at once: keys and the socket.
     let (byok, source) = app::byok(&settings, env)?;
-    anyhow::ensure!(
-        settings.server.tls().is_none(),
-        "server.tls is set, but TLS is not served yet\nhint: put a proxy in front and set `server.plain_http = true`"
-    );
-    let listener = http::bind(settings.server.listen).await?;
+    let tokens = Tokens::load(&settings.server.token_sha256, app::credentials_dir().as_deref())?;
+    let tls = settings.server.tls().map(|(certificate, key)| Tls::new(certificate, key)).transpose()?;
+    let prober = Arc::new(app::prober(&settings)?);
+    let listener = http::bind(&settings.server).await?;
     let listen = listener.local_addr()?;
     let metrics = Arc::new(Metrics::new()?);
     let revision = option_env!("PROVIDERD_REVISION").unwrap_or("unknown");
@@ -189,15 +203,39 @@ pub async fn run(
     let readiness = Arc::new(Readiness::default());
     let pull_now = Arc::new(Notify::new());
     let checked: Arc<OnceLock<http::Checked>> = Arc::default();
+    let (tokens, fresh) = admin_tokens(tokens, embedded.is_some())?;
+    let (publish, latest) = watch::channel(None);
+    let hosts = Hosts {
+        named: settings.server.allowed_hosts.iter().map(|name| name.to_ascii_lowercase()).collect(),
+        strict: http::is_private(listen) || !settings.server.allowed_hosts.is_empty(),
+    };
     let shared = Shared {
         metrics: metrics.clone(),
         readiness: readiness.clone(),
         checked: checked.clone(),
         hook: app::hook(&settings, pull_now.clone()),
         per_provider: settings.metrics.per_provider,
+        tokens: tokens.clone(),
+        hosts,
+        store: store.clone(),
+        latest,
+        live: Arc::default(),
+        tail: Tail::new(stop.clone()),
+        prober: prober.clone(),
+        budget: Arc::default(),
+        tls: tls.clone(),
     };
-    let serving = http::serve(listener, shared, stop.clone());
-    supervisor.spawn("http", async move { serving.await.map_err(anyhow::Error::from) });
+    let admin = (!tokens.is_empty()).then(|| Admin {
+        board: Board::default(),
+        publish,
+        live: shared.live.clone(),
+        tail: shared.tail.clone(),
+    });
+    let (scheme, served) = (if tls.is_some() { "https" } else { "http" }, supervisor.clone());
+    supervisor.spawn("http", http::serve(listener, shared, served));
+    if let Some(tls) = tls {
+        supervisor.spawn("certificate", tls.watch(stop.clone()));
+    }
 
     // 5. Everything that needs the database waits for it in here.
     let heartbeat = Heartbeat::new();
@@ -213,9 +251,12 @@ pub async fn run(
         readiness,
         heartbeat,
         checked,
-        listen,
+        prober,
+        listen: format!("{scheme}://{listen}"),
         database,
         pull_now,
+        admin,
+        fresh,
     };
     let tasks = supervisor.clone();
     supervisor.spawn("reconcile", async move { main.run(tasks, hangups, greeting).await });
@@ -231,6 +272,27 @@ pub async fn run(
         embedded.stop().await.context("the embedded PostgreSQL did not stop cleanly")?;
     }
     Ok(ended?)
+}
+
+/// The tokens that are configured; in embedded mode, without any, one of our own.
+fn admin_tokens(configured: Tokens, embedded: bool) -> anyhow::Result<(Tokens, Option<Fresh>)> {
+    if !configured.is_empty() {
+        return Ok((configured, None));
+    }
+    // What is printed below the journal is logged, and a log is no place for a token.
+    if !embedded || std::env::var_os("JOURNAL_STREAM").is_some() {
+        info!("no admin token is configured; the admin API is closed (hint: server.token_sha256)");
+        return Ok((configured, None));
+    }
+    Ok(Tokens::embedded(&config::state_dir())?)
+}
+
+/// What the admin API needs of the rest; nothing of it runs while the API is closed.
+struct Admin {
+    board: Board,
+    publish: watch::Sender<Option<Arc<Snapshot>>>,
+    live: Arc<OnceLock<Live>>,
+    tail: Tail,
 }
 
 /// Says so when the settings file changes: settings are read once, and a person may think otherwise.
@@ -257,15 +319,20 @@ struct Main {
     readiness: Arc<Readiness>,
     heartbeat: Heartbeat,
     checked: Arc<OnceLock<http::Checked>>,
-    listen: SocketAddr,
+    prober: Arc<Prober>,
+    /// The base URL of the HTTP server.
+    listen: String,
     database: Option<String>,
     /// Asks for a look at the Git repository.
     pull_now: Arc<Notify>,
+    admin: Option<Admin>,
+    /// A token that nobody has seen yet.
+    fresh: Option<Fresh>,
 }
 
 impl Main {
     async fn run(
-        self,
+        mut self,
         supervisor: Supervisor,
         hangups: Hangups,
         greeting: Option<Greeting>,
@@ -283,8 +350,12 @@ impl Main {
             &self.settings.manifests.path,
             source::Options { settle: self.settings.manifests.settle, ..source::Options::default() },
         );
-        let wake =
-            Wake { handle: watcher.handle(), drift: Arc::default(), trigger: Arc::new(Mutex::new("start")) };
+        let wake = Wake {
+            handle: watcher.handle(),
+            drift: Arc::default(),
+            pull: self.pull_now.clone(),
+            trigger: Arc::new(Mutex::new("start")),
+        };
 
         let (leading, leadership) = watch::channel(Leader::Unknown);
         let (store, token, holder) = (self.store.clone(), stop.clone(), Uuid::new_v4());
@@ -300,25 +371,55 @@ impl Main {
                 drift.notify_one();
             }
         });
-        let (hup, pull_now) = (wake.clone(), self.pull_now.clone());
+        let hup = wake.clone();
         supervisor.serve_reloads(hangups, Systemd, move || {
-            pull_now.notify_one();
             hup.poke("signal");
             std::future::ready(())
         });
         let mut scheduler = self.schedule(&wake).await?;
 
-        let keyring = Arc::new(keyring);
-        let checks = self.start_checks(&supervisor, &keyring)?;
+        let (keyring, resolver) = (Arc::new(keyring), Arc::new(resolver));
+        let board = self.admin.as_ref().map(|admin| admin.board.clone()).unwrap_or_default();
+        let checks = self.start_checks(&supervisor, &keyring, &board)?;
+        let (applied, catalogs) = watch::channel(Applied::None);
+        let discovery = Discovery {
+            discoverer: Discoverer {
+                store: self.store.clone(),
+                keyring: keyring.clone(),
+                resolver: resolver.clone(),
+                lister: LazyLister::new(&self.settings.egress),
+            },
+            applied: catalogs,
+            lease: {
+                let leadership = leadership.clone();
+                move || leadership.borrow().lease().cloned()
+            },
+            metrics: self.metrics.clone(),
+        };
+        supervisor.spawn("discovery", discovery.run(stop.clone()));
+
         let trials = app::trials(&self.settings);
-        let reconciler = Reconciler::new(
-            self.store.clone(),
-            keyring,
-            Arc::new(resolver),
-            &self.settings.reconcile,
-            self.settings.keys.require_valid,
-            trials.clone(),
-        );
+        let reconciler = || {
+            let (store, keyring, resolver) = (self.store.clone(), keyring.clone(), resolver.clone());
+            let settings = &self.settings;
+            Reconciler::new(
+                store,
+                keyring,
+                resolver,
+                &settings.reconcile,
+                settings.keys.require_valid,
+                trials.clone(),
+            )
+        };
+        let reconciler = (reconciler(), self.admin.is_some().then(reconciler));
+        if let (Some(admin), Some(reconciler)) = (self.admin.take(), reconciler.1) {
+            // Set once: this is the only place.
+            let _ = admin.live.set(Live { wake: wake.clone(), keyring: keyring.clone() });
+            let keeper = Keeper { store: self.store.clone(), keyring, reconciler, checks: checks.clone() };
+            supervisor.spawn("snapshot", keeper.run(admin.board, admin.publish, stop.clone()));
+            supervisor.spawn("event-tail", admin.tail.read(self.store.clone()));
+        }
+        let reconciler = reconciler.0;
         let root = self.settings.manifests.path.clone();
         let revisions = Arc::new(RevisionTracker::new(&root));
         let ended = Loop {
@@ -342,6 +443,9 @@ impl Main {
             ready: false,
             greeting,
             suspended: false,
+            applied,
+            board,
+            refused: Vec::new(),
         }
         .run(watcher, &stop)
         .await;
@@ -380,6 +484,7 @@ impl Main {
         &self,
         supervisor: &Supervisor,
         keyring: &Arc<Keyring>,
+        board: &Board,
     ) -> anyhow::Result<Option<Checks>> {
         if !self.settings.health.enabled {
             return Ok(None);
@@ -389,11 +494,15 @@ impl Main {
         let parts = checks::Parts {
             store: self.store.clone(),
             keyring: keyring.clone(),
-            prober: Arc::new(app::prober(&self.settings)?),
+            prober: self.prober.clone(),
             monitor,
             policy: app::health_policy(&self.settings),
             metrics: self.metrics.clone(),
             holder: Uuid::new_v4(),
+            news: {
+                let board = board.clone();
+                Arc::new(move || board.poke())
+            },
         };
         let checks = Checks::start(parts, supervisor);
         let exported = http::Checked { checks: checks.clone(), in_flight };
@@ -438,7 +547,7 @@ impl Main {
         scheduler
             .add(Job::new_repeated_async(self.settings.manifests.resync_interval, move |_, _| {
                 let wake = resync.clone();
-                Box::pin(async move { wake.poke("resync") })
+                Box::pin(async move { wake.poke(RESYNC) })
             })?)
             .await?;
         let (store, retention) = (self.store.clone(), self.settings.retention.clone());
@@ -556,6 +665,11 @@ struct Loop {
     ready: bool,
     greeting: Option<Greeting>,
     suspended: bool,
+    /// What discovery goes by.
+    applied: watch::Sender<Applied>,
+    board: Board,
+    /// What the database refused in the last pass.
+    refused: Vec<Refusal>,
 }
 
 impl Loop {
@@ -563,6 +677,7 @@ impl Loop {
         self.settled = true;
         self.load(&Look::Everything, BTreeSet::new()).await;
         self.pass("start").await?;
+        self.saw();
         // The scheduler's repeated jobs can stop for ever once they fall behind; this look never does.
         let resync = self.main.settings.manifests.resync_interval * 2;
         let mut resync_at = Instant::now() + resync;
@@ -619,7 +734,18 @@ impl Loop {
                 resync_at = Instant::now() + resync;
             }
             self.pass(trigger).await?;
+            self.saw();
         }
+    }
+
+    /// Shows what this turn of the loop has seen to the admin API.
+    fn saw(&self) {
+        self.board.saw(Seen {
+            build: self.build.clone(),
+            revision: self.revisions.current().map(|revision| revision.to_string()),
+            refused: self.refused.clone(),
+            problem: self.loader.problem().map(str::to_owned),
+        });
     }
 
     /// Reads what changed and notes whom it concerns.
@@ -788,6 +914,7 @@ impl Loop {
             return;
         }
         self.deferred_since = None;
+        self.refused.clone_from(&outcome.refused);
         self.suspended = outcome.suspended;
         if outcome.suspended {
             // `resume` wakes the loop; what is wanted stays wanted.
@@ -803,6 +930,9 @@ impl Loop {
             }
             metrics.drift_detected.inc_by(outcome.plan.summary().drifted_fields as u64);
             metrics.events.inc_by(outcome.events as u64);
+        }
+        if let Some(build) = &self.build {
+            self.applied.send_replace(Some((build.catalog.clone(), self.revisions.current())));
         }
         if let Some(revision) = self.revisions.current() {
             metrics.applied_revision.reset();
@@ -865,8 +995,13 @@ impl Loop {
         let Some(greeting) = self.greeting.take() else { return };
         if let Ok(providers) = self.main.store.provider_status_rows(None).await {
             let manifests = self.main.settings.manifests.path.clone();
-            let (database, listen) = (self.main.database.clone(), self.main.listen);
-            greeting(Arrival { manifests, database, listen, providers });
+            let (database, listen) = (self.main.database.clone(), self.main.listen.clone());
+            let fresh = self.main.fresh.take();
+            if let Some(Err(error)) = fresh.as_ref().map(Fresh::remember) {
+                warn!(%error, "the admin token cannot be kept; the next start makes another one");
+            }
+            let admin_token = fresh.map(|fresh| fresh.token);
+            greeting(Arrival { manifests, database, listen, admin_token, providers });
         }
     }
 

@@ -6,8 +6,8 @@
 //!
 //! - [`cli`] and [`daemon`] compose; [`app`] is what they share, [`lifecycle`] and [`logging`] serve them
 //! - [`reconcile`] reads, plans and applies; [`loader`] turns a directory into a catalog; [`checks`] keeps looking at
-//!   every provider and key; [`trial`] asks about a new key before it replaces one that works; [`follow`] records what
-//!   came from Git
+//!   every provider and key; [`trial`] asks about a new key before it replaces one that works; [`snapshot`] keeps what
+//!   the admin API shows, judged by [`overview`]; [`follow`] records what came from Git
 //! - [`source`], [`store`], [`embedded`], [`secret`], [`http`] and the prober of [`health`] each touch one part of
 //!   the world
 //! - [`manifest`], [`plan`], [`routing`], [`model`] and the protocols and state machines of [`health`] are pure
@@ -27,6 +27,7 @@ pub mod checks;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod discover;
 pub mod embedded;
 pub mod follow;
 pub mod health;
@@ -39,10 +40,12 @@ pub mod manifest;
 pub mod memory;
 pub mod metrics;
 pub mod model;
+pub mod overview;
 pub mod plan;
 pub mod reconcile;
 pub mod routing;
 pub mod secret;
+pub mod snapshot;
 pub mod source;
 pub mod store;
 pub mod trial;

@@ -124,6 +124,9 @@ metrics! {
     prober_impaired: IntGauge "providerd_prober_impaired";
     /// Leases that this daemon holds: for reconciling, and for its share of the checks.
     leases_held: IntGauge "providerd_leases_held";
+    /// Looks at providers' own lists of models, by how they ended: ok, empty, failed, suspect, suspended, not-applied,
+    /// not-leader or database.
+    discovery_runs: IntCounterVec "providerd_discovery_runs_total" ["outcome"];
     /// Rows written to the audit trail.
     events: IntCounter "providerd_events_total";
 }

@@ -17,12 +17,13 @@ use uuid::Uuid;
 
 use crate::{
     config::{self, Reconcile, RouteGuard},
+    discover,
     health::monitor::Target,
     manifest::Build,
     model::{HealthPolicy, Provider, Revision, SecretRef},
     plan::{
         Action, AuditEntry, Change, Desired, DesiredKey, EventKind, Hold, HoldKind, Input, KeyAction, Kind,
-        Notice, NoticeKind, Plan, Policy, ProviderPlan, PruneLimit, World, audit, lost_cells, plan,
+        Notice, NoticeKind, Plan, Policy, ProviderPlan, PruneLimit, World, lost_cells, plan,
     },
     secret::{Keyring, Resolver, Secret},
     store::{Lease, NewEvent, ReconcileTx, Scope, Store, StoreError, Suspended},
@@ -103,6 +104,8 @@ struct Planned {
     secrets: HashMap<Arc<str>, Secret>,
     /// An operator stopped all applying.
     suspended: bool,
+    /// Cells that would lose their last usable model.
+    lost: Vec<(String, String)>,
 }
 
 /// Reconciles catalogs into one database.
@@ -140,8 +143,11 @@ impl Reconciler {
     pub async fn preview(&self, pass: &Pass<'_>) -> Result<Plan, ReconcileError> {
         let mut tx = self.store.look_begin().await?;
         let planned = self.plan(&mut tx, pass).await;
+        let found = tx.discovery_notices().await;
         tx.rollback().await?;
-        Ok(planned?.plan)
+        let mut plan = planned?.plan;
+        plan.notices.extend(discover::notices(found?, &pass.build.catalog));
+        Ok(plan)
     }
 
     /// Brings the database to what the catalog declares, in one transaction.
@@ -164,7 +170,10 @@ impl Reconciler {
 
     async fn attempt(&self, pass: &Pass<'_>) -> Result<Outcome, ReconcileError> {
         let mut tx = self.store.reconcile_begin().await?;
-        let Planned { plan, secrets, suspended } = self.plan(&mut tx, pass).await?;
+        let Planned { plan, secrets, suspended, lost } = self.plan(&mut tx, pass).await?;
+        for (power, tier) in &lost {
+            warn!(power_level = %power, user_tier = %tier, guard = ?self.settings.route_guard, "a route cell loses its last usable model");
+        }
         let trials = wanted_trials(&plan, pass, &secrets, &self.keyring);
         let mut outcome = Outcome { plan, suspended, trials, ..Outcome::default() };
         if !suspended && !pass.settled && prunes(&outcome.plan) {
@@ -178,27 +187,11 @@ impl Reconciler {
         let tokens = self.encrypt(&outcome.plan, &secrets);
         drop(secrets);
         self.fence(&mut tx, pass, &plan_digest(&outcome.plan)).await?;
-        // The audit rows are put together while the database takes the rows they are about.
-        let plan = Arc::new(std::mem::take(&mut outcome.plan));
-        let (of, revision) = (plan.clone(), pass.revision.clone());
-        let rows = tokio::task::spawn_blocking(move || with_revision(audit(&of), revision.as_ref()));
-        let written = tx.apply(&plan.providers, &tokens).await;
-        let mut events = rows.await.map_err(|error| StoreError::Other(error.to_string()))?;
-        outcome.plan = Arc::unwrap_or_clone(plan);
-        if let Some((reported, entries)) = reports {
-            // A transaction that was refused takes nothing more.
-            if written.is_ok() {
-                tx.meta_set("reported", &reported).await?;
-            }
-            events.extend(with_revision(entries, pass.revision.as_ref()));
-        }
-        let written = match written {
-            Ok(()) => tx.record(&events).await,
-            refused => refused,
-        };
+        let revision = pass.revision.as_ref();
+        let written = self.write(&mut tx, &outcome.plan, &tokens, reports, revision).await;
         match written {
-            Ok(()) => {
-                outcome.events = events.len();
+            Ok(events) => {
+                outcome.events = events;
                 tx.commit().await?;
             }
             Err(error) if error.is_data() => {
@@ -217,6 +210,25 @@ impl Reconciler {
         Ok(outcome)
     }
 
+    /// Writes the plan and what the audit trail says about it; how many rows of the trail that are.
+    async fn write(
+        &self,
+        tx: &mut ReconcileTx,
+        plan: &Plan,
+        tokens: &HashMap<Arc<str>, String>,
+        reports: Option<(String, Vec<AuditEntry>)>,
+        revision: Option<&Revision>,
+    ) -> Result<usize, StoreError> {
+        tx.apply(&plan.providers, tokens).await?;
+        let mut events = tx.record_plans(&plan.providers, revision).await?;
+        if let Some((reported, entries)) = reports {
+            tx.meta_set("reported", &reported).await?;
+            events += entries.len();
+            tx.record(&with_revision(entries, revision)).await?;
+        }
+        Ok(events)
+    }
+
     /// Applies provider by provider, still in one transaction, leaving out what the database refuses.
     async fn isolate(
         &self,
@@ -229,22 +241,20 @@ impl Reconciler {
         let mut outcome = Outcome::default();
         let Plan { providers, held, notices } = plan;
         for provider in providers {
-            let one = Plan { providers: vec![provider], ..Plan::default() };
-            let events = with_revision(audit(&one), pass.revision.as_ref());
+            let one = [provider];
             tx.savepoint().await?;
-            let written = match tx.apply(&one.providers, tokens).await {
-                Ok(()) => tx.record(&events).await,
-                refused => refused,
+            let written = match tx.apply(&one, tokens).await {
+                Ok(()) => tx.record_plans(&one, pass.revision.as_ref()).await,
+                Err(refused) => Err(refused),
             };
             match written {
-                Ok(()) => {
-                    outcome.events += events.len();
-                    outcome.plan.providers.extend(one.providers);
+                Ok(events) => {
+                    outcome.events += events;
+                    outcome.plan.providers.extend(one);
                 }
                 Err(error) if error.is_data() => {
                     tx.rollback_to().await?;
-                    let provider = one.providers.first();
-                    outcome.refused.extend(provider.map(|it| refusal(it, &error)));
+                    outcome.refused.extend(one.first().map(|it| refusal(it, &error)));
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -362,11 +372,8 @@ impl Reconciler {
                     .map(|cell| self.route_hold(cell))
                     .filter(|_| self.settings.route_guard == RouteGuard::Hold),
             );
-            for (power, tier) in &lost {
-                warn!(power_level = %power, user_tier = %tier, guard = ?self.settings.route_guard, "a route cell loses its last usable model");
-            }
         }
-        Ok(Planned { plan, secrets, suspended: suspended.all.is_some() })
+        Ok(Planned { plan, secrets, suspended: suspended.all.is_some(), lost })
     }
 
     fn route_hold(&self, (power, tier): &(String, String)) -> Hold {

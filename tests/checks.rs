@@ -44,7 +44,7 @@ async fn a_provider_dies_and_comes_back_and_a_restart_forgets_nothing() {
     // The key was proven and stays so: an outage says nothing about it.
     assert_eq!(lab.value(KEY_STATUS).await, "valid");
     let events =
-        "SELECT string_agg(kind || ' ' || (detail->>'from') || ' ' || (detail->>'to'), ', ' ORDER BY id)
+        "SELECT string_agg(kind || ' ' || (detail::jsonb->>'from') || ' ' || (detail::jsonb->>'to'), ', ' ORDER BY id)
                   FROM providerd.events WHERE kind IN ('health', 'key_test') AND provider = 'alpha'";
     let seen = lab.value(events).await;
     for wanted in ["health unknown healthy", "key_test pending valid", "health healthy unhealthy"] {
@@ -309,7 +309,7 @@ async fn verdicts_wait_for_the_database_and_none_is_lost() {
     daemon.fetch_until("/metrics", "it dies", |text| text.contains(&is("unhealthy"))).await;
     cluster.start();
     lab.wait_for(
-        "SELECT string_agg((detail->>'from') || '-' || (detail->>'to'), ' ' ORDER BY id) FROM providerd.events
+        "SELECT string_agg((detail::jsonb->>'from') || '-' || (detail::jsonb->>'to'), ' ' ORDER BY id) FROM providerd.events
          WHERE kind = 'health' AND provider = 'alpha'",
         "unknown-healthy healthy-unhealthy",
     )

@@ -66,6 +66,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Identifies this daemon among others.
     pub holder: Uuid,
+    /// Called when statuses were written that differ from before.
+    pub news: Arc<dyn Fn() + Send + Sync>,
 }
 
 /// What there is to look at again.
@@ -108,8 +110,14 @@ impl Checks {
             "monitor",
             monitor::run(parts.prober.clone(), parts.monitor.clone(), orders, events, stop.clone()),
         );
-        let (store, metrics) = (parts.store.clone(), parts.metrics.clone());
-        supervisor.spawn("verdicts", writer::run(checks.clone(), store, metrics, lease, told));
+        let writer = writer::Writer {
+            checks: checks.clone(),
+            store: parts.store.clone(),
+            metrics: parts.metrics.clone(),
+            lease,
+            news: parts.news.clone(),
+        };
+        supervisor.spawn("verdicts", writer.run(told));
         let keeper = Keeper {
             checks: checks.clone(),
             share: Share::new(parts.holder, []),

@@ -54,7 +54,7 @@ impl Apply {
         if let Some(options) = app::pull(&context.settings) {
             follow::once(options, &context.backend.store).await.context("nothing was applied")?;
         }
-        let (_, build) = context.load();
+        let (loader, build) = context.load();
         let pass = Pass {
             build: &build,
             providers: None,
@@ -96,7 +96,10 @@ impl Apply {
                 output::text(&text)?
             }
         };
-        Ok(Exit::when(well && outcome.is_as_desired() && !outcome.suspended && is_valid(&build)))
+        let exit = Exit::when(well && outcome.is_as_desired() && !outcome.suspended && is_valid(&build));
+        // To free a plan of thousands takes longer than to print it, and the process is about to end anyway.
+        std::thread::spawn(move || drop((outcome, build, loader)));
+        Ok(exit)
     }
 }
 

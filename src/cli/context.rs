@@ -1,6 +1,12 @@
 //! What every command that needs the database stands on: settings, database, keys.
 
-use std::{future::Future, path::PathBuf, pin::Pin, sync::Arc};
+use std::{
+    future::Future,
+    path::PathBuf,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+};
 
 use anyhow::Context as _;
 
@@ -19,6 +25,8 @@ pub struct Context {
     pub settings: Settings,
     pub format: Format,
     pub backend: Backend,
+    /// Manifests that are being read while the database is opened.
+    reading: Mutex<Option<JoinHandle<(Loader, Build)>>>,
 }
 
 /// Settings with what the command line overrides.
@@ -31,8 +39,32 @@ pub fn block_on<F>(global: &Global, access: Access, command: F) -> anyhow::Resul
 where
     F: for<'a> FnOnce(&'a Context) -> Pin<Box<dyn Future<Output = anyhow::Result<Exit>> + 'a>>,
 {
+    run(global, access, false, command)
+}
+
+/// As [`block_on`], for a command that needs all manifests: they are read while the database is opened.
+pub fn block_on_reading<F>(global: &Global, access: Access, command: F) -> anyhow::Result<Exit>
+where
+    F: for<'a> FnOnce(&'a Context) -> Pin<Box<dyn Future<Output = anyhow::Result<Exit>> + 'a>>,
+{
+    run(global, access, true, command)
+}
+
+fn read(root: PathBuf) -> (Loader, Build) {
+    let mut loader = Loader::new(root);
+    let build = loader.load(true);
+    (loader, build)
+}
+
+fn run<F>(global: &Global, access: Access, reads: bool, command: F) -> anyhow::Result<Exit>
+where
+    F: for<'a> FnOnce(&'a Context) -> Pin<Box<dyn Future<Output = anyhow::Result<Exit>> + 'a>>,
+{
     let settings = settings(global)?;
     let byok = app::byok_env();
+    let root = settings.manifests.path.clone();
+    // Should the database turn out to be closed, the thread ends with the process.
+    let reading = Mutex::new(reads.then(|| std::thread::spawn(move || read(root))));
     app::runtime()?.block_on(async {
         let backend = Backend::open(&settings, byok, access).await?;
         if backend.store.is_blank() {
@@ -41,7 +73,7 @@ where
                  `providerd apply` or `providerd run` will add them"
             );
         }
-        let context = Context { settings, format: global.output, backend };
+        let context = Context { settings, format: global.output, backend, reading };
         let result = command(&context).await;
         let closed = context.backend.close().await;
         let exit = result?;
@@ -68,9 +100,9 @@ impl Context {
 
     /// Reads the manifests; what is wrong with them is the caller's to show.
     pub fn load_quietly(&self) -> (Loader, Arc<Build>) {
-        let mut loader = Loader::new(self.root());
-        let build = loader.load(true);
-        (loader, Arc::new(build))
+        let reading = self.reading.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let read = reading.and_then(|thread| thread.join().ok()).unwrap_or_else(|| read(self.root()));
+        (read.0, Arc::new(read.1))
     }
 
     pub fn revision(&self) -> Option<crate::model::Revision> {

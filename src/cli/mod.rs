@@ -9,6 +9,7 @@ mod doctor;
 mod events;
 mod import;
 mod key;
+mod models;
 mod output;
 mod plan;
 mod routes;
@@ -78,6 +79,8 @@ pub enum Command {
     Status(status::Status),
     /// Check providers and test their keys now; writes nothing
     Check(check::Check),
+    /// List what a provider itself offers beside what is declared and stored
+    Models(models::ModelsArgs),
     /// Write manifests for what the database already holds
     Import(import::Import),
     /// Find out what is wrong, with the fix for each finding
@@ -142,10 +145,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Key(key::Key::Generate) => key::generate(),
         Command::Run => run::run(&global),
         Command::Plan(args) => {
-            context::block_on(&global, Access::Look, |context| Box::pin(args.run(context)))
+            context::block_on_reading(&global, Access::Look, |context| Box::pin(args.run(context)))
         }
         Command::Apply(args) => {
-            context::block_on(&global, Access::Write, |context| Box::pin(args.run(context)))
+            context::block_on_reading(&global, Access::Write, |context| Box::pin(args.run(context)))
         }
         Command::Status(args) => {
             context::block_on(&global, Access::Look, |context| Box::pin(args.run(context)))
@@ -160,6 +163,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             context::block_on(&global, Access::Write, |context| Box::pin(args.run(context)))
         }
         Command::Check(args) => {
+            context::block_on(&global, Access::Look, |context| Box::pin(args.run(context)))
+        }
+        Command::Models(args) => {
             context::block_on(&global, Access::Look, |context| Box::pin(args.run(context)))
         }
         Command::Import(args) => {

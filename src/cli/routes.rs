@@ -1,19 +1,26 @@
 //! `routes`: the resolved table, and what a pull request would do to it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
+use chrono::{DateTime, Utc};
 use clap::Args;
+use serde::Serialize;
 
 use super::{
     Format, Global,
-    context::{self, is_valid},
+    context::{self, Context, is_valid},
     output::{self, Exit},
 };
 use crate::{
+    app::Access,
     loader::Loader,
     manifest::{self, Build, Content, Workspace},
-    routing::Table,
+    routing::{Row, Table},
     source,
+    store::DiscoveryNotice,
 };
 
 #[derive(Debug, Args)]
@@ -21,17 +28,40 @@ pub struct Routes {
     /// Compare with a Git revision of the manifests, or with another directory
     #[arg(long, value_name = "REV|DIR")]
     diff: Option<String>,
+    /// Also say which models their provider no longer offers, as discovery last found; needs the database
+    #[arg(long, conflicts_with = "diff")]
+    offered: bool,
+}
+
+/// Since when models are no longer offered, by provider and model.
+type Vanished = HashMap<(String, String), DateTime<Utc>>;
+
+/// Stable JSON of `routes --offered`.
+#[derive(Serialize)]
+struct Offered<'a> {
+    rows: Vec<OfferedRow<'a>>,
+}
+
+#[derive(Serialize)]
+struct OfferedRow<'a> {
+    #[serde(flatten)]
+    row: &'a Row,
+    /// Since when the provider no longer offers the model; null while it does, or where nobody looks.
+    vanished_at: Option<DateTime<Utc>>,
 }
 
 impl Routes {
     /// Exit 0: no cell becomes empty; 2: one does, or a manifest is invalid.
     pub fn run(self, global: &Global) -> anyhow::Result<Exit> {
+        if self.offered {
+            return context::block_on(global, Access::Look, |context| Box::pin(offered(context)));
+        }
         let root = context::settings(global)?.manifests.path;
         let (table, valid) = load(&root)?;
         let Some(other) = self.diff else {
             match global.output {
                 Format::Json => output::json(&table)?,
-                Format::Table | Format::Github => output::text(&render(&table))?,
+                Format::Table | Format::Github => output::text(&render(&table, None))?,
             };
             return Ok(Exit::when(valid));
         };
@@ -44,6 +74,36 @@ impl Routes {
         };
         Ok(Exit::when(valid && !diff.empties_a_cell()))
     }
+}
+
+/// Exit 0: everything routed is offered, as far as discovery looks; 2: something is not, or a manifest is invalid.
+async fn offered(context: &Context) -> anyhow::Result<Exit> {
+    let (table, valid) = load(&context.root())?;
+    let mut tx = context.backend.store.look_begin().await?;
+    let notices = tx.discovery_notices().await?;
+    tx.rollback().await?;
+    let vanished: Vanished = notices
+        .into_iter()
+        .filter_map(|notice| match notice {
+            DiscoveryNotice::Vanished { provider, model, since, .. } => {
+                Some(((provider.to_string(), model), since))
+            }
+            DiscoveryNotice::Trouble { .. } => None,
+        })
+        .collect();
+    match context.format {
+        Format::Json => {
+            let row = |row| OfferedRow { row, vanished_at: since(&vanished, row) };
+            output::json(&Offered { rows: table.rows().iter().map(row).collect() })?
+        }
+        Format::Table | Format::Github => output::text(&render(&table, Some(&vanished)))?,
+    };
+    let complete = table.rows().iter().all(|row| since(&vanished, row).is_none());
+    Ok(Exit::when(valid && complete))
+}
+
+fn since(vanished: &Vanished, row: &Row) -> Option<DateTime<Utc>> {
+    vanished.get(&(row.provider.to_string(), row.model.to_string())).copied()
 }
 
 fn load(root: &Path) -> anyhow::Result<(Table, bool)> {
@@ -67,9 +127,9 @@ fn at_revision(root: &Path, revision: &str) -> anyhow::Result<Table> {
     Ok(Table::resolve(&workspace.build().catalog))
 }
 
-fn render(table: &Table) -> String {
+fn render(table: &Table, vanished: Option<&Vanished>) -> String {
     let rows = table.rows().iter().map(|row| {
-        vec![
+        let mut cells = vec![
             row.power_level.to_string(),
             row.user_tier.to_string(),
             row.task_type.as_deref().unwrap_or("any").to_owned(),
@@ -77,7 +137,15 @@ fn render(table: &Table) -> String {
             row.weight.to_string(),
             format!("{}/{}", row.provider, row.model),
             row.origin.to_string(),
-        ]
+        ];
+        let gone = vanished.map(|vanished| since(vanished, row));
+        cells.extend(gone.map(|gone| match gone {
+            Some(at) => format!("NO LONGER, since {}", at.format("%Y-%m-%d %H:%M UTC")),
+            None => "-".to_owned(),
+        }));
+        cells
     });
-    output::table(&["POWER", "TIER", "TASK", "PRIORITY", "WEIGHT", "MODEL", "SOURCE"], rows)
+    let mut header = vec!["POWER", "TIER", "TASK", "PRIORITY", "WEIGHT", "MODEL", "SOURCE"];
+    header.extend(vanished.map(|_| "OFFERED"));
+    output::table(&header, rows)
 }

@@ -26,13 +26,20 @@ pub fn run(global: &Global) -> anyhow::Result<Exit> {
         LogFormat::Auto => std::io::stdout().is_terminal(),
         LogFormat::Json => false,
     };
-    let greeting: Option<Greeting> = if for_people { Some(Box::new(greet)) } else { None };
+    let greeting: Greeting = if for_people { Box::new(greet) } else { Box::new(show_token) };
     let runtime = app::runtime()?;
-    let ended = runtime.block_on(daemon::run(settings, byok, greeting));
+    let ended = runtime.block_on(daemon::run(settings, byok, Some(greeting)));
     // Work that cannot be interrupted must not hold up an orderly end.
     runtime.shutdown_background();
     ended?;
     Ok(Exit::Done)
+}
+
+/// Programs read the log; a token made just now is shown once all the same, apart from the log.
+fn show_token(arrival: Arrival) {
+    if let Some(token) = &arrival.admin_token {
+        let _ = output::text(&format!("admin token {}\n", token.expose()));
+    }
 }
 
 /// Where everything is, and a table of what the database holds.
@@ -62,7 +69,14 @@ fn greet(arrival: Arrival) {
     if let Some(url) = arrival.database {
         text += &format!("database   psql '{url}'\n");
     }
-    text += &format!("metrics    http://{}/metrics\n", arrival.listen);
+    text += &format!("metrics    {}/metrics\n", arrival.listen);
+    text += &format!("admin API  {}/api/v1/status\n", arrival.listen);
+    if let Some(token) = &arrival.admin_token {
+        text += &format!(
+            "           token {}  (shown this once; delete admin_token.sha256 for a new one)\n",
+            token.expose()
+        );
+    }
     // A terminal that went away is no reason to stop working.
     let _ = output::text(&text);
 }

@@ -1,7 +1,7 @@
 //! `status`: every provider at a glance, as the database was read to hold it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     time::{Duration, Instant},
 };
 
@@ -16,12 +16,9 @@ use super::{
 };
 use crate::{
     app,
-    checks::Kept,
-    manifest::Build,
-    plan::{NoticeKind, Plan},
+    overview::{Judge, Line, State},
     reconcile::Pass,
     source::pull,
-    store::ProviderStatus,
 };
 
 /// How often `--watch` and `--wait` look again.
@@ -37,37 +34,6 @@ pub struct Status {
     /// Wait until everything is synced, at most so many seconds
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "60")]
     wait: Option<u64>,
-}
-
-/// One provider, as `status --output json` prints it.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-struct Line {
-    name: String,
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    /// `synced`, `pending`, `drifted`, `frozen`, `suspended`, `held` or `unmanaged`.
-    state: &'static str,
-    enabled: Option<bool>,
-    health: Option<String>,
-    last_check: Option<DateTime<Utc>>,
-    has_key: bool,
-    key: Option<String>,
-    key_last_tested: Option<DateTime<Utc>>,
-    /// Since when the health is what it is.
-    health_since: Option<DateTime<Utc>>,
-    /// Why the last check was not good; empty when it was.
-    health_reason: String,
-    /// What the last key test said; empty for a plainly valid key.
-    key_reason: String,
-    /// Of the last check that was answered, as of the last time it was written down.
-    latency_ms: Option<u64>,
-    /// `false`: the key is real, yet completions will be refused.
-    can_serve: Option<bool>,
-    models: i64,
-    /// Manifest and line.
-    source: Option<String>,
-    /// What a person should know.
-    notices: Vec<String>,
 }
 
 /// Everything `status` shows.
@@ -119,42 +85,7 @@ impl Status {
         let plan = context.reconciler().preview(&pass).await?;
         let suspended = context.backend.store.suspended().await?;
         let rows = context.backend.store.provider_status_rows(None).await?;
-        let mut lines: BTreeMap<String, Line> =
-            rows.into_iter().map(|row| (row.name.to_string(), line(row, &build, &plan))).collect();
-        let now = Utc::now();
-        for (name, pause) in &suspended.checks {
-            if let (Some(line), true) = (lines.get_mut(&**name), pause.until.is_none_or(|until| now < until))
-            {
-                let until = pause.until.map_or_else(String::new, |until| {
-                    format!(" until {}", until.format("%Y-%m-%dT%H:%M:%SZ"))
-                });
-                line.notices.push(format!("not checked{until}: {}", pause.reason));
-            }
-        }
-        for provider in
-            build.catalog.providers.values().filter(|it| !lines.contains_key(&*it.name)).collect::<Vec<_>>()
-        {
-            let line = Line {
-                name: provider.name.to_string(),
-                kind: Some(provider.kind.to_string()),
-                state: "pending",
-                enabled: provider.enabled,
-                health: None,
-                last_check: None,
-                has_key: false,
-                key: None,
-                key_last_tested: None,
-                health_since: None,
-                health_reason: String::new(),
-                key_reason: String::new(),
-                latency_ms: None,
-                can_serve: None,
-                models: 0,
-                source: Some(provider.origin.to_string()),
-                notices: Vec::new(),
-            };
-            lines.insert(line.name.clone(), line);
-        }
+        let mut lines = Judge::new(&build, &plan, &suspended).lines(rows);
         if !self.names.is_empty() {
             lines.retain(|name, _| self.names.contains(name));
             if let Some(name) = self.names.iter().find(|name| !lines.contains_key(*name)) {
@@ -172,11 +103,11 @@ impl Status {
             bad.map(|it| format!("{}:{}:{}: {}", it.path, it.line, it.column, it.message)).collect();
         let pulled = app::pull(&context.settings).and_then(|options| pull::Report::read(&options));
         manifests.extend(pulled.and_then(|pulled| pulled.problem()));
-        let managed = |line: &&Line| line.state != "unmanaged";
+        let managed = |line: &&Line| line.state != State::Unmanaged;
         let synced = held.is_empty()
             && manifests.is_empty()
             && suspended.all.is_none()
-            && providers.iter().filter(managed).all(|line| line.state == "synced");
+            && providers.iter().filter(managed).all(|line| line.state == State::Synced);
         Ok(Report { synced, suspended: suspended.all.is_some(), providers, held, manifests })
     }
 
@@ -191,7 +122,7 @@ impl Status {
             vec![
                 line.name.clone(),
                 line.kind.clone().unwrap_or_default(),
-                line.state.to_owned(),
+                line.state.as_str().to_owned(),
                 match line.enabled {
                     Some(false) => "off".to_owned(),
                     _ => line.health.clone().unwrap_or_else(|| "unknown".into()),
@@ -248,56 +179,6 @@ impl Status {
         }
         output::text(&text)?;
         Ok(())
-    }
-}
-
-fn line(row: ProviderStatus, build: &Build, plan: &Plan) -> Line {
-    let declared = build.catalog.providers.get(&row.name);
-    let planned = plan.providers.iter().find(|it| it.name == row.name);
-    let about = || plan.notices.iter().filter(|it| it.provider == row.name);
-    let held = plan.held.iter().any(|hold| hold.objects.iter().any(|name| **name == *row.name));
-    let is = |kind| about().any(|notice| notice.kind == kind);
-    let state = if is(NoticeKind::Suspended) {
-        "suspended"
-    } else if is(NoticeKind::Frozen) {
-        "frozen"
-    } else if is(NoticeKind::Drift) {
-        "drifted"
-    } else if held {
-        "held"
-    } else if planned.is_some() {
-        "pending"
-    } else if declared.is_some() {
-        "synced"
-    } else if row.managed.is_some() {
-        "frozen"
-    } else {
-        "unmanaged"
-    };
-    let source = declared
-        .map(|provider| provider.origin.to_string())
-        .or_else(|| Some(row.managed.as_ref()?.0.to_string()));
-    let missing = is(NoticeKind::KeyUnresolved) && !row.has_key;
-    let notices = about().map(|notice| notice.message.clone()).collect();
-    let kept = row.memory.as_deref().and_then(Kept::parse).unwrap_or_default();
-    Line {
-        name: row.name.to_string(),
-        kind: row.kind,
-        state,
-        enabled: row.enabled,
-        health: row.health_status,
-        last_check: row.last_health_check,
-        has_key: row.has_key,
-        key: if missing { Some("missing".to_owned()) } else { row.key_test_status },
-        key_last_tested: row.key_last_tested,
-        health_since: kept.memory.health.since(),
-        health_reason: kept.memory.health.last_reason().to_owned(),
-        key_reason: kept.memory.key.last_reason().to_owned(),
-        latency_ms: kept.latency_ms,
-        can_serve: kept.facts.can_serve,
-        models: row.models,
-        source,
-        notices,
     }
 }
 

@@ -26,7 +26,7 @@ pub use layers::SettingsError;
 pub use settings::{
     Database, Egress, Health, Keys, Log, Manifests, Metrics, Reconcile, Retention, Server, Settings, Source,
 };
-pub use value::{DriftPolicy, GitVerify, LogFormat, PruneLimit, RouteGuard, TokenHash};
+pub use value::{DriftPolicy, GitVerify, LogFormat, PruneLimit, RouteGuard, Setting, TokenHash};
 
 /// Read when no file is named on the command line; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/providerd/providerd.toml";

@@ -208,20 +208,25 @@ sections! {
         allow_private: bool = "true";
     }
 
-    /// The HTTP server: metrics and probes.
+    /// The HTTP server: metrics, probes and the admin API.
     server: Server {
-        /// Address and port to listen on.
+        /// Address and port to listen on. A socket that systemd gives (`LISTEN_FDS`) is used in its place.
         listen: SocketAddr = "\"127.0.0.1:7411\"";
         /// Permit listening beyond loopback without TLS, for instance behind a proxy that adds it.
         plain_http: bool = "false";
-        /// PEM file with the certificate chain. TLS is not served yet: `run` refuses to start with it rather
-        /// than serve in clear; put a proxy in front and set `server.plain_http`.
+        /// PEM file with the certificate chain: with it and its key, only TLS is served. Both files are taken anew
+        /// when they change; files that cannot be used are reported, and the certificate in use stays.
         tls_cert ("tls.cert"): Option<PathBuf> = "";
         /// PEM file with the private key of `server.tls.cert`.
         tls_key ("tls.key"): Option<PathBuf> = "";
-        /// SHA-256 of each accepted admin token, in hexadecimal. The admin API is not there yet; nothing reads
-        /// this.
+        /// SHA-256 of each accepted admin token, in hexadecimal. The systemd credentials `admin_token_sha256`
+        /// (hashes between spaces) and `admin_token` (one token in clear) add to them. Without any the admin API is
+        /// closed, except that with the embedded database a token is made and shown once.
         token_sha256: Vec<TokenHash> = "[]";
+        /// Names by which the server is reached, beside `localhost` and addresses. While it listens on loopback
+        /// only, requests for other names are refused, so that no web site can reach it by a name of its own;
+        /// beyond loopback they are refused once this list has a name.
+        allowed_hosts: Vec<String> = "[]";
     }
 
     /// What `/metrics` shows.

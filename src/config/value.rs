@@ -201,6 +201,7 @@ macro_rules! lists {
 
 lists! {
     PathBuf, "list of paths";
+    String, "list of strings";
     TokenHash, "list of SHA-256 hashes";
 }
 

@@ -28,7 +28,8 @@ pub struct Caps {
     /// Of `total`, for providers that are failing. An outage makes checks last as long as they may; this keeps
     /// it, and the fast re-checks it causes, from taking the turns of all that work.
     pub suspects: usize,
-    /// Beside `total`, for turns that have already taken long: those whom an outage has caught unawares.
+    /// Beside `total`, for turns that have already taken long; a quarter of it is kept for those whom an outage
+    /// catches unawares.
     pub lingering: usize,
 }
 
@@ -236,14 +237,17 @@ impl Schedule {
     /// Tells that a turn has taken long already (say, 2 s). It then makes room for others, as long as there is room
     /// for lingering ones; its origin stays occupied.
     pub fn linger(&mut self, provider: &str) {
-        if self.lingering >= self.caps.lingering {
+        let Some(entry) = self.entries.get_mut(provider) else { return };
+        let room = match entry.running {
+            Some(Share::Ordinary) => self.caps.lingering,
+            // Some room is left for those whom the next outage catches unawares.
+            Some(Share::Suspect) => self.caps.lingering / 4 * 3,
+            Some(Share::Lingering) | None => return,
+        };
+        if self.lingering >= room {
             return;
         }
-        let Some(entry) =
-            self.entries.get_mut(provider).filter(|entry| entry.running == Some(Share::Ordinary))
-        else {
-            return;
-        };
+        self.suspects_in_flight -= usize::from(entry.running == Some(Share::Suspect));
         entry.running = Some(Share::Lingering);
         self.in_flight -= 1;
         self.lingering += 1;

@@ -1,34 +1,67 @@
-//! The HTTP server: metrics and the two health endpoints of the daemon itself.
+//! The HTTP server: metrics, the two health endpoints of the daemon itself, and the admin API.
 //!
-//! Answers come from memory; no request waits for PostgreSQL.
+//! One file per resource; `server`, `tls` and `listen` are the sockets below, `guard`, `auth` and `extract` what
+//! holds for all requests. Invariants: what the catalog holds is answered from memory, and waits for PostgreSQL no
+//! more than `/metrics` does; everything below `/api/v1` but its own description wants a token; every answer
+//! carries the security headers, every failure the same JSON.
 
+#![allow(unused_qualifications, reason = "the derives of utoipa write paths in full")]
+
+mod actions;
+mod auth;
+mod doc;
+mod error;
+mod events;
+mod extract;
+mod follow;
+mod guard;
 pub mod hooks;
+mod keys;
+mod keytest;
+mod list;
+mod listen;
+mod models;
+mod open;
+mod page;
+mod providers;
+mod routes;
+mod server;
+mod status;
+mod tls;
 
 use std::{
-    future::IntoFuture as _,
     net::SocketAddr,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize},
     },
-    time::Duration,
 };
 
-use axum::{
-    Json, Router,
-    extract::State,
-    http::{StatusCode, header},
-    response::{IntoResponse, Response},
-    routing::get,
-};
-use serde_json::json;
+use axum::{Router, middleware};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
+use utoipa::OpenApi as _;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{checks::Checks, metrics::Metrics};
-
-/// How long requests under way may take after the stop.
-const DRAIN: Duration = Duration::from_secs(2);
+use self::error::ApiError;
+pub use self::{
+    auth::{Fresh, TokenError, Tokens},
+    follow::Tail,
+    guard::Hosts,
+    keytest::Budget,
+    listen::{bind, is_private},
+    server::Limits,
+    tls::{Tls, TlsError},
+};
+use crate::{
+    checks::Checks,
+    daemon::Wake,
+    health::probe::Prober,
+    lifecycle::Supervisor,
+    metrics::Metrics,
+    secret::Keyring,
+    snapshot::{Latest, Snapshot},
+    store::Store,
+};
 
 /// What the daemon tells about itself.
 #[derive(Default)]
@@ -37,6 +70,12 @@ pub struct Readiness {
     pub database: AtomicBool,
     /// The first reconcile is done, by this daemon or, where another one leads, by that one.
     pub reconciled: AtomicBool,
+}
+
+/// What exists once the database was reached for the first time.
+pub struct Live {
+    pub wake: Wake,
+    pub keyring: Arc<Keyring>,
 }
 
 /// What handlers share.
@@ -50,6 +89,15 @@ pub struct Shared {
     pub checked: Arc<OnceLock<Checked>>,
     /// Whether the series that carry a provider's name are shown.
     pub per_provider: bool,
+    pub tokens: Tokens,
+    pub hosts: Hosts,
+    pub store: Store,
+    pub latest: Latest,
+    pub live: Arc<OnceLock<Live>>,
+    pub tail: Tail,
+    pub prober: Arc<Prober>,
+    pub budget: Arc<Budget>,
+    pub tls: Option<Tls>,
 }
 
 /// The checks, as far as they are shown.
@@ -59,85 +107,63 @@ pub struct Checked {
     pub in_flight: Arc<AtomicUsize>,
 }
 
+impl Shared {
+    fn snapshot(&self) -> Result<Arc<Snapshot>, ApiError> {
+        self.latest.borrow().clone().ok_or(ApiError::Unavailable("the database was not read yet"))
+    }
+
+    fn live(&self) -> Result<&Live, ApiError> {
+        self.live.get().ok_or(ApiError::Unavailable("the start-up is not over"))
+    }
+}
+
 /// Why the server cannot serve.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     #[error("cannot listen on {address}\nhint: is another providerd running? set `server.listen`")]
     Listen { address: SocketAddr, source: std::io::Error },
-    #[error("the HTTP server failed")]
-    Serve(#[from] std::io::Error),
+    #[error(
+        "the socket {address} goes beyond loopback without TLS\nhint: set server.tls.cert and server.tls.key, or \
+         server.plain_http = true where a proxy adds TLS"
+    )]
+    InTheClear { address: SocketAddr },
+    #[error("the socket that systemd gives cannot be used")]
+    Socket(#[source] std::io::Error),
 }
 
-/// Opens the socket, so that a mistake in `server.listen` is reported at the start.
-///
-/// # Errors
-/// [`HttpError::Listen`].
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, HttpError> {
-    TcpListener::bind(address).await.map_err(|source| HttpError::Listen { address, source })
-}
-
-/// Serves until `stop`; requests under way are finished.
-///
-/// # Errors
-/// [`HttpError::Serve`] if the socket fails.
-pub async fn serve(listener: TcpListener, shared: Shared, stop: CancellationToken) -> Result<(), HttpError> {
-    let app = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/livez", get(livez))
-        .route("/readyz", get(readyz))
+/// Everything that is served.
+pub fn router(shared: Shared) -> Router {
+    let (admin, document) = admin().split_for_parts();
+    let admin = admin.route_layer(middleware::from_fn_with_state(shared.clone(), auth::authorize));
+    Router::new()
+        .merge(open::router())
+        .merge(page::router())
         .merge(hooks::router(shared.hook.clone()))
-        .fallback(not_found)
-        .with_state(shared);
-    let serving =
-        axum::serve(listener, app).with_graceful_shutdown(stop.clone().cancelled_owned()).into_future();
-    let patience = async {
-        stop.cancelled().await;
-        tokio::time::sleep(DRAIN).await;
-    };
-    tokio::select! {
-        ended = serving => Ok(ended?),
-        // Somebody who reads his answer byte by byte does not hold up the stop.
-        () = patience => Ok(()),
-    }
+        .merge(admin)
+        .merge(doc::serve(&document))
+        .fallback(async || ApiError::NoSuchPath)
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .layer(middleware::from_fn_with_state(shared.clone(), guard::guard))
+        .with_state(shared)
 }
 
-async fn metrics(State(shared): State<Shared>) -> Response {
-    let checked = shared.checked.get();
-    if let Some(checked) = checked {
-        let count = checked.in_flight.load(Ordering::Relaxed);
-        shared.metrics.probes_in_flight.set(i64::try_from(count).unwrap_or(i64::MAX));
-    }
-    match shared.metrics.encode() {
-        Ok(mut text) => {
-            if let Some(checked) = checked {
-                checked.checks.encode(&mut text, shared.per_provider);
-            }
-            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
-        }
-        Err(_) => error(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the metrics could not be encoded"),
-    }
+fn admin() -> OpenApiRouter<Shared> {
+    OpenApiRouter::with_openapi(doc::Document::openapi())
+        .routes(routes!(status::show))
+        .routes(routes!(providers::all))
+        .routes(routes!(providers::one))
+        .routes(routes!(models::all))
+        .routes(routes!(routes::all))
+        .routes(routes!(events::all))
+        .routes(routes!(keys::all))
+        .routes(routes!(keytest::test))
+        .routes(routes!(actions::sync))
+        .routes(routes!(actions::suspend))
+        .routes(routes!(actions::resume))
 }
 
-async fn livez() -> &'static str {
-    "ok\n"
-}
-
-async fn readyz(State(shared): State<Shared>) -> Response {
-    let readiness = &shared.readiness;
-    let waiting = if !readiness.database.load(Ordering::Relaxed) {
-        "the database is not reachable"
-    } else if !readiness.reconciled.load(Ordering::Relaxed) {
-        "the first reconcile is not done"
-    } else {
-        return "ok\n".into_response();
-    };
-    error(StatusCode::SERVICE_UNAVAILABLE, "not-ready", waiting)
-}
-
-async fn not_found() -> Response {
-    error(StatusCode::NOT_FOUND, "not-found", "there is nothing at this path")
-}
-
-fn error(status: StatusCode, code: &str, message: &str) -> Response {
-    (status, Json(json!({ "error": { "code": code, "message": message } }))).into_response()
+/// Serves until the supervisor stops; requests under way are finished.
+pub async fn serve(listener: TcpListener, shared: Shared, supervisor: Supervisor) {
+    let tls = shared.tls.clone();
+    server::serve(listener, tls, router(shared), Limits::default(), supervisor).await;
 }

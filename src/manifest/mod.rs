@@ -22,6 +22,11 @@ pub use self::{
 };
 use crate::model::{HealthPolicy, ManifestPath, Provider, Route};
 
+/// Whether the value of a key of this name is or holds a secret, as far as its looks tell.
+pub fn looks_secret(name: &str, value: &str) -> bool {
+    keyshape::is_named_secret(name, value) || keyshape::find(value).is_some()
+}
+
 /// What one text yields.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ParsedFile {

@@ -5,12 +5,13 @@
 
 use std::sync::Arc;
 
-use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{Action, Cause, Hold, Kind, Notice, NoticeKind, Plan, ProviderPlan};
+use super::{
+    Action, Cause, Change, FieldChange, Fingerprint, Hold, KeyAction, Kind, Notice, NoticeKind, ProviderPlan,
+};
 use crate::model::Origin;
 
 macro_rules! kinds {
@@ -52,6 +53,8 @@ kinds! {
     Source = "source",
     /// Manifests were written from the database.
     Import = "import",
+    /// A provider's own list brought models, marked some that it no longer offers, or could not be believed.
+    Discovery = "discovery",
     /// A call to the admin API.
     Admin = "admin",
 }
@@ -67,49 +70,20 @@ pub struct AuditEntry {
     pub origin: Option<Origin>,
 }
 
-/// The rows that applying this plan writes.
-pub fn audit(plan: &Plan) -> Vec<AuditEntry> {
-    let of = |provider: &ProviderPlan| {
-        [applied(provider), drift(provider), key(provider)].into_iter().flatten().collect()
-    };
-    let rows: Vec<Vec<AuditEntry>> = plan.providers.par_iter().map(of).collect();
-    rows.into_iter().flatten().collect()
+/// A row of the audit trail about what happens to one provider: it borrows the plan's values, because ten thousand of
+/// these may be written at once.
+#[derive(Debug, Clone, Copy)]
+pub struct AuditRow<'a> {
+    pub kind: EventKind,
+    pub provider: &'a ProviderPlan,
+    pub reason: &'a str,
+    pub origin: Option<&'a Origin>,
 }
 
-fn entry(provider: &ProviderPlan, kind: EventKind, detail: Value, reason: String) -> AuditEntry {
-    let origin = provider.changes.iter().find_map(|change| change.origin.clone());
-    let origin = origin.or_else(|| provider.record.as_ref().map(|record| record.origin.clone()));
-    let (name, id) = (Some(provider.name.clone()), Some(provider.id));
-    AuditEntry { kind, provider: name, provider_id: id, detail, reason, origin }
-}
-
-fn applied(provider: &ProviderPlan) -> Option<AuditEntry> {
-    let mut changes = Vec::new();
-    for change in &provider.changes {
-        if change.action == Action::Create {
-            // Nothing was there before, so names and values say it all; ten thousand of these are written at once.
-            let values: serde_json::Map<String, Value> =
-                change.fields.iter().map(|field| (field.field.to_string(), field.new.clone())).collect();
-            changes.push(json!({ "kind": change.kind, "action": change.action, "name": change.name, "values": values }));
-            continue;
-        }
-        let declared = change.fields.iter().filter(|field| field.cause != Cause::Drift);
-        let fields: Vec<Value> = declared
-            .map(|field| json!({ "field": field.field, "old": field.old, "new": field.new, "cause": field.cause }))
-            .collect();
-        let only_drift = fields.is_empty() && !change.fields.is_empty();
-        if !only_drift {
-            let mut row =
-                json!({ "kind": change.kind, "action": change.action, "name": change.name, "id": change.id });
-            if let (false, Some(row)) = (fields.is_empty(), row.as_object_mut()) {
-                row.insert("fields".into(), fields.into());
-            }
-            changes.push(row);
-        }
-    }
-    if changes.is_empty() {
-        return None;
-    }
+/// The rows that applying this plan to one provider writes.
+pub fn audit(provider: &ProviderPlan) -> impl Iterator<Item = AuditRow<'_>> {
+    let applied = provider.changes.iter().any(|change| !is_only_drift(change));
+    let drift = provider.changes.iter().any(|change| change.fields.iter().any(is_drift));
     let reason = match provider.changes.first().map(|change| change.action) {
         Some(Action::Delete) => "no manifest declares it any more",
         Some(Action::Retire) => "no manifest declares it any more; its usage history stays",
@@ -117,35 +91,114 @@ fn applied(provider: &ProviderPlan) -> Option<AuditEntry> {
         Some(Action::Adopt) => "declared; the row existed",
         _ => "declared",
     };
-    let mut detail = json!({ "changes": changes });
-    if let (true, Some(key), Some(detail)) = (is_new(provider), &provider.key, detail.as_object_mut()) {
-        detail.insert("key".into(), json!({ "action": key.action, "new": key.new }));
-    }
-    Some(entry(provider, EventKind::Change, detail, reason.into()))
+    let key = provider.key.as_ref().filter(|_| !is_new(provider));
+    let rows = [
+        applied.then_some((EventKind::Change, reason)),
+        drift.then_some((EventKind::Drift, "changed by someone else; set back")),
+        key.map(|key| (EventKind::Key, &*key.reason)),
+    ];
+    let origin = provider.changes.iter().find_map(|change| change.origin.as_ref());
+    let origin = origin.or_else(|| provider.record.as_ref().map(|record| &record.origin));
+    rows.into_iter().flatten().map(move |(kind, reason)| AuditRow { kind, provider, reason, origin })
 }
 
-fn drift(provider: &ProviderPlan) -> Option<AuditEntry> {
-    let mut rows = Vec::new();
-    for change in &provider.changes {
-        let fields: Vec<_> = change.fields.iter().filter(|field| field.cause == Cause::Drift).collect();
-        if !fields.is_empty() {
-            rows.push(json!({ "kind": change.kind, "name": change.name, "id": change.id, "fields": fields }));
+/// Its JSON is the row's `detail`.
+impl Serialize for AuditRow<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        match (self.kind, &self.provider.key) {
+            (EventKind::Key, Some(key)) => {
+                map.serialize_entry("action", &key.action)?;
+                map.serialize_entry("old", &key.old)?;
+                map.serialize_entry("new", &key.new)?;
+            }
+            (EventKind::Drift, _) => {
+                map.serialize_entry("corrected", &true)?;
+                map.serialize_entry("changes", &Changes { of: self.provider, drift: true })?;
+            }
+            (_, key) => {
+                map.serialize_entry("changes", &Changes { of: self.provider, drift: false })?;
+                if let Some(key) = key.as_ref().filter(|_| is_new(self.provider)) {
+                    map.serialize_entry("key", &NewKey { action: key.action, new: &key.new })?;
+                }
+            }
         }
+        map.end()
     }
-    let reason = "changed by someone else; set back".to_owned();
-    (!rows.is_empty())
-        .then(|| entry(provider, EventKind::Drift, json!({ "corrected": true, "changes": rows }), reason))
+}
+
+/// The key of a new row; there is no old one.
+#[derive(Serialize)]
+struct NewKey<'a> {
+    action: KeyAction,
+    new: &'a Option<Fingerprint>,
+}
+
+/// What changes because it is declared, or what somebody else had changed.
+struct Changes<'a> {
+    of: &'a ProviderPlan,
+    drift: bool,
+}
+
+impl Serialize for Changes<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let shown = |change: &&Change| {
+            if self.drift { change.fields.iter().any(is_drift) } else { !is_only_drift(change) }
+        };
+        let changes = self.of.changes.iter().filter(shown);
+        serializer.collect_seq(changes.map(|change| OneChange { change, drift: self.drift }))
+    }
+}
+
+struct OneChange<'a> {
+    change: &'a Change,
+    drift: bool,
+}
+
+impl Serialize for OneChange<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Change { kind, action, id, name, fields, .. } = self.change;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("kind", kind)?;
+        if !self.drift {
+            map.serialize_entry("action", action)?;
+        }
+        map.serialize_entry("name", name)?;
+        if *action == Action::Create {
+            // Nothing was there before: names and values say it all.
+            map.serialize_entry("values", &Values(fields))?;
+            return map.end();
+        }
+        map.serialize_entry("id", id)?;
+        let fields: Vec<&FieldChange> = fields.iter().filter(|field| is_drift(field) == self.drift).collect();
+        if !fields.is_empty() {
+            map.serialize_entry("fields", &fields)?;
+        }
+        map.end()
+    }
+}
+
+/// The fields of a new row.
+struct Values<'a>(&'a [FieldChange]);
+
+impl Serialize for Values<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|field| (&field.field, &field.new)))
+    }
+}
+
+fn is_drift(field: &FieldChange) -> bool {
+    field.cause == Cause::Drift
+}
+
+/// Nothing of it is declared anew.
+fn is_only_drift(change: &Change) -> bool {
+    !change.fields.is_empty() && change.action != Action::Create && change.fields.iter().all(is_drift)
 }
 
 /// Whether the provider's row is created; its key is then part of that.
 fn is_new(provider: &ProviderPlan) -> bool {
     provider.changes.iter().any(|change| change.kind == Kind::Provider && change.action == Action::Create)
-}
-
-fn key(provider: &ProviderPlan) -> Option<AuditEntry> {
-    let key = provider.key.as_ref().filter(|_| !is_new(provider))?;
-    let detail = json!({ "action": key.action, "old": key.old, "new": key.new });
-    Some(entry(provider, EventKind::Key, detail, key.reason.to_string()))
 }
 
 impl Hold {
@@ -169,9 +222,12 @@ impl Notice {
             NoticeKind::Drift => EventKind::Drift,
             NoticeKind::KeyUnresolved | NoticeKind::KeyUndecryptable => EventKind::Key,
             NoticeKind::KeyRefused => EventKind::Refusal,
-            NoticeKind::KeyForeign | NoticeKind::KeyUntried | NoticeKind::Frozen | NoticeKind::Suspended => {
-                return None;
-            }
+            NoticeKind::KeyForeign
+            | NoticeKind::KeyUntried
+            | NoticeKind::Frozen
+            | NoticeKind::Suspended
+            | NoticeKind::Vanished
+            | NoticeKind::Discovery => return None,
         };
         Some(AuditEntry {
             kind,

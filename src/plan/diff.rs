@@ -44,10 +44,6 @@ impl Lowered {
         self.owned
             .extend(keys.iter().map(|(key, value)| (Field::Owned(format!("{column}.{key}")), value.clone())));
     }
-
-    pub fn fields(&self) -> Fields {
-        self.owned.iter().cloned().collect()
-    }
 }
 
 pub(super) fn lower_provider(provider: &Provider) -> Lowered {

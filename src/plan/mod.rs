@@ -6,7 +6,9 @@
 mod audit;
 mod diff;
 mod guard;
+mod keys;
 mod planner;
+mod record;
 mod render;
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
@@ -18,7 +20,7 @@ use uuid::Uuid;
 use crate::model::{Cell, JsonMap, ManifestPath, Origin};
 
 pub use self::{
-    audit::{AuditEntry, EventKind, audit},
+    audit::{AuditEntry, AuditRow, EventKind, audit},
     guard::{LostCell, lost_cells},
     planner::{Desired, DesiredKey, Input, KeyTrial, Policy, PruneLimit, plan},
     render::Summary,
@@ -307,6 +309,24 @@ pub struct Notice {
     pub fields: Vec<FieldChange>,
 }
 
+/// The row of a model that its provider lists and no manifest declares, with the values a declared one would have.
+pub fn discovered_model(
+    provider: &crate::model::Provider,
+    provider_id: Uuid,
+    id: Uuid,
+    model: &crate::model::Model,
+) -> Change {
+    Change {
+        kind: Kind::Model,
+        action: Action::Create,
+        id,
+        parent: provider_id,
+        name: format!("{}/{}", provider.name, model.name),
+        fields: diff::creation(&diff::lower_model(model, true)),
+        origin: Some(provider.origin.clone()),
+    }
+}
+
 /// What a notice is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -327,6 +347,10 @@ pub enum NoticeKind {
     Frozen,
     /// An operator suspended it.
     Suspended,
+    /// Discovery found that the provider no longer offers a model.
+    Vanished,
+    /// The provider's own list could not be had, or is not believed.
+    Discovery,
 }
 
 /// What differs between catalog and database, and what is going to be done about it.

@@ -14,14 +14,15 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::{
-    Action, Cause, Change, Digest, FieldChange, Fingerprint, Hold, HoldKind, KeyAction, KeyChange, Kind,
-    LiveKey, LiveModel, LiveProvider, LiveRule, Managed, Notice, NoticeKind, Plan, ProviderPlan, Record,
-    RecordedRow, RecordedRule, World,
+    Action, Cause, Change, FieldChange, Fingerprint, Hold, HoldKind, KeyAction, KeyChange, Kind, LiveKey,
+    LiveModel, LiveProvider, LiveRule, Managed, Notice, NoticeKind, Plan, ProviderPlan, Record, RecordedRow,
+    RecordedRule, World,
     diff::{self, Lowered, Row},
+    record::{Next, NextFields, NextRow, NextRule, Said},
 };
 use crate::{
     config::DriftPolicy,
-    model::{Cell, Frozen, KeyStatus, Model, Origin, Provider},
+    model::{Cell, Frozen, Model, Origin, Provider},
     routing::DesiredRule,
 };
 
@@ -162,7 +163,7 @@ pub fn plan(input: &Input<'_>) -> Plan {
     plan
 }
 
-fn notice(provider: &Arc<str>, kind: NoticeKind, message: impl Into<String>) -> Notice {
+pub(super) fn notice(provider: &Arc<str>, kind: NoticeKind, message: impl Into<String>) -> Notice {
     Notice { provider: provider.clone(), kind, message: message.into(), fields: Vec::new() }
 }
 
@@ -275,22 +276,22 @@ fn in_cell(rule: &LiveRule, (power_level, user_tier): &(String, String)) -> bool
 }
 
 /// The planning of one declared provider.
-struct One<'a> {
-    input: &'a Input<'a>,
-    desired: &'a Desired,
-    managed: Option<&'a Managed>,
-    live: Option<&'a LiveProvider>,
-    notices: Vec<Notice>,
+pub(super) struct One<'a> {
+    pub(super) input: &'a Input<'a>,
+    pub(super) desired: &'a Desired,
+    pub(super) managed: Option<&'a Managed>,
+    pub(super) live: Option<&'a LiveProvider>,
+    pub(super) notices: Vec<Notice>,
 }
 
-impl One<'_> {
+impl<'a> One<'a> {
     fn plan(mut self) -> (Option<ProviderPlan>, Vec<Notice>) {
         let name = self.desired.provider.name.clone();
-        let digest = self.digest();
         let known: Option<Record> =
             self.managed.and_then(|managed| serde_json::from_str(&managed.record).ok());
         let record = known.clone().unwrap_or_default();
-        let mut next = Record::default();
+        let mut next = Next::default();
+        let mut said = Said::new(&self.desired.provider);
         let id = self
             .live
             .map(|live| live.id)
@@ -298,9 +299,10 @@ impl One<'_> {
             .unwrap_or_else(self.input.new_id);
 
         let mut changes = Vec::new();
-        self.row(known.is_some(), &record, &mut next, id, &mut changes);
-        self.models(id, &record, &mut next, &mut changes);
-        let key = self.key(&record, &mut next);
+        self.row(known.is_some(), &record, &mut next, &mut said, id, &mut changes);
+        self.models(id, &record, &mut next, &mut said, &mut changes);
+        let key = self.key(&record, &mut next.keys);
+        let digest = said.finish(&self.desired.rules, &self.desired.key, self.live.map(|live| &live.key));
 
         if self.input.policy.drift == DriftPolicy::Report {
             self.report_drift(&mut changes);
@@ -308,7 +310,11 @@ impl One<'_> {
         let written = changes.iter().any(|change| change.action != Action::Release) || key.is_some();
         let up_to_date =
             self.managed.is_some_and(|managed| managed.digest == digest && managed.provider_id == id);
-        if !written && up_to_date && next.key == record.key && next.foreign_key == record.foreign_key {
+        if !written
+            && up_to_date
+            && next.keys.key == record.key
+            && next.keys.foreign_key == record.foreign_key
+        {
             return (None, self.notices);
         }
         let origin = self.desired.provider.origin.clone();
@@ -334,9 +340,18 @@ impl One<'_> {
         Change { kind, action, id, parent, name, fields, origin }
     }
 
-    fn row(&self, known: bool, record: &Record, next: &mut Record, id: Uuid, changes: &mut Vec<Change>) {
+    fn row(
+        &self,
+        known: bool,
+        record: &Record,
+        next: &mut Next<'_>,
+        said: &mut Said,
+        id: Uuid,
+        changes: &mut Vec<Change>,
+    ) {
         let provider = &self.desired.provider;
         let lowered = diff::lower_provider(provider);
+        said.fields(&lowered);
         let name = provider.name.to_string();
         match self.live {
             None => changes.push(self.change(
@@ -369,7 +384,7 @@ impl One<'_> {
                 );
             }
         }
-        next.provider = lowered.fields();
+        next.provider = NextFields::New(lowered);
     }
 
     /// Disabling this provider would empty a cell that must be kept.
@@ -399,12 +414,21 @@ impl One<'_> {
         }
     }
 
-    fn models(&self, provider_id: Uuid, record: &Record, next: &mut Record, changes: &mut Vec<Change>) {
+    fn models<'r>(
+        &self,
+        provider_id: Uuid,
+        record: &'r Record,
+        next: &mut Next<'r>,
+        said: &mut Said,
+        changes: &mut Vec<Change>,
+    ) where
+        'a: 'r,
+    {
         let live_models = self.live.map(|live| live.models.as_slice()).unwrap_or_default();
         let by_name: BTreeMap<&str, &LiveModel> =
             live_models.iter().map(|live| (live.name.as_str(), live)).collect();
         let rules = self.rules_by_model();
-        let provider = &self.desired.provider;
+        let provider: &'a Provider = &self.desired.provider;
         for model in &provider.models {
             let recorded = record.models.get(&model.name);
             let live = by_name
@@ -415,6 +439,7 @@ impl One<'_> {
             let blended = live.is_none()
                 || recorded.is_some_and(|known| known.fields.contains_key("cost_per_1m_tokens"));
             let lowered = diff::lower_model(model, blended);
+            said.model(&model.name, &lowered);
             let name = format!("{}/{}", provider.name, model.name);
             let at = changes.len();
             match live {
@@ -432,15 +457,17 @@ impl One<'_> {
                 change.origin = Some(Origin { line: model.line, ..provider.origin.clone() });
             }
             self.rules(model, id, live, rules.get(&*model.name), record, next, changes);
-            next.models.insert(model.name.clone(), RecordedRow { id, fields: lowered.fields() });
+            next.models.insert(&model.name, NextRow { id, fields: NextFields::New(lowered) });
         }
         for (name, recorded) in &record.models {
             let declared = provider.models.iter().any(|model| model.name == *name);
             let live = live_models.iter().find(|live| live.id == recorded.id);
             if let (false, Some(live)) = (declared, live) {
                 if self.input.policy.hold_cells.iter().any(|cell| model_serves(live, cell)) {
-                    next.models.insert(name.clone(), recorded.clone());
-                    next.rules.extend(record.rules.iter().filter(|rule| rule.model == *name).cloned());
+                    let fields = NextFields::Kept(&recorded.fields);
+                    next.models.insert(name, NextRow { id: recorded.id, fields });
+                    let rules = record.rules.iter().filter(|rule| rule.model == *name);
+                    next.rules.extend(rules.map(NextRule::kept));
                 } else {
                     let name = format!("{}/{name}", provider.name);
                     changes.push(self.change(
@@ -479,7 +506,7 @@ impl One<'_> {
         self.push(Kind::Model, recorded.is_some(), live.id, provider_id, name, fields, released, changes);
     }
 
-    fn rules_by_model(&self) -> BTreeMap<&str, Vec<&DesiredRule>> {
+    fn rules_by_model(&self) -> BTreeMap<&'a str, Vec<&'a DesiredRule>> {
         let mut rules: BTreeMap<&str, Vec<&DesiredRule>> = BTreeMap::new();
         for rule in &self.desired.rules {
             rules.entry(&rule.model).or_default().push(rule);
@@ -488,18 +515,18 @@ impl One<'_> {
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn rules(
+    fn rules<'r>(
         &self,
         model: &Model,
         model_id: Uuid,
         live: Option<&LiveModel>,
-        desired: Option<&Vec<&DesiredRule>>,
-        record: &Record,
-        next: &mut Record,
+        desired: Option<&Vec<&'r DesiredRule>>,
+        record: &'r Record,
+        next: &mut Next<'r>,
         changes: &mut Vec<Change>,
     ) {
         let live_rules = live.map(|live| live.rules.as_slice()).unwrap_or_default();
-        let recorded: Vec<&RecordedRule> =
+        let recorded: Vec<&'r RecordedRule> =
             record.rules.iter().filter(|rule| rule.model == model.name).collect();
         let full_name = |cell: &Cell| format!("{}/{} {cell}", self.desired.provider.name, model.name);
         for rule in desired.into_iter().flatten() {
@@ -509,7 +536,7 @@ impl One<'_> {
                 && self.input.frozen.files.contains(&known.file)
             {
                 // The file that the rule came from is bad now: its last good state stays.
-                next.rules.push(known.clone());
+                next.rules.push(NextRule::kept(known));
                 continue;
             }
             let live =
@@ -553,8 +580,13 @@ impl One<'_> {
             for change in changes.iter_mut().skip(at) {
                 change.origin = Some(rule.origin.clone());
             }
-            let (model, cell, file) = (rule.model.clone(), rule.cell.clone(), rule.origin.file.clone());
-            next.rules.push(RecordedRule { id, model, cell, file, fields: lowered.fields() });
+            next.rules.push(NextRule {
+                id,
+                model: &rule.model,
+                cell: &rule.cell,
+                file: &rule.origin.file,
+                fields: NextFields::New(lowered),
+            });
         }
         for known in recorded {
             if next.rules.iter().any(|kept| kept.id == known.id) {
@@ -563,7 +595,7 @@ impl One<'_> {
             let Some(live) = live_rules.iter().find(|live| live.id == known.id) else { continue };
             let held = self.input.policy.hold_cells.iter().any(|cell| in_cell(live, cell));
             if held || self.input.frozen.files.contains(&known.file) {
-                next.rules.push(known.clone());
+                next.rules.push(NextRule::kept(known));
             } else {
                 changes.push(self.change(
                     Kind::Route,
@@ -592,144 +624,6 @@ impl One<'_> {
         }
         changes.retain(|change| change.action != Action::Update || !change.fields.is_empty());
     }
-
-    fn key(&mut self, record: &Record, next: &mut Record) -> Option<KeyChange> {
-        let name = self.desired.provider.name.clone();
-        let live = self.live.map_or(&LiveKey::Absent, |live| &live.key);
-        let stored = match live {
-            LiveKey::Known { fingerprint, .. } => Some(fingerprint.clone()),
-            LiveKey::Absent | LiveKey::Undecryptable => None,
-        };
-        let declared = match &self.desired.key {
-            DesiredKey::Undeclared => return None,
-            DesiredKey::Unresolved(why) => {
-                next.key.clone_from(&record.key);
-                self.notices.push(notice(&name, NoticeKind::KeyUnresolved, why.clone()));
-                return self.align(live);
-            }
-            DesiredKey::Resolved(declared) => declared.clone(),
-        };
-        next.key = Some(declared.clone());
-        let source_changed = record.key.as_ref() != Some(&declared);
-        let trials = self.input.policy.trials.as_ref();
-        let trial = trials.and_then(|trials| trials.get(&(name.clone(), declared.clone())).copied());
-        let status = self.live.and_then(|live| live.key_test_status.as_deref());
-        let stored_works = status == Some(KeyStatus::Valid.as_str());
-        let stored_is_bad = status == Some(KeyStatus::Failed.as_str());
-        let untried = |notices: &mut Vec<Notice>| {
-            if trials.is_some() && trial.is_none() {
-                let message = "the declared key is tried at its provider before it replaces the stored one";
-                notices.push(notice(&name, NoticeKind::KeyUntried, message));
-            }
-        };
-        let set = |reason: &'static str| {
-            let (action, old, new) = (KeyAction::Set, stored.clone(), Some(declared.clone()));
-            Some(KeyChange { action, old, new, reason: reason.into() })
-        };
-        match live {
-            LiveKey::Absent if self.live.is_none() => set("new provider"),
-            LiveKey::Absent => set("no key is stored"),
-            LiveKey::Known { fingerprint, .. } if *fingerprint == declared => self.align(live),
-            LiveKey::Undecryptable if source_changed => set("the stored key does not open with the BYOK key"),
-            LiveKey::Undecryptable if trial == Some(KeyTrial::Works) => {
-                set("the stored key does not open and the declared one works")
-            }
-            LiveKey::Undecryptable => {
-                untried(&mut self.notices);
-                let message = "the stored key does not open with the BYOK key and stays";
-                self.notices.push(notice(&name, NoticeKind::KeyUndecryptable, message));
-                None
-            }
-            LiveKey::Known { .. } if source_changed => {
-                let guarded = self.input.policy.require_valid && trials.is_some() && stored_works;
-                match trial {
-                    None if guarded => {
-                        untried(&mut self.notices);
-                        next.key.clone_from(&record.key);
-                        None
-                    }
-                    Some(KeyTrial::Rejected) if guarded => {
-                        let message = format!(
-                            "the provider rejects the declared key ({declared}); the working one stays"
-                        );
-                        self.notices.push(notice(&name, NoticeKind::KeyRefused, message));
-                        next.key.clone_from(&record.key);
-                        None
-                    }
-                    _ => set("its source changed"),
-                }
-            }
-            LiveKey::Known { .. } if stored_is_bad && trial == Some(KeyTrial::Works) => {
-                set("someone else's key is rejected and the declared one works")
-            }
-            LiveKey::Known { fingerprint, .. } => {
-                if stored_is_bad {
-                    untried(&mut self.notices);
-                }
-                let message = format!("someone else changed the key ({declared} → {fingerprint}); it stays");
-                self.notices.push(notice(&name, NoticeKind::KeyForeign, message));
-                next.foreign_key = Some(fingerprint.clone());
-                let seen = record.foreign_key.as_ref() == Some(fingerprint);
-                (!seen).then(|| KeyChange {
-                    action: KeyAction::Pending,
-                    old: Some(declared),
-                    new: Some(fingerprint.clone()),
-                    reason: "changed by someone else".into(),
-                })
-            }
-        }
-    }
-
-    /// The two key columns always hold the same token.
-    fn align(&self, live: &LiveKey) -> Option<KeyChange> {
-        let LiveKey::Known { fingerprint, columns_agree: false } = live else { return None };
-        let key = Some(fingerprint.clone());
-        Some(KeyChange {
-            action: KeyAction::Align,
-            old: key.clone(),
-            new: key,
-            reason: "the two key columns differ".into(),
-        })
-    }
-
-    /// What the manifests say, as one number: equal means that bookkeeping needs no rewriting.
-    fn digest(&self) -> Digest {
-        let mut hash = Hasher(Sha256::new());
-        let provider = &self.desired.provider;
-        hash.part(provider.origin.file.as_bytes());
-        let fields = |hash: &mut Hasher, lowered: &Lowered| {
-            for (field, value) in &lowered.owned {
-                hash.part(field.as_bytes());
-                // Writing plain values into a hash cannot fail.
-                let _ = serde_json::to_writer(&mut *hash, value);
-            }
-            hash.part(b"\0");
-        };
-        fields(&mut hash, &diff::lower_provider(provider));
-        for model in &provider.models {
-            hash.part(model.name.as_bytes());
-            fields(&mut hash, &diff::lower_model(model, false));
-        }
-        for rule in &self.desired.rules {
-            hash.part(rule.origin.file.as_bytes());
-            hash.part(rule.model.as_bytes());
-            hash.part(rule.cell.power_level.as_str().as_bytes());
-            hash.part(rule.cell.user_tier.as_bytes());
-            hash.part(rule.cell.task_type.as_deref().unwrap_or_default().as_bytes());
-            fields(&mut hash, &diff::lower_rule(rule));
-        }
-        match (&self.desired.key, self.live.map(|live| &live.key)) {
-            (DesiredKey::Resolved(key), _) => hash.part(key.0.as_bytes()),
-            (DesiredKey::Unresolved(_), Some(LiveKey::Known { fingerprint, .. })) => {
-                hash.part(fingerprint.0.as_bytes())
-            }
-            (DesiredKey::Unresolved(_), _) => hash.part(b"unresolved"),
-            (DesiredKey::Undeclared, _) => hash.part(b"undeclared"),
-        }
-        let mut digest = [0; 16];
-        digest.copy_from_slice(hash.0.finalize().get(..16).unwrap_or(&[0; 16]));
-        Digest(digest)
-    }
 }
 
 fn same_cell(live: &LiveRule, cell: &Cell) -> bool {
@@ -752,25 +646,4 @@ fn cell_fields(cell: &Cell) -> Vec<FieldChange> {
     ];
     fields.extend(cell.task_type.as_deref().map(|task| field("task_type", task.into())));
     fields
-}
-
-/// A hash that JSON can be written into, and that keeps neighbours apart.
-struct Hasher(Sha256);
-
-impl Hasher {
-    fn part(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
-        self.0.update([0x1f]);
-    }
-}
-
-impl std::io::Write for Hasher {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }

@@ -1,6 +1,6 @@
 //! Carrying plans out: batches whose number does not depend on the number of objects.
 //!
-//! Rows are created by COPY straight into the tables; rows change by one UPDATE per set of changed columns, joined to
+//! Rows are created by COPY straight into the tables (`create`); rows change by one UPDATE per set of changed columns, joined to
 //! arrays, so that a row has one new version however many of its fields change. Deleting goes first (a name may come
 //! back under another id), children before parents.
 //! Invariant: nothing is written to a column that no plan names, except those a new row starts with, the dates, and
@@ -17,61 +17,72 @@ use serde_json::Value;
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::{NewEvent, ReconcileTx, Result, StoreError, Tx, events, query, query_built};
+use super::{
+    NewEvent, ReconcileTx, Result, StoreError, Tx,
+    copy::{Copy, Format},
+    create::Creations,
+    events, query, query_built,
+};
+use crate::model::Revision;
 use crate::plan::{Action, Cause, Change, FieldChange, KeyAction, Kind, Managed, ProviderPlan};
 
 /// Rows per UPDATE: the arrays stay below a megabyte, and the planner still joins by hash.
 const CHUNK: usize = 5_000;
 
-/// Bytes handed to the connection at a time.
-const COPY_BLOCK: usize = 256 * 1024;
-
-/// Column → value as text (`None`: NULL). Text, because COPY and one array type per column need no table of types; the
-/// database casts.
+/// Column → value as text (`None`: NULL). Text, because one array type per column needs no table of types; the database
+/// casts.
 type Columns = BTreeMap<&'static str, Option<String>>;
 
-/// A row to create or change, and whose it is.
+/// A row to change.
 struct Write {
     id: Uuid,
-    provider: Arc<str>,
     columns: Columns,
 }
 
-/// What a set of plans comes to, by table.
+/// What a set of plans changes and deletes, by table.
 #[derive(Default)]
 struct Batches {
-    create: [Vec<Write>; 3],
     update: [Vec<Write>; 3],
     delete: [Vec<Uuid>; 3],
 }
 
 impl ReconcileTx {
-    /// Carries out `plans` and records `events`. `tokens`: the Fernet token of each provider whose key is set.
+    /// Carries out `plans`. `tokens`: the Fernet token of each provider whose key is set.
     ///
     /// # Errors
     /// [`StoreError::Data`] if the database refuses a value (names the provider where it can): roll back to the
     /// savepoint and leave that one out; [`StoreError::Conflict`] after a race with another writer.
     pub async fn apply(&mut self, plans: &[ProviderPlan], tokens: &HashMap<Arc<str>, String>) -> Result<()> {
         let now = Utc::now().naive_utc();
+        let mut creations = Creations::of(plans, tokens, &now.to_string())?;
         let mut batches = self.sort(plans, tokens, now)?;
-        let before_global = self.before_global(&batches, now).await?;
-        for write in batches.create[ROUTE].iter_mut().chain(&mut batches.update[ROUTE]) {
-            for (column, limit) in [("created_at", before_global.0), ("updated_at", before_global.1)] {
-                if let (Some(limit), Some(value)) = (limit, write.columns.get_mut(column)) {
-                    *value = Some(limit.to_string());
+        if creations.has_routes() || !batches.update[ROUTE].is_empty() {
+            let (created, updated) = self.before_global(now).await?;
+            for write in &mut batches.update[ROUTE] {
+                if let (Some(limit), Some(value)) = (&updated, write.columns.get_mut("updated_at")) {
+                    *value = Some(limit.clone());
                 }
             }
+            creations.date_routes(created, updated);
         }
         self.delete(&batches).await?;
-        for kind in [PROVIDER, MODEL, ROUTE] {
-            create(&mut self.tx, kind, &batches.create[kind]).await?;
-        }
+        creations.write(&mut self.tx).await?;
         for kind in [PROVIDER, MODEL, ROUTE] {
             update(&mut self.tx, kind, &batches.update[kind]).await?;
         }
-        // Freeing the columns of ten thousand providers takes as long as a statement: beside the server's work.
-        drop(tokio::task::spawn_blocking(move || drop(batches)));
         self.bookkeeping(plans).await
+    }
+
+    /// Records in the audit trail what these plans do; how many rows that are.
+    ///
+    /// # Errors
+    /// The database failed or refused one.
+    pub async fn record_plans(
+        &mut self,
+        plans: &[ProviderPlan],
+        revision: Option<&Revision>,
+    ) -> Result<usize> {
+        events::insert_plans(&mut self.tx, plans, revision).await
     }
 
     /// Writes rows of the audit trail.
@@ -93,7 +104,6 @@ impl ReconcileTx {
         let mut all = Batches::default();
         for part in parts {
             let part = part?;
-            all.create.iter_mut().zip(part.create).for_each(|(all, part)| all.extend(part));
             all.update.iter_mut().zip(part.update).for_each(|(all, part)| all.extend(part));
             all.delete.iter_mut().zip(part.delete).for_each(|(all, part)| all.extend(part));
         }
@@ -111,21 +121,19 @@ impl ReconcileTx {
         for plan in plans {
             let mut key = self.key_columns(plan, tokens, &at)?;
             for change in &plan.changes {
+                if change.action == Action::Create {
+                    if change.kind == Kind::Provider {
+                        key.clear();
+                    }
+                    continue;
+                }
                 let kind = table(change.kind);
                 let mut columns = columns(change.kind, &change.fields).map_err(|message| {
                     StoreError::Data { provider: Some(Arc::clone(&plan.name)), message }
                 })?;
-                let provider = Arc::clone(&plan.name);
                 match change.action {
                     Action::Delete => batches.delete[kind].push(change.id),
-                    Action::Release => {}
-                    Action::Create => {
-                        start(change, &plan.name, &mut columns, &at);
-                        if kind == PROVIDER {
-                            columns.extend(std::mem::take(&mut key));
-                        }
-                        batches.create[kind].push(Write { id: change.id, provider, columns });
-                    }
+                    Action::Release | Action::Create => {}
                     Action::Adopt | Action::Update | Action::Retire => {
                         if change.action == Action::Retire {
                             columns.insert("enabled", Some("false".to_owned()));
@@ -136,7 +144,7 @@ impl ReconcileTx {
                         }
                         if !columns.is_empty() {
                             columns.insert("updated_at", Some(at.clone()));
-                            batches.update[kind].push(Write { id: change.id, provider, columns });
+                            batches.update[kind].push(Write { id: change.id, columns });
                         }
                     }
                 }
@@ -144,11 +152,7 @@ impl ReconcileTx {
             // A key may change where nothing else does.
             if !key.is_empty() && !plan.changes.iter().any(is_delete) {
                 key.insert("updated_at", Some(at.clone()));
-                batches.update[PROVIDER].push(Write {
-                    id: plan.id,
-                    provider: Arc::clone(&plan.name),
-                    columns: key,
-                });
+                batches.update[PROVIDER].push(Write { id: plan.id, columns: key });
             }
         }
         Ok(batches)
@@ -188,14 +192,7 @@ impl ReconcileTx {
 
     /// Dates that keep the global strategy row the newest: just before its own. `None` where there is no such row, or
     /// where it is newer anyway.
-    async fn before_global(
-        &mut self,
-        batches: &Batches,
-        now: NaiveDateTime,
-    ) -> Result<(Option<NaiveDateTime>, Option<NaiveDateTime>)> {
-        if batches.create[ROUTE].is_empty() && batches.update[ROUTE].is_empty() {
-            return Ok((None, None));
-        }
+    async fn before_global(&mut self, now: NaiveDateTime) -> Result<(Option<String>, Option<String>)> {
         let row = query(
             "SELECT max(created_at)::timestamp - interval '1 microsecond',
                     max(updated_at)::timestamp - interval '1 microsecond'
@@ -203,7 +200,8 @@ impl ReconcileTx {
         )
         .fetch_one(&mut *self.tx)
         .await?;
-        let limit = |time: Option<NaiveDateTime>| time.filter(|time| *time < now);
+        let limit =
+            |time: Option<NaiveDateTime>| time.filter(|time| *time < now).map(|time| time.to_string());
         Ok((limit(row.try_get(0)?), limit(row.try_get(1)?)))
     }
 
@@ -242,21 +240,20 @@ impl ReconcileTx {
         let (new, present): (Vec<&Managed>, Vec<&Managed>) =
             records.partition(|record| self.known_all && !self.known.contains(&record.name));
         if !new.is_empty() {
-            let mut copy = Copy::default();
+            let target = "providerd.managed (name, provider_id, digest, file, line, record)";
+            let mut copy = Copy::begin(&mut self.tx, target, Format::Binary(6)).await?;
             for record in &new {
-                copy.text(&record.name);
-                copy.uuid(record.provider_id);
-                copy.text(&format!("\\x{}", record.digest));
-                copy.text(&record.origin.file);
-                copy.text(&record.origin.line.to_string());
-                copy.text(&record.record);
-                copy.end_row();
+                copy.row(|to| {
+                    to.text(&record.name);
+                    to.uuid(record.provider_id);
+                    to.bytes(&record.digest.0);
+                    to.text(&record.origin.file);
+                    to.integer(i32::try_from(record.origin.line).unwrap_or(i32::MAX));
+                    to.text(&record.record);
+                })
+                .await?;
             }
-            copy.send(
-                &mut self.tx,
-                "COPY providerd.managed (name, provider_id, digest, file, line, record) FROM STDIN",
-            )
-            .await?;
+            copy.finish().await?;
         }
         for records in present.chunks(CHUNK) {
             query(
@@ -287,12 +284,12 @@ impl ReconcileTx {
     }
 }
 
-const PROVIDER: usize = 0;
-const MODEL: usize = 1;
-const ROUTE: usize = 2;
-const TABLES: [&str; 3] = ["llm_providers", "llm_models", "llm_routing_rules"];
+pub(super) const PROVIDER: usize = 0;
+pub(super) const MODEL: usize = 1;
+pub(super) const ROUTE: usize = 2;
+pub(super) const TABLES: [&str; 3] = ["llm_providers", "llm_models", "llm_routing_rules"];
 
-const fn table(kind: Kind) -> usize {
+pub(super) const fn table(kind: Kind) -> usize {
     match kind {
         Kind::Provider => PROVIDER,
         Kind::Model => MODEL,
@@ -314,7 +311,7 @@ fn wiped(at: &str) -> Columns {
 }
 
 /// Columns that a plan may name, with the type to cast to. The JSON ones take a patch.
-const COLUMNS: [&[(&str, &str)]; 3] = [
+pub(super) const COLUMNS: [&[(&str, &str)]; 3] = [
     &[
         ("name", "text"),
         ("type", "text"),
@@ -400,41 +397,6 @@ fn columns(kind: Kind, fields: &[FieldChange]) -> Result<Columns, String> {
     Ok(columns)
 }
 
-/// What a new row holds beside what is declared. Named here instead of left to the table's defaults, because an
-/// existing installation's table may have others or none.
-fn start(change: &Change, provider: &str, columns: &mut Columns, at: &str) {
-    let mut set = |column: &'static str, value: &str| {
-        columns.entry(column).or_insert_with(|| Some(value.to_owned()));
-    };
-    set("created_at", at);
-    set("updated_at", at);
-    match change.kind {
-        Kind::Provider => {
-            set("name", provider);
-            set("enabled", "true");
-            set("priority", "0");
-            set("config", "{}");
-            set("health_status", "unknown");
-            set("api_key_encrypted", "");
-            set("encrypted_api_key", "");
-        }
-        Kind::Model => {
-            let name = change.name.strip_prefix(provider).and_then(|rest| rest.strip_prefix('/'));
-            set("provider_id", &change.parent.to_string());
-            set("name", name.unwrap_or(&change.name));
-            set("model_name", name.unwrap_or(&change.name));
-            set("enabled", "true");
-            set("metadata", "{}");
-        }
-        Kind::Route => {
-            set("model_id", &change.parent.to_string());
-            set("priority", "100");
-            set("weight", "100");
-            set("is_active", "true");
-        }
-    }
-}
-
 /// Rows of one set of columns together.
 fn groups(writes: &[Write]) -> BTreeMap<Vec<&'static str>, Vec<&Write>> {
     let mut groups: BTreeMap<Vec<&'static str>, Vec<&Write>> = BTreeMap::new();
@@ -442,37 +404,6 @@ fn groups(writes: &[Write]) -> BTreeMap<Vec<&'static str>, Vec<&Write>> {
         groups.entry(write.columns.keys().copied().collect()).or_default().push(write);
     }
     groups
-}
-
-async fn create(tx: &mut Tx, kind: usize, writes: &[Write]) -> Result<()> {
-    for (names, rows) in groups(writes) {
-        let mut copy = Copy::default();
-        for row in &rows {
-            copy.uuid(row.id);
-            for value in row.columns.values() {
-                copy.option(value.as_deref());
-            }
-            copy.end_row();
-        }
-        let statement = format!("COPY {} (id, {}) FROM STDIN", TABLES[kind], names.join(", "));
-        copy.send(tx, &statement).await.map_err(|error| name_the_row(error, &rows))?;
-    }
-    Ok(())
-}
-
-/// PostgreSQL says "COPY llm_models, line 17, …": the provider that the row belongs to.
-fn name_the_row(error: StoreError, rows: &[&Write]) -> StoreError {
-    match error {
-        StoreError::Data { provider: None, message } => {
-            let line = message
-                .split_once(", line ")
-                .and_then(|(_, rest)| rest.split(|c: char| !c.is_ascii_digit()).next())
-                .and_then(|digits| digits.parse::<usize>().ok());
-            let row = line.and_then(|line| rows.get(line.checked_sub(1)?));
-            StoreError::Data { provider: row.map(|row| Arc::clone(&row.provider)), message }
-        }
-        other => other,
-    }
 }
 
 async fn update(tx: &mut Tx, kind: usize, writes: &[Write]) -> Result<()> {
@@ -516,73 +447,4 @@ async fn update(tx: &mut Tx, kind: usize, writes: &[Write]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Rows in COPY's text format.
-#[derive(Default)]
-pub(super) struct Copy {
-    buffer: Vec<u8>,
-}
-
-impl Copy {
-    pub(super) fn text(&mut self, value: &str) {
-        for &byte in value.as_bytes() {
-            match byte {
-                b'\\' => self.buffer.extend_from_slice(b"\\\\"),
-                b'\n' => self.buffer.extend_from_slice(b"\\n"),
-                b'\r' => self.buffer.extend_from_slice(b"\\r"),
-                b'\t' => self.buffer.extend_from_slice(b"\\t"),
-                byte => self.buffer.push(byte),
-            }
-        }
-        self.buffer.push(b'\t');
-    }
-
-    pub(super) fn option(&mut self, value: Option<&str>) {
-        match value {
-            Some(value) => self.text(value),
-            None => self.buffer.extend_from_slice(b"\\N\t"),
-        }
-    }
-
-    pub(super) fn uuid(&mut self, value: Uuid) {
-        let mut text = Uuid::encode_buffer();
-        self.buffer.extend_from_slice(value.hyphenated().encode_lower(&mut text).as_bytes());
-        self.buffer.push(b'\t');
-    }
-
-    pub(super) fn end_row(&mut self) {
-        if let Some(last) = self.buffer.last_mut() {
-            *last = b'\n';
-        }
-    }
-
-    pub(super) async fn send(self, tx: &mut Tx, statement: &str) -> Result<()> {
-        let mut copy = tx.copy_in_raw(statement).await?;
-        for block in self.buffer.chunks(COPY_BLOCK) {
-            copy.send(block).await.map_err(copy_error)?;
-        }
-        copy.finish().await.map_err(copy_error)?;
-        Ok(())
-    }
-}
-
-/// Keeps the context line, which names the row of a COPY but, unlike DETAIL, also the refused value: only the part up
-/// to the line number is kept.
-fn copy_error(error: sqlx::Error) -> StoreError {
-    let place = error
-        .as_database_error()
-        .and_then(|error| error.try_downcast_ref::<sqlx::postgres::PgDatabaseError>())
-        .and_then(|error| error.r#where())
-        .and_then(|place| place.split(['\n', ':']).next())
-        .map(|place| {
-            let mut parts = place.splitn(3, ", ");
-            format!("{}, {}", parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
-        });
-    match (error.into(), place) {
-        (StoreError::Data { provider, message }, Some(place)) => {
-            StoreError::Data { provider, message: format!("{message}, {place}") }
-        }
-        (error, _) => error,
-    }
 }

@@ -7,10 +7,14 @@ use sqlx::Row;
 use std::sync::Arc;
 use uuid::Uuid;
 
-use super::{Result, Store, Tx, query};
+use super::{
+    Result, Store, Tx,
+    copy::{Copy, Format, Rows},
+    query,
+};
 use crate::{
     model::{Origin, Revision},
-    plan::EventKind,
+    plan::{EventKind, ProviderPlan, audit},
 };
 
 /// An event to be recorded. `detail` holds fields and fingerprints, never a key.
@@ -69,25 +73,7 @@ impl Store {
             .fetch_all(&mut *tx)
             .await?;
         tx.rollback().await?;
-        let mut events = Vec::with_capacity(rows.len());
-        for row in rows {
-            let file: Option<String> = row.try_get(7)?;
-            let line: Option<i32> = row.try_get(8)?;
-            events.push(Event {
-                id: row.try_get(0)?,
-                at: row.try_get(1)?,
-                kind: row.try_get(2)?,
-                provider: row.try_get(3)?,
-                provider_id: row.try_get(4)?,
-                detail: row.try_get(5)?,
-                reason: row.try_get(6)?,
-                origin: file.map(|file| Origin {
-                    file: file.into(),
-                    line: u32::try_from(line.unwrap_or_default()).unwrap_or_default(),
-                }),
-                revision: row.try_get(9)?,
-            });
-        }
+        let mut events = rows.iter().map(event).collect::<Result<Vec<_>>>()?;
         if filter.after_id.is_none() {
             events.reverse();
         }
@@ -113,6 +99,26 @@ impl Store {
     }
 }
 
+/// A row of the columns that [`FORWARD`] names.
+pub(super) fn event(row: &sqlx::postgres::PgRow) -> Result<Event> {
+    let file: Option<String> = row.try_get(7)?;
+    let line: Option<i32> = row.try_get(8)?;
+    Ok(Event {
+        id: row.try_get(0)?,
+        at: row.try_get(1)?,
+        kind: row.try_get(2)?,
+        provider: row.try_get(3)?,
+        provider_id: row.try_get(4)?,
+        detail: row.try_get(5)?,
+        reason: row.try_get(6)?,
+        origin: file.map(|file| Origin {
+            file: file.into(),
+            line: u32::try_from(line.unwrap_or_default()).unwrap_or_default(),
+        }),
+        revision: row.try_get(9)?,
+    })
+}
+
 const FORWARD: &str = "SELECT id, at, kind, provider, provider_id, detail, reason, file, line, revision
     FROM providerd.events
     WHERE id > $1 AND ($2::text IS NULL OR provider = $2) AND ($3::timestamptz IS NULL OR at >= $3)
@@ -122,23 +128,70 @@ const BACKWARD: &str = "SELECT id, at, kind, provider, provider_id, detail, reas
     WHERE $1::bigint IS NULL AND ($2::text IS NULL OR provider = $2) AND ($3::timestamptz IS NULL OR at >= $3)
     ORDER BY id DESC LIMIT $4";
 
+/// Where events are written to, and how many columns these are.
+const TARGET: (&str, Format) = (
+    "providerd.events (kind, provider, provider_id, detail, reason, file, line, revision)",
+    Format::Binary(8),
+);
+
 /// Writes any number of events in one round trip.
 pub(super) async fn insert(tx: &mut Tx, events: &[NewEvent]) -> Result<()> {
-    let mut copy = super::apply::Copy::default();
+    let mut copy = Copy::begin(tx, TARGET.0, TARGET.1).await?;
     for event in events {
-        copy.text(event.kind.as_str());
-        copy.option(event.provider.as_deref());
-        copy.option(event.provider_id.map(|id| id.to_string()).as_deref());
-        copy.text(&event.detail.to_string());
-        copy.text(&event.reason);
-        copy.option(event.origin.as_ref().map(|origin| &*origin.file));
-        copy.option(event.origin.as_ref().map(|origin| origin.line.to_string()).as_deref());
-        copy.option(event.revision.as_ref().map(ToString::to_string).as_deref());
-        copy.end_row();
+        let revision = event.revision.as_ref().map(ToString::to_string);
+        copy.row(|to| {
+            to.text(event.kind.as_str());
+            to.option(event.provider.as_deref());
+            match event.provider_id {
+                Some(id) => to.uuid(id),
+                None => to.null(),
+            }
+            to.json(&event.detail);
+            rest(to, &event.reason, event.origin.as_ref(), revision.as_deref());
+        })
+        .await?;
     }
-    copy.send(
-        tx,
-        "COPY providerd.events (kind, provider, provider_id, detail, reason, file, line, revision) FROM STDIN",
-    )
-    .await
+    copy.finish().await
+}
+
+/// Writes what the audit trail says about these plans; how many rows that are.
+pub(super) async fn insert_plans(
+    tx: &mut Tx,
+    plans: &[ProviderPlan],
+    revision: Option<&Revision>,
+) -> Result<usize> {
+    if plans.iter().all(|plan| audit(plan).next().is_none()) {
+        return Ok(0);
+    }
+    let revision = revision.map(ToString::to_string);
+    let mut written = 0;
+    let mut copy = Copy::begin(tx, TARGET.0, TARGET.1).await?;
+    for row in plans.iter().flat_map(audit) {
+        copy.row(|to| {
+            to.text(row.kind.as_str());
+            to.text(&row.provider.name);
+            to.uuid(row.provider.id);
+            to.json(&row);
+            rest(to, row.reason, row.origin, revision.as_deref());
+        })
+        .await?;
+        written += 1;
+    }
+    copy.finish().await?;
+    Ok(written)
+}
+
+fn rest(to: &mut Rows, reason: &str, origin: Option<&Origin>, revision: Option<&str>) {
+    to.text(reason);
+    match origin {
+        Some(origin) => {
+            to.text(&origin.file);
+            to.integer(i32::try_from(origin.line).unwrap_or(i32::MAX));
+        }
+        None => {
+            to.null();
+            to.null();
+        }
+    }
+    to.option(revision);
 }

@@ -16,6 +16,8 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (2, "catalog", include_str!("../../migrations/0002_catalog.sql")),
     (3, "generations", include_str!("../../migrations/0003_generations.sql")),
     (4, "health", include_str!("../../migrations/0004_health.sql")),
+    (5, "discovery", include_str!("../../migrations/0005_discovery.sql")),
+    (6, "event_detail", include_str!("../../migrations/0006_event_detail.sql")),
 ];
 
 /// Advisory lock that lets one daemon migrate at a time.

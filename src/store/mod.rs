@@ -7,12 +7,16 @@
 //! transaction only; reading writes nothing, and a transaction that only reads takes no transaction id.
 
 mod apply;
+mod copy;
+mod create;
+mod discovery;
 mod error;
 mod events;
 mod health;
 mod leases;
 mod listen;
 mod migrate;
+mod overview;
 mod status;
 mod world;
 
@@ -31,12 +35,14 @@ use sqlx::{
 use uuid::Uuid;
 
 pub use self::{
+    discovery::{DiscoveryNotice, DiscoveryRow},
     error::{Result, StoreError},
     events::{Event, EventFilter, NewEvent},
     health::{CheckRow, CheckWrite, NewStatus, Span},
     leases::{Lease, Stopped, Suspended, Suspension},
     listen::DriftListener,
     migrate::{Layout, MigrationReport},
+    overview::{CatalogRows, EventQuery, ModelRow, ProviderRow, RuleRow},
     status::{ProviderStatus, StatusWrite, UsageTotals},
     world::Scope,
 };

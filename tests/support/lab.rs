@@ -72,6 +72,13 @@ impl Lab {
         Ran::new(self.command(args).env("PROVIDERD_HEALTH__ENABLED", "true").output().unwrap())
     }
 
+    /// As [`Lab::run`], with surroundings adjusted.
+    pub fn run_with(&self, args: &[&str], adjust: impl FnOnce(&mut Command)) -> Ran {
+        let mut command = self.command(args);
+        adjust(&mut command);
+        Ran::new(command.output().unwrap())
+    }
+
     pub fn daemon(&self) -> Daemon {
         self.daemon_with(|_| {})
     }

@@ -134,7 +134,7 @@ fn ours(prober: &Prober, error: ProbeError) -> ProbeError {
     }
 }
 
-fn literal(url: &Url) -> Option<IpAddr> {
+pub(super) fn literal(url: &Url) -> Option<IpAddr> {
     match url.host()? {
         Host::Ipv4(address) => Some(address.into()),
         Host::Ipv6(address) => Some(address.into()),
@@ -282,7 +282,7 @@ fn server_name(url: &Url) -> Result<ServerName<'static>, ProbeError> {
     }
 }
 
-fn tls_error(error: &io::Error) -> ProbeError {
+pub(super) fn tls_error(error: &io::Error) -> ProbeError {
     use rustls::{CertificateError as Bad, Error};
     if is_local(error) {
         return ProbeError::local(format!("our own side failed during the TLS handshake: {error}"));

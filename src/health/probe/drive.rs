@@ -1,6 +1,6 @@
 //! Runs the pure machines over the network: a check, a key test, a list of models.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
 use chrono::{DateTime, Utc};
 use tokio::time::Instant;
@@ -9,8 +9,8 @@ use url::Url;
 use super::{Answer, Limits, Phases, ProbeError, Prober};
 use crate::{
     health::protocol::{
-        Controls, KeyReport, KeyVerdict, ListError, ListStep, ModelList, Models, Outcome, Proof, Step,
-        health_probe, read_health, redact,
+        Controls, KeyReport, KeyVerdict, ListError, ListStep, ModelList, Models, Outcome, Proof, Request,
+        Step, health_probe, read_health, redact,
     },
     model::ProviderType,
 };
@@ -131,7 +131,7 @@ impl Prober {
         KeyTested { report, controls: proof.into_controls(), took: began.elapsed(), local }
     }
 
-    /// Fetches the provider's own list of models.
+    /// Fetches the provider's own list of models, a connection for each page.
     pub async fn models(
         &self,
         kind: ProviderType,
@@ -139,37 +139,62 @@ impl Prober {
         key: Option<&str>,
         limits: Limits,
     ) -> Result<Models, ListFailure> {
-        let mut list = ModelList::new(kind, base, key);
-        let mut step = list.next(None);
-        let mut unanswered = None;
-        for _ in 0..MAX_STEPS {
-            let request = match step {
-                ListStep::Done(Ok(models)) => return Ok(models),
-                ListStep::Done(Err(ListError::NoAnswer)) => {
-                    return Err(unanswered.map_or(ListFailure::List(ListError::NoAnswer), ListFailure::Probe));
-                }
-                ListStep::Done(Err(ListError::Refused(verdict))) => {
-                    let verdict = verdict.redacted(key.unwrap_or_default());
-                    return Err(ListFailure::List(ListError::Refused(verdict)));
-                }
-                ListStep::Done(Err(error)) => return Err(ListFailure::List(error)),
-                ListStep::Ask(request) => request,
-            };
-            let answer: Result<Answer, ProbeError> = self.send(&request, limits).await;
-            step = match answer {
-                Ok(answer) => list.next(Some(answer.reply())),
-                Err(error) => {
-                    unanswered = Some(error);
-                    list.next(None)
-                }
-            };
-        }
-        Err(ListFailure::List(ListError::NoAnswer))
+        list(self, kind, base, key, limits).await
     }
 }
 
+/// What carries a request to a provider, and its answer back.
+pub(super) trait Carry: Sync {
+    fn carry(
+        &self,
+        request: &Request,
+        limits: Limits,
+    ) -> impl Future<Output = Result<Answer, ProbeError>> + Send;
+}
+
+impl Carry for Prober {
+    async fn carry(&self, request: &Request, limits: Limits) -> Result<Answer, ProbeError> {
+        self.send(request, limits).await
+    }
+}
+
+/// Fetches a list of models, page by page, over whatever carries requests.
+pub(super) async fn list(
+    over: &impl Carry,
+    kind: ProviderType,
+    base: &Url,
+    key: Option<&str>,
+    limits: Limits,
+) -> Result<Models, ListFailure> {
+    let mut list = ModelList::new(kind, base, key);
+    let mut step = list.next(None);
+    let mut unanswered = None;
+    for _ in 0..MAX_STEPS {
+        let request = match step {
+            ListStep::Done(Ok(models)) => return Ok(models),
+            ListStep::Done(Err(ListError::NoAnswer)) => {
+                return Err(unanswered.map_or(ListFailure::List(ListError::NoAnswer), ListFailure::Probe));
+            }
+            ListStep::Done(Err(ListError::Refused(verdict))) => {
+                let verdict = verdict.redacted(key.unwrap_or_default());
+                return Err(ListFailure::List(ListError::Refused(verdict)));
+            }
+            ListStep::Done(Err(error)) => return Err(ListFailure::List(error)),
+            ListStep::Ask(request) => request,
+        };
+        step = match over.carry(&request, limits).await {
+            Ok(answer) => list.next(Some(answer.reply())),
+            Err(error) => {
+                unanswered = Some(error);
+                list.next(None)
+            }
+        };
+    }
+    Err(ListFailure::List(ListError::NoAnswer))
+}
+
 /// Why there is no list of models.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ListFailure {
     #[error(transparent)]
     List(ListError),

@@ -7,10 +7,12 @@
 
 mod connect;
 mod drive;
+mod lists;
 mod resolve;
 mod tls;
 
 pub use drive::{Checked, HealthCheck, KeyTested, ListFailure};
+pub use lists::Lister;
 pub use resolve::{Resolve, SystemResolver};
 pub use tls::{PemError, certificates_from_pem};
 
@@ -145,6 +147,8 @@ pub enum SetupError {
     Tls(#[source] rustls::Error),
     #[error("the proxy's address cannot be used\nhint: write it as http://host:port")]
     Proxy,
+    #[error("the HTTP client cannot be set up")]
+    Client,
 }
 
 /// Sends requests. Cheap to share; keeps no connections.

@@ -12,7 +12,7 @@ use super::families::{At, Auth, Spec, spec};
 /// Bytes of a body that a check reads.
 pub(super) const CHECK_BODY: usize = 256 * 1024;
 /// Bytes of a page of a model list; the largest public catalogues are near 2 MB.
-pub(super) const LIST_BODY: usize = 4 * 1024 * 1024;
+pub(super) const LIST_BODY: usize = 8 * 1024 * 1024;
 /// No provider's key is near this; service-account files are not sent as keys.
 const MAX_KEY: usize = 16 * 1024;
 

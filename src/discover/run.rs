@@ -1,0 +1,288 @@
+//! One look at one provider's list: fetch, read, decide, write.
+//!
+//! Not its job: when (`schedule`), what a list means (`decide`). Invariants: the list is fetched before the transaction
+//! begins, so that a slow provider holds up no reconcile; everything is read and written in one transaction, under the
+//! reconcile's lock and the daemon's lease; where nothing differs nothing is written.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+};
+
+use chrono::Utc;
+use sha2::Digest as _;
+use uuid::Uuid;
+
+use super::{
+    AskError, Stored, Target,
+    decide::{Decision, Ended, Input, decide},
+};
+use crate::{
+    app,
+    config::Egress,
+    health::{probe::Lister, protocol::Models},
+    model::{Provider, Revision},
+    plan::{AuditEntry, EventKind, ProviderPlan},
+    secret::{Keyring, Resolver},
+    store::{Lease, NewEvent, Scope, Store, StoreError},
+};
+
+/// Others write to the same rows at the same time; who lost against them reads again so many times at once.
+const CONFLICT_TRIES: u32 = 3;
+
+/// Why a look had no end that can be remembered.
+#[derive(Debug, thiserror::Error)]
+pub enum DiscoverError {
+    #[error("the database could not be asked")]
+    Store(#[from] StoreError),
+    #[error("another daemon reconciles this database now")]
+    NotLeader,
+    #[error("its declaration is not applied yet")]
+    NotApplied,
+    #[error("applying is suspended")]
+    Suspended,
+}
+
+/// What a look found and wrote.
+#[derive(Debug)]
+pub struct Looked {
+    pub decision: Decision,
+    /// Rows of the audit trail that were written.
+    pub events: usize,
+}
+
+/// Looks at providers' lists.
+pub struct Discoverer {
+    pub store: Store,
+    pub keyring: Arc<Keyring>,
+    pub resolver: Arc<Resolver>,
+    pub lister: LazyLister,
+}
+
+/// A lister that is made when it is first needed: most installations discover nothing, and a client costs a reading of
+/// the trusted roots.
+pub struct LazyLister {
+    settings: Egress,
+    made: OnceLock<Result<Lister, String>>,
+}
+
+impl LazyLister {
+    pub fn new(settings: &Egress) -> Self {
+        Self { settings: settings.clone(), made: OnceLock::new() }
+    }
+
+    fn get(&self) -> Result<&Lister, &str> {
+        let make = || app::lister(&self.settings).map_err(|error| format!("{error:#}"));
+        self.made.get_or_init(make).as_ref().map_err(String::as_str)
+    }
+}
+
+/// Names what a manifest asks for: another name means that the list is worth a look at once.
+pub fn policy(provider: &Provider) -> String {
+    let mut hash = sha2::Sha256::new();
+    let mut part = |text: &str| {
+        hash.update(text.as_bytes());
+        hash.update([0x1f]);
+    };
+    part(provider.kind.as_str());
+    part(provider.effective_base_url().unwrap_or_default());
+    if let Some(discover) = &provider.discover {
+        discover.include.iter().for_each(|glob| part(glob));
+        part("\0");
+        discover.exclude.iter().for_each(|glob| part(glob));
+        part(if discover.enabled { "on" } else { "off" });
+    }
+    hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Discoverer {
+    /// Looks at one declared provider's list and writes what follows from it.
+    ///
+    /// # Errors
+    /// [`DiscoverError`]; nothing was written. A list that cannot be had is no error: it is remembered as failed.
+    pub async fn look(
+        &self,
+        provider: &Provider,
+        lease: Option<&Lease>,
+        revision: Option<&Revision>,
+    ) -> Result<Looked, DiscoverError> {
+        let list = self.ask(provider).await?;
+        let list = list.as_ref().map_err(|why| &**why);
+        let mut tries = CONFLICT_TRIES;
+        loop {
+            match self.settle(provider, list, lease, revision).await {
+                Err(DiscoverError::Store(StoreError::Conflict(_))) if tries > 0 => tries -= 1,
+                // A model that the database refuses is told with its words, like any list that cannot be had.
+                Err(DiscoverError::Store(error)) if error.is_data() && list.is_ok() => {
+                    let why = format!("the database refuses a model: {error}");
+                    return self.settle(provider, Err(&why), lease, revision).await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// The list, or in words why there is none.
+    async fn ask(&self, provider: &Provider) -> Result<Result<Models, String>, StoreError> {
+        let lister = match self.lister.get() {
+            Ok(lister) => lister,
+            Err(why) => return Ok(Err(why.to_owned())),
+        };
+        let tokens = match &provider.api_key {
+            Some(_) => self.store.key_columns(&provider.name).await?,
+            None => None,
+        };
+        let tokens = tokens.map(|(first, second, _)| [first, second]).unwrap_or_default();
+        let stored = Stored { base_url: None, tokens: tokens.each_ref().map(|it| &**it) };
+        let byok = &self.keyring.byok;
+        let asked = match Target::new(provider.kind, Some(provider), Some(stored), &self.resolver, byok) {
+            Ok(target) => target.list(lister).await,
+            Err(error) => Err(error),
+        };
+        Ok(asked.map_err(|error| match &error {
+            AskError::Key(why) => format!("{error}: {why}"),
+            _ => error.to_string(),
+        }))
+    }
+
+    async fn settle(
+        &self,
+        provider: &Provider,
+        list: Result<&Models, &str>,
+        lease: Option<&Lease>,
+        revision: Option<&Revision>,
+    ) -> Result<Looked, DiscoverError> {
+        let mut tx = self.store.reconcile_begin().await?;
+        let suspended = tx.suspended().await?;
+        if suspended.all.is_some() || suspended.providers.contains_key(&provider.name) {
+            tx.rollback().await?;
+            return Err(DiscoverError::Suspended);
+        }
+        let scope = Scope::Providers(vec![provider.name.clone()]);
+        let world = tx.world(&scope, &|token| self.keyring.open(token)).await?;
+        let managed = world.managed.get(&provider.name);
+        let live =
+            world.live.get(&provider.name).filter(|live| managed.is_some_and(|it| it.provider_id == live.id));
+        let Some(live) = live else {
+            tx.rollback().await?;
+            return Err(DiscoverError::NotApplied);
+        };
+        let memory = tx.discovery(live.id).await?;
+        let (now, policy) = (Utc::now(), policy(provider));
+        let decision = decide(&Input {
+            provider,
+            policy: &policy,
+            list,
+            live,
+            memory: &memory,
+            now,
+            new_id: &Uuid::new_v4,
+        });
+        if decision.is_empty() {
+            tx.rollback().await?;
+            return Ok(Looked { decision, events: 0 });
+        }
+        if let Some(lease) = lease
+            && !tx.lease_check(lease).await?
+        {
+            return Err(DiscoverError::NotLeader);
+        }
+        if !decision.create.is_empty() {
+            let plan = ProviderPlan {
+                name: provider.name.clone(),
+                id: live.id,
+                changes: decision.create.clone(),
+                key: None,
+                record: None,
+                forget: false,
+            };
+            tx.apply(&[plan], &HashMap::new()).await?;
+        }
+        tx.discovery_remember(live.id, &decision, now).await?;
+        let events: Vec<NewEvent> =
+            decision.audit(provider, live.id).into_iter().map(|entry| event(entry, revision)).collect();
+        tx.record(&events).await?;
+        tx.commit().await?;
+        Ok(Looked { decision, events: events.len() })
+    }
+
+    /// Forgets providers whose manifest no longer asks for discovery (by id and name), and those whose row is gone. Their
+    /// models stay, and are nobody's from now on.
+    ///
+    /// # Errors
+    /// [`DiscoverError`]; nothing was written.
+    pub async fn forget(
+        &self,
+        providers: &[(Uuid, Option<Arc<str>>)],
+        lease: Option<&Lease>,
+        revision: Option<&Revision>,
+    ) -> Result<(), DiscoverError> {
+        if providers.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.store.reconcile_begin().await?;
+        if let Some(lease) = lease
+            && !tx.lease_check(lease).await?
+        {
+            return Err(DiscoverError::NotLeader);
+        }
+        let ids: Vec<Uuid> = providers.iter().map(|(id, _)| *id).collect();
+        tx.discovery_forget(&ids).await?;
+        let entries = providers.iter().filter_map(|(id, name)| {
+            let name = name.as_ref()?;
+            Some(AuditEntry {
+                kind: EventKind::Discovery,
+                provider: Some(name.clone()),
+                provider_id: Some(*id),
+                detail: serde_json::json!({}),
+                reason: "no manifest asks for discovery any more; the models it found stay, unmanaged"
+                    .to_owned(),
+                origin: None,
+            })
+        });
+        let events: Vec<NewEvent> = entries.map(|entry| event(entry, revision)).collect();
+        tx.record(&events).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+}
+
+fn event(entry: AuditEntry, revision: Option<&Revision>) -> NewEvent {
+    NewEvent {
+        kind: entry.kind,
+        provider: entry.provider,
+        provider_id: entry.provider_id,
+        detail: entry.detail,
+        reason: entry.reason,
+        origin: entry.origin,
+        revision: revision.cloned(),
+    }
+}
+
+impl Looked {
+    /// Says in the log what a person should know.
+    pub fn log(&self, provider: &str) {
+        let decision = &self.decision;
+        match decision.ended {
+            Ended::Ok => {}
+            ended => tracing::warn!(%provider, ended = ended.as_str(), "discovery: {}", decision.detail),
+        }
+        if !decision.create.is_empty() || !decision.gone.is_empty() || !decision.back.is_empty() {
+            tracing::info!(
+                %provider,
+                found = decision.create.len(),
+                vanished = decision.gone.len(),
+                returned = decision.back.len(),
+                "discovery changed the models"
+            );
+        }
+        for gone in decision.gone.iter().filter(|gone| !gone.routes.is_empty()) {
+            tracing::warn!(
+                %provider,
+                model = gone.name,
+                routes = gone.routes.join(", "),
+                "the provider no longer offers a model that serves routes"
+            );
+        }
+    }
+}

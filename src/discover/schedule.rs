@@ -1,0 +1,335 @@
+//! When which provider's list is looked at.
+//!
+//! Each provider has its cron expression; one that was never looked at, or whose manifest asks for something else than at
+//! its last look, is looked at without waiting. A list that could not be had is tried again three times before its next
+//! time. Not its job: the look itself (`run`). Invariants: only a daemon that leads looks; one provider is looked at once
+//! at a time; a provider that hangs holds up none but itself.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use croner::parser::{CronParser, Seconds};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+use uuid::Uuid;
+
+use super::{
+    decide::Ended,
+    run::{DiscoverError, Discoverer, Looked, policy},
+};
+use crate::{
+    metrics::Metrics,
+    model::{Catalog, Provider, Revision},
+    store::Lease,
+};
+
+/// Lists under way at once: all providers without a time of their own are due at the same second of the night.
+const IN_FLIGHT: usize = 8;
+/// After a look that did not end well: soon, and then less soon. After these the cron expression decides again.
+const AGAIN: [TimeDelta; 3] = [TimeDelta::minutes(1), TimeDelta::minutes(5), TimeDelta::minutes(25)];
+/// The clock is looked at so often at least, because it may be set.
+const GLANCE: Duration = Duration::from_secs(30);
+/// A time that never comes (30 February) is looked for again after this.
+const NEVER: TimeDelta = TimeDelta::days(365);
+
+/// What the daemon applied last, as the watch channel carries it.
+pub type Applied = Option<(Arc<Catalog>, Option<Revision>)>;
+
+/// Runs discovery beside the reconcile.
+pub struct Discovery<L> {
+    pub discoverer: Discoverer,
+    /// Each catalog that was applied.
+    pub applied: watch::Receiver<Applied>,
+    /// The lease to write under; `None` while another daemon leads.
+    pub lease: L,
+    pub metrics: Arc<Metrics>,
+}
+
+/// One provider's times.
+#[derive(Debug, Clone)]
+struct Entry {
+    provider: Arc<Provider>,
+    policy: String,
+    due: DateTime<Utc>,
+    failures: usize,
+    busy: bool,
+}
+
+/// All providers' times. Pure but for being told the time.
+#[derive(Debug, Default)]
+struct Times {
+    entries: BTreeMap<Arc<str>, Entry>,
+}
+
+impl Times {
+    /// Takes a catalog in. `last`: what was asked for at each provider's last look.
+    fn update(&mut self, catalog: &Catalog, last: &HashMap<Arc<str>, Option<String>>, now: DateTime<Utc>) {
+        let mut before = std::mem::take(&mut self.entries);
+        for (name, provider) in &catalog.providers {
+            let Some(discover) = provider.discover.as_ref().filter(|_| provider.enabled != Some(false))
+            else {
+                continue;
+            };
+            let policy = policy(provider);
+            let entry = before.remove(name);
+            let due = match &entry {
+                Some(entry)
+                    if entry.policy == policy && entry.provider.discover.as_ref() == Some(discover) =>
+                {
+                    entry.due
+                }
+                _ if last.get(name).and_then(Option::as_ref) == Some(&policy) => next(&discover.cron, now),
+                _ => now,
+            };
+            let (failures, busy) = entry.map_or((0, false), |entry| (entry.failures, entry.busy));
+            let entry = Entry { provider: provider.clone(), policy, due, failures, busy };
+            self.entries.insert(name.clone(), entry);
+        }
+    }
+
+    /// The next time at which something is due.
+    fn soonest(&self) -> Option<DateTime<Utc>> {
+        self.entries.values().filter(|entry| !entry.busy).map(|entry| entry.due).min()
+    }
+
+    /// A provider that is due, marked as under way.
+    fn take(&mut self, now: DateTime<Utc>) -> Option<Arc<Provider>> {
+        let due = self.entries.values_mut().filter(|entry| !entry.busy && entry.due <= now);
+        let entry = due.min_by_key(|entry| entry.due)?;
+        entry.busy = true;
+        Some(entry.provider.clone())
+    }
+
+    /// A look is over; `good`: it need not be tried again before its time.
+    fn done(&mut self, asked: &Provider, good: bool, now: DateTime<Utc>) {
+        let Some(entry) = self.entries.get_mut(&asked.name) else { return };
+        entry.busy = false;
+        if entry.policy != policy(asked) {
+            // It was asked for something else meanwhile: its time stays.
+            return;
+        }
+        let cron = entry.provider.discover.as_ref().map(|discover| discover.cron.clone());
+        let regular = cron.map_or(now + NEVER, |cron| next(&cron, now));
+        let again = if good { None } else { AGAIN.get(entry.failures) };
+        entry.failures = if again.is_some() { entry.failures + 1 } else { 0 };
+        entry.due = again.map_or(regular, |again| regular.min(now + *again));
+    }
+}
+
+/// The first time after `now` that a cron expression names.
+fn next(cron: &str, now: DateTime<Utc>) -> DateTime<Utc> {
+    let parser = CronParser::builder().seconds(Seconds::Required).build();
+    let found = parser.parse(cron).and_then(|cron| cron.find_next_occurrence(&now, false));
+    // The manifest's reader has refused what cannot be parsed.
+    found.unwrap_or(now + NEVER)
+}
+
+type Look<'a> = Pin<Box<dyn Future<Output = (Arc<Provider>, Result<Looked, DiscoverError>)> + Send + 'a>>;
+
+impl<L: Fn() -> Option<Lease> + Send + Sync> Discovery<L> {
+    /// Looks at lists until it is told to stop.
+    ///
+    /// # Errors
+    /// Never; the signature is that of the supervisor's tasks.
+    pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let Self { discoverer, mut applied, lease, metrics } = self;
+        let mut times = Times::default();
+        // `None`: the database is to be asked again.
+        let mut last: Option<HashMap<Arc<str>, Option<String>>> = None;
+        let mut current: Applied = None;
+        let mut stale = false;
+        let mut looks: FuturesUnordered<Look<'_>> = FuturesUnordered::new();
+        loop {
+            let leads = lease().is_some();
+            if !leads {
+                last = None;
+            } else if let Some((catalog, revision)) = current.as_ref().filter(|_| stale || last.is_none()) {
+                match catch_up(&discoverer, catalog, revision.as_ref(), lease().as_ref(), &mut last).await {
+                    Ok(()) => {
+                        stale = false;
+                        times.update(catalog, last.as_ref().unwrap_or(&HashMap::new()), Utc::now());
+                    }
+                    Err(error) => {
+                        debug!(error = %error, "discovery waits");
+                        last = None;
+                    }
+                }
+            }
+            while leads && last.is_some() && looks.len() < IN_FLIGHT {
+                let Some(provider) = times.take(Utc::now()) else { break };
+                let (discoverer, lease) = (&discoverer, lease());
+                let revision = current.as_ref().and_then(|(_, revision)| revision.clone());
+                looks.push(Box::pin(async move {
+                    let looked = discoverer.look(&provider, lease.as_ref(), revision.as_ref()).await;
+                    (provider, looked)
+                }));
+            }
+            let full = looks.len() >= IN_FLIGHT;
+            let soonest = times.soonest().filter(|_| leads && !full && last.is_some());
+            let wait =
+                soonest.map_or(GLANCE, |at| (at - Utc::now()).to_std().unwrap_or_default().min(GLANCE));
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                changed = applied.changed() => {
+                    if changed.is_err() {
+                        // The daemon is going down.
+                        stop.cancelled().await;
+                        return Ok(());
+                    }
+                    current = applied.borrow_and_update().clone();
+                    stale = true;
+                }
+                Some((provider, looked)) = looks.next(), if !looks.is_empty() => {
+                    let outcome = took(&provider, &looked, &metrics);
+                    if let (Ok(_), Some(last)) = (&looked, &mut last) {
+                        last.insert(provider.name.clone(), Some(policy(&provider)));
+                    }
+                    times.done(&provider, outcome == "ok", Utc::now());
+                }
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    }
+}
+
+/// Asks the database what was asked for last, once, and forgets what no manifest asks for any more.
+async fn catch_up(
+    discoverer: &Discoverer,
+    catalog: &Catalog,
+    revision: Option<&Revision>,
+    lease: Option<&Lease>,
+    last: &mut Option<HashMap<Arc<str>, Option<String>>>,
+) -> Result<(), DiscoverError> {
+    // A manifest that cannot be read now says nothing about what it asks for: only who is declared without counts.
+    let dropped = |name: &Arc<str>| catalog.providers.get(name).is_some_and(|it| it.discover.is_none());
+    let known = last.as_ref();
+    if known.is_some_and(|known| !known.keys().any(dropped)) {
+        return Ok(());
+    }
+    let rows = discoverer.store.discovery_rows().await?;
+    let gone = |name: &Option<Arc<str>>| name.as_ref().is_none_or(dropped);
+    let forget: Vec<(Uuid, Option<Arc<str>>)> =
+        rows.iter().filter(|row| gone(&row.name)).map(|row| (row.provider_id, row.name.clone())).collect();
+    discoverer.forget(&forget, lease, revision).await?;
+    let kept = rows.into_iter().filter(|row| !gone(&row.name));
+    *last = Some(kept.filter_map(|row| Some((row.name?, row.policy))).collect());
+    Ok(())
+}
+
+/// Says what became of a look; one word for it.
+fn took(provider: &Provider, looked: &Result<Looked, DiscoverError>, metrics: &Metrics) -> &'static str {
+    let outcome = match looked {
+        Ok(looked) => {
+            looked.log(&provider.name);
+            metrics.events.inc_by(looked.events as u64);
+            looked.decision.ended.as_str()
+        }
+        // It goes on when it is resumed, or when the daemon leads again.
+        Err(DiscoverError::Suspended) => "suspended",
+        Err(DiscoverError::NotLeader) => "not-leader",
+        Err(error @ DiscoverError::NotApplied) => {
+            debug!(provider = %provider.name, error = %error, "discovery waits");
+            "not-applied"
+        }
+        Err(DiscoverError::Store(error)) => {
+            warn!(provider = %provider.name, error = %error, "discovery could not be written down");
+            "database"
+        }
+    };
+    debug_assert!(Ended::ALL.iter().any(|it| it.as_str() == outcome) || looked.is_err());
+    metrics.discovery_runs.with_label_values(&[outcome]).inc();
+    outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest;
+
+    fn catalog(texts: &[&str]) -> Catalog {
+        let mut catalog = Catalog::default();
+        for (at, text) in texts.iter().enumerate() {
+            let path: Arc<str> = format!("{at}.toml").into();
+            let parsed = manifest::parse(&path, text);
+            assert!(!parsed.has_errors(), "{:?}", parsed.diagnostics);
+            catalog.providers.extend(parsed.providers.iter().map(|it| (it.name.clone(), it.clone())));
+        }
+        catalog
+    }
+
+    fn at(seconds: i64) -> DateTime<Utc> {
+        DateTime::UNIX_EPOCH + TimeDelta::days(20_000) + TimeDelta::seconds(seconds)
+    }
+
+    fn x(rest: &str) -> String {
+        format!("[providers.x]\ntype = \"ollama\"\n{rest}\n")
+    }
+
+    #[test]
+    fn who_was_never_looked_at_is_due_at_once_and_others_at_their_time() {
+        let mut times = Times::default();
+        let all = catalog(&[
+            &x("[providers.x.discover]"),
+            "[providers.y]\ntype = \"ollama\"\n[providers.y.discover]\ncron = \"0 30 * * * *\"\n",
+            "[providers.z]\ntype = \"ollama\"\n",
+            "[providers.off]\ntype = \"ollama\"\nenabled = false\n[providers.off.discover]\n",
+        ]);
+        let last = HashMap::from([(Arc::from("y"), Some(policy(&all.providers["y"])))]);
+        times.update(&all, &last, at(0));
+        assert_eq!(times.take(at(0)).map(|it| it.name.clone()), Some("x".into()));
+        assert!(times.take(at(0)).is_none(), "it is looked at once at a time");
+        assert_eq!(times.soonest(), Some(at(1800)));
+        times.done(&all.providers["x"], true, at(2));
+        // The default is three in the morning; the day began at 0.
+        times.entries.remove("y");
+        assert_eq!(times.soonest(), Some(at(3 * 3600)));
+        // Reading the same manifests again changes no time, another wish does.
+        times.update(&all, &last, at(100));
+        assert_eq!(times.entries["x"].due, at(3 * 3600));
+        let other = catalog(&[&x("[providers.x.discover]\nexclude = [\"a\"]")]);
+        times.update(&other, &last, at(200));
+        assert_eq!(times.entries["x"].due, at(200));
+        let later = catalog(&[&x("[providers.x.discover]\nexclude = [\"a\"]\ncron = \"0 0 4 * * *\"")]);
+        let last = HashMap::from([(Arc::from("x"), Some(policy(&later.providers["x"])))]);
+        times.update(&later, &last, at(300));
+        assert_eq!(times.entries["x"].due, at(4 * 3600));
+        times.update(&catalog(&[]), &last, at(400));
+        assert_eq!(times.soonest(), None);
+    }
+
+    #[test]
+    fn what_failed_is_tried_again_thrice() {
+        let mut times = Times::default();
+        let all = catalog(&[&x("[providers.x.discover]")]);
+        times.update(&all, &HashMap::new(), at(0));
+        let mut now = at(0);
+        let mut waits = Vec::new();
+        for _ in 0..5 {
+            let provider = times.take(now).unwrap();
+            times.done(&provider, false, now);
+            waits.push((times.entries["x"].due - now).num_seconds());
+            now = times.entries["x"].due;
+        }
+        assert_eq!(waits, [60, 300, 1500, 3 * 3600 - 1860, 60]);
+        // Never later than its own time.
+        let often = catalog(&[&x("[providers.x.discover]\ncron = \"*/10 * * * * *\"")]);
+        times.update(&often, &HashMap::new(), at(0));
+        let provider = times.take(at(0)).unwrap();
+        times.done(&provider, false, at(1));
+        assert_eq!(times.entries["x"].due, at(10));
+    }
+
+    #[test]
+    fn times_that_never_come_wait() {
+        assert_eq!(next("0 0 0 30 2 *", at(0)), at(0) + NEVER);
+        assert_eq!(next("nonsense", at(0)), at(0) + NEVER);
+    }
+}

@@ -1,0 +1,141 @@
+//! What holds for every request and every answer: headers, hosts, time, and that a panic is an answer too.
+//!
+//! Invariant: every failure is `{"error":{"code","message"}}`, and every answer carries the security headers.
+
+use std::{net::IpAddr, panic::AssertUnwindSafe, time::Duration};
+
+use axum::{
+    extract::{Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header},
+    middleware::Next,
+    response::{IntoResponse as _, Response},
+};
+use futures_util::FutureExt as _;
+
+use super::{Shared, error::ApiError};
+
+/// Longer than any answer takes, but for the key test, which has a limit of its own below this one.
+const TIME_LIMIT: Duration = Duration::from_secs(30);
+
+/// Nothing but the page's own files; no frame, no form, no base.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+     img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// What every answer carries unless its handler says otherwise.
+const HEADERS: [(HeaderName, &str); 7] = [
+    (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    (header::CACHE_CONTROL, "no-store"),
+];
+
+/// The outermost layer.
+pub(super) async fn guard(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+    let answered = AssertUnwindSafe(async {
+        foreign(&shared.hosts, request.method(), request.uri(), request.headers())?;
+        tokio::time::timeout(TIME_LIMIT, next.run(request)).await.map_err(|_| ApiError::Timeout)
+    });
+    // The panic hook has logged where; unwind safety: nothing of the request is looked at any more.
+    let mut response = match answered.catch_unwind().await {
+        Ok(Ok(response)) => response,
+        Ok(Err(error)) => error.into_response(),
+        Err(_) => ApiError::Internal.into_response(),
+    };
+    let headers = response.headers_mut();
+    for (name, value) in HEADERS {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// Which names this server goes by.
+#[derive(Debug, Clone, Default)]
+pub struct Hosts {
+    /// From the settings, in lower case.
+    pub named: std::sync::Arc<[String]>,
+    /// Names other than `named`, `localhost` and addresses are somebody else's.
+    pub strict: bool,
+}
+
+impl Hosts {
+    fn knows(&self, host: &str) -> bool {
+        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&host);
+        !self.strict
+            || bare.parse::<IpAddr>().is_ok()
+            || host == "localhost"
+            || host.ends_with(".localhost")
+            || self.named.contains(&host)
+    }
+}
+
+/// Turns away what another site makes a browser send: a name that was rebound to our address (DNS rebinding), and
+/// writes from a page that is not ours.
+fn foreign(hosts: &Hosts, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
+    let authority = uri.authority().map(|authority| authority.as_str().to_owned());
+    let given = headers.get(header::HOST).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let Some(authority) = authority.or(given) else {
+        return Err(ApiError::ForeignHost("the request names no host"));
+    };
+    if !hosts.knows(host_of(&authority)) {
+        return Err(ApiError::ForeignHost(
+            "the Host header names another host; hint: add it to server.allowed_hosts",
+        ));
+    }
+    if method.is_safe() {
+        return Ok(());
+    }
+    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    let from = origin.to_str().ok().and_then(|origin| origin.split_once("://")).map(|(_, from)| from);
+    let ours = from.is_some_and(|from| {
+        from.eq_ignore_ascii_case(&authority) || hosts.named.contains(&host_of(from).to_ascii_lowercase())
+    });
+    if ours { Ok(()) } else { Err(ApiError::ForeignHost("the Origin header names another site")) }
+}
+
+/// The authority without its port.
+fn host_of(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        // An IPv6 address has colons of its own, inside brackets.
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) && !host.is_empty() => host,
+        _ => authority,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_names_and_other_sites_are_turned_away() {
+        let hosts = Hosts { named: ["pd.example.com".to_owned()].into(), strict: true };
+        let check = |method: Method, host: &str, origin: Option<&str>, expected: bool| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, host.parse().unwrap());
+            if let Some(origin) = origin {
+                headers.insert(header::ORIGIN, origin.parse().unwrap());
+            }
+            let found = foreign(&hosts, &method, &Uri::from_static("/x"), &headers);
+            assert_eq!(found.is_ok(), expected, "{method} {host} {origin:?}: {found:?}");
+        };
+        for host in
+            ["127.0.0.1:7411", "[::1]:7411", "localhost", "LOCALHOST:1", "a.localhost", "pd.example.com:80"]
+        {
+            check(Method::GET, host, None, true);
+        }
+        for host in ["evil.example.com", "evil.example.com:7411", "127.0.0.1.evil.example.com", "[evil]", ""]
+        {
+            check(Method::GET, host, None, false);
+        }
+        check(Method::POST, "localhost:7411", Some("http://localhost:7411"), true);
+        check(Method::POST, "localhost:7411", Some("https://pd.example.com"), true);
+        check(Method::POST, "localhost:7411", Some("http://localhost:80"), false);
+        check(Method::POST, "localhost:7411", Some("https://evil.example.com"), false);
+        check(Method::POST, "localhost:7411", Some("null"), false);
+        check(Method::GET, "localhost:7411", Some("https://evil.example.com"), true);
+        assert!(Hosts::default().knows("anything.example.com"));
+    }
+}

@@ -1,0 +1,50 @@
+//! What anybody may ask: `/metrics`, `/livez`, `/readyz`.
+
+use std::sync::atomic::Ordering;
+
+use axum::{
+    Router,
+    extract::State,
+    http::header,
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
+
+use super::{Shared, error::ApiError};
+
+pub(super) fn router() -> Router<Shared> {
+    Router::new().route("/metrics", get(metrics)).route("/livez", get(livez)).route("/readyz", get(readyz))
+}
+
+async fn metrics(State(shared): State<Shared>) -> Response {
+    let checked = shared.checked.get();
+    if let Some(checked) = checked {
+        let count = checked.in_flight.load(Ordering::Relaxed);
+        shared.metrics.probes_in_flight.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+    match shared.metrics.encode() {
+        Ok(mut text) => {
+            if let Some(checked) = checked {
+                checked.checks.encode(&mut text, shared.per_provider);
+            }
+            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+        }
+        Err(_) => ApiError::Internal.into_response(),
+    }
+}
+
+async fn livez() -> &'static str {
+    "ok\n"
+}
+
+async fn readyz(State(shared): State<Shared>) -> Response {
+    let readiness = &shared.readiness;
+    let waiting = if !readiness.database.load(Ordering::Relaxed) {
+        "the database is not reachable"
+    } else if !readiness.reconciled.load(Ordering::Relaxed) {
+        "the first reconcile is not done"
+    } else {
+        return "ok\n".into_response();
+    };
+    ApiError::NotReady(waiting).into_response()
+}
