@@ -254,9 +254,9 @@ pub async fn run(
         prober,
         listen: format!("{scheme}://{listen}"),
         database,
-        pull_now,
         admin,
         fresh,
+        pull_now,
     };
     let tasks = supervisor.clone();
     supervisor.spawn("reconcile", async move { main.run(tasks, hangups, greeting).await });
@@ -323,11 +323,11 @@ struct Main {
     /// The base URL of the HTTP server.
     listen: String,
     database: Option<String>,
-    /// Asks for a look at the Git repository.
-    pull_now: Arc<Notify>,
     admin: Option<Admin>,
     /// A token that nobody has seen yet.
     fresh: Option<Fresh>,
+    /// Asks for a look at the Git repository.
+    pull_now: Arc<Notify>,
 }
 
 impl Main {

@@ -1,7 +1,7 @@
 //! `GET /api/v1/providers` and `/providers/{name}`: every provider at a glance, and one with everything about it.
 
 use axum::{
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     http::HeaderMap,
     response::Response,
 };
@@ -93,11 +93,12 @@ fn page(snapshot: &Snapshot, wanted: &Wanted, limit: usize, cursor: Option<&str>
 pub(super) async fn one(
     State(shared): State<Shared>,
     headers: HeaderMap,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let snapshot = shared.snapshot()?;
-    let row =
-        snapshot.row(&name).ok_or_else(|| ApiError::NotFound("no provider has this name".to_owned()))?;
+    // What is no text is nobody's name.
+    let row = name.ok().and_then(|Path(name)| snapshot.row(&name));
+    let row = row.ok_or_else(|| ApiError::NotFound("no provider has this name".to_owned()))?;
     let (usage, history) = match row.id {
         Some(id) => (shared.store.usage_of(id, Utc::now() - USAGE).await?, history(&shared, id).await?),
         None => (None, None),
