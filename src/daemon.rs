@@ -26,12 +26,13 @@ use crate::{
     checks::{self, Checks},
     config::{self, Settings},
     discover::{
-        run::{Discoverer, LazyLister},
+        run::Discoverer,
         schedule::{Applied, Discovery},
     },
     embedded::Embedded,
+    follow,
     health::probe::Prober,
-    http::{self, Fresh, Hosts, Live, Probers, Readiness, Shared, Tail, Tls, Tokens},
+    http::{self, Fresh, Hosts, Live, Readiness, Shared, Tail, Tls, Tokens},
     lifecycle::{self, Hangups, Heartbeat, Supervisor, Systemd},
     loader::Loader,
     manifest::{Build, Changed, Severity, render},
@@ -41,8 +42,11 @@ use crate::{
     plan::{HoldKind, NoticeKind},
     reconcile::{Outcome, Pass, ReconcileError, Reconciler, Refusal},
     secret::{Byok, Keyring, Secret, Source},
-    snapshot::{Board, Keeper, Latest, Seen, Snapshot},
-    source::{self, Look, RevisionTracker, Watcher},
+    snapshot::{Board, Keeper, Seen, Snapshot},
+    source::{
+        self, Look, RevisionTracker, Watcher,
+        pull::{Pulled, Puller},
+    },
     store::{Lease, ProviderStatus, Store, StoreError},
     trial::Trials,
 };
@@ -94,7 +98,7 @@ impl Wanted {
 
 /// Who may reconcile.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Leader {
+pub(crate) enum Leader {
     /// The database was not asked yet.
     Unknown,
     Somebody,
@@ -110,7 +114,7 @@ impl Leader {
     }
 }
 
-type Leadership = watch::Receiver<Leader>;
+pub(crate) type Leadership = watch::Receiver<Leader>;
 
 /// Wakes the loop from elsewhere.
 #[derive(Clone)]
@@ -167,6 +171,7 @@ pub async fn run(
     let (byok, source) = app::byok(&settings, env)?;
     let tokens = Tokens::load(&settings.server.token_sha256, app::credentials_dir().as_deref())?;
     let tls = settings.server.tls().map(|(certificate, key)| Tls::new(certificate, key)).transpose()?;
+    let prober = Arc::new(app::prober(&settings)?);
     let listener = http::bind(&settings.server).await?;
     let listen = listener.local_addr()?;
     let metrics = Arc::new(Metrics::new()?);
@@ -188,17 +193,19 @@ pub async fn run(
 
     // 4. Answering comes before work: a daemon that waits for its database says so.
     let readiness = Arc::new(Readiness::default());
+    let pull_now = Arc::new(Notify::new());
+    let checked: Arc<OnceLock<http::Checked>> = Arc::default();
     let (tokens, fresh) = admin_tokens(tokens, embedded.is_some())?;
     let (publish, latest) = watch::channel(None);
     let hosts = Hosts {
         named: settings.server.allowed_hosts.iter().map(|name| name.to_ascii_lowercase()).collect(),
         strict: http::is_private(listen) || !settings.server.allowed_hosts.is_empty(),
     };
-    let checked: Arc<OnceLock<http::Checked>> = Arc::default();
     let shared = Shared {
         metrics: metrics.clone(),
         readiness: readiness.clone(),
         checked: checked.clone(),
+        hook: app::hook(&settings, pull_now.clone()),
         per_provider: settings.metrics.per_provider,
         tokens: tokens.clone(),
         hosts,
@@ -206,7 +213,7 @@ pub async fn run(
         latest,
         live: Arc::default(),
         tail: Tail::new(stop.clone()),
-        probers: Arc::new(Probers::new(&settings.egress)),
+        prober: prober.clone(),
         budget: Arc::default(),
         tls: tls.clone(),
     };
@@ -215,7 +222,6 @@ pub async fn run(
         publish,
         live: shared.live.clone(),
         tail: shared.tail.clone(),
-        latest: shared.latest.clone(),
     });
     let (scheme, served) = (if tls.is_some() { "https" } else { "http" }, supervisor.clone());
     supervisor.spawn("http", http::serve(listener, shared, served));
@@ -237,10 +243,12 @@ pub async fn run(
         readiness,
         heartbeat,
         checked,
+        prober,
         listen: format!("{scheme}://{listen}"),
         database,
         admin,
         fresh,
+        pull_now,
     };
     let tasks = supervisor.clone();
     supervisor.spawn("reconcile", async move { main.run(tasks, hangups, greeting).await });
@@ -277,7 +285,6 @@ struct Admin {
     publish: watch::Sender<Option<Arc<Snapshot>>>,
     live: Arc<OnceLock<Live>>,
     tail: Tail,
-    latest: Latest,
 }
 
 /// Says so when the settings file changes: settings are read once, and a person may think otherwise.
@@ -304,12 +311,15 @@ struct Main {
     readiness: Arc<Readiness>,
     heartbeat: Heartbeat,
     checked: Arc<OnceLock<http::Checked>>,
+    prober: Arc<Prober>,
     /// The base URL of the HTTP server.
     listen: String,
     database: Option<String>,
     admin: Option<Admin>,
     /// A token that nobody has seen yet.
     fresh: Option<Fresh>,
+    /// Asks for a look at the Git repository.
+    pull_now: Arc<Notify>,
 }
 
 impl Main {
@@ -320,7 +330,13 @@ impl Main {
         greeting: Option<Greeting>,
     ) -> anyhow::Result<()> {
         let stop = supervisor.token();
+        let pulled = self.pull(&supervisor);
         let Some(keyring) = self.prepare(&stop).await? else { return Ok(()) };
+        let news = match pulled {
+            Some(pulled) if !self.wait_for_tree(pulled.ready.clone(), &stop).await => return Ok(()),
+            Some(pulled) => Some(pulled.news),
+            None => None,
+        };
         let resolver = app::resolver(&self.settings, self.byok.clone(), &self.source);
         let watcher = Watcher::start(
             &self.settings.manifests.path,
@@ -332,6 +348,10 @@ impl Main {
         let (leading, leadership) = watch::channel(Leader::Unknown);
         let (store, token, holder) = (self.store.clone(), stop.clone(), Uuid::new_v4());
         supervisor.spawn("lease", async move { hold_lease(store, holder, leading, token).await });
+        if let Some(news) = news {
+            let (store, token, leader) = (self.store.clone(), stop.clone(), leadership.clone());
+            supervisor.spawn("git events", async move { follow::record(store, news, leader, token).await });
+        }
         let (store, token, drift) = (self.store.clone(), stop.clone(), wake.drift.clone());
         supervisor.spawn("drift", async move {
             let mut listener = store.listen_drift();
@@ -339,23 +359,25 @@ impl Main {
                 drift.notify_one();
             }
         });
-        let hup = wake.clone();
+        let (hup, pull_now) = (wake.clone(), self.pull_now.clone());
         supervisor.serve_reloads(hangups, Systemd, move || {
+            pull_now.notify_one();
             hup.poke("signal");
             std::future::ready(())
         });
         let mut scheduler = self.schedule(&wake).await?;
 
         let (keyring, resolver) = (Arc::new(keyring), Arc::new(resolver));
+        let board = self.admin.as_ref().map(|admin| admin.board.clone()).unwrap_or_default();
         let checks = self.start_checks(&supervisor, &keyring)?;
         let (applied, catalogs) = watch::channel(Applied::None);
         let discovery = Discovery {
-            discoverer: Discoverer {
-                store: self.store.clone(),
-                keyring: keyring.clone(),
-                resolver: resolver.clone(),
-                lister: LazyLister::new(&self.settings.egress),
-            },
+            discoverer: Discoverer::new(
+                self.store.clone(),
+                keyring.clone(),
+                resolver.clone(),
+                &self.settings.egress,
+            ),
             applied: catalogs,
             lease: {
                 let leadership = leadership.clone();
@@ -369,19 +391,24 @@ impl Main {
         let reconciler = || {
             let (store, keyring, resolver) = (self.store.clone(), keyring.clone(), resolver.clone());
             let settings = &self.settings;
-            let require_valid = settings.keys.require_valid;
-            Reconciler::new(store, keyring, resolver, &settings.reconcile, require_valid, trials.clone())
+            Reconciler::new(
+                store,
+                keyring,
+                resolver,
+                &settings.reconcile,
+                settings.keys.require_valid,
+                trials.clone(),
+            )
         };
-        let (reconciler, preview) = (reconciler(), self.admin.is_some().then(reconciler));
-        let board = self.admin.as_ref().map(|admin| admin.board.clone()).unwrap_or_default();
-        if let (Some(admin), Some(reconciler)) = (self.admin.take(), preview) {
+        let reconciler = (reconciler(), self.admin.is_some().then(reconciler));
+        if let (Some(admin), Some(reconciler)) = (self.admin.take(), reconciler.1) {
             // Set once: this is the only place.
             let _ = admin.live.set(Live { wake: wake.clone(), keyring: keyring.clone() });
-            let keeper = Keeper::new(self.store.clone(), keyring.clone(), reconciler, checks.clone());
-            supervisor.spawn("snapshot", keeper.run(admin.board.clone(), admin.publish, stop.clone()));
-            let (store, board, latest) = (self.store.clone(), admin.board, admin.latest);
-            supervisor.spawn("event-tail", admin.tail.read(store, board, latest));
+            let keeper = Keeper::new(self.store.clone(), keyring, reconciler, checks.clone());
+            supervisor.spawn("snapshot", keeper.run(admin.board, admin.publish, stop.clone()));
+            supervisor.spawn("event-tail", admin.tail.read(self.store.clone()));
         }
+        let reconciler = reconciler.0;
         let root = self.settings.manifests.path.clone();
         let revisions = Arc::new(RevisionTracker::new(&root));
         let ended = Loop {
@@ -417,6 +444,30 @@ impl Main {
         ended
     }
 
+    /// Starts pulling from Git, where that is asked for.
+    fn pull(&self, supervisor: &Supervisor) -> Option<Pulled> {
+        let options = app::pull(&self.settings)?;
+        let (puller, pulled) = Puller::new(options, self.pull_now.clone(), self.metrics.clone());
+        let token = supervisor.token();
+        supervisor.spawn("git", async move { puller.run(token).await });
+        Some(pulled)
+    }
+
+    /// Nothing is reconciled before there is a tree; `false` when asked to stop meanwhile.
+    async fn wait_for_tree(&self, mut ready: watch::Receiver<bool>, stop: &CancellationToken) -> bool {
+        if !*ready.borrow() {
+            info!("waiting for the first tree from Git");
+            Systemd.status("waiting for the first tree from Git");
+        }
+        loop {
+            tokio::select! {
+                is_ready = ready.wait_for(|it| *it) => return is_ready.is_ok(),
+                () = tokio::time::sleep(BEAT) => self.heartbeat.beat(),
+                () = stop.cancelled() => return false,
+            }
+        }
+    }
+
     /// Health checks and key tests, unless the settings turn them off.
     fn start_checks(
         &self,
@@ -431,7 +482,7 @@ impl Main {
         let parts = checks::Parts {
             store: self.store.clone(),
             keyring: keyring.clone(),
-            prober: Arc::new(app::prober(&self.settings)?),
+            prober: self.prober.clone(),
             monitor,
             policy: app::health_policy(&self.settings),
             metrics: self.metrics.clone(),

@@ -16,7 +16,7 @@ use crate::{
     manifest::Build,
     model::Provider,
     plan::{Notice, NoticeKind, Plan},
-    store::ProviderStatus,
+    store::{ProviderStatus, Suspended},
 };
 
 /// How a provider's rows stand to its manifest.
@@ -89,10 +89,12 @@ pub struct Judge<'a> {
     planned: HashSet<&'a str>,
     held: HashSet<&'a str>,
     notices: HashMap<&'a str, Vec<&'a Notice>>,
+    suspended: &'a Suspended,
+    now: DateTime<Utc>,
 }
 
 impl<'a> Judge<'a> {
-    pub fn new(build: &'a Build, plan: &'a Plan) -> Self {
+    pub fn new(build: &'a Build, plan: &'a Plan, suspended: &'a Suspended) -> Self {
         let mut notices: HashMap<&str, Vec<&Notice>> = HashMap::new();
         for notice in &plan.notices {
             notices.entry(&notice.provider).or_default().push(notice);
@@ -102,6 +104,8 @@ impl<'a> Judge<'a> {
             planned: plan.providers.iter().map(|provider| &*provider.name).collect(),
             held: plan.held.iter().flat_map(|hold| hold.objects.iter().map(String::as_str)).collect(),
             notices,
+            suspended,
+            now: Utc::now(),
         }
     }
 
@@ -136,6 +140,8 @@ impl<'a> Judge<'a> {
             .or_else(|| Some(row.managed.as_ref()?.0.to_string()));
         let missing = is(NoticeKind::KeyUnresolved) && !row.has_key;
         let kept = row.memory.as_deref().and_then(Kept::parse).unwrap_or_default();
+        let mut notices: Vec<String> = about.iter().map(|notice| notice.message.clone()).collect();
+        notices.extend(self.paused(&row.name));
         Line {
             name: row.name.to_string(),
             kind: row.kind,
@@ -153,8 +159,19 @@ impl<'a> Judge<'a> {
             can_serve: kept.facts.can_serve,
             models: row.models,
             source,
-            notices: about.iter().map(|notice| notice.message.clone()).collect(),
+            notices,
         }
+    }
+
+    /// That a provider is not checked for now.
+    fn paused(&self, name: &str) -> Option<String> {
+        let pause = self.suspended.checks.get(name)?;
+        let until = match pause.until {
+            Some(until) if until <= self.now => return None,
+            Some(until) => format!(" until {}", until.format("%Y-%m-%dT%H:%M:%SZ")),
+            None => String::new(),
+        };
+        Some(format!("not checked{until}: {}", pause.reason))
     }
 
     /// A line for every row, and one for every declared provider that has none yet.

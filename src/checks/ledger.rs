@@ -154,6 +154,14 @@ impl Ledger {
         self.entries.get(name).map(|entry| &entry.live)
     }
 
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &Live> {
         self.entries.values().map(|entry| &entry.live)
     }

@@ -82,7 +82,7 @@ struct Inner {
     catalog: Mutex<Catalog>,
     commands: mpsc::Sender<Command>,
     prober: Arc<Prober>,
-    /// Told after transitions were written.
+    /// Told after news were written.
     news: Arc<Notify>,
 }
 
@@ -111,8 +111,13 @@ impl Checks {
             "monitor",
             monitor::run(parts.prober.clone(), parts.monitor.clone(), orders, events, stop.clone()),
         );
-        let (store, metrics) = (parts.store.clone(), parts.metrics.clone());
-        supervisor.spawn("verdicts", writer::run(checks.clone(), store, metrics, lease, told));
+        let writer = writer::Writer {
+            checks: checks.clone(),
+            store: parts.store.clone(),
+            metrics: parts.metrics.clone(),
+            lease,
+        };
+        supervisor.spawn("verdicts", writer.run(told));
         let keeper = Keeper {
             checks: checks.clone(),
             share: Share::new(parts.holder, []),

@@ -23,95 +23,138 @@ use crate::{
 const GATHER: Duration = Duration::from_millis(20);
 /// `last_health_check` is never further behind than this.
 const HEARTBEAT: Duration = Duration::from_secs(60);
-/// Memories and sums; what a crash costs of them is this much history.
-const DEEP: Duration = Duration::from_secs(600);
+/// Memories and sums; what a crash costs of them is this much history. With many providers less often: they are most
+/// of what is written.
+const DEEP_OF_FEW: Duration = Duration::from_secs(60);
+const DEEP_OF_MANY: Duration = Duration::from_secs(600);
+const MANY: usize = 500;
 /// Providers per transaction.
 const BATCH: usize = 2000;
 /// First and longest wait before a failed write is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 
-/// Runs until the monitor has ended; then writes everything once more and gives the lease back.
-pub(super) async fn run(
-    checks: Checks,
-    store: Store,
-    metrics: Arc<Metrics>,
-    lease: watch::Receiver<Option<Lease>>,
-    mut events: mpsc::Receiver<Event>,
-) {
-    let mut news_at: Option<Instant> = None;
-    let mut heartbeat_at = Instant::now() + HEARTBEAT;
-    let mut deep_at = Instant::now() + DEEP;
-    let mut retry = RETRY.0;
-    loop {
-        let next = news_at.map_or(heartbeat_at, |at| at.min(heartbeat_at));
-        tokio::select! {
-            event = events.recv() => {
-                let Some(event) = event else { break };
-                if take_in(&checks, &metrics, &event) {
-                    news_at.get_or_insert_with(|| Instant::now() + GATHER);
+/// Writes down what the monitor finds.
+pub(super) struct Writer {
+    pub checks: Checks,
+    pub store: Store,
+    pub metrics: Arc<Metrics>,
+    pub lease: watch::Receiver<Option<Lease>>,
+}
+
+impl Writer {
+    /// Runs until the monitor has ended; then writes everything once more and gives the lease back.
+    pub async fn run(self, mut events: mpsc::Receiver<Event>) {
+        let mut news_at: Option<Instant> = None;
+        let mut heartbeat_at = Instant::now() + HEARTBEAT;
+        let mut deep_at = Instant::now();
+        let mut retry = RETRY.0;
+        loop {
+            let next = news_at.map_or(heartbeat_at, |at| at.min(heartbeat_at));
+            tokio::select! {
+                event = events.recv() => {
+                    let Some(event) = event else { break };
+                    if self.take_in(&event) {
+                        news_at.get_or_insert_with(|| Instant::now() + GATHER);
+                    }
+                    continue;
                 }
-                continue;
+                () = sleep_until(next) => {}
             }
-            () = sleep_until(next) => {}
-        }
-        let now = Instant::now();
-        let depth = if now >= heartbeat_at && now >= deep_at {
-            Depth::All
-        } else if now >= heartbeat_at {
-            Depth::Heartbeats
-        } else {
-            Depth::News
-        };
-        let written = {
-            // The monitor must not wait for the database.
-            let writing = write(&checks, &store, &metrics, &lease, depth);
-            tokio::pin!(writing);
-            loop {
-                tokio::select! {
-                    written = &mut writing => break written,
-                    Some(event) = events.recv() => {
-                        if take_in(&checks, &metrics, &event) {
-                            news_at = Some(Instant::now() + GATHER);
+            let now = Instant::now();
+            let depth = if now >= heartbeat_at && now >= deep_at {
+                Depth::All
+            } else if now >= heartbeat_at {
+                Depth::Heartbeats
+            } else {
+                Depth::News
+            };
+            let written = {
+                // The monitor must not wait for the database.
+                let writing = self.write(depth);
+                tokio::pin!(writing);
+                loop {
+                    tokio::select! {
+                        written = &mut writing => break written,
+                        Some(event) = events.recv() => {
+                            if self.take_in(&event) {
+                                news_at = Some(Instant::now() + GATHER);
+                            }
                         }
                     }
                 }
+            };
+            match written {
+                Ok(()) => {
+                    retry = RETRY.0;
+                    if news_at.is_some_and(|at| at <= now) {
+                        news_at = None;
+                    }
+                    if depth != Depth::News {
+                        heartbeat_at = now + HEARTBEAT;
+                    }
+                    if depth == Depth::All {
+                        deep_at =
+                            now + if self.checks.ledger().len() > MANY { DEEP_OF_MANY } else { DEEP_OF_FEW };
+                    }
+                }
+                Err(error) => {
+                    debug!(%error, retry_in = ?retry, "verdicts wait for the database");
+                    news_at = Some(Instant::now() + retry);
+                    heartbeat_at = heartbeat_at.max(Instant::now() + retry);
+                    retry = (retry * 2).min(RETRY.1);
+                }
             }
-        };
-        match written {
-            Ok(()) => {
-                retry = RETRY.0;
-                if news_at.is_some_and(|at| at <= now) {
-                    news_at = None;
+        }
+        if let Err(error) = self.write(Depth::All).await {
+            warn!(%error, "the last verdicts could not be written");
+        }
+        let held = self.lease.borrow().clone();
+        if let Some(held) = held {
+            // A lease that cannot be given back runs out by itself.
+            let _ = self.store.lease_release(&held).await;
+        }
+    }
+
+    /// Counts an event and notes what is to be written of it; whether at once.
+    fn take_in(&self, event: &Event) -> bool {
+        count(&self.metrics, event);
+        self.checks.ledger().absorb(event, Utc::now())
+    }
+
+    /// Writes all that `depth` calls for.
+    async fn write(&self, depth: Depth) -> Result<(), StoreError> {
+        loop {
+            let held = self.lease.borrow().clone();
+            // Without a lease nothing may be written; the verdicts wait.
+            let Some(held) = held else { return Err(StoreError::Fenced) };
+            let batch: Batch = self.checks.ledger().take(depth, BATCH);
+            if batch.is_empty() {
+                return Ok(());
+            }
+            let last = batch.writes.len() < BATCH;
+            let written = async {
+                let news = self.store.checks_write(Some(&held), &batch.writes).await?;
+                self.store.record(&batch.own).await?;
+                Ok(news + batch.own.len())
+            };
+            match written.await {
+                Ok(news) => {
+                    self.metrics.events.inc_by(news as u64);
+                    self.checks.ledger().written(batch);
+                    if news > 0 || depth == Depth::News {
+                        self.checks.0.news.notify_one();
+                    }
                 }
-                if depth != Depth::News {
-                    heartbeat_at = now + HEARTBEAT;
-                }
-                if depth == Depth::All {
-                    deep_at = now + DEEP;
+                Err(error) => {
+                    self.checks.ledger().give_back(batch);
+                    return Err(error);
                 }
             }
-            Err(error) => {
-                debug!(%error, retry_in = ?retry, "verdicts wait for the database");
-                news_at = Some(Instant::now() + retry);
-                heartbeat_at = heartbeat_at.max(Instant::now() + retry);
-                retry = (retry * 2).min(RETRY.1);
+            if last {
+                return Ok(());
             }
         }
     }
-    if let Err(error) = write(&checks, &store, &metrics, &lease, Depth::All).await {
-        warn!(%error, "the last verdicts could not be written");
-    }
-    let held = lease.borrow().clone();
-    if let Some(held) = held {
-        // A lease that cannot be given back runs out by itself.
-        let _ = store.lease_release(&held).await;
-    }
-}
-
-/// Counts an event and notes what is to be written of it; whether at once.
-fn take_in(checks: &Checks, metrics: &Metrics, event: &Event) -> bool {
-    count(metrics, event);
-    checks.ledger().absorb(event, Utc::now())
 }
 
 fn count(metrics: &Metrics, event: &Event) {
@@ -179,47 +222,6 @@ fn count(metrics: &Metrics, event: &Event) {
                 }
                 Impaired::Ended { reason } => info!(reason, "results of checks are believed again"),
             }
-        }
-    }
-}
-
-/// Writes all that `depth` calls for.
-async fn write(
-    checks: &Checks,
-    store: &Store,
-    metrics: &Metrics,
-    lease: &watch::Receiver<Option<Lease>>,
-    depth: Depth,
-) -> Result<(), StoreError> {
-    loop {
-        let held = lease.borrow().clone();
-        // Without a lease nothing may be written; the verdicts wait.
-        let Some(held) = held else { return Err(StoreError::Fenced) };
-        let batch: Batch = checks.ledger().take(depth, BATCH);
-        if batch.is_empty() {
-            return Ok(());
-        }
-        let last = batch.writes.len() < BATCH;
-        let written = async {
-            let news = store.checks_write(Some(&held), &batch.writes).await?;
-            store.record(&batch.own).await?;
-            Ok(news + batch.own.len())
-        };
-        match written.await {
-            Ok(news) => {
-                metrics.events.inc_by(news as u64);
-                checks.ledger().written(batch);
-                if news > 0 || depth == Depth::News {
-                    checks.0.news.notify_one();
-                }
-            }
-            Err(error) => {
-                checks.ledger().give_back(batch);
-                return Err(error);
-            }
-        }
-        if last {
-            return Ok(());
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::{
     manifest::{Build, Severity},
     plan::{Fingerprint, LiveKey},
     secret::{self, Byok, Resolver, Source},
+    source::pull,
     store::{Layout, Scope, Store, StoreError},
 };
 
@@ -140,6 +141,12 @@ async fn daemon(settings: &Settings, report: &mut Report) -> anyhow::Result<()> 
 
 async fn examine(settings: &Settings, report: &mut Report) -> anyhow::Result<()> {
     daemon(settings, report).await?;
+    if let Some(options) = app::pull(settings) {
+        report.checked.push("git");
+        for found in pull::examine(&options) {
+            report.find("git", found.subject, found.message, found.hint);
+        }
+    }
     let build = manifests(settings, report);
     let key = byok(settings, report);
     if let Some((byok, source)) = &key {

@@ -90,8 +90,7 @@ pub(super) async fn suspend(
     };
     let provider = known(&shared, body.provider.as_deref())?;
     record(&shared, &caller, "suspend", provider).await?;
-    let suspension = Suspension { at: Utc::now(), reason, until: None };
-    shared.store.suspend(stopped(provider), &suspension).await?;
+    shared.store.suspend(stopped(provider), &Suspension { at: Utc::now(), reason, until: None }).await?;
     live.wake.poke("api");
     Ok(Json(SuspendedNow { suspended: true }))
 }
@@ -116,8 +115,11 @@ pub(super) async fn resume(
     Ok(Json(SuspendedNow { suspended: false }))
 }
 
-fn stopped(provider: Option<&str>) -> Stopped<'_> {
-    provider.map_or(Stopped::Everything, Stopped::Provider)
+const fn stopped(provider: Option<&str>) -> Stopped<'_> {
+    match provider {
+        Some(name) => Stopped::Provider(name),
+        None => Stopped::Everything,
+    }
 }
 
 /// A provider that the picture knows.

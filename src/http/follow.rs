@@ -16,7 +16,6 @@ use axum::{
     http::header,
     response::{IntoResponse as _, Response},
 };
-use chrono::Utc;
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, broadcast, watch},
     time::timeout,
@@ -29,10 +28,7 @@ use super::{
     error::ApiError,
     events::{EventItem, Filter},
 };
-use crate::{
-    snapshot::{Board, Latest},
-    store::{EventFilter, Store},
-};
+use crate::store::{EventFilter, Store};
 
 /// Streams at once.
 const MAX_STREAMS: usize = 32;
@@ -40,8 +36,6 @@ const MAX_STREAMS: usize = 32;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long the reader may take to find its position.
 const JOIN: Duration = Duration::from_secs(5);
-/// How long an event waits for the picture that shows it.
-const PICTURE: Duration = Duration::from_secs(3);
 /// Between two signs of life on a quiet stream.
 const BREATH: Duration = Duration::from_secs(15);
 /// How far back late numbers are looked for. A reconcile of 10,000 providers writes as many rows at once, but holds
@@ -78,9 +72,7 @@ impl Tail {
     }
 
     /// Reads what is new while somebody follows, until the stop.
-    ///
-    /// Whoever hears of an event asks for what it changed, so the picture is renewed before he hears of it.
-    pub async fn read(self, store: Store, board: Board, mut latest: Latest) {
+    pub async fn read(self, store: Store) {
         loop {
             if self.rests() {
                 tokio::select! {
@@ -88,7 +80,7 @@ impl Tail {
                     () = self.wanted.notified() => continue,
                 }
             }
-            self.read_for_followers(&store, &board, &mut latest).await;
+            self.read_for_followers(&store).await;
             if self.stopping.is_cancelled() {
                 return;
             }
@@ -113,17 +105,11 @@ impl Tail {
         joined
     }
 
-    async fn read_for_followers(&self, store: &Store, board: &Board, latest: &mut Latest) {
+    async fn read_for_followers(&self, store: &Store) {
         let mut seen: Option<BTreeSet<i64>> = None;
         while !self.rests() {
             match look(store, &mut seen).await {
                 Ok(fresh) => {
-                    if !fresh.is_empty() {
-                        let now = Utc::now();
-                        board.poke();
-                        let newer = latest.wait_for(|it| it.as_ref().is_some_and(|it| it.at >= now));
-                        let _ = timeout(PICTURE, newer).await;
-                    }
                     for event in fresh {
                         // Nobody listening any more is no failure.
                         let _ = self.events.send(Arc::new(event));

@@ -5,17 +5,13 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
     time::Duration,
 };
 
 use axum::{Extension, Json, extract::State};
 use serde::{Deserialize, Serialize};
-use tokio::{
-    sync::OnceCell,
-    time::{Instant, timeout},
-};
-use tracing::warn;
+use tokio::time::{Instant, timeout};
 use url::Url;
 use utoipa::ToSchema;
 
@@ -28,7 +24,6 @@ use super::{
     extract::JsonBody,
 };
 use crate::{
-    app, config,
     health::{
         probe::{Limits, Prober},
         protocol::{Controls, Evidence, parse_base},
@@ -98,35 +93,6 @@ impl Budget {
     }
 }
 
-/// The prober of the checks, or, while nothing is checked, one of our own, made when it is first wanted: most
-/// daemons never need it.
-pub struct Probers {
-    egress: config::Egress,
-    own: OnceCell<Arc<Prober>>,
-}
-
-impl Probers {
-    pub fn new(egress: &config::Egress) -> Self {
-        Self { egress: egress.clone(), own: OnceCell::new() }
-    }
-
-    async fn get(&self, shared: &Shared) -> Result<Arc<Prober>, ApiError> {
-        if let Some(checked) = shared.checked.get() {
-            return Ok(checked.checks.prober().clone());
-        }
-        let make = async || -> anyhow::Result<Arc<Prober>> {
-            Ok(Arc::new(Prober::new(app::network(&self.egress)?)?))
-        };
-        match self.own.get_or_try_init(make).await {
-            Ok(prober) => Ok(prober.clone()),
-            Err(error) => {
-                warn!(error = format!("{error:#}"), "no key can be tested");
-                Err(ApiError::Internal)
-            }
-        }
-    }
-}
-
 /// Proves a stored or a given key by asking its provider, at no cost. At most 10 a minute for each token.
 #[utoipa::path(post, path = "/api/v1/llm/providers/keys/test", tag = "keys", request_body = KeyTest,
     responses((status = 200, description = "How the test ended", body = KeyTestResult),
@@ -151,8 +117,7 @@ pub(super) async fn test(
     };
     shared.budget.take(caller.index, Instant::now())?;
     record(&shared, &caller, "key test", target.name.as_deref()).await?;
-    let prober = shared.probers.get(&shared).await?;
-    Ok(Json(ask(&prober, &target).await))
+    Ok(Json(ask(&shared.prober, &target).await))
 }
 
 /// What to ask; the inner error is an answer: the test cannot succeed.

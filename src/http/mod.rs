@@ -15,12 +15,14 @@ mod events;
 mod extract;
 mod follow;
 mod guard;
+pub mod hooks;
 mod keys;
 mod keytest;
 mod list;
 mod listen;
 mod models;
 mod open;
+mod page;
 mod providers;
 mod routes;
 mod server;
@@ -45,7 +47,7 @@ pub use self::{
     auth::{Fresh, TokenError, Tokens},
     follow::Tail,
     guard::Hosts,
-    keytest::{Budget, Probers},
+    keytest::Budget,
     listen::{bind, is_private},
     server::Limits,
     tls::{Tls, TlsError},
@@ -53,6 +55,7 @@ pub use self::{
 use crate::{
     checks::Checks,
     daemon::Wake,
+    health::probe::Prober,
     lifecycle::Supervisor,
     metrics::Metrics,
     secret::Keyring,
@@ -80,6 +83,8 @@ pub struct Live {
 pub struct Shared {
     pub metrics: Arc<Metrics>,
     pub readiness: Arc<Readiness>,
+    /// The webhook of the Git repository, where there is one.
+    pub hook: Option<Arc<hooks::Hook>>,
     /// Set once the checks run.
     pub checked: Arc<OnceLock<Checked>>,
     /// Whether the series that carry a provider's name are shown.
@@ -90,9 +95,16 @@ pub struct Shared {
     pub latest: Latest,
     pub live: Arc<OnceLock<Live>>,
     pub tail: Tail,
-    pub probers: Arc<Probers>,
+    pub prober: Arc<Prober>,
     pub budget: Arc<Budget>,
     pub tls: Option<Tls>,
+}
+
+/// The checks, as far as they are shown.
+pub struct Checked {
+    pub checks: Checks,
+    /// Turns under way.
+    pub in_flight: Arc<AtomicUsize>,
 }
 
 impl Shared {
@@ -103,13 +115,6 @@ impl Shared {
     fn live(&self) -> Result<&Live, ApiError> {
         self.live.get().ok_or(ApiError::Unavailable("the start-up is not over"))
     }
-}
-
-/// The checks, as far as they are shown.
-pub struct Checked {
-    pub checks: Checks,
-    /// Turns under way.
-    pub in_flight: Arc<AtomicUsize>,
 }
 
 /// Why the server cannot serve.
@@ -132,6 +137,8 @@ pub fn router(shared: Shared) -> Router {
     let admin = admin.route_layer(middleware::from_fn_with_state(shared.clone(), auth::authorize));
     Router::new()
         .merge(open::router())
+        .merge(page::router())
+        .merge(hooks::router(shared.hook.clone()))
         .merge(admin)
         .merge(doc::serve(&document))
         .fallback(async || ApiError::NoSuchPath)

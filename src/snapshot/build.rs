@@ -70,7 +70,7 @@ struct Draft {
 
 pub(super) fn snapshot(input: Input<'_>, keyring: &Keyring, at: DateTime<Utc>) -> Snapshot {
     let Input { build, seen, plan, rows, catalog, suspended, live, strips } = input;
-    let judge = Judge::new(build, plan);
+    let judge = Judge::new(build, plan, &suspended);
     let common = Common { judge, seen, keyring, suspended: &suspended, live: &live, strips, at };
     let judge = &common.judge;
     let CatalogRows { providers, mut models, rules } = catalog;
@@ -169,7 +169,6 @@ fn draft(status: ProviderStatus, detail: Option<ProviderRow>, common: &Common<'_
     let base_url = status.api_base_url.clone();
     let test_status = status.key_test_status.clone();
     let mut line = judge.line(status);
-    line.notices.extend(paused(&name, common));
     let live = common.live.providers.get(&name);
     if let Some(live) = live {
         line.health_since = live.since;
@@ -268,18 +267,6 @@ fn absent_draft(provider: &Provider, judge: &Judge<'_>, seen: &Seen) -> Draft {
 
 fn said(reason: &str) -> Option<String> {
     (!reason.is_empty()).then(|| reason.to_owned())
-}
-
-/// That a provider is not checked for now.
-fn paused(name: &str, common: &Common<'_>) -> Option<String> {
-    let pause = common.suspended.checks.get(name)?;
-    match pause.until {
-        Some(until) if until <= common.at => None,
-        Some(until) => {
-            Some(format!("not checked until {}: {}", until.format("%Y-%m-%dT%H:%M:%SZ"), pause.reason))
-        }
-        None => Some(format!("not checked: {}", pause.reason)),
-    }
 }
 
 fn key_word(line: &Line) -> Key {
