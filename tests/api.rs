@@ -389,6 +389,7 @@ async fn every_failure_is_json_without_internals() {
         ("GET", "/api/v1/nothing", &[], b"", 404, "not-found"),
         ("GET", "/api/v1/providers/nobody", &[], b"", 404, "not-found"),
         ("GET", "/api/v1/providers/%00%ff", &[], b"", 404, "not-found"),
+        ("GET", "/assets/%ff", &[], b"", 400, "refused"),
         ("POST", "/api/v1/status", &[], b"", 405, "method-not-allowed"),
         ("DELETE", "/api/v1/providers/alpha", &[], b"", 405, "method-not-allowed"),
         ("GET", "/api/v1/sync", &[], b"", 405, "method-not-allowed"),
