@@ -51,6 +51,8 @@ use crate::{
     trial::Trials,
 };
 
+/// The trigger of the periodic look.
+const RESYNC: &str = "resync";
 /// Name of the lease that admits one reconciling daemon.
 const LEASE: &str = "reconcile";
 /// A crashed leader is replaced within this time plus one look (below), so within 10 s.
@@ -121,6 +123,8 @@ pub(crate) type Leadership = watch::Receiver<Leader>;
 pub struct Wake {
     handle: source::Handle,
     drift: Arc<Notify>,
+    /// Asks for a look at the Git repository.
+    pull: Arc<Notify>,
     trigger: Arc<Mutex<&'static str>>,
 }
 
@@ -128,6 +132,10 @@ impl Wake {
     /// Looks at everything again, for the reason `trigger`.
     pub fn poke(&self, trigger: &'static str) {
         *self.trigger.lock().unwrap_or_else(PoisonError::into_inner) = trigger;
+        // Pulling has a clock of its own.
+        if trigger != RESYNC {
+            self.pull.notify_one();
+        }
         self.handle.poke();
     }
 
@@ -342,8 +350,12 @@ impl Main {
             &self.settings.manifests.path,
             source::Options { settle: self.settings.manifests.settle, ..source::Options::default() },
         );
-        let wake =
-            Wake { handle: watcher.handle(), drift: Arc::default(), trigger: Arc::new(Mutex::new("start")) };
+        let wake = Wake {
+            handle: watcher.handle(),
+            drift: Arc::default(),
+            pull: self.pull_now.clone(),
+            trigger: Arc::new(Mutex::new("start")),
+        };
 
         let (leading, leadership) = watch::channel(Leader::Unknown);
         let (store, token, holder) = (self.store.clone(), stop.clone(), Uuid::new_v4());
@@ -359,9 +371,8 @@ impl Main {
                 drift.notify_one();
             }
         });
-        let (hup, pull_now) = (wake.clone(), self.pull_now.clone());
+        let hup = wake.clone();
         supervisor.serve_reloads(hangups, Systemd, move || {
-            pull_now.notify_one();
             hup.poke("signal");
             std::future::ready(())
         });
@@ -531,7 +542,7 @@ impl Main {
         scheduler
             .add(Job::new_repeated_async(self.settings.manifests.resync_interval, move |_, _| {
                 let wake = resync.clone();
-                Box::pin(async move { wake.poke("resync") })
+                Box::pin(async move { wake.poke(RESYNC) })
             })?)
             .await?;
         let (store, retention) = (self.store.clone(), self.settings.retention.clone());

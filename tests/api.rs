@@ -382,6 +382,7 @@ async fn every_failure_is_json_without_internals() {
     api.wait_for("/api/v1/providers", |page| page["total"] == 1).await;
     let typed = [("Content-Type", "application/json")];
     let large = vec![b' '; 70_000];
+    let long = format!("/api/v1/providers?q={}", "a".repeat(256));
     let test = "/api/v1/llm/providers/keys/test";
     let cases: Vec<(&str, &str, &[(&str, &str)], &[u8], u16, &str)> = vec![
         ("GET", "/nothing", &[], b"", 404, "not-found"),
@@ -407,6 +408,8 @@ async fn every_failure_is_json_without_internals() {
         ("POST", test, &typed, &large, 413, "too-large"),
         ("POST", "/api/v1/suspend", &typed, b"{\"provider\":\"nobody\"}", 404, "not-found"),
         ("POST", "/api/v1/resume", &typed, b"{\"reason\":\"x\"}", 422, "invalid"),
+        ("POST", "/api/v1/suspend", &typed, b"[null,null]", 422, "invalid"),
+        ("GET", &long, &[], b"", 422, "invalid"),
         ("GET", "/api/v1/providers?limit=0", &[], b"", 422, "invalid"),
         ("GET", "/api/v1/providers?limit=501", &[], b"", 422, "invalid"),
         ("GET", "/api/v1/providers?limit=-1", &[], b"", 422, "invalid"),
@@ -884,6 +887,51 @@ async fn there_are_only_so_many_streams() {
         assert!(started.elapsed() < PATIENCE);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_checks_find_is_shown_at_once() {
+    let fake = support::fake::Fake::start().await;
+    let lab = Lab::new().await;
+    let manifest = format!(
+        "[providers.fake]\ntype = \"openai\"\nbase_url = \"http://{}/v1\"\napi_key = {{ env = \"FAKE\" }}\n\
+         health = {{ interval = \"1s\" }}\n",
+        fake.address
+    );
+    lab.write("a.toml", &manifest);
+    let (_daemon, api) = Api::start_with(&lab, |command| {
+        command.env("FAKE", support::fake::KEY).env("PROVIDERD_HEALTH__ENABLED", "true");
+    })
+    .await;
+    let path = "/api/v1/providers/fake";
+    let found = api
+        .wait_for(path, |it| it["health"] == "healthy" && it["key"] == "valid" && it["history"].is_object())
+        .await;
+    assert!(found["latency_ms"].is_u64() && found["last_check"].is_string(), "{found:#}");
+    assert!(found["next_check"].is_string() && found["health_since"].is_string(), "{found:#}");
+    let (day, month) =
+        (found["history"]["day"].as_array().unwrap(), found["history"]["month"].as_array().unwrap());
+    assert_eq!((day.len(), month.len()), (24, 30));
+    assert!(day[23]["ok"].as_u64() > Some(0) && day[23]["p50_ms"].is_u64(), "{}", day[23]);
+    assert_eq!(day[0]["p50_ms"], Value::Null);
+    let list = api.wait_for("/api/v1/providers", |list| list["items"][0]["strip"].is_array()).await;
+    let strip = list["items"][0]["strip"].as_array().unwrap();
+    assert_eq!(strip.len(), 24);
+    assert_eq!(strip[0], Value::Null);
+    assert!(strip[23]["ok"].as_u64() > Some(0));
+    let document = api.get("/api/v1/openapi.json").await.json();
+    let answer = api.get(path).await;
+    check_documented(&document, &document["paths"]["/api/v1/providers/{name}"]["get"], path, &answer);
+
+    // Whoever hears of a change finds it shown.
+    let mut stream = Stream::open(&api, "/api/v1/events?kind=health", None).await;
+    fake.set_status(503);
+    stream.wait_for("\"to\":\"unhealthy\"").await;
+    let now = api.get(path).await.json();
+    assert_eq!(now["health"], "unhealthy");
+    assert!(now["health_reason"].as_str().unwrap().contains("503"), "{now:#}");
+    let status = api.get("/api/v1/status").await.json();
+    assert_eq!(status["attention"][0]["kind"], "unhealthy", "{status:#}");
 }
 
 // ------------------------------------------------------------------------------------------ an outage

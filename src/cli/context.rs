@@ -16,6 +16,7 @@ use crate::{
     config::Settings,
     loader::Loader,
     manifest::{self, Build, Severity},
+    memory,
     reconcile::Reconciler,
     source,
 };
@@ -47,6 +48,7 @@ pub fn block_on_reading<F>(global: &Global, access: Access, command: F) -> anyho
 where
     F: for<'a> FnOnce(&'a Context) -> Pin<Box<dyn Future<Output = anyhow::Result<Exit>> + 'a>>,
 {
+    memory::expect_to_end();
     run(global, access, true, command)
 }
 
@@ -69,8 +71,8 @@ where
         let backend = Backend::open(&settings, byok, access).await?;
         if backend.store.is_blank() {
             anstream::eprintln!(
-                "note: the database has no tables of providerd yet and reads as empty; \
-                 `providerd apply` or `providerd run` will add them"
+                "note: the database has no tables of providerd yet; \
+                 `providerd apply` or `providerd run` will add what is missing"
             );
         }
         let context = Context { settings, format: global.output, backend, reading };
