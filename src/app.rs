@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::Notify;
 use url::Url;
 use zeroize::Zeroizing;
@@ -39,6 +40,8 @@ const FINGERPRINT_KEY: &str = "fingerprint_key";
 const GIT_SSH_KEY: &str = "git_ssh_key";
 const GIT_TOKEN: &str = "git_token";
 const GIT_WEBHOOK_SECRET: &str = "git_webhook_secret";
+/// The systemd credential that keeps a password out of the settings.
+const DATABASE_PASSWORD: &str = "database_password";
 
 /// The settings of a file and the environment, with what the command line overrides.
 pub fn settings(
@@ -172,12 +175,34 @@ pub struct Backend {
 }
 
 /// Starts the embedded PostgreSQL where no URL is set; the URL to connect to in any case.
-pub async fn database(settings: &Settings) -> anyhow::Result<(secrecy::SecretString, Option<Embedded>)> {
+pub async fn database(settings: &Settings) -> anyhow::Result<(SecretString, Option<Embedded>)> {
     if let Some(url) = &settings.database.url {
-        return Ok((url.clone(), None));
+        return Ok((with_password(url, credentials_dir().as_deref())?, None));
     }
     let embedded = Embedded::start(&config::state_dir()).await?;
     Ok((embedded.url().into(), Some(embedded)))
+}
+
+/// The URL with the password of the systemd credential `database_password`, where it has none itself.
+fn with_password(url: &SecretString, credentials: Option<&Path>) -> anyhow::Result<SecretString> {
+    let Some(path) = credentials.map(|dir| dir.join(DATABASE_PASSWORD)).filter(|path| path.exists()) else {
+        return Ok(url.clone());
+    };
+    let mut parsed = Url::parse(url.expose_secret()).context("the database URL is none")?;
+    if parsed.password().is_some() || parsed.query_pairs().any(|(name, _)| name == "password") {
+        return Ok(url.clone());
+    }
+    let text = Zeroizing::new(
+        std::fs::read_to_string(&path)
+            .with_context(|| format!("the credential `{DATABASE_PASSWORD}` cannot be read"))?,
+    );
+    let password = text.trim_end_matches(['\n', '\r']);
+    anyhow::ensure!(
+        parsed.set_password(Some(password)).is_ok(),
+        "the credential `{DATABASE_PASSWORD}` cannot be used with a database URL that names no host\n\
+         hint: write it as postgres://user@host/name"
+    );
+    Ok(String::from(parsed).into())
 }
 
 /// Migrates the database and proves that the key opens what it holds.
@@ -328,7 +353,7 @@ pub fn trials(settings: &Settings) -> Option<Arc<Trials>> {
 }
 
 /// How to connect.
-pub fn store_settings(settings: &Settings, url: secrecy::SecretString) -> store::Settings {
+pub fn store_settings(settings: &Settings, url: SecretString) -> store::Settings {
     store::Settings {
         schema: settings.database.schema.clone(),
         max_connections: settings.database.max_connections.get(),
@@ -395,4 +420,28 @@ impl Backend {
 /// Whether trying again later may help.
 pub fn is_transient(error: &anyhow::Error) -> bool {
     error.downcast_ref::<StoreError>().is_some_and(StoreError::is_transient)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_password_of_a_credential_fills_a_gap_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(DATABASE_PASSWORD), "p/w:1@%\n").unwrap();
+        let check = |url: &str, dir: Option<&Path>, expected: &str| {
+            let found = with_password(&url.into(), dir);
+            let found = found.map_or_else(|error| error.to_string(), |it| it.expose_secret().to_owned());
+            assert!(found.starts_with(expected), "{url}: {found}");
+        };
+        let given = Some(dir.path());
+        check("postgres://me@db/ops", None, "postgres://me@db/ops");
+        check("postgres://me@db/ops", given, "postgres://me:p%2Fw%3A1%40%");
+        check("postgres://me:own@db/ops", given, "postgres://me:own@db/ops");
+        check("postgres://me@db/ops?password=own", given, "postgres://me@db/ops?password=own");
+        check("postgres:///ops?host=/run", given, "the credential `database_password` cannot be used");
+        let other = tempfile::tempdir().unwrap();
+        check("postgres://me@db/ops", Some(other.path()), "postgres://me@db/ops");
+    }
 }

@@ -26,7 +26,7 @@ use crate::{
     checks::{self, Checks},
     config::{self, Settings},
     discover::{
-        run::{Discoverer, LazyLister},
+        run::Discoverer,
         schedule::{Applied, Discovery},
     },
     embedded::Embedded,
@@ -380,15 +380,15 @@ impl Main {
 
         let (keyring, resolver) = (Arc::new(keyring), Arc::new(resolver));
         let board = self.admin.as_ref().map(|admin| admin.board.clone()).unwrap_or_default();
-        let checks = self.start_checks(&supervisor, &keyring, &board)?;
+        let checks = self.start_checks(&supervisor, &keyring)?;
         let (applied, catalogs) = watch::channel(Applied::None);
         let discovery = Discovery {
-            discoverer: Discoverer {
-                store: self.store.clone(),
-                keyring: keyring.clone(),
-                resolver: resolver.clone(),
-                lister: LazyLister::new(&self.settings.egress),
-            },
+            discoverer: Discoverer::new(
+                self.store.clone(),
+                keyring.clone(),
+                resolver.clone(),
+                &self.settings.egress,
+            ),
             applied: catalogs,
             lease: {
                 let leadership = leadership.clone();
@@ -415,7 +415,7 @@ impl Main {
         if let (Some(admin), Some(reconciler)) = (self.admin.take(), reconciler.1) {
             // Set once: this is the only place.
             let _ = admin.live.set(Live { wake: wake.clone(), keyring: keyring.clone() });
-            let keeper = Keeper { store: self.store.clone(), keyring, reconciler, checks: checks.clone() };
+            let keeper = Keeper::new(self.store.clone(), keyring, reconciler, checks.clone());
             supervisor.spawn("snapshot", keeper.run(admin.board, admin.publish, stop.clone()));
             supervisor.spawn("event-tail", admin.tail.read(self.store.clone()));
         }
@@ -484,7 +484,6 @@ impl Main {
         &self,
         supervisor: &Supervisor,
         keyring: &Arc<Keyring>,
-        board: &Board,
     ) -> anyhow::Result<Option<Checks>> {
         if !self.settings.health.enabled {
             return Ok(None);
@@ -499,10 +498,6 @@ impl Main {
             policy: app::health_policy(&self.settings),
             metrics: self.metrics.clone(),
             holder: Uuid::new_v4(),
-            news: {
-                let board = board.clone();
-                Arc::new(move || board.poke())
-            },
         };
         let checks = Checks::start(parts, supervisor);
         let exported = http::Checked { checks: checks.clone(), in_flight };

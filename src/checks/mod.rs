@@ -66,8 +66,6 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Identifies this daemon among others.
     pub holder: Uuid,
-    /// Called when statuses were written that differ from before.
-    pub news: Arc<dyn Fn() + Send + Sync>,
 }
 
 /// What there is to look at again.
@@ -84,6 +82,8 @@ struct Inner {
     catalog: Mutex<Catalog>,
     commands: mpsc::Sender<Command>,
     prober: Arc<Prober>,
+    /// Told after news were written.
+    news: Arc<Notify>,
 }
 
 /// The running checks. Cheap to clone.
@@ -103,6 +103,7 @@ impl Checks {
             catalog: Mutex::default(),
             commands,
             prober: parts.prober.clone(),
+            news: Arc::default(),
         };
         let checks = Self(Arc::new(inner));
         let stop = supervisor.token();
@@ -115,7 +116,6 @@ impl Checks {
             store: parts.store.clone(),
             metrics: parts.metrics.clone(),
             lease,
-            news: parts.news.clone(),
         };
         supervisor.spawn("verdicts", writer.run(told));
         let keeper = Keeper {
@@ -160,6 +160,11 @@ impl Checks {
     /// What is known now. Do not hold it across an await.
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
         lock(&self.0.ledger)
+    }
+
+    /// Wakes one who waits after each write that held a transition or a verdict about a key.
+    pub fn news(&self) -> Arc<Notify> {
+        self.0.news.clone()
     }
 
     pub fn prober(&self) -> &Arc<Prober> {

@@ -137,7 +137,8 @@ sections! {
     /// The PostgreSQL database that other programs read.
     database: Database {
         /// PostgreSQL URL, `postgres://user:password@host/name`. `DATABASE_URL` overrides it. Without one,
-        /// an embedded PostgreSQL is started under the state directory.
+        /// an embedded PostgreSQL is started under the state directory. The systemd credential
+        /// `database_password` gives the password that a URL lacks.
         url: Option<SecretString> = "";
         /// Schema of the shared tables; providerd's own bookkeeping is always in `providerd`.
         schema: String = "\"public\"";

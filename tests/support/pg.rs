@@ -251,7 +251,7 @@ fn binaries() -> PathBuf {
 }
 
 /// PostgreSQL refuses to run as root: whom to run it as instead.
-fn unprivileged() -> Option<(u32, u32)> {
+pub fn unprivileged() -> Option<(u32, u32)> {
     if !rustix::process::geteuid().is_root() {
         return None;
     }

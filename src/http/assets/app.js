@@ -76,6 +76,7 @@ function signIn(message = "") {
     input.select();
   };
   document.title = "Sign in · providerd";
+  before = Infinity;
   replace(app, h("main", { id: "main", class: "sign", tabindex: "-1" }, form));
   input.focus();
 }
@@ -144,6 +145,8 @@ function banner(tone, title, text, ...more) {
 }
 
 let said = "";
+// How many were down when somebody last heard of it.
+let before = Infinity;
 function drawFrame() {
   if (!frame) return;
   const { status, live, lostAt, heardAt } = state;
@@ -166,6 +169,10 @@ function drawFrame() {
   };
   mark("providers", status?.providers?.unhealthy ?? 0, "bad");
   mark("held", (status?.held?.length ?? 0) + (status?.manifests?.length ?? 0) + (status?.suspended ? 1 : 0), "warn");
+  const down = status?.providers?.unhealthy ?? 0;
+  if (status && down > before) announce(`${down} of ${status.providers.total} providers are down`);
+  if (status) before = down;
+  entitle();
   const list = [];
   if (lostAt !== null) list.push(banner("bad", "Connection lost.", heardAt ? `This is what was known at ${clock(heardAt, true)}. Trying again by itself.` : "Trying again by itself.", h("button", { type: "button", class: "button", onclick: () => refreshStatus() }, "Try now")));
   else if (status && status.database === false) list.push(banner("bad", "The database cannot be reached.", `providerd shows what it last read, at ${clock(Date.parse(status.checked_at), true)}, and keeps trying.`));
@@ -182,6 +189,13 @@ function drawFrame() {
 }
 
 // ---------------------------------------------------------------- which view
+
+let title = "";
+// In a row of tabs, the number of those that are down is what one wants to see.
+function entitle() {
+  const down = state.status?.providers?.unhealthy ?? 0;
+  document.title = `${down ? `(${down} down) ` : ""}${title} · providerd`;
+}
 
 let view = null;
 let shown = "";
@@ -222,7 +236,8 @@ function show(moved) {
   if (make === providers) list = hash;
   const made = make(context);
   replace(main, made.node);
-  document.title = `${made.title} · providerd`;
+  title = made.title;
+  entitle();
   for (const each of frame.tabs) {
     if (each.dataset.tab === tab) each.setAttribute("aria-current", "page");
     else each.removeAttribute("aria-current");

@@ -43,6 +43,23 @@ export function strip(buckets, { span = "24 h", gap = 0.28, name = "strip" } = {
     Object.entries(paths).filter(([, d]) => d).map(([kind, d]) => s("path", { class: `bar-${kind}`, d })));
 }
 
+// The stretches of time up to now, `many` of `width` ms each, oldest first. The server tells of those in which
+// something was checked; the others are empty.
+export function timeline(points, width, many, now = Date.now()) {
+  const end = Math.floor(now / width) * width + width;
+  const found = Array.from({ length: many }, (_, at) => ({ at: new Date(end - (many - at) * width).toISOString(), ok: 0, slow: 0, bad: 0, p50_ms: null, p95_ms: null }));
+  for (const point of points ?? []) {
+    const from = parse(point?.at);
+    const slot = from === null ? undefined : found[many - Math.ceil((end - from) / width)];
+    if (!slot) continue;
+    // Finer points than slots: the median of the busier one stands for both.
+    if (Number.isFinite(point.p50_ms) && (slot.p50_ms === null || checks(point) > checks(slot))) slot.p50_ms = point.p50_ms;
+    if (Number.isFinite(point.p95_ms)) slot.p95_ms = Math.max(slot.p95_ms ?? 0, point.p95_ms);
+    for (const field of ["ok", "slow", "bad"]) slot[field] += point[field] ?? 0;
+  }
+  return found;
+}
+
 const NICE = [1, 2, 2.5, 5, 10];
 function ceiling(value) {
   const power = 10 ** Math.floor(Math.log10(Math.max(value, 1)));
@@ -158,7 +175,7 @@ function table(buckets, width) {
   const details = h("details", { class: "figures" }, h("summary", {}, "Figures"));
   details.addEventListener("toggle", () => {
     if (!details.open || details.children.length > 1) return;
-    const rows = [...buckets].reverse().filter(Boolean).map((bucket) => {
+    const rows = [...buckets].reverse().filter((bucket) => checks(bucket)).map((bucket) => {
       const from = parse(bucket.at);
       return h("tr", {}, h("th", { scope: "row" }, from === null ? "–" : width >= 86_400_000 ? clock(from).replace(/, .*/, "") : clock(from)),
         [bucket.ok, bucket.slow, bucket.bad].map((value) => h("td", { class: "num" }, count(value))),

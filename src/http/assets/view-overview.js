@@ -23,11 +23,11 @@ function verdict(status) {
   if (status.held?.length) rest.push(`${plural(status.held.length, "change")} held back`);
   if (status.manifests?.length) rest.push(`${plural(status.manifests.length, "manifest problem")}`);
   const others = rest.join(" · ");
-  if (unhealthy) return ["bad", `${count(unhealthy)} of ${plural(total, "provider")} ${unhealthy === 1 ? "is" : "are"} down`, others];
+  if (unhealthy) return ["bad", total === 1 ? "The only provider is down" : `${count(unhealthy)} of ${count(total)} providers ${unhealthy === 1 ? "is" : "are"} down`, others];
   if (keys) return ["bad", `${plural(keys, "key")} ${keys === 1 ? "does" : "do"} not work`, rest.slice(1).join(" · ")];
-  if (rest.length || status.attention?.length) return ["warn", `All ${count(total)} providers answer`, others || "Something still needs a person."];
+  if (rest.length || status.attention?.length) return ["warn", total === 1 ? "The only provider answers" : `All ${count(total)} providers answer`, others || "Something still needs a person."];
   if ((status.providers.unknown ?? 0) === total) return ["idle", `${plural(total, "provider")}, none checked yet`, "The first checks are on their way."];
-  return ["good", `All ${count(total)} providers are well`, "Nothing needs a person."];
+  return ["good", total === 1 ? "The only provider is well" : `All ${count(total)} providers are well`, "Nothing needs a person."];
 }
 
 // A bar in proportion, and its legend: each part leads to the list it counts.

@@ -89,15 +89,17 @@ export default function routes({ signal }) {
     replace(body, tables);
   }
   async function load() {
+    let answer;
     try {
-      const answer = await get("routes", { signal, remember: true });
-      if (signal.aborted || answer === drawn) return;
-      drawn = answer;
-      cells = answer.cells ?? [];
-      draw();
+      answer = await get("routes", { signal, remember: true });
     } catch (error) {
       if (!signal.aborted && !cells) replace(body, problem(error, load));
+      return;
     }
+    if (signal.aborted || answer === drawn) return;
+    drawn = answer;
+    cells = answer.cells ?? [];
+    draw();
   }
   const timer = setInterval(() => document.hidden || load(), EVERY);
   signal.addEventListener("abort", () => clearInterval(timer));
