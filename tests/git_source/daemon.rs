@@ -309,6 +309,12 @@ async fn apply_pulls_once_or_uses_what_the_daemon_pulled() {
     around.wait_for_priority("alpha", 1).await;
     let sql = "SELECT detail->>'to' FROM providerd.events WHERE kind = 'source'";
     assert_eq!(around.lab.value(sql).await, first);
+    // The new tree, not the one that was there when the command began.
+    let second = set_priority(&repository, 2);
+    assert_eq!(around.run(&["apply"]).0, 0);
+    around.wait_for_priority("alpha", 2).await;
+    let sql = "SELECT revision FROM providerd.events WHERE kind = 'change' ORDER BY id DESC LIMIT 1";
+    assert!(second.starts_with(&around.lab.value(sql).await));
     let away = repository.dir.path().join("away");
     fs::rename(repository.bare(), &away).unwrap();
     let (code, text) = around.run(&["apply"]);
