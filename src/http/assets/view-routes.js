@@ -43,7 +43,7 @@ function cell(of_, opened, again, key) {
     state === "empty" && h("p", { class: "cell-note bad" }, icon("off"), models.length ? "No usable model: all are disabled" : "Empty: requests find no model"),
     state === "down" && h("p", { class: "cell-note bad" }, icon("unhealthy"), "Every model here is down"),
     models.length > 0 && h("ol", { class: "route-list" }, list.map(model)),
-    rest > 0 && h("button", { type: "button", class: "link", "aria-label": `Show more models of ${key}`, onclick: () => (opened.set(key, shown + MORE), again()) }, `${count(rest)} more`));
+    rest > 0 && h("button", { type: "button", class: "link", "aria-label": `${count(rest)} more models of ${key}`, onclick: () => (opened.set(key, shown + MORE), again()) }, `${count(rest)} more`));
 }
 
 export default function routes({ signal }) {
@@ -87,7 +87,7 @@ export default function routes({ signal }) {
                 return made;
               })))))));
     });
-    replace(note, bad ? h("span", { class: "text-bad" }, icon("unhealthy"), ` ${plural(bad, "cell")} without a working model`) : "Every cell with routes has a working model.", holes > 0 && ` ${plural(holes, "combination")} without any route.`, " Models are tried from the top; the figures are priority and weight.");
+    replace(note, bad ? h("span", { class: "text-bad" }, icon("unhealthy"), ` ${plural(bad, "cell")} without a working model`) : "No cell with routes is known to lack a working model.", holes > 0 && ` ${plural(holes, "combination")} without any route.`, " Models are tried from the top; the figures are priority and weight.");
     redraw(body, tables);
   }
   async function load() {
