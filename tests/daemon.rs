@@ -461,7 +461,7 @@ async fn a_changed_settings_file_is_noticed() {
         command.arg("--config").arg(&file);
     });
     daemon.wait_ready().await;
-    assert!(!daemon.log().contains("takes effect at the next start"));
+    assert!(!daemon.log().contains("a reload (SIGHUP) reads it"));
     fs::write(&file, "[manifests]\nresync_interval = \"40s\"\n").unwrap();
-    daemon.wait_for_log("takes effect at the next start").await;
+    daemon.wait_for_log("a reload (SIGHUP) reads it").await;
 }

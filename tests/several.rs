@@ -152,13 +152,19 @@ async fn never_two_writers_and_never_long_without_one() {
             takeovers.push(struck.elapsed());
         }
         // Whoever leads now brings what is wanted.
-        lab.wait_for("SELECT string_agg(DISTINCT priority::text, ',') FROM llm_providers", &wanted.to_string())
-            .await;
+        lab.wait_for(
+            "SELECT string_agg(DISTINCT priority::text, ',') FROM llm_providers",
+            &wanted.to_string(),
+        )
+        .await;
         println!(
             "round {round}: {} {target}{}, leader {leading:?}; takeover {}; applied after {} ms",
             if freezes { "froze" } else { "killed" },
             also.map(|also| format!(" and {also}")).unwrap_or_default(),
-            takeovers.last().filter(|_| hits_leader).map_or("none".to_owned(), |it| format!("{} ms", it.as_millis())),
+            takeovers
+                .last()
+                .filter(|_| hits_leader)
+                .map_or("none".to_owned(), |it| format!("{} ms", it.as_millis())),
             struck.elapsed().as_millis()
         );
         if freezes {
@@ -176,15 +182,18 @@ async fn never_two_writers_and_never_long_without_one() {
     }
 
     let last = edit();
-    lab.wait_for("SELECT string_agg(DISTINCT priority::text, ',') FROM llm_providers", &last.to_string()).await;
+    lab.wait_for("SELECT string_agg(DISTINCT priority::text, ',') FROM llm_providers", &last.to_string())
+        .await;
     for daemon in &mut daemons {
         assert!(daemon.is_running(), "a daemon ended by itself:\n{}", daemon.log());
     }
     // The witness: each catalog was written by who held the lease, in its time; one after the other.
-    let rows = sqlx::query("SELECT seq, writer = holder AS same, token, in_time, holder::text FROM witness ORDER BY seq, at")
-        .fetch_all(&mut direct)
-        .await
-        .unwrap();
+    let rows = sqlx::query(
+        "SELECT seq, writer = holder AS same, token, in_time, holder::text FROM witness ORDER BY seq, at",
+    )
+    .fetch_all(&mut direct)
+    .await
+    .unwrap();
     let (mut seq, mut token, mut holder) = (0i64, 0i64, String::new());
     let mut terms = 0;
     for row in &rows {
