@@ -3,15 +3,19 @@
 //! Invariant: without the right BYOK key nothing is ever written, because a [`Backend`] exists only after the
 //! canary has been opened.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 use secrecy::{ExposeSecret as _, SecretString};
+use tokio::sync::Notify;
 use url::Url;
 use zeroize::Zeroizing;
 
 use crate::{
-    config::{self, Settings, SettingsErrors},
+    config::{self, GitVerify, Settings, SettingsErrors},
     embedded::Embedded,
     health::{
         egress::EgressPolicy,
@@ -19,9 +23,11 @@ use crate::{
         probe::{Lister, Prober, ProberConfig, certificates_from_pem},
         schedule::Caps,
     },
+    http::hooks::Hook,
     model::{HealthPolicy, Schedule},
     reconcile::Reconciler,
     secret::{self, Byok, FingerprintKey, Keyring, Resolver, Source},
+    source::pull,
     store::{self, Store, StoreError},
     trial::Trials,
 };
@@ -30,6 +36,10 @@ use crate::{
 const CANARY: &str = "canary";
 const FINGERPRINT_KEY: &str = "fingerprint_key";
 
+/// Systemd credentials of `source.git`.
+const GIT_SSH_KEY: &str = "git_ssh_key";
+const GIT_TOKEN: &str = "git_token";
+const GIT_WEBHOOK_SECRET: &str = "git_webhook_secret";
 /// The systemd credential that keeps a password out of the settings.
 const DATABASE_PASSWORD: &str = "database_password";
 
@@ -40,13 +50,69 @@ pub fn settings(
     database: Option<&str>,
 ) -> anyhow::Result<Settings> {
     let mut settings = Settings::load(file, config::environment()).map_err(SettingsErrors)?;
-    if let Some(path) = manifests {
-        settings.manifests.path = path.to_owned();
+    match manifests {
+        // A directory that somebody names is meant as it is.
+        Some(path) => {
+            settings.manifests.path = path.to_owned();
+            settings.source.git_url = None;
+        }
+        None => {
+            if let Some(pull) = pull(&settings) {
+                settings.manifests.path = pull.manifests();
+            }
+        }
     }
     if let Some(url) = database {
         settings.set_database_url(url);
     }
     Ok(settings)
+}
+
+/// What `source.git` asks to be pulled, and how; `None` where it is not set.
+pub fn pull(settings: &Settings) -> Option<pull::Options> {
+    let source = &settings.source;
+    let url = source.git_url.clone()?;
+    let (transport, origin) = config::git_address(&url).ok()?;
+    let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+    let file = |set: &Option<PathBuf>, credential: &str| secret_file(set, credential).map(absolute);
+    Some(pull::Options {
+        transport,
+        origin,
+        url,
+        reference: match (&source.git_tag, &source.git_branch) {
+            (Some(tag), _) => pull::Reference::Tag(tag.clone()),
+            (None, Some(branch)) => pull::Reference::Branch(branch.clone()),
+            (None, None) => pull::Reference::Head,
+        },
+        path: source.git_path.clone(),
+        interval: source.git_interval,
+        timeout: source.git_timeout,
+        max_bytes: u64::from(source.git_max_mib.get()) << 20,
+        ssh_key: file(&source.git_ssh_key, GIT_SSH_KEY),
+        known_hosts: source.git_known_hosts.clone().map(absolute),
+        token: file(&source.git_token, GIT_TOKEN),
+        username: source.git_username.clone(),
+        allowed_signers: match source.git_verify {
+            GitVerify::Ssh => source.git_allowed_signers.clone().map(absolute),
+            GitVerify::Off => None,
+        },
+        proxy: settings.egress.proxy.clone(),
+        ca_files: settings.egress.ca_files.iter().cloned().map(absolute).collect(),
+        state: absolute(config::state_dir().join("git")),
+    })
+}
+
+/// The webhook of `source.git`; `None` without a secret.
+pub fn hook(settings: &Settings, wake: Arc<Notify>) -> Option<Arc<Hook>> {
+    settings.source.git_url.as_ref()?;
+    let secret = secret_file(&settings.source.git_webhook_secret, GIT_WEBHOOK_SECRET)?;
+    Some(Arc::new(Hook::new(std::path::absolute(&secret).unwrap_or(secret), wake)))
+}
+
+/// The file of a setting, else that of a systemd credential.
+fn secret_file(set: &Option<PathBuf>, credential: &str) -> Option<PathBuf> {
+    let of_systemd = || credentials_dir().map(|dir| dir.join(credential)).filter(|path| path.exists());
+    set.clone().or_else(of_systemd)
 }
 
 /// A runtime for as many cores as there are, but no more than the work needs.
@@ -62,7 +128,7 @@ pub fn byok_env() -> Option<Zeroizing<String>> {
 }
 
 /// Where systemd puts credentials.
-pub fn credentials_dir() -> Option<std::path::PathBuf> {
+pub fn credentials_dir() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(Into::into)
 }
 
@@ -93,7 +159,7 @@ pub fn byok(settings: &Settings, env: Option<Zeroizing<String>>) -> anyhow::Resu
 /// What a command is going to do with the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Read only: an external database is not even migrated. One that was never migrated reads as empty.
+    /// Read only: an external database is not even migrated. One that was never migrated is read as it stands.
     Look,
     /// Read and write: what is missing in the database is added first.
     Write,
@@ -200,6 +266,14 @@ pub fn resolver(settings: &Settings, byok: Byok, source: &Source) -> Resolver {
     let mut resolver = Resolver::new(settings.keys.dir.clone(), credentials_dir(), Some(byok));
     if let Source::File(path) | Source::Credential(path) = source {
         resolver.protected.push(path.clone());
+    }
+    let git = &settings.source;
+    for (set, credential) in [
+        (&git.git_ssh_key, GIT_SSH_KEY),
+        (&git.git_token, GIT_TOKEN),
+        (&git.git_webhook_secret, GIT_WEBHOOK_SECRET),
+    ] {
+        resolver.protected.extend(secret_file(set, credential));
     }
     resolver
 }

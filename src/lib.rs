@@ -7,7 +7,8 @@
 //! - [`cli`] and [`daemon`] compose; [`app`] is what they share, [`lifecycle`] and [`logging`] serve them
 //! - [`reconcile`] reads, plans and applies; [`loader`] turns a directory into a catalog; [`checks`] keeps looking at
 //!   every provider and key; [`trial`] asks about a new key before it replaces one that works; [`snapshot`] keeps what
-//!   the admin API shows, judged by [`overview`]
+//!   the admin API shows, judged by [`overview`]; [`follow`] records what came from Git
+//! - [`discover`] stands a provider's own list of models beside manifests and rows, and adds what is missing
 //! - [`source`], [`store`], [`embedded`], [`secret`], [`http`] and the prober of [`health`] each touch one part of
 //!   the world
 //! - [`manifest`], [`plan`], [`routing`], [`model`] and the protocols and state machines of [`health`] are pure
@@ -15,7 +16,8 @@
 //! # Invariants
 //! `tests/architecture.rs` checks what a test can check of these.
 //! 1. Pure modules name no tokio, sqlx, reqwest, axum, file system or clock.
-//! 2. sqlx appears only in [`store`]. Only [`reconcile`] applies a plan, in one transaction, under the fence.
+//! 2. sqlx appears only in [`store`]. Only [`reconcile`] applies a plan, in one transaction, under the fence; what
+//!    [`discover`] adds goes the same way, under the same lock and lease.
 //! 3. `plan` prints the same value that `run` applies: there is no dry-run flag below the command line.
 //! 4. An activation carries no data. File event, SIGHUP, timer and drift notice all mean "look again".
 //! 5. Nothing unreadable, missing or invalid is ever a reason to delete.
@@ -29,6 +31,7 @@ pub mod config;
 pub mod daemon;
 pub mod discover;
 pub mod embedded;
+pub mod follow;
 pub mod health;
 pub mod http;
 pub mod import;

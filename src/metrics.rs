@@ -88,6 +88,10 @@ metrics! {
     manifest_last_reload_successful: IntGauge "providerd_manifest_last_reload_successful";
     /// When every manifest was last found valid, in seconds since 1970.
     manifest_last_success: Gauge "providerd_manifest_last_success_timestamp_seconds";
+    /// Looks at the Git repository of the manifests, by result: unchanged, updated, refused or failed.
+    source_fetches: IntCounterVec "providerd_source_fetches_total" ["result"];
+    /// When the Git repository of the manifests was last seen and what it has was applied, in seconds since 1970.
+    source_last_success: Gauge "providerd_source_last_success_timestamp_seconds";
     /// Always 1; the commit whose manifests were last applied as a label.
     applied_revision: IntGaugeVec "providerd_applied_revision_info" ["revision"];
     /// Stored keys that the BYOK key does not open.

@@ -5,6 +5,7 @@
 //! applied was made from rows that the same transaction read; nothing is written where nothing differs.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
@@ -369,7 +370,7 @@ impl Reconciler {
             frozen: &catalog.frozen,
             policy: &policy,
             with_usage: &none,
-            new_id: &Uuid::new_v4,
+            new_id: &new_id,
         }
         .prune_candidates();
         let mut with_usage = none;
@@ -384,7 +385,7 @@ impl Reconciler {
                 frozen: &catalog.frozen,
                 policy,
                 with_usage,
-                new_id: &Uuid::new_v4,
+                new_id: &new_id,
             })
         };
         let mut plan = input(&policy, &with_usage);
@@ -549,6 +550,24 @@ fn plan_digest(plan: &Plan) -> String {
         hash.update(provider.record.as_ref().map_or([0; 16], |record| record.digest.0));
     }
     hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A random id. Random numbers are fetched for many at once: the kernel takes longer to be asked than to answer.
+fn new_id() -> Uuid {
+    const IDS: usize = 256;
+    thread_local! {
+        static READY: RefCell<Vec<[u8; 16]>> = const { RefCell::new(Vec::new()) };
+    }
+    let bytes = READY.with_borrow_mut(|ready| {
+        if ready.is_empty() {
+            let mut fresh = vec![[0; 16]; IDS];
+            if getrandom::fill(fresh.as_flattened_mut()).is_ok() {
+                *ready = fresh;
+            }
+        }
+        ready.pop()
+    });
+    bytes.map_or_else(Uuid::new_v4, |bytes| uuid::Builder::from_random_bytes(bytes).into_uuid())
 }
 
 fn short_digest(text: &str) -> String {

@@ -4,19 +4,23 @@
 mod offering;
 mod support;
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use offering::Offering;
 use providerd::{
     app,
     config::Settings,
-    discover::run::{DiscoverError, Discoverer, LazyLister},
+    discover::run::{DiscoverError, Discoverer},
     manifest,
     model::Provider,
     secret::{Byok, Resolver},
     store::{self, Lease, Store},
 };
-use support::lab::{BYOK, Lab};
+use support::lab::{BYOK, Lab, PATIENCE};
 use uuid::Uuid;
 
 /// A provider with one declared, routed model, looked at every second.
@@ -35,6 +39,15 @@ const NAMES: &str =
 const MARKED: &str =
     "SELECT string_agg(name, ' ' ORDER BY name) FROM providerd.discovered WHERE vanished_at IS NOT NULL";
 
+/// Waits until the list was asked for so many times more.
+async fn looked(offering: &Offering, times: usize) {
+    let (before, started) = (offering.heard().len(), Instant::now());
+    while offering.heard().len() < before + times {
+        assert!(started.elapsed() < PATIENCE, "nobody asks");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn models_are_found_marked_and_kept() {
     let (lab, offering) = (Lab::new().await, Offering::start().await);
@@ -43,7 +56,10 @@ async fn models_are_found_marked_and_kept() {
     let mut daemon = lab.daemon();
     lab.wait_for(NAMES, "new! old").await;
     assert_eq!(
-        lab.value("SELECT detail->'added'->0->>'name' FROM providerd.events WHERE kind = 'discovery'").await,
+        lab.value(
+            "SELECT detail::jsonb->'changes'->0->>'name' FROM providerd.events WHERE kind = 'discovery'"
+        )
+        .await,
         "x/new"
     );
     // A route serves declared models only.
@@ -54,10 +70,7 @@ async fn models_are_found_marked_and_kept() {
     lab.write("y.toml", "[providers.y]\ntype = \"ollama\"\n");
     lab.wait_for("SELECT count(*) FROM llm_providers", "2").await;
     lab.run(&["plan"]).expect(0);
-    let heard = offering.heard().len();
-    while offering.heard().len() < heard + 2 {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    looked(&offering, 2).await;
     assert_eq!(lab.value(NAMES).await, "new old");
 
     // One of two is not more than half.
@@ -124,10 +137,7 @@ async fn lists_that_cannot_be_had_mark_nothing() {
     let status = lab.run(&["status"]).expect(0).stdout;
     assert!(status.contains("! x: its list of models cannot be had since "), "{status}");
     // One row of the trail each, however often it was tried.
-    let heard = offering.heard().len();
-    while offering.heard().len() < heard + 3 {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    looked(&offering, 3).await;
     assert_eq!(
         lab.value(
             "SELECT count(*) FROM providerd.events WHERE kind = 'discovery' AND detail::jsonb ? 'state'"
@@ -161,17 +171,13 @@ async fn one_of_several_daemons_looks() {
 
 // ---------------------------------------------------------------- one look
 
-async fn discoverer(lab: &Lab) -> Discoverer {
+async fn discoverer(lab: &Lab) -> (Discoverer, Store) {
     let store = Store::connect(&store::Settings::new(lab.url.clone().into())).await.unwrap();
     let byok = Byok::parse(BYOK).unwrap();
     let keyring = app::prepare(&store, &byok).await.unwrap();
     let settings = Settings::load(Some(Path::new("/dev/null")), std::iter::empty()).unwrap();
-    Discoverer {
-        store,
-        keyring: Arc::new(keyring),
-        resolver: Arc::new(Resolver::new(None, None, Some(byok))),
-        lister: LazyLister::new(&settings.egress),
-    }
+    let resolver = Arc::new(Resolver::new(None, None, Some(byok)));
+    (Discoverer::new(store.clone(), Arc::new(keyring), resolver, &settings.egress), store)
 }
 
 fn declared(text: &str) -> Arc<Provider> {
@@ -185,7 +191,8 @@ async fn the_same_list_again_writes_nothing() {
     let text = manifest(&offering, EVERY_SECOND);
     lab.write("x.toml", &text);
     lab.run(&["apply"]).expect(0);
-    let (discoverer, provider) = (discoverer(&lab).await, declared(&text));
+    let (discoverer, store) = discoverer(&lab).await;
+    let provider = declared(&text);
     let looked = discoverer.look(&provider, None, None).await.unwrap();
     assert_eq!((looked.decision.create.len(), looked.events), (2, 1));
 
@@ -197,8 +204,7 @@ async fn the_same_list_again_writes_nothing() {
 
     // A lease that another one took writes nothing either.
     offering.offers(&["old", "a", "b", "c"]);
-    let held =
-        discoverer.store.lease_acquire("reconcile", Uuid::new_v4(), std::time::Duration::from_secs(60)).await;
+    let held = store.lease_acquire("reconcile", Uuid::new_v4(), Duration::from_secs(60)).await;
     let lost = Lease { holder: Uuid::new_v4(), ..held.unwrap().unwrap() };
     let refused = discoverer.look(&provider, Some(&lost), None).await;
     assert!(matches!(refused, Err(DiscoverError::NotLeader)), "{refused:?}");
@@ -223,7 +229,7 @@ async fn what_a_manifest_declares_later_is_adopted_and_what_it_drops_is_found_ag
     let text = manifest(&offering, "[providers.x.discover]\n");
     lab.write("x.toml", &text);
     lab.run(&["apply"]).expect(0);
-    let discoverer = discoverer(&lab).await;
+    let (discoverer, _) = discoverer(&lab).await;
     discoverer.look(&declared(&text), None, None).await.unwrap();
     let id = lab.value("SELECT id FROM llm_models WHERE name = 'a'").await;
 

@@ -166,6 +166,12 @@ impl Ledger {
         self.entries.values().map(|entry| &entry.live)
     }
 
+    /// Sums of a provider's checks by the begin of their hour that are not in the database yet.
+    pub fn unwritten(&self, name: &str) -> impl Iterator<Item = (DateTime<Utc>, &Rollup)> {
+        let entry = self.entries.get(name);
+        entry.into_iter().flat_map(|entry| entry.waiting.sums.iter().map(|(at, sums)| (*at, sums)))
+    }
+
     /// Why the prober does not believe its results now.
     pub fn impaired(&self) -> Option<&str> {
         self.impaired.as_deref()

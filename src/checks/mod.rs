@@ -66,8 +66,6 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Identifies this daemon among others.
     pub holder: Uuid,
-    /// Called when statuses were written that differ from before.
-    pub news: Arc<dyn Fn() + Send + Sync>,
 }
 
 /// What there is to look at again.
@@ -85,6 +83,8 @@ struct Inner {
     commands: mpsc::Sender<Command>,
     prober: Arc<Prober>,
     policy: Mutex<HealthPolicy>,
+    /// Told after news were written.
+    news: Arc<Notify>,
 }
 
 /// The running checks. Cheap to clone.
@@ -105,6 +105,7 @@ impl Checks {
             commands,
             prober: parts.prober.clone(),
             policy: Mutex::new(parts.policy.clone()),
+            news: Arc::default(),
         };
         let checks = Self(Arc::new(inner));
         let stop = supervisor.token();
@@ -117,7 +118,6 @@ impl Checks {
             store: parts.store.clone(),
             metrics: parts.metrics.clone(),
             lease,
-            news: parts.news.clone(),
         };
         supervisor.spawn("verdicts", writer.run(told));
         let keeper = Keeper {
@@ -168,6 +168,11 @@ impl Checks {
     /// What is known now. Do not hold it across an await.
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
         lock(&self.0.ledger)
+    }
+
+    /// Wakes one who waits after each write that held a transition or a verdict about a key.
+    pub fn news(&self) -> Arc<Notify> {
+        self.0.news.clone()
     }
 
     pub fn prober(&self) -> &Arc<Prober> {

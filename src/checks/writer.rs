@@ -39,7 +39,6 @@ pub(super) struct Writer {
     pub store: Store,
     pub metrics: Arc<Metrics>,
     pub lease: watch::Receiver<Option<Lease>>,
-    pub news: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl Writer {
@@ -141,10 +140,10 @@ impl Writer {
             match written.await {
                 Ok(news) => {
                     self.metrics.events.inc_by(news as u64);
-                    if news > 0 {
-                        (self.news)();
-                    }
                     self.checks.ledger().written(batch);
+                    if news > 0 || depth == Depth::News {
+                        self.checks.0.news.notify_one();
+                    }
                 }
                 Err(error) => {
                     self.checks.ledger().give_back(batch);

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
@@ -14,7 +15,7 @@ use super::{
     output::{self, Exit},
 };
 use crate::{
-    app, checks,
+    app, checks, follow,
     model::{HealthStatus, KeyStatus},
     plan::Plan,
     reconcile::{Outcome, Pass, Refusal},
@@ -50,6 +51,10 @@ impl Apply {
     /// Exit 0: the database is as declared, and after `--wait` all is well; 2: something is held back, refused,
     /// suspended, invalid, unhealthy or not settled in time.
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        if let Some(options) = app::pull(&context.settings) {
+            follow::once(options, &context.backend.store).await.context("nothing was applied")?;
+            context.read_again();
+        }
         let (loader, build) = context.load();
         let pass = Pass {
             build: &build,

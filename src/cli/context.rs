@@ -16,6 +16,7 @@ use crate::{
     config::Settings,
     loader::Loader,
     manifest::{self, Build, Severity},
+    memory,
     reconcile::Reconciler,
     source,
 };
@@ -47,6 +48,7 @@ pub fn block_on_reading<F>(global: &Global, access: Access, command: F) -> anyho
 where
     F: for<'a> FnOnce(&'a Context) -> Pin<Box<dyn Future<Output = anyhow::Result<Exit>> + 'a>>,
 {
+    memory::expect_to_end();
     run(global, access, true, command)
 }
 
@@ -69,8 +71,8 @@ where
         let backend = Backend::open(&settings, byok, access).await?;
         if backend.store.is_blank() {
             anstream::eprintln!(
-                "note: the database has no tables of providerd yet and reads as empty; \
-                 `providerd apply` or `providerd run` will add them"
+                "note: the database has no tables of providerd yet; \
+                 `providerd apply` or `providerd run` will add what is missing"
             );
         }
         let context = Context { settings, format: global.output, backend, reading };
@@ -89,6 +91,11 @@ impl Context {
 
     pub fn root(&self) -> PathBuf {
         self.settings.manifests.path.clone()
+    }
+
+    /// What was read while the database was opened is out of date.
+    pub fn read_again(&self) {
+        drop(self.reading.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Reads the manifests and says on standard error what is wrong with them.

@@ -45,6 +45,11 @@ struct Report {
 impl Import {
     /// Exit 0: every provider has its manifest; 2: something was left out or skipped.
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        anyhow::ensure!(
+            self.dir.is_some() || context.settings.source.git_url.is_none(),
+            "the manifests are pulled from Git, where nothing can be written\n\
+             hint: write them into a work tree with --dir, and push them"
+        );
         let (_, build) = context.load_quietly();
         let directory = self.dir.unwrap_or_else(|| context.root());
         let keyring = &context.backend.keyring;

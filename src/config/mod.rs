@@ -10,6 +10,7 @@
 //! line option is strongest (see [`Settings::set_database_url`]). An empty variable counts as unset.
 
 pub mod duration;
+mod git;
 mod layers;
 pub mod reference;
 mod settings;
@@ -20,11 +21,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use git::{Transport, address as git_address};
 pub use layers::SettingsError;
 pub use settings::{
-    Database, Egress, Health, Keys, Log, Manifests, Metrics, Reconcile, Retention, Server, Settings,
+    Database, Egress, Health, Keys, Log, Manifests, Metrics, Reconcile, Retention, Server, Settings, Source,
 };
-pub use value::{DriftPolicy, LogFormat, PruneLimit, RouteGuard, Setting, TokenHash};
+pub use value::{DriftPolicy, GitVerify, LogFormat, PruneLimit, RouteGuard, Setting, TokenHash};
 
 /// Read when no file is named on the command line; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/providerd/providerd.toml";

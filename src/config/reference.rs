@@ -74,6 +74,14 @@ pub fn example() -> String {
 fn placeholder(key: &Key) -> &'static str {
     match key.path {
         "database.url" => "\"postgres://providerd@db.example.com/ops\"",
+        "source.git.url" => "\"https://git.example.com/team/providers.git\"",
+        "source.git.branch" => "\"main\"",
+        "source.git.tag" => "\"production\"",
+        "source.git.ssh_key" => "\"/etc/providerd/git.key\"",
+        "source.git.known_hosts" => "\"/etc/providerd/known_hosts\"",
+        "source.git.token" => "\"/etc/providerd/git.token\"",
+        "source.git.allowed_signers" => "\"/etc/providerd/allowed_signers\"",
+        "source.git.webhook_secret" => "\"/etc/providerd/git.webhook\"",
         "keys.file" => "\"/etc/providerd/byok.key\"",
         "keys.dir" => "\"/etc/providerd/keys\"",
         "health.canary" => "\"canary.example.com:443\"",

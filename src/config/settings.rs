@@ -15,8 +15,9 @@ use secrecy::{ExposeSecret as _, SecretString};
 use url::{Host, Url};
 
 use super::{
+    git,
     layers::{Key, Reader},
-    value::{DriftPolicy, LogFormat, PruneLimit, RouteGuard, Setting, TokenHash},
+    value::{DriftPolicy, GitVerify, LogFormat, PruneLimit, RouteGuard, Setting, TokenHash},
 };
 
 macro_rules! key_name {
@@ -109,6 +110,42 @@ sections! {
         /// Longest time for which a burst of file events is gathered before it is applied; a lone change
         /// is applied at once.
         settle: Duration = "\"1500ms\"";
+    }
+
+    /// Manifests that providerd pulls from Git by itself, instead of reading `manifests.path`; docs/GIT.md shows it
+    /// at work. `--manifests` on the command line is stronger.
+    source: Source {
+        /// Repository: `https://…`, `ssh://…` or `user@host:path`, also `file://…`; plain `http://` to this host
+        /// only. No password belongs in it. With it, pulling is on.
+        git_url ("git.url"): Option<String> = "";
+        /// Branch to follow. Without one, the branch that the repository's `HEAD` names.
+        git_branch ("git.branch"): Option<String> = "";
+        /// Tag to follow, stronger than `source.git.branch`.
+        git_tag ("git.tag"): Option<String> = "";
+        /// Directory of the manifests inside the repository.
+        git_path ("git.path"): PathBuf = "\".\"";
+        /// Time between two looks at the repository; a webhook, SIGHUP or a start looks at once.
+        git_interval ("git.interval"): Duration = "\"60s\"";
+        /// Longest time for one run of git, a fetch above all.
+        git_timeout ("git.timeout"): Duration = "\"120s\"";
+        /// Most space for what is fetched, and for the files of one commit below `source.git.path` (MiB).
+        git_max_mib ("git.max_mib"): NonZeroU32 = "256";
+        /// File with the private SSH key. Without it, the systemd credential `git_ssh_key`, if there is one.
+        git_ssh_key ("git.ssh_key"): Option<PathBuf> = "";
+        /// File with the SSH host keys that are believed; no others are. Without it, `/etc/ssh/ssh_known_hosts`.
+        git_known_hosts ("git.known_hosts"): Option<PathBuf> = "";
+        /// File with the token (or password) for HTTPS, on one line. Without it, the systemd credential
+        /// `git_token`, if there is one.
+        git_token ("git.token"): Option<PathBuf> = "";
+        /// User name sent with the token. GitHub takes any; GitLab's deploy tokens have one of their own.
+        git_username ("git.username"): String = "\"git\"";
+        /// `ssh`: a commit (or signed tag) that is not signed by one of `source.git.allowed_signers` is not applied.
+        git_verify ("git.verify"): GitVerify = "\"off\"";
+        /// File of the signers' public keys, as `ssh-keygen` describes it under ALLOWED SIGNERS.
+        git_allowed_signers ("git.allowed_signers"): Option<PathBuf> = "";
+        /// File with the secret of the webhook `POST /hooks/git`. Without it, the systemd credential
+        /// `git_webhook_secret`; without either, there is no webhook.
+        git_webhook_secret ("git.webhook_secret"): Option<PathBuf> = "";
     }
 
     /// The PostgreSQL database that other programs read.
@@ -245,6 +282,9 @@ impl Settings {
                 found.push((key, message.to_owned(), hint));
             }
         };
+        for (broken, key, message, hint) in git::rules(&self.source) {
+            rule(broken, key, message, hint);
+        }
         let (health, server) = (&self.health, &self.server);
         rule(
             self.manifests.resync_interval < Duration::from_secs(1),

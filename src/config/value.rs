@@ -333,6 +333,14 @@ choices! {
         Off = "off",
     }
 
+    /// Whose commits are applied.
+    GitVerify, "\"off\" or \"ssh\"" {
+        /// Everybody's who may push.
+        Off = "off",
+        /// Those that an allowed signer has signed.
+        Ssh = "ssh",
+    }
+
     /// How log lines look.
     LogFormat, "\"auto\", \"human\" or \"json\"" {
         /// `human` on a terminal and in the journal, else `json`.

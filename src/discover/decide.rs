@@ -90,6 +90,7 @@ pub struct Gone {
 /// What is to be written, in one transaction.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decision {
+    pub at: DateTime<Utc>,
     pub ended: Ended,
     /// Why it did not end well.
     pub detail: String,
@@ -134,6 +135,7 @@ pub struct Input<'a> {
 
 pub fn decide(input: &Input<'_>) -> Decision {
     let nothing = |ended, detail: String| Decision {
+        at: input.now,
         ended,
         state: state(input, ended),
         detail: detail.chars().take(MAX_DETAIL).collect(),
@@ -275,30 +277,33 @@ impl Decision {
             };
             entries.push(entry(json!({ "state": self.ended.as_str() }), reason));
         }
-        let mut detail = JsonMap::new();
-        let mut said = Vec::new();
-        if !self.create.is_empty() {
-            let values = |change: &Change| -> JsonMap {
-                change.fields.iter().map(|field| (field.field.to_string(), field.new.clone())).collect()
-            };
-            let rows =
-                self.create.iter().map(|it| json!({ "name": it.name, "id": it.id, "values": values(it) }));
-            detail.insert("added".into(), rows.collect());
-            said.push(format!("{} found", self.create.len()));
-        }
-        if !self.gone.is_empty() {
-            let rows =
-                self.gone.iter().map(|it| json!({ "name": it.name, "id": it.model_id, "routes": it.routes }));
-            detail.insert("vanished".into(), rows.collect());
-            said.push(format!("{} no longer offered", self.gone.len()));
-        }
-        if !self.back.is_empty() {
-            let rows = self.back.iter().map(|it| json!({ "name": it.name, "id": it.model_id }));
-            detail.insert("returned".into(), rows.collect());
-            said.push(format!("{} offered again", self.back.len()));
-        }
-        if !detail.is_empty() {
-            entries.push(entry(Value::Object(detail), format!("models: {}", said.join(", "))));
+        // In the shape of every other change, so that whoever shows those shows these.
+        let name = |model: &str| format!("{}/{model}", provider.name);
+        let values = |change: &Change| -> JsonMap {
+            change.fields.iter().map(|field| (field.field.to_string(), field.new.clone())).collect()
+        };
+        let made = self.create.iter().map(
+            |it| json!({ "kind": "model", "action": "create", "name": it.name, "id": it.id, "values": values(it) }),
+        );
+        let gone = self.gone.iter().map(|it| {
+            json!({ "kind": "model", "action": "vanish", "name": name(&it.name), "id": it.model_id, "routes": it.routes })
+        });
+        let back = self.back.iter().map(
+            |it| json!({ "kind": "model", "action": "return", "name": name(&it.name), "id": it.model_id }),
+        );
+        let changes: Vec<Value> = made.chain(gone).chain(back).collect();
+        let counts = [
+            (self.create.len(), "found"),
+            (self.gone.len(), "no longer offered"),
+            (self.back.len(), "offered again"),
+        ];
+        let said: Vec<String> = counts
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{count} {what}"))
+            .collect();
+        if !changes.is_empty() {
+            entries.push(entry(json!({ "changes": changes }), format!("models: {}", said.join(", "))));
         }
         for gone in self.gone.iter().filter(|gone| !gone.routes.is_empty()) {
             let reason = format!(

@@ -399,4 +399,39 @@ mod tests {
         let long = format!("[providers.x]\ntype = \"ollama\"\n#{}\n", "-".repeat(MAX_FILE - 45));
         check(&long, "x", "a.toml would grow over");
     }
+
+    /// Manifests in every style; `x` is what is added to.
+    const STYLES: &[&str] = &[
+        "# a\n[providers.x]\ntype = \"ollama\"\n\n[[routes]] # r\nmodels = \"x/*\"\npower_level = \"eco\"\nuser_tier = \"all\"\n",
+        "[[providers.x.models]] # m\nname = \"a\"\n[providers.x]\ntype = \"ollama\"\n[providers.x.discover]\n# end\n",
+        "[providers]\nx = { type = \"ollama\", models = [ { name = \"a\" }, ] }\ny = { type = \"ollama\" }\n",
+        "providers.x.type = \"ollama\"\nproviders.x.models = [\n\t{ name = \"a\" }, # a\n\t# b\n]\n",
+    ];
+
+    proptest::proptest! {
+        /// Whatever a provider lists is declared exactly so, or left out with a reason, and a second time adds nothing.
+        #[test]
+        fn any_list_is_declared_or_left_out(
+            style in 0..STYLES.len(),
+            names in proptest::collection::vec("\\PC{1,30}|[a-z\"'\\\\#\n\t\u{7f}-\u{9f}.=\\[\\]]{1,12}", 0..6),
+            tokens in proptest::option::of(proptest::num::u32::ANY),
+            cost in proptest::option::of(0.0..1_000_000.0),
+        ) {
+            let models: Vec<ListedModel> = names
+                .iter()
+                .map(|name| ListedModel { context_length: tokens, cost_in: cost, display_name: Some(name.clone()), ..plain(name) })
+                .collect();
+            let edited = edit(STYLES[style], "x", &models).unwrap();
+            let distinct: BTreeSet<&String> = names.iter().filter(|name| *name != "a").collect();
+            let done = edited.added.len() + edited.left_out.len();
+            let had = usize::from(style > 0 && names.iter().any(|name| name == "a"));
+            let distinct = distinct.len() + usize::from(names.iter().any(|name| name == "a")) - had;
+            proptest::prop_assert_eq!(done, distinct);
+            let again = edit(&edited.text, "x", &models).unwrap();
+            proptest::prop_assert_eq!(&again.text, &edited.text);
+            proptest::prop_assert!(again.added.is_empty());
+            let file = manifest::parse(&"a.toml".into(), &edited.text);
+            proptest::prop_assert!(file.diagnostics.is_empty(), "{:?}", file.diagnostics);
+        }
+    }
 }

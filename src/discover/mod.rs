@@ -37,9 +37,9 @@ pub enum AskError {
         "its base URL is plain http, and no manifest says that its key may travel so\nhint: declare the provider"
     )]
     Plain,
-    #[error("{0}")]
+    #[error(transparent)]
     Base(#[from] BaseError),
-    #[error("{0}")]
+    #[error(transparent)]
     List(#[from] ListFailure),
 }
 

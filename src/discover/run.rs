@@ -24,7 +24,7 @@ use crate::{
     model::{Provider, Revision},
     plan::{AuditEntry, EventKind, ProviderPlan},
     secret::{Keyring, Resolver},
-    store::{Lease, NewEvent, Scope, Store, StoreError},
+    store::{Lease, NewEvent, ReconcileTx, Scope, Store, StoreError},
 };
 
 /// Others write to the same rows at the same time; who lost against them reads again so many times at once.
@@ -53,21 +53,22 @@ pub struct Looked {
 
 /// Looks at providers' lists.
 pub struct Discoverer {
-    pub store: Store,
-    pub keyring: Arc<Keyring>,
-    pub resolver: Arc<Resolver>,
-    pub lister: LazyLister,
+    pub(super) store: Store,
+    keyring: Arc<Keyring>,
+    resolver: Arc<Resolver>,
+    lister: LazyLister,
+    turn: tokio::sync::Mutex<()>,
 }
 
 /// A lister that is made when it is first needed: most installations discover nothing, and a client costs a reading of
 /// the trusted roots.
-pub struct LazyLister {
+struct LazyLister {
     settings: Egress,
     made: OnceLock<Result<Lister, String>>,
 }
 
 impl LazyLister {
-    pub fn new(settings: &Egress) -> Self {
+    fn new(settings: &Egress) -> Self {
         Self { settings: settings.clone(), made: OnceLock::new() }
     }
 
@@ -96,6 +97,16 @@ pub fn policy(provider: &Provider) -> String {
 }
 
 impl Discoverer {
+    pub fn new(store: Store, keyring: Arc<Keyring>, resolver: Arc<Resolver>, egress: &Egress) -> Self {
+        Self {
+            store,
+            keyring,
+            resolver,
+            lister: LazyLister::new(egress),
+            turn: tokio::sync::Mutex::default(),
+        }
+    }
+
     /// Looks at one declared provider's list and writes what follows from it.
     ///
     /// # Errors
@@ -108,6 +119,16 @@ impl Discoverer {
     ) -> Result<Looked, DiscoverError> {
         let list = self.ask(provider).await?;
         let list = list.as_ref().map_err(|why| &**why);
+        // Most looks find nothing new: they hold up no reconcile, because they take no lock.
+        let mut tx = self.store.look_begin().await?;
+        let read = self.read(&mut tx, provider, list).await;
+        tx.rollback().await?;
+        let (_, decision) = read?;
+        if decision.is_empty() {
+            return Ok(Looked { decision, events: 0 });
+        }
+        // One of ours at a time contends for it.
+        let _turn = self.turn.lock().await;
         let mut tries = CONFLICT_TRIES;
         loop {
             match self.settle(provider, list, lease, revision).await {
@@ -153,31 +174,7 @@ impl Discoverer {
         revision: Option<&Revision>,
     ) -> Result<Looked, DiscoverError> {
         let mut tx = self.store.reconcile_begin().await?;
-        let suspended = tx.suspended().await?;
-        if suspended.all.is_some() || suspended.providers.contains_key(&provider.name) {
-            tx.rollback().await?;
-            return Err(DiscoverError::Suspended);
-        }
-        let scope = Scope::Providers(vec![provider.name.clone()]);
-        let world = tx.world(&scope, &|token| self.keyring.open(token)).await?;
-        let managed = world.managed.get(&provider.name);
-        let live =
-            world.live.get(&provider.name).filter(|live| managed.is_some_and(|it| it.provider_id == live.id));
-        let Some(live) = live else {
-            tx.rollback().await?;
-            return Err(DiscoverError::NotApplied);
-        };
-        let memory = tx.discovery(live.id).await?;
-        let (now, policy) = (Utc::now(), policy(provider));
-        let decision = decide(&Input {
-            provider,
-            policy: &policy,
-            list,
-            live,
-            memory: &memory,
-            now,
-            new_id: &Uuid::new_v4,
-        });
+        let (id, decision) = self.read(&mut tx, provider, list).await?;
         if decision.is_empty() {
             tx.rollback().await?;
             return Ok(Looked { decision, events: 0 });
@@ -190,7 +187,7 @@ impl Discoverer {
         if !decision.create.is_empty() {
             let plan = ProviderPlan {
                 name: provider.name.clone(),
-                id: live.id,
+                id,
                 changes: decision.create.clone(),
                 key: None,
                 record: None,
@@ -198,12 +195,43 @@ impl Discoverer {
             };
             tx.apply(&[plan], &HashMap::new()).await?;
         }
-        tx.discovery_remember(live.id, &decision, now).await?;
+        tx.discovery_remember(id, &decision).await?;
         let events: Vec<NewEvent> =
-            decision.audit(provider, live.id).into_iter().map(|entry| event(entry, revision)).collect();
+            decision.audit(provider, id).into_iter().map(|entry| event(entry, revision)).collect();
         tx.record(&events).await?;
         tx.commit().await?;
         Ok(Looked { decision, events: events.len() })
+    }
+
+    /// The provider's row and what is to be done, as this transaction sees it.
+    async fn read(
+        &self,
+        tx: &mut ReconcileTx,
+        provider: &Provider,
+        list: Result<&Models, &str>,
+    ) -> Result<(Uuid, Decision), DiscoverError> {
+        let suspended = tx.suspended().await?;
+        if suspended.all.is_some() || suspended.providers.contains_key(&provider.name) {
+            return Err(DiscoverError::Suspended);
+        }
+        let scope = Scope::Providers(vec![provider.name.clone()]);
+        let world = tx.world(&scope, &|token| self.keyring.open(token)).await?;
+        let managed = world.managed.get(&provider.name);
+        let live =
+            world.live.get(&provider.name).filter(|live| managed.is_some_and(|it| it.provider_id == live.id));
+        let live = live.ok_or(DiscoverError::NotApplied)?;
+        let memory = tx.discovery(live.id).await?;
+        let policy = policy(provider);
+        let input = Input {
+            provider,
+            policy: &policy,
+            list,
+            live,
+            memory: &memory,
+            now: Utc::now(),
+            new_id: &Uuid::new_v4,
+        };
+        Ok((live.id, decide(&input)))
     }
 
     /// Forgets providers whose manifest no longer asks for discovery (by id and name), and those whose row is gone. Their
@@ -265,7 +293,11 @@ impl Looked {
         let decision = &self.decision;
         match decision.ended {
             Ended::Ok => {}
-            ended => tracing::warn!(%provider, ended = ended.as_str(), "discovery: {}", decision.detail),
+            ended if decision.state.is_some() => {
+                tracing::warn!(%provider, ended = ended.as_str(), "discovery: {}", decision.detail);
+            }
+            // Said once is enough.
+            ended => tracing::debug!(%provider, ended = ended.as_str(), "discovery: {}", decision.detail),
         }
         if !decision.create.is_empty() || !decision.gone.is_empty() || !decision.back.is_empty() {
             tracing::info!(

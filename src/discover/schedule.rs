@@ -26,13 +26,16 @@ use super::{
     run::{DiscoverError, Discoverer, Looked, policy},
 };
 use crate::{
+    health::protocol::parse_base,
     metrics::Metrics,
     model::{Catalog, Provider, Revision},
     store::Lease,
 };
 
 /// Lists under way at once: all providers without a time of their own are due at the same second of the night.
-const IN_FLIGHT: usize = 8;
+const IN_FLIGHT: usize = 16;
+/// Of these to one origin, so that a gateway with hundreds of providers behind it neither suffers nor holds up others.
+const PER_ORIGIN: usize = 4;
 /// After a look that did not end well: soon, and then less soon. After these the cron expression decides again.
 const AGAIN: [TimeDelta; 3] = [TimeDelta::minutes(1), TimeDelta::minutes(5), TimeDelta::minutes(25)];
 /// The clock is looked at so often at least, because it may be set.
@@ -58,6 +61,8 @@ pub struct Discovery<L> {
 struct Entry {
     provider: Arc<Provider>,
     policy: String,
+    /// Scheme, host and port.
+    origin: Arc<str>,
     due: DateTime<Utc>,
     failures: usize,
     busy: bool,
@@ -67,6 +72,8 @@ struct Entry {
 #[derive(Debug, Default)]
 struct Times {
     entries: BTreeMap<Arc<str>, Entry>,
+    /// Looks under way, by origin.
+    busy: HashMap<Arc<str>, usize>,
 }
 
 impl Times {
@@ -89,27 +96,43 @@ impl Times {
                 _ if last.get(name).and_then(Option::as_ref) == Some(&policy) => next(&discover.cron, now),
                 _ => now,
             };
+            let entry_origin = entry.as_ref().map(|entry| entry.origin.clone());
             let (failures, busy) = entry.map_or((0, false), |entry| (entry.failures, entry.busy));
-            let entry = Entry { provider: provider.clone(), policy, due, failures, busy };
+            // Who is under way stays counted where its look began.
+            let origin = entry_origin.filter(|_| busy).unwrap_or_else(|| origin(provider));
+            let entry = Entry { provider: provider.clone(), policy, origin, due, failures, busy };
             self.entries.insert(name.clone(), entry);
         }
     }
 
     /// The next time at which something is due.
     fn soonest(&self) -> Option<DateTime<Utc>> {
-        self.entries.values().filter(|entry| !entry.busy).map(|entry| entry.due).min()
+        self.entries.values().filter(|entry| self.is_free(entry)).map(|entry| entry.due).min()
     }
 
-    /// A provider that is due, marked as under way.
-    fn take(&mut self, now: DateTime<Utc>) -> Option<Arc<Provider>> {
-        let due = self.entries.values_mut().filter(|entry| !entry.busy && entry.due <= now);
-        let entry = due.min_by_key(|entry| entry.due)?;
+    /// Whether a look may begin now, but for its time.
+    fn is_free(&self, entry: &Entry) -> bool {
+        !entry.busy && self.busy.get(&entry.origin).is_none_or(|busy| *busy < PER_ORIGIN)
+    }
+
+    /// A provider that is due, marked as under way; and where.
+    fn take(&mut self, now: DateTime<Utc>) -> Option<(Arc<Provider>, Arc<str>)> {
+        let due = self.entries.iter().filter(|(_, entry)| entry.due <= now && self.is_free(entry));
+        let name = due.min_by_key(|(_, entry)| entry.due)?.0.clone();
+        let entry = self.entries.get_mut(&name)?;
         entry.busy = true;
-        Some(entry.provider.clone())
+        *self.busy.entry(entry.origin.clone()).or_default() += 1;
+        Some((entry.provider.clone(), entry.origin.clone()))
     }
 
     /// A look is over; `good`: it need not be tried again before its time.
-    fn done(&mut self, asked: &Provider, good: bool, now: DateTime<Utc>) {
+    fn done(&mut self, asked: &Provider, origin: &Arc<str>, good: bool, now: DateTime<Utc>) {
+        if let Some(busy) = self.busy.get_mut(origin) {
+            *busy = busy.saturating_sub(1);
+            if *busy == 0 {
+                self.busy.remove(origin);
+            }
+        }
         let Some(entry) = self.entries.get_mut(&asked.name) else { return };
         entry.busy = false;
         if entry.policy != policy(asked) {
@@ -132,7 +155,15 @@ fn next(cron: &str, now: DateTime<Utc>) -> DateTime<Utc> {
     found.unwrap_or(now + NEVER)
 }
 
-type Look<'a> = Pin<Box<dyn Future<Output = (Arc<Provider>, Result<Looked, DiscoverError>)> + Send + 'a>>;
+/// Where a provider is asked; those of one origin share its limit.
+fn origin(provider: &Provider) -> Arc<str> {
+    let base = parse_base(provider.kind, provider.base_url.as_deref());
+    base.map(|base| base.origin().ascii_serialization()).unwrap_or_default().into()
+}
+
+/// A look under way: whose, where, and what became of it.
+type Look<'a> =
+    Pin<Box<dyn Future<Output = (Arc<Provider>, Arc<str>, Result<Looked, DiscoverError>)> + Send + 'a>>;
 
 impl<L: Fn() -> Option<Lease> + Send + Sync> Discovery<L> {
     /// Looks at lists until it is told to stop.
@@ -164,12 +195,12 @@ impl<L: Fn() -> Option<Lease> + Send + Sync> Discovery<L> {
                 }
             }
             while leads && last.is_some() && looks.len() < IN_FLIGHT {
-                let Some(provider) = times.take(Utc::now()) else { break };
+                let Some((provider, origin)) = times.take(Utc::now()) else { break };
                 let (discoverer, lease) = (&discoverer, lease());
                 let revision = current.as_ref().and_then(|(_, revision)| revision.clone());
                 looks.push(Box::pin(async move {
                     let looked = discoverer.look(&provider, lease.as_ref(), revision.as_ref()).await;
-                    (provider, looked)
+                    (provider, origin, looked)
                 }));
             }
             let full = looks.len() >= IN_FLIGHT;
@@ -187,12 +218,12 @@ impl<L: Fn() -> Option<Lease> + Send + Sync> Discovery<L> {
                     current = applied.borrow_and_update().clone();
                     stale = true;
                 }
-                Some((provider, looked)) = looks.next(), if !looks.is_empty() => {
+                Some((provider, origin, looked)) = looks.next(), if !looks.is_empty() => {
                     let outcome = took(&provider, &looked, &metrics);
                     if let (Ok(_), Some(last)) = (&looked, &mut last) {
                         last.insert(provider.name.clone(), Some(policy(&provider)));
                     }
-                    times.done(&provider, outcome == "ok", Utc::now());
+                    times.done(&provider, &origin, outcome == "ok", Utc::now());
                 }
                 () = tokio::time::sleep(wait) => {}
             }
@@ -284,10 +315,10 @@ mod tests {
         ]);
         let last = HashMap::from([(Arc::from("y"), Some(policy(&all.providers["y"])))]);
         times.update(&all, &last, at(0));
-        assert_eq!(times.take(at(0)).map(|it| it.name.clone()), Some("x".into()));
+        assert_eq!(times.take(at(0)).map(|(it, _)| it.name.clone()), Some("x".into()));
         assert!(times.take(at(0)).is_none(), "it is looked at once at a time");
         assert_eq!(times.soonest(), Some(at(1800)));
-        times.done(&all.providers["x"], true, at(2));
+        times.done(&all.providers["x"], &origin(&all.providers["x"]), true, at(2));
         // The default is three in the morning; the day began at 0.
         times.entries.remove("y");
         assert_eq!(times.soonest(), Some(at(3 * 3600)));
@@ -313,8 +344,8 @@ mod tests {
         let mut now = at(0);
         let mut waits = Vec::new();
         for _ in 0..5 {
-            let provider = times.take(now).unwrap();
-            times.done(&provider, false, now);
+            let (provider, origin) = times.take(now).unwrap();
+            times.done(&provider, &origin, false, now);
             waits.push((times.entries["x"].due - now).num_seconds());
             now = times.entries["x"].due;
         }
@@ -322,9 +353,34 @@ mod tests {
         // Never later than its own time.
         let often = catalog(&[&x("[providers.x.discover]\ncron = \"*/10 * * * * *\"")]);
         times.update(&often, &HashMap::new(), at(0));
-        let provider = times.take(at(0)).unwrap();
-        times.done(&provider, false, at(1));
+        let (provider, origin) = times.take(at(0)).unwrap();
+        times.done(&provider, &origin, false, at(1));
         assert_eq!(times.entries["x"].due, at(10));
+    }
+
+    #[test]
+    fn one_origin_holds_up_no_other() {
+        let texts: Vec<String> = (0..9)
+            .map(|n| {
+                let host = if n == 8 { "other" } else { "same" };
+                format!("[providers.p{n}]\ntype = \"custom\"\nbase_url = \"https://{host}.example/{n}\"\n[providers.p{n}.discover]\n")
+            })
+            .collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let mut times = Times::default();
+        times.update(&catalog(&texts), &HashMap::new(), at(0));
+        let mut taken = Vec::new();
+        while let Some(look) = times.take(at(0)) {
+            taken.push(look);
+        }
+        assert_eq!(taken.len(), PER_ORIGIN + 1);
+        assert_eq!(times.soonest(), None, "nothing wakes the task before one of them is done");
+        // Reading the manifests meanwhile changes nothing of it.
+        times.update(&catalog(&texts), &HashMap::new(), at(1));
+        assert!(times.take(at(1)).is_none());
+        let (provider, origin) = taken.remove(0);
+        times.done(&provider, &origin, true, at(2));
+        assert!(times.take(at(2)).is_some() && times.take(at(2)).is_none());
     }
 
     #[test]

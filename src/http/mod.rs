@@ -15,6 +15,7 @@ mod events;
 mod extract;
 mod follow;
 mod guard;
+pub mod hooks;
 mod keys;
 mod keytest;
 mod list;
@@ -82,6 +83,8 @@ pub struct Live {
 pub struct Shared {
     pub metrics: Arc<Metrics>,
     pub readiness: Arc<Readiness>,
+    /// The webhook of the Git repository, where there is one.
+    pub hook: Option<Arc<hooks::Hook>>,
     /// Set once the checks run.
     pub checked: Arc<OnceLock<Checked>>,
     /// Whether the series that carry a provider's name are shown.
@@ -135,6 +138,7 @@ pub fn router(shared: Shared) -> Router {
     Router::new()
         .merge(open::router())
         .merge(page::router())
+        .merge(hooks::router(shared.hook.clone()))
         .merge(admin)
         .merge(doc::serve(&document))
         .fallback(async || ApiError::NoSuchPath)

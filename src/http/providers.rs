@@ -1,15 +1,18 @@
 //! `GET /api/v1/providers` and `/providers/{name}`: every provider at a glance, and one with everything about it.
 
+use std::collections::BTreeMap;
+
 use axum::{
-    extract::{Path, State},
+    extract::{Path, State, rejection::PathRejection},
     http::HeaderMap,
     response::Response,
 };
-use chrono::{TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 use utoipa::IntoParams;
+use uuid::Uuid;
 
 use super::{
     Shared,
@@ -19,6 +22,7 @@ use super::{
     list,
 };
 use crate::{
+    health::rollup::Rollup,
     snapshot::{
         Row, Snapshot, Sort,
         view::{Health, History, Key, Point, ProviderDetail, ProviderItem, Usage},
@@ -60,6 +64,7 @@ pub(super) async fn all(
 ) -> Result<Response, ApiError> {
     let limit = list::limit(wanted.limit)?;
     let cursor = list::cursor(wanted.cursor.as_deref())?;
+    list::text("q", wanted.q.as_deref())?;
     let snapshot = shared.snapshot()?;
     Ok(list::tagged(&headers, &snapshot.digest, || page(&snapshot, &wanted, limit, cursor)))
 }
@@ -93,13 +98,16 @@ fn page(snapshot: &Snapshot, wanted: &Wanted, limit: usize, cursor: Option<&str>
 pub(super) async fn one(
     State(shared): State<Shared>,
     headers: HeaderMap,
-    Path(name): Path<String>,
+    name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let snapshot = shared.snapshot()?;
-    let row =
-        snapshot.row(&name).ok_or_else(|| ApiError::NotFound("no provider has this name".to_owned()))?;
+    // What is no text is nobody's name.
+    let row = name.ok().and_then(|Path(name)| snapshot.row(&name));
+    let row = row.ok_or_else(|| ApiError::NotFound("no provider has this name".to_owned()))?;
     let (usage, history) = match row.id {
-        Some(id) => (shared.store.usage_of(id, Utc::now() - USAGE).await?, history(&shared, id).await?),
+        Some(id) => {
+            (shared.store.usage_of(id, Utc::now() - USAGE).await?, history(&shared, id, &row.name).await?)
+        }
         None => (None, None),
     };
     let usage = usage.map(|sums| Usage {
@@ -136,14 +144,45 @@ fn detail(
     Some(detail)
 }
 
-/// The sums of the checks, by the hour and by the day; nothing before the first.
-async fn history(shared: &Shared, provider: uuid::Uuid) -> Result<Option<History>, StoreError> {
+/// The checks of the last day and month, with what this daemon has not written yet; `None` if there were none.
+async fn history(shared: &Shared, id: Uuid, name: &str) -> Result<Option<History>, StoreError> {
     let now = Utc::now();
-    let points = async |span, back| -> Result<Vec<Point>, StoreError> {
-        let sums = shared.store.rollups(Some(&[provider]), span, now - back).await?;
-        Ok(sums.iter().map(|(_, at, sums)| Point::of(*at, sums)).collect())
+    let unwritten: Vec<(DateTime<Utc>, Rollup)> = match shared.checked.get() {
+        Some(checked) => {
+            let ledger = checked.checks.ledger();
+            ledger.unwritten(name).map(|(at, sums)| (at, sums.clone())).collect()
+        }
+        None => Vec::new(),
     };
-    let day = points(Span::Hour, TimeDelta::hours(24)).await?;
-    let month = points(Span::Day, TimeDelta::days(30)).await?;
-    Ok((!month.is_empty()).then_some(History { day, month }))
+    let points = async |span: Span, length: TimeDelta, count: i32| -> Result<Vec<Point>, StoreError> {
+        let begins: Vec<DateTime<Utc>> = (0..count).rev().map(|ago| span.begin(now) - length * ago).collect();
+        let since = begins.first().copied().unwrap_or(now);
+        let mut sums: BTreeMap<DateTime<Utc>, Rollup> = BTreeMap::new();
+        for (_, at, written) in shared.store.rollups(Some(&[id]), span, since).await? {
+            sums.entry(span.begin(at)).or_default().merge(&written);
+        }
+        for (at, more) in &unwritten {
+            sums.entry(span.begin(*at)).or_default().merge(more);
+        }
+        Ok(begins.into_iter().map(|at| point(at, sums.get(&at).unwrap_or(&Rollup::default()))).collect())
+    };
+    let history = History {
+        day: points(Span::Hour, TimeDelta::hours(1), 24).await?,
+        month: points(Span::Day, TimeDelta::days(1), 30).await?,
+    };
+    let checked = |point: &Point| (point.ok, point.slow, point.bad) != (0, 0, 0);
+    let any = history.day.iter().chain(&history.month).any(checked);
+    Ok(any.then_some(history))
+}
+
+/// A refusal of the key is an answer; a refusal for the rate is a slow one.
+fn point(at: DateTime<Utc>, sums: &Rollup) -> Point {
+    Point {
+        at,
+        ok: sums.ok.saturating_add(sums.auth),
+        slow: sums.slow.saturating_add(sums.soft),
+        bad: sums.hard,
+        p50_ms: sums.percentile_ms(0.5),
+        p95_ms: sums.percentile_ms(0.95),
+    }
 }

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Diagnostic, ParsedFile, ReadFile, Severity, diagnostic::Place, parse::nearest};
+use super::{Diagnostic, ParsedFile, ReadFile, Severity, diagnostic::Place, values::nearest};
 use crate::{
     model::{Catalog, Frozen, HealthPolicy, ManifestPath, Provider, Route},
     routing::{Pattern, RouteIndex},
@@ -50,6 +50,8 @@ pub struct Workspace {
     files: BTreeMap<ManifestPath, ReadFile>,
     /// Files that were read and valid at some time: what they declared is on record.
     known: HashSet<ManifestPath>,
+    /// The defaults that a file set when it was last valid. Objects are on record in the database; these are not.
+    last_defaults: BTreeMap<ManifestPath, HealthPolicy>,
     built: Option<Build>,
     /// Providers touched since the last build; `None`: everything.
     touched: Option<BTreeSet<Arc<str>>>,
@@ -89,6 +91,10 @@ impl Workspace {
         }
         if good(file.parsed.as_ref()) {
             self.known.insert(path.clone());
+            match file.parsed.as_ref().and_then(|parsed| parsed.default_health.clone()) {
+                Some(policy) => drop(self.last_defaults.insert(path.clone(), policy)),
+                None => drop(self.last_defaults.remove(&path)),
+            }
         }
         self.files.insert(path, file);
     }
@@ -104,6 +110,7 @@ impl Workspace {
         let Some(old) = self.files.remove(path) else { return };
         self.shape_kept = false;
         self.known.remove(path);
+        self.last_defaults.remove(path);
         match old.parsed.as_ref().filter(|parsed| !parsed.has_errors()) {
             Some(parsed) => match touches(parsed).collect::<Option<BTreeSet<_>>>() {
                 Some(names) => self.touch(names),
@@ -193,7 +200,7 @@ impl Workspace {
         let mut declared: HashMap<&str, Declared<'_>> = HashMap::with_capacity(self.files.len());
         let mut twice: BTreeMap<Arc<str>, Vec<Declared<'_>>> = BTreeMap::new();
         let mut route_places: Vec<&Place> = Vec::new();
-        let mut defaults: BTreeMap<&str, Vec<DirectoryDefaults<'_>>> = BTreeMap::new();
+        let mut defaults: BTreeMap<&str, DirectoryDefaults<'_>> = BTreeMap::new();
         for (path, file) in &self.files {
             if let Some(unreadable) = &file.unreadable {
                 files.unreadable += 1;
@@ -234,11 +241,13 @@ impl Workspace {
             catalog.routes.extend(parsed.routes.iter().cloned());
             route_places.extend(&parsed.route_places);
             if let Some(policy) = &parsed.default_health {
-                defaults.entry(parent(path)).or_default().push((
-                    path,
-                    policy,
-                    parsed.defaults_place.as_ref(),
-                ));
+                let place = parsed.defaults_place.as_ref();
+                defaults.entry(parent(path)).or_default().set.push((path, policy, place));
+            }
+        }
+        for (path, policy) in &self.last_defaults {
+            if catalog.frozen.files.contains(path) {
+                defaults.entry(parent(path)).or_default().kept.push(policy);
             }
         }
         for (name, providers) in twice {
@@ -257,17 +266,14 @@ impl Workspace {
         }
         catalog.defaults = merge_defaults(&defaults, &mut diagnostics);
         let bad = check_routes(&catalog, &route_places, &mut diagnostics);
-        if !bad.is_empty() {
-            // What such a route made earlier stays, and so does everything else that its file is the source of.
-            let files =
-                bad.iter().filter_map(|at| catalog.routes.get(*at)).map(|route| route.origin.file.clone());
-            catalog.frozen.files.extend(files);
-            let mut at = 0..;
-            catalog.routes.retain(|_| !at.next().is_some_and(|at| bad.contains(&at)));
-        }
+        let mut at = 0..;
+        catalog.routes.retain(|_| !at.next().is_some_and(|at| bad.contains(&at)));
         diagnostics.sort_by(|a, b| (&a.path, a.line, a.column).cmp(&(&b.path, b.line, b.column)));
         let with_errors: HashSet<&ManifestPath> =
             diagnostics.iter().filter(|it| it.severity == Severity::Error).map(|it| &it.path).collect();
+        // Of a file with any error nothing is pruned: what a bad route made earlier stays, and so does whatever else the
+        // file is the source of.
+        catalog.frozen.files.extend(with_errors.iter().map(|path| (*path).clone()));
         files.invalid = with_errors.len().saturating_sub(files.unreadable);
         files.valid = self.files.len().saturating_sub(with_errors.len());
         let index = Arc::new(RouteIndex::new(&catalog.routes));
@@ -284,8 +290,14 @@ fn freeze(frozen: &mut Frozen, path: &ManifestPath, parsed: &ParsedFile) {
 /// A provider and where its name stands.
 type Declared<'a> = (&'a Provider, &'a Place);
 
-/// A file's defaults and where they stand.
-type DirectoryDefaults<'a> = (&'a ManifestPath, &'a HealthPolicy, Option<&'a Place>);
+/// The defaults of one directory.
+#[derive(Default)]
+struct DirectoryDefaults<'a> {
+    /// What its files set, and where that stands.
+    set: Vec<(&'a ManifestPath, &'a HealthPolicy, Option<&'a Place>)>,
+    /// What files that are bad now had set. Whoever sets the same meanwhile is right.
+    kept: Vec<&'a HealthPolicy>,
+}
 
 fn at_object(code: &'static str, path: &ManifestPath, place: &Place, message: String) -> Diagnostic {
     Diagnostic::at(Severity::Error, code, path, Some(place), message)
@@ -303,12 +315,12 @@ fn parent(path: &str) -> &str {
 
 /// One policy for each directory that has defaults, its parents' included.
 fn merge_defaults(
-    found: &BTreeMap<&str, Vec<DirectoryDefaults<'_>>>,
+    found: &BTreeMap<&str, DirectoryDefaults<'_>>,
     diagnostics: &mut Vec<Diagnostic>,
 ) -> BTreeMap<Box<str>, HealthPolicy> {
     let mut merged: BTreeMap<Box<str>, HealthPolicy> = BTreeMap::new();
     // Parents come before their children in this order.
-    for (directory, policies) in found {
+    for (directory, DirectoryDefaults { set: policies, kept }) in found {
         let mut policy = HealthPolicy::default();
         for (path, more, place) in policies {
             policy = policy.or(more);
@@ -330,6 +342,9 @@ fn merge_defaults(
             diagnostics.push(clashing.iter().fold(clash, |clash, (other, _, place)| {
                 clash.with_related(other, place.map_or(1, |it| it.line), "also set here")
             }));
+        }
+        for last_good in kept {
+            policy = policy.or(last_good);
         }
         let outer = crate::model::nearest_defaults(&merged, directory).cloned().unwrap_or_default();
         merged.insert((*directory).into(), policy.or(&outer));
@@ -364,11 +379,15 @@ fn check_routes(catalog: &Catalog, places: &[&Place], diagnostics: &mut Vec<Diag
         if first != at {
             same.entry(first).or_insert_with(|| vec![first]).push(at);
         }
-        if is_dangling(catalog, route) {
-            bad.insert(at);
-            let guess = guesses > 0;
-            guesses = guesses.saturating_sub(1);
-            diagnostics.push(dangling(catalog, route, place, guess));
+        match reach(catalog, route) {
+            Reach::Models | Reach::Unknown => {}
+            Reach::Discovered => diagnostics.push(idle(route, place)),
+            Reach::Nothing => {
+                bad.insert(at);
+                let guess = guesses > 0;
+                guesses = guesses.saturating_sub(1);
+                diagnostics.push(dangling(catalog, route, place, guess));
+            }
         }
     }
     for group in same.values() {
@@ -391,26 +410,58 @@ fn check_routes(catalog: &Catalog, places: &[&Place], diagnostics: &mut Vec<Diag
     bad
 }
 
-fn is_dangling(catalog: &Catalog, route: &Route) -> bool {
+/// What a route means.
+enum Reach {
+    /// Declared models.
+    Models,
+    /// Nothing but what discovery may find.
+    Discovered,
+    /// What a bad file declares may be what it means; nobody can say now.
+    Unknown,
+    Nothing,
+}
+
+fn reach(catalog: &Catalog, route: &Route) -> Reach {
     let (provider, model) = route.pattern();
     let model = Pattern::new(model);
-    let serves = |it: &Provider| {
-        it.discover.is_some() || it.models.iter().any(|declared| model.matches(&declared.name))
-    };
+    let declares = |it: &Provider| it.models.iter().any(|declared| model.matches(&declared.name));
     let frozen = &catalog.frozen;
-    // What a bad file declares may be what the route means; nobody can say now.
     if provider.contains(['*', '?']) {
         let pattern = Pattern::new(provider);
-        frozen.files.is_empty()
-            && frozen.providers.is_empty()
-            && !catalog.providers.values().any(|it| pattern.matches(&it.name) && serves(it))
+        let matching = || catalog.providers.values().filter(|it| pattern.matches(&it.name));
+        if matching().any(|it| declares(it)) {
+            Reach::Models
+        } else if !frozen.files.is_empty() || !frozen.providers.is_empty() {
+            Reach::Unknown
+        } else if matching().any(|it| it.discover.is_some()) {
+            Reach::Discovered
+        } else {
+            Reach::Nothing
+        }
     } else {
         match catalog.providers.get(provider) {
-            _ if frozen.providers.contains(provider) => false,
-            Some(found) => !serves(found),
-            None => frozen.files.is_empty(),
+            _ if frozen.providers.contains(provider) => Reach::Unknown,
+            Some(found) if declares(found) => Reach::Models,
+            Some(found) if found.discover.is_some() => Reach::Discovered,
+            Some(_) => Reach::Nothing,
+            None if frozen.files.is_empty() => Reach::Nothing,
+            None => Reach::Unknown,
         }
     }
+}
+
+/// What to say about a route that waits for a model to be declared.
+fn idle(route: &Route, place: &Place) -> Diagnostic {
+    let (provider, model) = route.pattern();
+    let message = format!("`{}` matches no declared model, so it routes nothing yet", route.models);
+    let found = Diagnostic::at(Severity::Warning, "idle-route", &route.origin.file, Some(place), message)
+        .with_label("what discovery finds is not routed before a manifest declares it");
+    if provider.contains(['*', '?']) {
+        return found
+            .with_help("declare the models: `providerd models NAME --write` adds what a provider offers");
+    }
+    let glob = if model == "*" { String::new() } else { format!(" --match '{model}'") };
+    found.with_help(format!("declare them: `providerd models {provider} --write{glob}` adds what it offers"))
 }
 
 /// What to say about a route that matches nothing; a guess at what was meant costs a look at all names.
@@ -429,18 +480,20 @@ fn dangling(catalog: &Catalog, route: &Route, place: &Place, guess: bool) -> Dia
                 None => found.with_help("declare the provider, or remove the route"),
             }
         }
-        Some(it) if it.models.is_empty() => found
-            .with_label(format!("`{provider}` declares no model"))
-            .with_help("declare the model, or let `[providers.….discover]` find it"),
+        Some(it) if it.models.is_empty() => {
+            found.with_label(format!("`{provider}` declares no model")).with_help(format!(
+                "declare the model; `providerd models {provider} --write` adds what it offers"
+            ))
+        }
         Some(it) => {
             let close = guess.then(|| nearest(model, it.models.iter().map(|model| &*model.name)));
             match close.flatten() {
                 Some(close) => found
                     .with_label(format!("`{provider}` has no model `{model}`"))
                     .with_help(format!("did you mean `{provider}/{close}`?")),
-                None => found
-                    .with_label(format!("no model of `{provider}` is called so"))
-                    .with_help("declare the model, or let `[providers.….discover]` find it"),
+                None => found.with_label(format!("no model of `{provider}` is called so")).with_help(
+                    format!("declare the model; `providerd models {provider} --write` adds what it offers"),
+                ),
             }
         }
     }

@@ -49,6 +49,8 @@ kinds! {
     Suspend = "suspend",
     /// Applying was started again.
     Resume = "resume",
+    /// The Git repository has another commit: followed, or refused.
+    Source = "source",
     /// Manifests were written from the database.
     Import = "import",
     /// A provider's own list brought models, marked some that it no longer offers, or could not be believed.

@@ -14,7 +14,9 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::{
-    Json, Model, Row, Seen, Snapshot, Sort, Strips, mask,
+    Json, Model, Row, Seen, Snapshot, Sort,
+    live::{Live, Strips},
+    mask,
     view::{
         Attention, AttentionKind, Health, Held, HeldKind, Key, KeyCounts, ManifestProblem, ModelItem,
         ProviderCounts, ProviderItem, ProviderKey, ProviderKeys, RouteCell, RouteModel, Routes, State,
@@ -40,10 +42,19 @@ pub(super) struct Input<'a> {
     pub rows: Vec<ProviderStatus>,
     pub catalog: CatalogRows,
     pub suspended: Suspended,
-    /// Outcomes by the hour, of each provider.
-    pub strips: &'a Strips,
-    /// Why the prober suspects itself.
-    pub impaired: Option<String>,
+    pub live: Live,
+    pub strips: Option<&'a Strips>,
+}
+
+/// What all drafts are made with.
+struct Common<'a> {
+    judge: Judge<'a>,
+    seen: &'a Seen,
+    keyring: &'a Keyring,
+    suspended: &'a Suspended,
+    live: &'a Live,
+    strips: Option<&'a Strips>,
+    at: DateTime<Utc>,
 }
 
 /// One provider before it is written down.
@@ -58,25 +69,24 @@ struct Draft {
 }
 
 pub(super) fn snapshot(input: Input<'_>, keyring: &Keyring, at: DateTime<Utc>) -> Snapshot {
-    let Input { build, seen, plan, rows, catalog, suspended, strips, impaired } = input;
+    let Input { build, seen, plan, rows, catalog, suspended, live, strips } = input;
     let judge = Judge::new(build, plan, &suspended);
+    let common = Common { judge, seen, keyring, suspended: &suspended, live: &live, strips, at };
+    let judge = &common.judge;
     let CatalogRows { providers, mut models, rules } = catalog;
     let mut details: HashMap<Uuid, ProviderRow> = providers.into_iter().map(|row| (row.id, row)).collect();
 
     let paired: Vec<(ProviderStatus, Option<ProviderRow>)> =
         rows.into_iter().map(|row| (row.id, row)).map(|(id, row)| (row, details.remove(&id))).collect();
-    let mut drafts: Vec<Draft> = paired
-        .into_par_iter()
-        .map(|(row, detail)| draft(row, detail, &judge, seen, strips, keyring))
-        .collect();
+    let mut drafts: Vec<Draft> =
+        paired.into_par_iter().map(|(row, detail)| draft(row, detail, &common)).collect();
     let known: std::collections::HashSet<&str> = drafts.iter().map(|draft| &*draft.name).collect();
     let absent = judge.absent(|name| known.contains(name));
     drop(known);
-    drafts.extend(absent.iter().map(|provider| absent_draft(provider, &judge, seen)));
+    drafts.extend(absent.iter().map(|provider| absent_draft(provider, judge, seen)));
     drafts.sort_by(|a, b| a.name.cmp(&b.name));
 
-    let mut status = status(&drafts, build, seen, plan, &judge, &suspended, at);
-    status.impaired = impaired;
+    let status = status(&drafts, build, plan, &common);
     let names: HashMap<Uuid, (Arc<str>, Health, bool, i32)> = drafts
         .iter()
         .filter_map(|draft| {
@@ -152,19 +162,23 @@ pub(super) fn snapshot(input: Input<'_>, keyring: &Keyring, at: DateTime<Utc>) -
     }
 }
 
-fn draft(
-    status: ProviderStatus,
-    detail: Option<ProviderRow>,
-    judge: &Judge<'_>,
-    seen: &Seen,
-    strips: &Strips,
-    keyring: &Keyring,
-) -> Draft {
+fn draft(status: ProviderStatus, detail: Option<ProviderRow>, common: &Common<'_>) -> Draft {
+    let Common { judge, seen, keyring, .. } = common;
     let (name, id, key_source, has_key) =
         (status.name.clone(), status.id, status.key_source.clone(), status.has_key);
     let base_url = status.api_base_url.clone();
     let test_status = status.key_test_status.clone();
-    let line = judge.line(status);
+    let mut line = judge.line(status);
+    let live = common.live.providers.get(&name);
+    if let Some(live) = live {
+        line.health_since = live.since;
+        line.health_reason.clone_from(&live.reason);
+        line.key_reason.clone_from(&live.key_reason);
+        line.latency_ms = live.latency_ms;
+        line.last_check = live.last_check.max(line.last_check);
+    }
+    let unwritten = live.map_or(&[][..], |live| &live.hours);
+    let strip = common.strips.and_then(|strips| strips.of(id, unwritten));
     let declared = line.source.is_some();
     let (tokens, priority, config) =
         detail.map_or_else(Default::default, |row| (row.tokens, row.priority, row.config));
@@ -184,9 +198,9 @@ fn draft(
         health: Health::of(line.health.as_deref()),
         health_since: line.health_since,
         health_reason: said(&line.health_reason),
-        latency_ms: line.latency_ms.map(|ms| ms as f64),
+        latency_ms: line.latency_ms,
         last_check: line.last_check,
-        next_check: None,
+        next_check: live.and_then(|live| live.next_check),
         key: key_word(&line),
         key_reason: key_notice(&name, judge).or_else(|| said(&line.key_reason)),
         key_last_tested: line.key_last_tested,
@@ -195,7 +209,7 @@ fn draft(
         source: line.source,
         revision: seen.revision.clone().filter(|_| declared),
         notices: line.notices,
-        strip: strips.get(&id).cloned(),
+        strip,
     };
     Draft {
         name,
@@ -251,7 +265,6 @@ fn absent_draft(provider: &Provider, judge: &Judge<'_>, seen: &Seen) -> Draft {
     }
 }
 
-/// A reason, where there is one.
 fn said(reason: &str) -> Option<String> {
     (!reason.is_empty()).then(|| reason.to_owned())
 }
@@ -313,7 +326,7 @@ fn row(draft: Draft, models: std::ops::Range<usize>) -> Row {
     let item = &draft.item;
     let name = item.name.as_bytes();
     // The slowest and the one not looked at for longest come first; what is not known comes last, and first.
-    let slowness = item.latency_ms.map_or(u64::MAX, |latency| u64::MAX / 2 - latency.max(0.0) as u64);
+    let slowness = item.latency_ms.map_or(u64::MAX, |latency| u64::MAX - 1 - latency.min(u64::MAX / 2));
     let checked = item.last_check.map_or(0, |at| u64::try_from(at.timestamp_millis()).unwrap_or_default());
     let sort_keys = [
         hex(&[name]),
@@ -381,15 +394,8 @@ fn level_rank(level: &str) -> usize {
     crate::model::PowerLevel::ALL.iter().position(|known| known.as_str() == level).unwrap_or(usize::MAX)
 }
 
-fn status(
-    drafts: &[Draft],
-    build: &Build,
-    seen: &Seen,
-    plan: &Plan,
-    judge: &Judge<'_>,
-    suspended: &Suspended,
-    at: DateTime<Utc>,
-) -> Status {
+fn status(drafts: &[Draft], build: &Build, plan: &Plan, common: &Common<'_>) -> Status {
+    let Common { judge, seen, suspended, .. } = common;
     let mut providers = ProviderCounts { total: drafts.len(), ..ProviderCounts::default() };
     let mut keys = KeyCounts::default();
     for item in drafts.iter().map(|draft| &draft.item) {
@@ -445,8 +451,7 @@ fn status(
         suspended: suspended.all.is_some(),
         leader: false,
         database: false,
-        // SEAM: what the prober thinks of itself.
-        impaired: None,
+        impaired: common.live.impaired.clone(),
         revision: seen.revision.clone(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         providers,
@@ -454,7 +459,7 @@ fn status(
         attention,
         held,
         manifests,
-        checked_at: Some(at),
+        checked_at: Some(common.at),
     }
 }
 
@@ -511,12 +516,13 @@ fn attention(
                 NoticeKind::Suspended => {
                     (AttentionKind::Suspended, Some(format!("providerd resume {}", item.name)))
                 }
-                NoticeKind::KeyRefused => (AttentionKind::Refused, check()),
-                NoticeKind::Vanished | NoticeKind::Discovery => {
-                    (AttentionKind::Drift, Some(format!("providerd models {}", item.name)))
-                }
-                // A missing key is told above, and a frozen provider by its file's problem; a trial ends by itself.
-                NoticeKind::KeyUnresolved | NoticeKind::KeyUntried | NoticeKind::Frozen => continue,
+                NoticeKind::KeyRefused => (AttentionKind::Refused, None),
+                // A missing key is told above, and a frozen provider by its file's problem; the others can wait.
+                NoticeKind::KeyUnresolved
+                | NoticeKind::Frozen
+                | NoticeKind::KeyUntried
+                | NoticeKind::Vanished
+                | NoticeKind::Discovery => continue,
             };
             add(name, kind, notice.message.clone(), command);
         }

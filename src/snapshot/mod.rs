@@ -5,12 +5,13 @@
 //! PostgreSQL because of this; a reading that fails leaves the last picture where it is.
 
 mod build;
+mod live;
 mod mask;
 pub mod view;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use hyper::body::Bytes;
 use tokio::{
     sync::{Notify, watch},
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
+use self::live::{Live, Strips};
 use crate::{
     checks::Checks,
     manifest::Build,
@@ -27,9 +29,9 @@ use crate::{
     plan::Plan,
     reconcile::{Pass, ReconcileError, Reconciler, Refusal},
     secret::Keyring,
-    store::{Span, Store},
+    store::Store,
 };
-use view::{Bucket, Health, Key, Status};
+use view::{Health, Key, Status};
 
 /// A picture is never older than this while PostgreSQL answers, whatever hint was lost.
 const REFRESH: Duration = Duration::from_secs(15);
@@ -38,6 +40,8 @@ const SPACING: Duration = Duration::from_secs(1);
 /// A picture that took long to make is followed by a rest of so many times as long, so that a large catalog costs
 /// a tenth of one core at most.
 const REST: u32 = 9;
+/// How long the hours of a large catalog are good: they are written every ten minutes.
+const STRIPS_LAST: Duration = Duration::from_secs(300);
 /// From so many providers on, making a picture leaves enough behind to be worth giving back.
 const LARGE: usize = 500;
 
@@ -136,6 +140,7 @@ impl Sort {
 /// Everything, as it was read at one time.
 #[derive(Debug)]
 pub struct Snapshot {
+    /// When the reading began.
     pub at: DateTime<Utc>,
     /// Equal for pictures that differ in nothing but their time.
     pub digest: Box<str>,
@@ -165,22 +170,27 @@ impl Snapshot {
 
 /// What a picture is made from.
 pub struct Keeper {
-    pub store: Store,
-    pub keyring: Arc<Keyring>,
+    store: Store,
+    keyring: Arc<Keyring>,
     /// For its preview alone.
-    pub reconciler: Reconciler,
-    pub checks: Option<Checks>,
+    reconciler: Reconciler,
+    checks: Option<Checks>,
+    strips: Option<(Instant, Strips)>,
 }
 
 impl Keeper {
+    pub fn new(store: Store, keyring: Arc<Keyring>, reconciler: Reconciler, checks: Option<Checks>) -> Self {
+        Self { store, keyring, reconciler, checks, strips: None }
+    }
+
     /// Makes pictures until `stop`.
     pub async fn run(
-        self,
+        mut self,
         board: Board,
         publish: watch::Sender<Option<Arc<Snapshot>>>,
         stop: CancellationToken,
     ) {
-        let mut strips = (Strips::new(), None);
+        let news = self.checks.as_ref().map(Checks::news).unwrap_or_default();
         let mut feed = board.seen.subscribe();
         let mut judged: Option<Arc<Plan>> = None;
         let mut answered = true;
@@ -193,7 +203,7 @@ impl Keeper {
                 if changed {
                     judged = None;
                 }
-                match self.look(build, &seen, &mut judged, &mut strips).await {
+                match self.look(build, &seen, &mut judged).await {
                     Ok(snapshot) => {
                         let large = snapshot.rows.len() >= LARGE;
                         publish.send_replace(Some(Arc::new(snapshot)));
@@ -221,6 +231,7 @@ impl Keeper {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = board.poke.notified() => {}
+                () = news.notified() => {}
                 changed = feed.changed() => {
                     if changed.is_err() {
                         return;
@@ -236,12 +247,13 @@ impl Keeper {
     /// One picture. The plan is made anew only where the loop saw something new: the loop itself looks at
     /// everything after each hint of drift and at every resync.
     async fn look(
-        &self,
+        &mut self,
         build: &Arc<Build>,
         seen: &Seen,
         judged: &mut Option<Arc<Plan>>,
-        strips: &mut (Strips, Option<Instant>),
     ) -> Result<Snapshot, ReconcileError> {
+        // Everything here is read after this time.
+        let at = Utc::now();
         let plan = match judged {
             Some(plan) => plan.clone(),
             None => {
@@ -259,41 +271,16 @@ impl Keeper {
         let rows = self.store.provider_status_rows(None).await?;
         let catalog = self.store.catalog_rows().await?;
         let suspended = self.store.suspended().await?;
-        // Thousands of strips are as many rows as all else together, and change with every hour.
-        let age = if rows.len() >= LARGE { STRIPS_OF_MANY } else { STRIPS_OF_FEW };
-        if strips.1.is_none_or(|at| at.elapsed() >= age) {
-            *strips = (self.strips().await?, Some(Instant::now()));
+        let live = self.checks.as_ref().map(|checks| Live::of(&checks.ledger(), at)).unwrap_or_default();
+        let fresh = |(read, _): &(Instant, Strips)| rows.len() >= LARGE && read.elapsed() < STRIPS_LAST;
+        if !self.strips.as_ref().is_some_and(fresh) {
+            let hours = self.store.hours(Strips::since(at)).await?;
+            self.strips = Some((Instant::now(), Strips::new(at, hours)));
         }
-        let impaired = self.checks.as_ref().and_then(|checks| checks.ledger().impaired().map(str::to_owned));
-        let strips = &strips.0;
-        let input = build::Input { build, seen, plan: &plan, rows, catalog, suspended, strips, impaired };
+        let (keyring, strips) = (&self.keyring, self.strips.as_ref().map(|(_, strips)| strips));
+        let input = build::Input { build, seen, plan: &plan, rows, catalog, suspended, live, strips };
         // Ten thousand providers take a good part of a second; other tasks go on meanwhile.
-        Ok(tokio::task::block_in_place(|| build::snapshot(input, &self.keyring, Utc::now())))
-    }
-}
-
-/// Outcomes of the last 24 hours of each provider, the oldest hour first.
-pub type Strips = HashMap<Uuid, Vec<Option<Bucket>>>;
-
-/// How old strips may be.
-const STRIPS_OF_FEW: Duration = Duration::from_secs(15);
-const STRIPS_OF_MANY: Duration = Duration::from_secs(300);
-/// Hours of a strip.
-const HOURS: usize = 24;
-
-impl Keeper {
-    async fn strips(&self) -> Result<Strips, ReconcileError> {
-        let last = Span::Hour.begin(Utc::now());
-        let first = last - TimeDelta::hours(HOURS as i64 - 1);
-        let mut strips = Strips::new();
-        for (provider, at, sums) in self.store.rollups(None, Span::Hour, first).await? {
-            let hour = usize::try_from((at - first).num_hours()).unwrap_or(HOURS);
-            let strip = strips.entry(provider).or_insert_with(|| vec![None; HOURS]);
-            if let Some(place) = strip.get_mut(hour) {
-                *place = Some(Bucket::of(&sums));
-            }
-        }
-        Ok(strips)
+        Ok(tokio::task::block_in_place(|| build::snapshot(input, keyring, at)))
     }
 }
 

@@ -8,11 +8,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use crate::model::{HealthStatus, JsonMap};
 pub use crate::overview::State;
-use crate::{
-    health::rollup::Rollup,
-    model::{HealthStatus, JsonMap},
-};
 
 /// Whether a provider answers properly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -60,17 +57,6 @@ pub struct Bucket {
     pub bad: u32,
 }
 
-impl Bucket {
-    pub fn of(sums: &Rollup) -> Self {
-        // A refused key is an answer; it is told apart from how the provider is.
-        Self {
-            ok: sums.ok.saturating_add(sums.auth),
-            slow: sums.slow,
-            bad: sums.soft.saturating_add(sums.hard),
-        }
-    }
-}
-
 /// One provider in a list.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ProviderItem {
@@ -88,8 +74,8 @@ pub struct ProviderItem {
     pub health: Health,
     pub health_since: Option<DateTime<Utc>>,
     pub health_reason: Option<String>,
-    /// Of the last check.
-    pub latency_ms: Option<f64>,
+    /// Of the last check that was answered.
+    pub latency_ms: Option<u64>,
     pub last_check: Option<DateTime<Utc>>,
     pub next_check: Option<DateTime<Utc>>,
     pub key: Key,
@@ -125,7 +111,7 @@ pub struct ProviderDetail {
     pub health: Health,
     pub health_since: Option<DateTime<Utc>>,
     pub health_reason: Option<String>,
-    pub latency_ms: Option<f64>,
+    pub latency_ms: Option<u64>,
     pub last_check: Option<DateTime<Utc>>,
     pub next_check: Option<DateTime<Utc>>,
     pub key: Key,
@@ -152,9 +138,9 @@ pub struct ProviderDetail {
 /// Checks over time, the oldest first.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct History {
-    /// 24 hours; those without checks are left out.
+    /// 24 hours.
     pub day: Vec<Point>,
-    /// 30 days; those without checks are left out.
+    /// 30 days.
     pub month: Vec<Point>,
 }
 
@@ -166,16 +152,9 @@ pub struct Point {
     pub ok: u32,
     pub slow: u32,
     pub bad: u32,
-    pub p50_ms: Option<f64>,
-    pub p95_ms: Option<f64>,
-}
-
-impl Point {
-    pub fn of(at: DateTime<Utc>, sums: &Rollup) -> Self {
-        let Bucket { ok, slow, bad } = Bucket::of(sums);
-        let percentile = |quantile| sums.percentile_ms(quantile).map(|ms| ms as f64);
-        Self { at, ok, slow, bad, p50_ms: percentile(0.5), p95_ms: percentile(0.95) }
-    }
+    /// Below which half of the answers stayed.
+    pub p50_ms: Option<u64>,
+    pub p95_ms: Option<u64>,
 }
 
 /// Sums over the usage log.

@@ -18,6 +18,7 @@ use std::{
 
 use super::{
     names::{is_manifest, is_visible},
+    pull,
     read::last_name,
 };
 use crate::model::{ManifestPath, Revision};
@@ -40,6 +41,10 @@ static MISSING_LOGGED: AtomicBool = AtomicBool::new(false);
 /// The commit of the work tree that `root` lies in, and whether anything below `root` differs from it.
 /// `None` where there is no work tree, no commit yet, or no usable `git`. Blocks for as long as `git` runs.
 pub fn revision(root: &Path) -> Option<Revision> {
+    // A checkout that was pulled is of the commit that its name says, whatever lies around it.
+    if let Some(commit) = pull::commit_of(root) {
+        return Some(Revision { commit, dirty: false });
+    }
     // Without a repository there is nothing to start a process for.
     git_dir(root)?;
     let commit = git(root, &[], &["rev-parse", "--verify", "--quiet", "HEAD"])?;
@@ -280,6 +285,9 @@ struct Head {
 
 impl Head {
     fn of(root: &Path) -> Option<Self> {
+        if let Some(head) = pull::commit_of(root) {
+            return Some(Self { head, target: Err(None) });
+        }
         let git_dir = git_dir(root)?;
         let head = read_small(&git_dir.join("HEAD"))?;
         // A linked worktree keeps HEAD to itself and shares the refs.

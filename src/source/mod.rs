@@ -13,6 +13,7 @@ mod events;
 mod git;
 mod names;
 mod notice;
+pub mod pull;
 mod read;
 mod trace;
 mod walk;

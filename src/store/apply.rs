@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use super::{
     NewEvent, ReconcileTx, Result, StoreError, Tx,
+    columns::{MODEL, PROVIDER, ROUTE, TABLES, named, table},
     copy::{Copy, Format},
     create::Creations,
     events, query, query_built,
@@ -284,19 +285,6 @@ impl ReconcileTx {
     }
 }
 
-pub(super) const PROVIDER: usize = 0;
-pub(super) const MODEL: usize = 1;
-pub(super) const ROUTE: usize = 2;
-pub(super) const TABLES: [&str; 3] = ["llm_providers", "llm_models", "llm_routing_rules"];
-
-pub(super) const fn table(kind: Kind) -> usize {
-    match kind {
-        Kind::Provider => PROVIDER,
-        Kind::Model => MODEL,
-        Kind::Route => ROUTE,
-    }
-}
-
 fn is_delete(change: &Change) -> bool {
     change.kind == Kind::Provider && change.action == Action::Delete
 }
@@ -310,55 +298,6 @@ fn wiped(at: &str) -> Columns {
     ])
 }
 
-/// Columns that a plan may name, with the type to cast to. The JSON ones take a patch.
-pub(super) const COLUMNS: [&[(&str, &str)]; 3] = [
-    &[
-        ("name", "text"),
-        ("type", "text"),
-        ("enabled", "boolean"),
-        ("priority", "integer"),
-        ("api_base_url", "text"),
-        ("api_key_source", "text"),
-        ("config", "jsonb"),
-        ("api_key_encrypted", "text"),
-        ("encrypted_api_key", "text"),
-        ("api_key_updated_at", "timestamp"),
-        ("api_key_test_status", "text"),
-        ("health_status", "text"),
-        ("created_at", "timestamp"),
-        ("updated_at", "timestamp"),
-    ],
-    &[
-        ("provider_id", "uuid"),
-        ("name", "text"),
-        ("model_name", "text"),
-        ("display_name", "text"),
-        ("context_length", "integer"),
-        ("cost_per_1m_tokens", "numeric"),
-        ("cost_per_1m_input_tokens", "numeric"),
-        ("cost_per_1m_output_tokens", "numeric"),
-        ("enabled", "boolean"),
-        ("metadata", "jsonb"),
-        ("created_at", "timestamp"),
-        ("updated_at", "timestamp"),
-    ],
-    &[
-        ("model_id", "uuid"),
-        ("power_level", "text"),
-        ("user_tier", "text"),
-        ("task_type", "text"),
-        ("priority", "integer"),
-        ("weight", "integer"),
-        ("is_active", "boolean"),
-        ("created_at", "timestamp"),
-        ("updated_at", "timestamp"),
-    ],
-];
-
-fn column_type(kind: usize, column: &str) -> Option<(&'static str, &'static str)> {
-    COLUMNS[kind].iter().find(|(name, _)| *name == column).copied()
-}
-
 /// The columns that these field changes set; the keys of a JSON column come together as one patch.
 fn columns(kind: Kind, fields: &[FieldChange]) -> Result<Columns, String> {
     let kind = table(kind);
@@ -368,14 +307,14 @@ fn columns(kind: Kind, fields: &[FieldChange]) -> Result<Columns, String> {
         let unknown = || format!("the field {} has no column", change.field);
         match change.field.split_once('.') {
             Some((column, key)) => {
-                let (column, kind) = column_type(kind, column).ok_or_else(unknown)?;
-                if kind != "jsonb" {
+                let column = named(kind, column).ok_or_else(unknown)?;
+                if column.cast != "jsonb" {
                     return Err(unknown());
                 }
-                patches.entry(column).or_default().insert(key.to_owned(), change.new.clone());
+                patches.entry(column.name).or_default().insert(key.to_owned(), change.new.clone());
             }
             None => {
-                let (column, _) = column_type(kind, &change.field).ok_or_else(unknown)?;
+                let column = named(kind, &change.field).ok_or_else(unknown)?.name;
                 columns.insert(
                     column,
                     match &change.new {
@@ -411,7 +350,7 @@ async fn update(tx: &mut Tx, kind: usize, writes: &[Write]) -> Result<()> {
         let mut set = Vec::with_capacity(names.len());
         let mut arrays = Vec::with_capacity(names.len());
         for (index, name) in names.iter().enumerate() {
-            let cast = column_type(kind, name).map_or("text", |(_, cast)| cast);
+            let cast = named(kind, name).map_or("text", |column| column.cast);
             set.push(match cast {
                 "jsonb" => format!(
                     "{name} = CASE WHEN jsonb_typeof(t.{name}) = 'object' THEN t.{name} ELSE '{{}}' END \

@@ -8,19 +8,23 @@ use std::{
     sync::Arc,
 };
 
+use rayon::prelude::*;
 use serde::{Serialize, Serializer};
 use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
     Result, StoreError, Tx,
-    apply::{COLUMNS, MODEL, PROVIDER, ROUTE, TABLES, table},
+    columns::{COLUMNS, MODEL, PROVIDER, ROUTE, Start, TABLES, find, table},
     copy::{Copy, Format, Rows},
 };
 use crate::plan::{Action, Cause, Change, KeyAction, ProviderPlan};
 
 /// More than any of the tables has.
-const MAX_COLUMNS: usize = 16;
+pub(super) const MAX_COLUMNS: usize = 16;
+
+/// Providers whose rows are sorted at a time, on as many cores as there are.
+const CHUNK: usize = 1_000;
 
 /// One row to create, and whose it is.
 #[derive(Clone, Copy)]
@@ -41,8 +45,9 @@ pub(super) struct Creations<'a> {
 }
 
 /// What a new row has in one column.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 enum Cell<'a> {
+    #[default]
     Absent,
     Text(&'a str),
     Value(&'a Value),
@@ -51,9 +56,9 @@ enum Cell<'a> {
     Keys,
 }
 
-/// One row's values, in the order of the table's columns.
+/// One row's values, in the order of the table's columns. One after the other is put together in the same place.
+#[derive(Default)]
 struct Line<'a> {
-    kind: usize,
     cells: [Cell<'a>; MAX_COLUMNS],
     /// Keys of the row's JSON column; a later one overrides an earlier one.
     keys: Vec<(&'a str, &'a Value)>,
@@ -71,16 +76,29 @@ impl<'a> Creations<'a> {
     ) -> Result<Self> {
         let dates = std::array::from_fn(|_| [now.to_owned(), now.to_owned()]);
         let mut all = Self { groups: Default::default(), tokens, dates };
+        let sorted: Vec<Result<[Groups<'a>; 3]>> =
+            plans.par_chunks(CHUNK).map(|plans| all.sort(plans)).collect();
+        for part in sorted {
+            for (all, part) in all.groups.iter_mut().zip(part?) {
+                for (columns, rows) in part {
+                    all.entry(columns).or_default().extend(rows);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    fn sort(&self, plans: &'a [ProviderPlan]) -> Result<[Groups<'a>; 3]> {
         let mut groups: [Groups<'a>; 3] = Default::default();
+        let mut line = Line::default();
         for plan in plans {
             for change in plan.changes.iter().filter(|change| change.action == Action::Create) {
                 let row = New { plan, change };
-                let columns = all.line(row)?.columns();
-                groups[table(change.kind)].entry(columns).or_default().push(row);
+                self.fill(&mut line, row)?;
+                groups[table(change.kind)].entry(line.columns()).or_default().push(row);
             }
         }
-        all.groups = groups;
-        Ok(all)
+        Ok(groups)
     }
 
     pub(super) fn has_routes(&self) -> bool {
@@ -109,11 +127,12 @@ impl<'a> Creations<'a> {
     async fn copy(&self, tx: &mut Tx, kind: usize, columns: u32, rows: &[New<'a>]) -> Result<()> {
         let all = COLUMNS[kind].iter().enumerate();
         let names: Vec<&str> =
-            all.filter(|(at, _)| columns & 1 << at != 0).map(|(_, (name, _))| *name).collect();
+            all.filter(|(at, _)| columns & 1 << at != 0).map(|(_, column)| column.name).collect();
         let target = format!("{} (id, {})", TABLES[kind], names.join(", "));
         let mut copy = Copy::begin(tx, &target, Format::Text).await?;
+        let mut line = Line::default();
         for row in rows {
-            let line = self.line(*row)?;
+            self.fill(&mut line, *row)?;
             copy.row(|to| {
                 to.uuid(row.change.id);
                 line.encode(to);
@@ -123,104 +142,77 @@ impl<'a> Creations<'a> {
         copy.finish().await
     }
 
-    /// The values of one row: what its plan says, and what every new row holds beside it. These are named here instead
-    /// of left to the table's defaults, because an existing installation's table may have others or none.
-    fn line(&self, New { plan, change }: New<'a>) -> Result<Line<'_>> {
-        let refused = |message: &str| StoreError::Data {
-            provider: Some(Arc::clone(&plan.name)),
-            message: message.to_owned(),
-        };
+    /// The values of one row: what its plan says, and what every new row holds beside it.
+    fn fill<'s>(&'s self, line: &mut Line<'s>, New { plan, change }: New<'a>) -> Result<()> {
+        let refused = |message: String| StoreError::Data { provider: Some(Arc::clone(&plan.name)), message };
         let kind = table(change.kind);
-        let mut line = Line { kind, cells: [Cell::Absent; MAX_COLUMNS], keys: Vec::new() };
+        line.cells = [Cell::Absent; MAX_COLUMNS];
+        line.keys.clear();
+        let mut near = 0;
         for field in change.fields.iter().filter(|field| field.cause != Cause::Released) {
-            line.field(&field.field, &field.new)
-                .ok_or_else(|| refused(&format!("the field {} has no column", field.field)))?;
+            near = line
+                .field(kind, &field.field, &field.new, near)
+                .ok_or_else(|| refused(format!("the field {} has no column", field.field)))?;
         }
-        let name = match kind {
-            MODEL => change.name.strip_prefix(&*plan.name).and_then(|rest| rest.strip_prefix('/')),
+        let token = match &plan.key {
+            Some(key) if kind == PROVIDER => {
+                let token = self.tokens.get(&plan.name).filter(|_| key.action == KeyAction::Set);
+                Some(token.ok_or_else(|| refused("the key to store was not handed over".to_owned()))?)
+            }
             _ => None,
         };
-        let name = name.unwrap_or(&change.name);
-        let start: &[(&str, Cell<'_>)] = match kind {
-            PROVIDER => &[
-                ("name", Cell::Text(&plan.name)),
-                ("enabled", Cell::Text("true")),
-                ("priority", Cell::Text("0")),
-                ("config", Cell::Keys),
-                ("health_status", Cell::Text("unknown")),
-                ("api_key_encrypted", Cell::Text("")),
-                ("encrypted_api_key", Cell::Text("")),
-            ],
-            MODEL => &[
-                ("provider_id", Cell::Uuid(change.parent)),
-                ("name", Cell::Text(name)),
-                // The two names of a model are one value.
-                ("model_name", line.cell("name").unwrap_or(Cell::Text(name))),
-                ("enabled", Cell::Text("true")),
-                ("metadata", Cell::Keys),
-            ],
-            _ => &[
-                ("model_id", Cell::Uuid(change.parent)),
-                ("priority", Cell::Text("100")),
-                ("weight", Cell::Text("100")),
-                ("is_active", Cell::Text("true")),
-            ],
-        };
-        if let (PROVIDER, Some(key)) = (kind, &plan.key) {
-            let token = self.tokens.get(&plan.name).filter(|_| key.action == KeyAction::Set);
-            let token = Cell::Text(token.ok_or_else(|| refused("the key to store was not handed over"))?);
-            line.set("api_key_encrypted", token);
-            line.set("encrypted_api_key", token);
-            line.set("api_key_updated_at", Cell::Text(&self.dates[PROVIDER][1]));
-            line.set("api_key_test_status", Cell::Text("pending"));
-        }
+        let mut name = Cell::Text(match kind {
+            PROVIDER => &plan.name,
+            MODEL => {
+                let below = change.name.strip_prefix(&*plan.name).and_then(|rest| rest.strip_prefix('/'));
+                below.unwrap_or(&change.name)
+            }
+            _ => &change.name,
+        });
         let [created, updated] = &self.dates[kind];
-        for (column, cell) in [("created_at", Cell::Text(created)), ("updated_at", Cell::Text(updated))] {
-            line.set(column, cell);
+        for (cell, column) in line.cells.iter_mut().zip(COLUMNS[kind]) {
+            if !matches!(cell, Cell::Absent) {
+                if column.start == Start::Name {
+                    name = *cell;
+                }
+                continue;
+            }
+            *cell = match column.start {
+                Start::Left => Cell::Absent,
+                Start::Text(text) => Cell::Text(text),
+                Start::Name | Start::SameName => name,
+                Start::Parent => Cell::Uuid(change.parent),
+                Start::Created => Cell::Text(created),
+                Start::Updated => Cell::Text(updated),
+                Start::Keys => Cell::Keys,
+                Start::Token => Cell::Text(token.map_or("", String::as_str)),
+                Start::KeyDate => token.map_or(Cell::Absent, |_| Cell::Text(updated)),
+                Start::KeyStatus => token.map_or(Cell::Absent, |_| Cell::Text("pending")),
+            };
         }
-        for (column, cell) in start {
-            line.set(column, *cell);
-        }
-        Ok(line)
+        Ok(())
     }
 }
 
 impl<'a> Line<'a> {
-    fn at(&self, column: &str) -> Option<usize> {
-        COLUMNS[self.kind].iter().position(|(name, _)| *name == column)
-    }
-
-    fn cell(&self, column: &str) -> Option<Cell<'a>> {
-        self.cells.get(self.at(column)?).copied().filter(|cell| !matches!(cell, Cell::Absent))
-    }
-
-    /// Takes one field of a plan; `None` if it has no column.
-    fn field(&mut self, field: &'a str, value: &'a Value) -> Option<()> {
-        let (column, key) = match field.split_once('.') {
-            Some((column, key)) => (column, Some(key)),
+    /// Takes one field of a plan and says where its column stands; `None` if it has none.
+    fn field(&mut self, kind: usize, field: &'a str, value: &'a Value, near: usize) -> Option<usize> {
+        let (name, key) = match field.split_once('.') {
+            Some((name, key)) => (name, Some(key)),
             None => (field, None),
         };
-        let at = self.at(column)?;
-        let (_, kind) = COLUMNS[self.kind].get(at)?;
+        let at = find(kind, name, near)?;
+        let column = COLUMNS[kind].get(at)?;
         let cell = self.cells.get_mut(at)?;
         match key {
-            Some(key) if *kind == "jsonb" => {
+            Some(key) if column.cast == "jsonb" => {
                 *cell = Cell::Keys;
                 self.keys.push((key, value));
             }
             Some(_) => return None,
             None => *cell = Cell::Value(value),
         }
-        Some(())
-    }
-
-    /// Sets what no field has set.
-    fn set(&mut self, column: &str, value: Cell<'a>) {
-        if let Some(cell) = self.at(column).and_then(|at| self.cells.get_mut(at))
-            && matches!(cell, Cell::Absent)
-        {
-            *cell = value;
-        }
+        Some(at)
     }
 
     fn columns(&self) -> u32 {

@@ -104,12 +104,8 @@ impl ReconcileTx {
     }
 
     /// Remembers a decision. The rows that it creates are not written here.
-    pub async fn discovery_remember(
-        &mut self,
-        provider: Uuid,
-        decision: &Decision,
-        now: DateTime<Utc>,
-    ) -> Result<()> {
+    pub async fn discovery_remember(&mut self, provider: Uuid, decision: &Decision) -> Result<()> {
+        let now = decision.at;
         if let Some(state) = &decision.state {
             query(
                 "INSERT INTO providerd.discovery (provider_id, policy, state, detail, since)

@@ -7,6 +7,7 @@
 //! transaction only; reading writes nothing, and a transaction that only reads takes no transaction id.
 
 mod apply;
+mod columns;
 mod copy;
 mod create;
 mod discovery;
@@ -18,6 +19,7 @@ mod listen;
 mod migrate;
 mod overview;
 mod status;
+mod unmigrated;
 mod world;
 
 use std::{
@@ -42,7 +44,7 @@ pub use self::{
     leases::{Lease, Stopped, Suspended, Suspension},
     listen::DriftListener,
     migrate::{Layout, MigrationReport},
-    overview::{CatalogRows, EventQuery, ModelRow, ProviderRow, RuleRow},
+    overview::{CatalogRows, EventQuery, HourRow, ModelRow, ProviderRow, RuleRow},
     status::{ProviderStatus, StatusWrite, UsageTotals},
     world::Scope,
 };
@@ -83,7 +85,7 @@ pub struct Store {
     begin_read: Arc<str>,
     begin_write: Arc<str>,
     begin_reconcile: Arc<str>,
-    /// The tables do not exist yet: everything reads as empty.
+    /// Never migrated: our own tables read as empty, the shared ones as they will be.
     blank: bool,
 }
 
@@ -157,7 +159,8 @@ impl Store {
         Ok(tx.rollback().await?)
     }
 
-    /// The same database, taken to be without tables: what looks at it finds nothing.
+    /// The same database, taken to be one that was never migrated: our own tables are not looked for, and the shared ones
+    /// are read through whatever columns they have.
     #[must_use]
     pub fn blank(&self) -> Self {
         Self { blank: true, ..self.clone() }

@@ -47,6 +47,19 @@ pub struct RuleRow {
     pub enabled: bool,
 }
 
+/// Outcomes of one provider's checks in one hour.
+#[derive(Debug, Clone)]
+pub struct HourRow {
+    pub provider_id: Uuid,
+    /// When it begins.
+    pub at: DateTime<Utc>,
+    pub ok: u32,
+    pub slow: u32,
+    pub soft: u32,
+    pub hard: u32,
+    pub auth: u32,
+}
+
 /// All rows of the catalog, as one transaction saw them.
 #[derive(Debug, Clone, Default)]
 pub struct CatalogRows {
@@ -137,6 +150,33 @@ impl Store {
         }
         tx.rollback().await?;
         Ok(found)
+    }
+
+    /// Outcomes by the hour since `since`, of all providers.
+    pub async fn hours(&self, since: DateTime<Utc>) -> Result<Vec<HourRow>> {
+        let mut tx = self.read().await?;
+        let rows = query(
+            "SELECT provider_id, at, ok, slow, soft, hard, auth FROM providerd.rollups WHERE span = 'h' AND at >= $1",
+        )
+        .bind(since)
+        .fetch_all(&mut *tx)
+        .await?;
+        tx.rollback().await?;
+        let read = |row: &sqlx::postgres::PgRow| {
+            let count = |index: usize| -> Result<u32> {
+                Ok(u32::try_from(row.try_get::<i32, _>(index)?).unwrap_or_default())
+            };
+            Ok(HourRow {
+                provider_id: row.try_get(0)?,
+                at: row.try_get(1)?,
+                ok: count(2)?,
+                slow: count(3)?,
+                soft: count(4)?,
+                hard: count(5)?,
+                auth: count(6)?,
+            })
+        };
+        rows.iter().map(read).collect()
     }
 
     /// Usage of one provider since `since`; `None` if nothing was logged.

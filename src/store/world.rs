@@ -10,10 +10,14 @@ use std::{
 
 use futures_util::TryStreamExt;
 use serde_json::Value;
-use sqlx::{Row, postgres::PgRow};
+use sqlx::{
+    Postgres, Row,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+};
 use uuid::Uuid;
 
-use super::{ReconcileTx, Result, Store, Tx, query};
+use super::{ReconcileTx, Result, Store, Tx, query, unmigrated::Tables};
 use crate::{
     model::{JsonMap, Origin},
     plan::{Digest, LiveKey, LiveModel, LiveProvider, LiveRule, Managed, World},
@@ -34,25 +38,24 @@ pub enum Scope {
 pub type Opener<'a> = &'a (dyn Fn(&str) -> LiveKey + Sync);
 
 impl Store {
-    /// Reads the world without a lock, for `plan`, `status` and `import`.
+    /// Reads the world without a lock, for `status`, `doctor` and `import`.
     pub async fn read_world(&self, scope: &Scope, open: Opener<'_>) -> Result<World> {
         if self.is_blank() {
             return Ok(World::default());
         }
         let mut tx = self.read().await?;
-        let world = read(&mut tx, scope, open, &mut HashMap::new()).await?;
+        let tables = Tables::of(&mut tx, false).await?;
+        let world = read(&mut tx, scope, &tables, open, &mut HashMap::new()).await?;
         tx.rollback().await?;
         Ok(world)
     }
 }
 
 impl ReconcileTx {
-    /// Reads the world inside the reconcile's own transaction.
+    /// Reads the world inside the reconcile's own transaction; before a migration, as it will be after it.
     pub async fn world(&mut self, scope: &Scope, open: Opener<'_>) -> Result<World> {
-        if self.blank {
-            return Ok(World::default());
-        }
-        let world = read(&mut self.tx, scope, open, &mut self.align).await?;
+        let tables = Tables::of(&mut self.tx, self.blank).await?;
+        let world = read(&mut self.tx, scope, &tables, open, &mut self.align).await?;
         self.known.extend(world.managed.keys().cloned());
         self.known_all |= !matches!(scope, Scope::Providers(_));
         Ok(world)
@@ -95,7 +98,8 @@ impl ReconcileTx {
         }
         let (levels, tiers): (Vec<&str>, Vec<&str>) =
             cells.iter().map(|(level, tier)| (level.as_str(), tier.as_str())).unzip();
-        let rows: Vec<(String, String)> = sqlx::query_as(
+        let tables = Tables::of(&mut self.tx, self.blank).await?;
+        let select = tables.query(
             "SELECT c.power, c.tier FROM unnest($1::text[], $2::text[]) AS c (power, tier)
              WHERE EXISTS (
                  SELECT FROM llm_routing_rules r
@@ -105,21 +109,35 @@ impl ReconcileTx {
                    AND coalesce(r.is_active, true) AND coalesce(m.enabled, true) AND coalesce(p.enabled, true)
                    AND NOT EXISTS (SELECT FROM unnest($3::uuid[]) x WHERE x = m.id)
                    AND NOT EXISTS (SELECT FROM unnest($4::uuid[]) x WHERE x = r.id))",
-        )
-        .persistent(false)
-        .bind(levels)
-        .bind(tiers)
-        .bind(without_models)
-        .bind(without_rules)
-        .fetch_all(&mut *self.tx)
+        );
+        let select = select.bind(levels).bind(tiers).bind(without_models).bind(without_rules);
+        let mut served = HashSet::new();
+        each(&mut self.tx, select, |row| {
+            served.insert((row.try_get(0)?, row.try_get(1)?));
+            Ok(())
+        })
         .await?;
-        Ok(rows.into_iter().collect())
+        Ok(served)
     }
+}
+
+/// Hands over one row after the other.
+async fn each(
+    tx: &mut Tx,
+    query: Query<'_, Postgres, PgArguments>,
+    mut take: impl FnMut(&PgRow) -> Result<()>,
+) -> Result<()> {
+    let mut rows = query.fetch(&mut **tx);
+    while let Some(row) = rows.try_next().await? {
+        take(&row)?;
+    }
+    Ok(())
 }
 
 async fn read(
     tx: &mut Tx,
     scope: &Scope,
+    tables: &Tables,
     open: Opener<'_>,
     align: &mut HashMap<Uuid, String>,
 ) -> Result<World> {
@@ -131,89 +149,68 @@ async fn read(
     };
     let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
 
-    let mut rows = query(
-        "SELECT name, provider_id, digest, file, line, record FROM providerd.managed
-         WHERE $1 OR name = ANY($2)",
-    )
-    .bind(all)
-    .bind(&names)
-    .fetch(&mut **tx);
-    while let Some(row) = rows.try_next().await? {
-        let managed = managed(&row)?;
-        world.managed.insert(Arc::clone(&managed.name), managed);
+    if tables.are_ours() {
+        let select = query(
+            "SELECT name, provider_id, digest, file, line, record FROM providerd.managed
+             WHERE $1 OR name = ANY($2)",
+        );
+        each(tx, select.bind(all).bind(&names), |row| {
+            let managed = managed(row)?;
+            world.managed.insert(Arc::clone(&managed.name), managed);
+            Ok(())
+        })
+        .await?;
     }
-    drop(rows);
     world.managed_total = if all { world.managed.len() } else { usize::MAX };
 
     let owned: Vec<Uuid> = world.managed.values().map(|managed| managed.provider_id).collect();
     let mut places: HashMap<Uuid, LiveProvider> = HashMap::new();
-    let mut rows = query(
-        "SELECT id, name::text, type::text, enabled, priority, api_base_url, api_key_source::text,
-                coalesce(api_key_encrypted, ''), coalesce(encrypted_api_key, ''), api_key_test_status::text,
-                health_status::text, config
-         FROM llm_providers WHERE $1 OR name = ANY($2) OR id = ANY($3)",
-    )
-    .bind(everything)
-    .bind(&names)
-    .bind(&owned)
-    .fetch(&mut **tx);
-    while let Some(row) = rows.try_next().await? {
-        let id: Uuid = row.try_get(0)?;
-        let (key, token) = live_key(row.try_get(7)?, row.try_get(8)?, open);
+    let select = tables.query(
+        "SELECT p.id, p.name::text, p.type::text, p.enabled, p.priority, p.api_base_url, p.api_key_source::text,
+                coalesce(p.api_key_encrypted, ''), coalesce(p.encrypted_api_key, ''), p.api_key_test_status::text,
+                p.health_status::text, p.config
+         FROM llm_providers p WHERE $1 OR p.name = ANY($2) OR p.id = ANY($3)",
+    );
+    each(tx, select.bind(everything).bind(&names).bind(&owned), |row| {
+        let (provider, token) = provider(row, open)?;
         if let Some(token) = token {
-            align.insert(id, token.to_owned());
+            align.insert(provider.id, token.to_owned());
         }
-        let name: Option<&str> = row.try_get(1)?;
-        places.insert(
-            id,
-            LiveProvider {
-                id,
-                name: name.unwrap_or_default().into(),
-                kind: row.try_get(2)?,
-                enabled: row.try_get(3)?,
-                priority: row.try_get(4)?,
-                api_base_url: row.try_get(5)?,
-                api_key_source: row.try_get(6)?,
-                key,
-                key_test_status: row.try_get(9)?,
-                health_status: row.try_get(10)?,
-                config: object(row.try_get(11)?),
-                models: Vec::new(),
-            },
-        );
-    }
-    drop(rows);
+        places.insert(provider.id, provider);
+        Ok(())
+    })
+    .await?;
 
     let ids: Vec<Uuid> = places.keys().copied().collect();
-    let mut rules = rules(tx, everything, &ids).await?;
-    let mut rows = query(
+    let mut rules: HashMap<Uuid, Vec<LiveRule>> = HashMap::new();
+    let select = tables.query(
+        "SELECT r.id, r.model_id, r.power_level::text, r.user_tier::text, r.task_type::text, r.priority, r.weight,
+                r.is_active
+         FROM llm_routing_rules r JOIN llm_models m ON m.id = r.model_id
+         WHERE $1 OR m.provider_id = ANY($2) ORDER BY r.model_id, r.id",
+    );
+    each(tx, select.bind(everything).bind(&ids), |row| {
+        rules.entry(row.try_get(1)?).or_default().push(rule(row)?);
+        Ok(())
+    })
+    .await?;
+
+    let select = tables.query(
         "SELECT m.id, m.provider_id, coalesce(m.name, m.model_name, '')::text, m.display_name::text,
                 CASE WHEN m.context_length BETWEEN 0 AND 2147483647 THEN m.context_length::integer END,
                 m.cost_per_1m_tokens::float8, m.cost_per_1m_input_tokens::float8,
                 m.cost_per_1m_output_tokens::float8, m.enabled, m.metadata
          FROM llm_models m WHERE $1 OR m.provider_id = ANY($2) ORDER BY m.provider_id, m.name, m.id",
-    )
-    .bind(everything)
-    .bind(&ids)
-    .fetch(&mut **tx);
-    while let Some(row) = rows.try_next().await? {
-        let id: Uuid = row.try_get(0)?;
+    );
+    each(tx, select.bind(everything).bind(&ids), |row| {
         let provider: Option<Uuid> = row.try_get(1)?;
-        let Some(provider) = provider.and_then(|provider| places.get_mut(&provider)) else { continue };
-        provider.models.push(LiveModel {
-            id,
-            name: row.try_get(2)?,
-            display_name: row.try_get(3)?,
-            context_length: row.try_get(4)?,
-            cost_per_1m_tokens: row.try_get(5)?,
-            cost_per_1m_input_tokens: row.try_get(6)?,
-            cost_per_1m_output_tokens: row.try_get(7)?,
-            enabled: row.try_get(8)?,
-            metadata: object(row.try_get(9)?),
-            rules: rules.remove(&id).unwrap_or_default(),
-        });
-    }
-    drop(rows);
+        if let Some(provider) = provider.and_then(|provider| places.get_mut(&provider)) {
+            let id = row.try_get(0)?;
+            provider.models.push(model(row, id, rules.remove(&id).unwrap_or_default())?);
+        }
+        Ok(())
+    })
+    .await?;
     world.live = places
         .into_values()
         .map(|provider| (Arc::clone(&provider.name), provider))
@@ -221,29 +218,52 @@ async fn read(
     Ok(world)
 }
 
-async fn rules(tx: &mut Tx, everything: bool, providers: &[Uuid]) -> Result<HashMap<Uuid, Vec<LiveRule>>> {
-    let mut found: HashMap<Uuid, Vec<LiveRule>> = HashMap::new();
-    let mut rows = query(
-        "SELECT r.id, r.model_id, r.power_level::text, r.user_tier::text, r.task_type::text, r.priority, r.weight,
-                r.is_active
-         FROM llm_routing_rules r JOIN llm_models m ON m.id = r.model_id
-         WHERE $1 OR m.provider_id = ANY($2) ORDER BY r.model_id, r.id",
-    )
-    .bind(everything)
-    .bind(providers)
-    .fetch(&mut **tx);
-    while let Some(row) = rows.try_next().await? {
-        found.entry(row.try_get(1)?).or_default().push(LiveRule {
-            id: row.try_get(0)?,
-            power_level: row.try_get(2)?,
-            user_tier: row.try_get(3)?,
-            task_type: row.try_get(4)?,
-            priority: row.try_get(5)?,
-            weight: row.try_get(6)?,
-            is_active: row.try_get(7)?,
-        });
-    }
-    Ok(found)
+/// A provider without its models, and, where its key columns disagree, the token that opens.
+fn provider<'r>(row: &'r PgRow, open: Opener<'_>) -> Result<(LiveProvider, Option<&'r str>)> {
+    let (key, token) = live_key(row.try_get(7)?, row.try_get(8)?, open);
+    let name: Option<&str> = row.try_get(1)?;
+    let provider = LiveProvider {
+        id: row.try_get(0)?,
+        name: name.unwrap_or_default().into(),
+        kind: row.try_get(2)?,
+        enabled: row.try_get(3)?,
+        priority: row.try_get(4)?,
+        api_base_url: row.try_get(5)?,
+        api_key_source: row.try_get(6)?,
+        key,
+        key_test_status: row.try_get(9)?,
+        health_status: row.try_get(10)?,
+        config: object(row.try_get(11)?),
+        models: Vec::new(),
+    };
+    Ok((provider, token))
+}
+
+fn model(row: &PgRow, id: Uuid, rules: Vec<LiveRule>) -> Result<LiveModel> {
+    Ok(LiveModel {
+        id,
+        name: row.try_get(2)?,
+        display_name: row.try_get(3)?,
+        context_length: row.try_get(4)?,
+        cost_per_1m_tokens: row.try_get(5)?,
+        cost_per_1m_input_tokens: row.try_get(6)?,
+        cost_per_1m_output_tokens: row.try_get(7)?,
+        enabled: row.try_get(8)?,
+        metadata: object(row.try_get(9)?),
+        rules,
+    })
+}
+
+fn rule(row: &PgRow) -> Result<LiveRule> {
+    Ok(LiveRule {
+        id: row.try_get(0)?,
+        power_level: row.try_get(2)?,
+        user_tier: row.try_get(3)?,
+        task_type: row.try_get(4)?,
+        priority: row.try_get(5)?,
+        weight: row.try_get(6)?,
+        is_active: row.try_get(7)?,
+    })
 }
 
 fn managed(row: &PgRow) -> Result<Managed> {

@@ -200,22 +200,30 @@ proptest! {
     fn edits_lead_where_a_fresh_look_leads(edits in prop::collection::vec(edit(), 1..25)) {
         let mut workspace = Workspace::new();
         let mut files: BTreeMap<&str, Content> = BTreeMap::new();
+        // What a file that is bad now said when it was good: its defaults for health checks stay.
+        let mut last_good: BTreeMap<&str, Content> = BTreeMap::new();
         let mut before: Option<Build> = None;
         for edit in edits.into_iter().chain([Edit::Build]) {
             match edit {
                 Edit::Set(path, content) => {
                     let path_of: ManifestPath = path.into();
                     workspace.set_parsed(path_of.clone(), manifest::read(&path_of, &content));
+                    let is_good =
+                        |text: &str| !manifest::parse(&path_of, text).has_errors();
+                    if matches!(&content, Content::Text(text) if is_good(text)) {
+                        last_good.insert(path, content.clone());
+                    }
                     files.insert(path, content);
                 }
                 Edit::Remove(path) => {
                     workspace.remove(path);
                     files.remove(path);
+                    last_good.remove(path);
                 }
                 Edit::Build => {
                     let build = workspace.build();
                     let mut fresh = Workspace::new();
-                    for (path, content) in &files {
+                    for (path, content) in last_good.iter().chain(&files) {
                         let path: ManifestPath = (*path).into();
                         fresh.set_parsed(path.clone(), manifest::read(&path, content));
                     }

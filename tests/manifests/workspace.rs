@@ -51,3 +51,94 @@ fn a_broken_file_freezes_what_it_mentions() {
     check("\"providers\".a.type = 1\n= =", &["a"]);
     check("providers = { a = { type = \"openai\" }, b = 1 }\n= =", &["a", "b"]);
 }
+
+#[test]
+fn routes_to_what_discovery_may_find_are_told_to_wait() {
+    let check = |models: &str, declared: &str, expected: &[&str]| {
+        let mut workspace = Workspace::new();
+        set(
+            &mut workspace,
+            "a.toml",
+            &format!(
+                "[providers.x]\ntype = \"ollama\"\n[providers.x.discover]\n[providers.y]\ntype = \"ollama\"\n{declared}"
+            ),
+        );
+        let route =
+            format!("[[routes]]\nmodels = \"{models}\"\npower_level = \"eco\"\nuser_tier = \"all\"\n");
+        set(&mut workspace, "r.toml", &route);
+        let build = workspace.build();
+        let found: Vec<&str> = build.diagnostics.iter().map(|it| it.code).collect();
+        assert_eq!(found, expected, "{models} {declared}");
+        // A route that waits stays one, and freezes nothing.
+        let waits = expected != ["dangling-route"];
+        assert_eq!((build.catalog.routes.len() == 1, build.catalog.frozen.files.is_empty()), (waits, waits));
+        build.diagnostics.first().map(|it| it.help.join(" ")).unwrap_or_default()
+    };
+    const MODEL: &str = "[[providers.x.models]]\nname = \"m7b\"\n";
+    assert_eq!(
+        check("x/*7b*", "", &["idle-route"]),
+        "declare them: `providerd models x --write --match '*7b*'` adds what it offers"
+    );
+    check("x/*7b*", MODEL, &[]);
+    check("x/other", MODEL, &["idle-route"]);
+    check("*/*", "", &["idle-route"]);
+    check("*/m7b", MODEL, &[]);
+    check("y/*", MODEL, &["dangling-route"]);
+    check("z*/*", MODEL, &["dangling-route"]);
+}
+
+/// The interval that a provider of `dir/p.toml` is checked at.
+fn interval(workspace: &mut Workspace) -> Option<u64> {
+    let catalog = workspace.build().catalog;
+    let policy = catalog.health(catalog.providers.get("p").expect("it is declared"));
+    match policy.schedule? {
+        providerd::model::Schedule::Every(every) => Some(every.as_secs()),
+        providerd::model::Schedule::Cron(_) => None,
+    }
+}
+
+#[test]
+fn the_defaults_of_a_bad_file_stay() {
+    let mut workspace = Workspace::new();
+    let defaults = |seconds: u32| format!("[defaults.health]\ninterval = \"{seconds}s\"\n");
+    set(&mut workspace, "dir/p.toml", "[providers.p]\ntype = \"openai\"\n");
+    set(&mut workspace, "top.toml", &defaults(70));
+    set(&mut workspace, "dir/d.toml", &defaults(20));
+    assert_eq!(interval(&mut workspace), Some(20));
+    set(&mut workspace, "dir/d.toml", &format!("typo = 1\n{}", defaults(30)));
+    assert_eq!(interval(&mut workspace), Some(20), "invalid: the last good value");
+    let path: providerd::model::ManifestPath = "dir/d.toml".into();
+    let unreadable = Content::Unreadable { code: "permission", reason: "no permission".into() };
+    workspace.set_parsed(path.clone(), manifest::read(&path, &unreadable));
+    assert_eq!(interval(&mut workspace), Some(20), "unreadable: the same");
+    set(&mut workspace, "dir/e.toml", &defaults(40));
+    assert_eq!(interval(&mut workspace), Some(40), "a good file is stronger, and that is no clash");
+    assert_eq!(workspace.build().files.invalid, 0);
+    workspace.remove("dir/e.toml");
+    set(&mut workspace, "dir/d.toml", "");
+    assert_eq!(interval(&mut workspace), Some(70), "valid again, and without them");
+    set(&mut workspace, "dir/d.toml", "typo = 1");
+    assert_eq!(interval(&mut workspace), Some(70), "what was given up does not come back");
+}
+
+#[test]
+fn nothing_of_a_file_with_any_error_is_pruned() {
+    let provider =
+        |name: &str| format!("[providers.{name}]\ntype = \"openai\"\nmodels = [{{ name = \"x\" }}]\n");
+    let route = |models: &str| {
+        format!("[[routes]]\nmodels = \"{models}\"\npower_level = \"eco\"\nuser_tier = \"all\"\n")
+    };
+    let check = |a: &str, b: &str, frozen: &[&str]| {
+        let mut workspace = Workspace::new();
+        set(&mut workspace, "a.toml", a);
+        set(&mut workspace, "b.toml", b);
+        let build = workspace.build();
+        let found: Vec<&str> = build.catalog.frozen.files.iter().map(|it| &**it).collect();
+        assert_eq!(found, frozen, "{a}\n{b}");
+    };
+    check(&provider("a"), &provider("b"), &[]);
+    check(&provider("a"), "typo = 1", &["b.toml"]);
+    check(&provider("a"), &route("a/nothing"), &["b.toml"]);
+    check(&provider("same"), &provider("same"), &["a.toml", "b.toml"]);
+    check(&(provider("a") + &route("a/x")), &route("a/x"), &["a.toml", "b.toml"]);
+}

@@ -176,21 +176,24 @@ class World:
                 {"field": "config.region", "old": None, "new": "eu-west-3", "cause": "declared"}]},
                 {"kind": "model", "action": "create", "name": "mistral-small-2", "values": {"context_length": 32768, "cost_per_1m_input_tokens": 0.1}}]}, None),
             (6100, "key", "openai-prod", "the source changed", {"action": "replace", "old": "3f9a11c0ffee2211", "new": "77c1b0a9d8e7f601"}, None),
-            (5300, "health", "groq-eu", "connect: connection refused (3 in a row)", {"from": "healthy", "to": "unhealthy"}, None),
+            (self.since("groq-eu"), "health", "groq-eu", self.providers["groq-eu"]["health_reason"], {"from": "healthy", "to": "unhealthy"}, None),
             (4100, "key_test", "anthropic-prod", "401 invalid_api_key, twice", {"from": "valid", "to": "failed"}, None),
             (2600, "drift", "mistral-fr", "changed by someone else; set back", {"corrected": True, "changes": [
                 {"kind": "provider", "name": "mistral-fr", "id": "x", "fields": [{"field": "priority", "old": 10, "new": 50, "cause": "drift"}]}]}, None),
             (1500, "hold", None, "4 of 12 managed providers would be deleted; the limit is 3", {"kind": "prune", "objects": ["legacy-proxy", "old-bedrock", "pilot-xai", "trial-perplexity"], "digest": "3fa9c1d20b7e"}, None),
             (900, "admin", None, "sync through the API", {"call": "sync"}, "5e884898"),
-            (420, "health", "vllm-rack4", "no answer within 10 s (3 in a row)", {"from": "degraded", "to": "unhealthy"}, None),
+            (self.since("vllm-rack4"), "health", "vllm-rack4", self.providers["vllm-rack4"]["health_reason"], {"from": "degraded", "to": "unhealthy"}, None),
             (65, "health", "cohere-rerank", "2 ok in a row", {"from": "unhealthy", "to": "healthy"}, None)]
         names = list(self.providers)
         for back in range(260, 0, -1):
             name = names[back * 31 % len(names)]
             self.event("health", name, "2 ok in a row" if back % 2 else "HTTP 502 from the provider (3 in a row)",
-                       {"from": "unhealthy" if back % 2 else "healthy", "to": "healthy" if back % 2 else "unhealthy"}, ago=8000 + back * 900)
-        for ago, kind, provider, reason, detail, actor in base:
+                       {"from": "unhealthy" if back % 2 else "healthy", "to": "healthy" if back % 2 else "unhealthy"}, ago=30000 + back * 900)
+        for ago, kind, provider, reason, detail, actor in sorted(base, key=lambda each: -each[0]):
             self.event(kind, provider, reason, detail, actor=actor, ago=ago)
+
+    def since(self, name):
+        return self.providers[name]["_since"]
 
     def event(self, kind, provider, reason, detail, actor=None, ago=0.0):
         item = {"id": len(self.events) + 1, "at": stamp(ago), "kind": kind, "provider": provider, "reason": reason,
@@ -234,10 +237,12 @@ class World:
         rng = random.Random(name)
         def history(points, seconds):
             found = []
+            if row["health"] == "unknown":
+                return found
+            # As the server does it: sums begin at full hours and days, and only those with checks are told.
+            begun = time.time() % seconds
             for back in range(points, 0, -1):
-                if row["health"] == "unknown":
-                    found.append({"at": stamp(back * seconds), "ok": 0, "slow": 0, "bad": 0, "p50_ms": None, "p95_ms": None})
-                    continue
+                at = stamp((back - 1) * seconds + begun)
                 total = max(1, seconds // 30)
                 lost = 0
                 if row["health"] == "unhealthy" and row["_since"] > (back - 1) * seconds:
@@ -246,9 +251,10 @@ class World:
                     lost = max(1, total // 40)
                 slow = total // 3 if row["health"] == "degraded" and back * seconds < 18000 else 0
                 middle = row["_middle"] * (1 + .25 * rng.random()) * (9 if slow else 1)
-                found.append({"at": stamp(back * seconds), "ok": max(0, total - lost - slow), "slow": slow, "bad": lost,
+                found.append({"at": at, "ok": max(0, total - lost - slow), "slow": slow, "bad": lost,
                               "p50_ms": None if lost == total else round(middle), "p95_ms": None if lost == total else round(middle * (1.6 + .8 * rng.random()))})
             return found
+        day = history(24, 3600)
         return {**self.public(row), "models": [
                     {"name": f"{name.split('-')[0]}-{size}", "display_name": f"{name.split('-')[0].title()} {size.upper()}", "enabled": index != 2,
                      "context_length": 4096 << index, "cost_per_1m_input_tokens": round(.1 * (index + 1), 2), "cost_per_1m_output_tokens": round(.2 * (index + 1), 2),
@@ -256,7 +262,7 @@ class World:
                     for index, size in enumerate(["7b", "13b", "34b", "70b", "mini", "large", "embed", "vision", "code"][:row["models"]])],
                 "config": {"base_url": row["base_url"], "model_prefixes": [f"{name}/"], "description": f"Made-up provider <b>{name}</b>", "region": "eu", "retries": {"max": 3, "backoff_ms": [100, 250, 500]}},
                 "key_preview": None if row["key"] in ("none", "missing") else "fake190...o8ub", "key_fingerprint": None if row["key"] in ("none", "missing") else hashlib.sha256(name.encode()).hexdigest()[:16],
-                "history": {"day": history(48, 1800), "month": history(30, 86400)},
+                "history": {"day": day, "month": history(30, 86400)} if day else None,
                 "usage": None if row["type"] == "vllm" else {"calls": 18234, "failures": 41, "prompt_tokens": 9_312_004, "completion_tokens": 2_120_441, "cost_usd": 812.4472}}
 
 
@@ -379,6 +385,15 @@ class Handler(BaseHTTPRequestHandler):
         if url.path == "/_fake/cut":
             for stream in list(world.streams):
                 stream.put(None)
+            return self.answer(200, {})
+        if url.path == "/_fake/tested":
+            world.tests = [time.monotonic()] * 10
+            return self.answer(200, {})
+        if url.path == "/_fake/storm":
+            with world.lock:
+                for number, row in enumerate(list(world.providers.values())[:body["events"]]):
+                    row["health"] = "unhealthy"
+                    world.event("health", row["name"], f"HTTP 503, number {number}", {"from": "healthy", "to": "unhealthy"})
             return self.answer(200, {})
         if url.path == "/_fake/set":
             world.flags.update(body)

@@ -105,6 +105,10 @@ fn somebody_finds_what_is_broken_and_tests_a_key() {
     browser.wait_text(".answers", "401 invalid_api_key, twice");
     browser.click("[data-action='test']");
     browser.wait_text(".result.bad", "Not proven: 401 invalid_api_key");
+    fake.poke("tested", &json!({}));
+    browser.click("[data-action='test']");
+    browser.wait_text(".result.bad", "at most 10 key tests a minute. Try again in 37 s.");
+    assert!(browser.complaints().iter().all(|line| line.contains("429")));
     go(&browser, "#/providers/nobody");
     browser.wait_text(".empty", "There is no such provider");
     assert!(browser.complaints().iter().all(|line| line.contains("404")));
@@ -272,6 +276,34 @@ fn five_thousand_providers_do_not_lag() {
 }
 
 #[test]
+fn an_outage_of_thousands_does_not_stop_the_page() {
+    let fake = Fake::new(5000);
+    let browser = Browser::new();
+    sign_in(&browser, &fake.base, TOKEN);
+    browser.wait_text(".chip-status", "Live");
+    for hash in ["#/", "#/events"] {
+        go(&browser, hash);
+        browser.wait("!document.querySelector('.skeleton')");
+        // The longest time that nothing else could be done.
+        browser.run(
+            "window.longest = 0; let last = performance.now(); clearInterval(window.beat);
+             window.beat = setInterval(() => { const now = performance.now(); \
+             window.longest = Math.max(window.longest, now - last); last = now }, 10)",
+        );
+        fake.poke("storm", &json!({ "events": 1500 }));
+        browser.wait_text("ol.events > :first-child", "HTTP 503, number 1499");
+        browser.wait_text(".tab-mark", "1,5");
+        let longest = browser.run("return window.longest").as_f64().unwrap();
+        assert!(longest < 3000.0, "{hash}: {longest} ms");
+        println!("{hash}: {longest:.0} ms");
+    }
+    let calls = http("GET", &fake.base, "/_fake/calls", None).1;
+    let details = calls.matches("GET /api/v1/providers/").count();
+    assert!(details < 50, "{details} single rows were asked for");
+    nothing_to_complain(&browser);
+}
+
+#[test]
 fn the_keyboard_is_enough() {
     let fake = Fake::new(12);
     let browser = Browser::new();
@@ -313,7 +345,7 @@ fn the_keyboard_is_enough() {
         "location.hash.startsWith('#/providers?q=open') && document.getElementById('search').value === 'open'",
     );
     browser.keys(&["4"]);
-    browser.wait("document.title === 'Events · providerd'");
+    browser.wait("document.title === '(2 down) Events · providerd'");
     browser.keys(&["?"]);
     browser.wait_text("dialog", "Keyboard");
     browser.keys(&["Escape"]);
@@ -419,7 +451,7 @@ fn tour(browser: &Browser, base: &str, token: &str) {
         ("#/held", "Held back"),
     ] {
         go(browser, hash);
-        browser.wait(&format!("document.title === {}", json!(format!("{title} · providerd"))));
+        browser.wait(&format!("document.title.endsWith({})", json!(format!("{title} · providerd"))));
         browser.wait("!document.querySelector('.skeleton')");
         assert_eq!(
             browser.run("return document.querySelector('.empty.bad')?.innerText ?? null"),
@@ -446,16 +478,13 @@ fn listens(log: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "the admin API is not on this branch yet"]
 async fn the_real_daemon_is_shown_as_it_is() {
     let lab = support::lab::Lab::new().await;
     let many: String = (1..=5).map(|n| support::lab::provider(&format!("many-{n}"), n)).collect();
     lab.write("many.toml", &many);
     lab.write("alpha.toml", &support::lab::provider("alpha", 7));
     let mut daemon = lab.daemon_with(|command| {
-        let hash = <sha2::Sha256 as sha2::Digest>::digest(TOKEN);
-        let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-        command.env("PROVIDERD_SERVER__TOKEN_SHA256", hash);
+        command.env("PROVIDERD_SERVER__TOKEN_SHA256", support::http::sha256(TOKEN));
     });
     daemon.wait_ready().await;
     let base = listens(&daemon.log());
@@ -508,6 +537,48 @@ async fn the_real_daemon_is_shown_as_it_is() {
     // A key test of a provider without a key may be refused, and the browser logs that.
     let complaints = browser.complaints();
     assert!(complaints.iter().all(|line| line.contains("/keys/test")), "{complaints:?}");
+    nothing_to_complain(&browser);
+    assert_eq!(daemon.stop(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_outage_is_seen_to_come_and_go() {
+    let lab = support::lab::Lab::new().await;
+    let provider = support::fake::Fake::start().await;
+    let key = lab.dir.path().join("alpha.key");
+    std::fs::write(&key, support::fake::KEY).unwrap();
+    let reference = format!("{{ file = \"{}\" }}", key.display());
+    lab.write("alpha.toml", &provider.manifest("alpha", &reference, ""));
+    let mut daemon = lab.daemon_with(|command| {
+        command.env("PROVIDERD_SERVER__TOKEN_SHA256", support::http::sha256(TOKEN));
+        command.env("PROVIDERD_HEALTH__ENABLED", "true").env("PROVIDERD_HEALTH__INTERVAL", "1s");
+    });
+    daemon.wait_ready().await;
+    let browser = Browser::new();
+    sign_in(&browser, &listens(&daemon.log()), TOKEN);
+    browser.wait_text("h1", "The only provider is well");
+    browser.wait_text(".gauge-legend", "1 Valid");
+
+    provider.set_status(503);
+    browser.wait_text("h1", "The only provider is down");
+    browser.wait_text(".attention", "alpha Provider down");
+    browser.wait_text(".attention-known", "down for");
+    browser.wait("document.title.startsWith('(1 down)')");
+    browser.shot("outage-overview");
+    browser.click(".attention a");
+    browser.wait_text(".answers", "Unhealthy");
+    browser.wait_text(".answers", "since");
+    browser.wait_text(".answers", "last proven");
+    browser.wait_text("ol.events", "Healthy → Unhealthy");
+    browser.shot("outage-provider");
+    browser.click("[data-action='test']");
+    browser.wait_text(".result.bad", "Not proven");
+
+    provider.set_status(200);
+    browser.click("[data-action='test']");
+    browser.wait_text(".result.good", "Valid, 2 models found");
+    let text = browser.run("return document.documentElement.outerHTML");
+    assert!(!text.as_str().unwrap().contains(support::fake::KEY), "the key is on the page");
     nothing_to_complain(&browser);
     assert_eq!(daemon.stop(), 0);
 }

@@ -4,4 +4,6 @@ pub mod bouncer;
 pub mod fake;
 pub mod http;
 pub mod lab;
+pub mod monitoring;
 pub mod pg;
+pub mod targets;

@@ -28,6 +28,7 @@ use crate::{
     manifest::{Build, Severity},
     plan::{Fingerprint, LiveKey},
     secret::{self, Byok, FingerprintKey, Keyring, Resolver, Source},
+    source::pull,
     store::{Layout, Scope, Store, StoreError},
 };
 
@@ -146,6 +147,12 @@ async fn daemon(settings: &Settings, report: &mut Report) -> anyhow::Result<()> 
 async fn examine(settings: &Settings, report: &mut Report) -> anyhow::Result<()> {
     daemon(settings, report).await?;
     exposed_password(settings, report);
+    if let Some(options) = app::pull(settings) {
+        report.checked.push("git");
+        for found in pull::examine(&options) {
+            report.find("git", found.subject, found.message, found.hint);
+        }
+    }
     let build = manifests(settings, report);
     let key = byok(settings, report);
     if let Some((byok, source)) = &key {

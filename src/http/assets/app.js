@@ -2,7 +2,7 @@
 
 import { ApiError, forget, get, onRefused, post, signedIn, useToken } from "./api.js";
 import { announce, command, h, icon, replace } from "./dom.js";
-import { clock, revision, tick, zone } from "./format.js";
+import { clock, count, revision, tick, zone } from "./format.js";
 import { on, refreshStatus, start, state, stop } from "./store.js";
 import events from "./view-events.js";
 import held from "./view-held.js";
@@ -76,6 +76,7 @@ function signIn(message = "") {
     input.select();
   };
   document.title = "Sign in · providerd";
+  before = Infinity;
   replace(app, h("main", { id: "main", class: "sign", tabindex: "-1" }, form));
   input.focus();
 }
@@ -144,6 +145,8 @@ function banner(tone, title, text, ...more) {
 }
 
 let said = "";
+// How many were down when somebody last heard of it.
+let before = Infinity;
 function drawFrame() {
   if (!frame) return;
   const { status, live, lostAt, heardAt } = state;
@@ -162,10 +165,14 @@ function drawFrame() {
   const mark = (name, many, tone) => {
     frame.marks[name].hidden = !many;
     frame.marks[name].className = `tab-mark ${tone}`;
-    replace(frame.marks[name], String(many), h("span", { class: "sr" }, name === "held" ? " held back" : " down"));
+    replace(frame.marks[name], count(many), h("span", { class: "sr" }, name === "held" ? " held back" : " down"));
   };
   mark("providers", status?.providers?.unhealthy ?? 0, "bad");
   mark("held", (status?.held?.length ?? 0) + (status?.manifests?.length ?? 0) + (status?.suspended ? 1 : 0), "warn");
+  const down = status?.providers?.unhealthy ?? 0;
+  if (status && down > before) announce(`${down} of ${status.providers.total} providers are down`);
+  if (status) before = down;
+  entitle();
   const list = [];
   if (lostAt !== null) list.push(banner("bad", "Connection lost.", heardAt ? `This is what was known at ${clock(heardAt, true)}. Trying again by itself.` : "Trying again by itself.", h("button", { type: "button", class: "button", onclick: () => refreshStatus() }, "Try now")));
   else if (status && status.database === false) list.push(banner("bad", "The database cannot be reached.", `providerd shows what it last read, at ${clock(Date.parse(status.checked_at), true)}, and keeps trying.`));
@@ -182,6 +189,13 @@ function drawFrame() {
 }
 
 // ---------------------------------------------------------------- which view
+
+let title = "";
+// In a row of tabs, the number of those that are down is what one wants to see.
+function entitle() {
+  const down = state.status?.providers?.unhealthy ?? 0;
+  document.title = `${down ? `(${down} down) ` : ""}${title} · providerd`;
+}
 
 let view = null;
 let shown = "";
@@ -222,7 +236,8 @@ function show(moved) {
   if (make === providers) list = hash;
   const made = make(context);
   replace(main, made.node);
-  document.title = `${made.title} · providerd`;
+  title = made.title;
+  entitle();
   for (const each of frame.tabs) {
     if (each.dataset.tab === tab) each.setAttribute("aria-current", "page");
     else each.removeAttribute("aria-current");

@@ -2,7 +2,9 @@
 // seen without colour.
 
 import { h, s } from "./dom.js";
-import { clock, count, latency, parse, percent } from "./format.js";
+import { clock, count, day, latency, parse, percent } from "./format.js";
+
+const DAY = 86_400_000;
 
 const sum = (buckets, field) => buckets.reduce((total, bucket) => total + (bucket?.[field] ?? 0), 0);
 const checks = (bucket) => (bucket ? (bucket.ok ?? 0) + (bucket.slow ?? 0) + (bucket.bad ?? 0) : 0);
@@ -43,6 +45,23 @@ export function strip(buckets, { span = "24 h", gap = 0.28, name = "strip" } = {
     Object.entries(paths).filter(([, d]) => d).map(([kind, d]) => s("path", { class: `bar-${kind}`, d })));
 }
 
+// The stretches of time up to now, `many` of `width` ms each, oldest first. The server tells of those in which
+// something was checked; the others are empty.
+export function timeline(points, width, many, now = Date.now()) {
+  const end = Math.floor(now / width) * width + width;
+  const found = Array.from({ length: many }, (_, at) => ({ at: new Date(end - (many - at) * width).toISOString(), ok: 0, slow: 0, bad: 0, p50_ms: null, p95_ms: null }));
+  for (const point of points ?? []) {
+    const from = parse(point?.at);
+    const slot = from === null ? undefined : found[many - Math.ceil((end - from) / width)];
+    if (!slot) continue;
+    // Finer points than slots: the median of the busier one stands for both.
+    if (Number.isFinite(point.p50_ms) && (slot.p50_ms === null || checks(point) > checks(slot))) slot.p50_ms = point.p50_ms;
+    if (Number.isFinite(point.p95_ms)) slot.p95_ms = Math.max(slot.p95_ms ?? 0, point.p95_ms);
+    for (const field of ["ok", "slow", "bad"]) slot[field] += point[field] ?? 0;
+  }
+  return found;
+}
+
 const NICE = [1, 2, 2.5, 5, 10];
 function ceiling(value) {
   const power = 10 ** Math.floor(Math.log10(Math.max(value, 1)));
@@ -52,7 +71,7 @@ function ceiling(value) {
 // One point of a history in words.
 export function point(bucket, width) {
   const from = parse(bucket.at);
-  const when = from === null ? "" : width >= 86_400_000 ? clock(from).replace(/, .*/, "") : `${clock(from)} – ${clock(from + width)}`;
+  const when = from === null ? "" : width >= DAY ? `${day(from)} (UTC)` : `${clock(from)} – ${clock(from + width)}`;
   const total = checks(bucket);
   if (!total) return `${when}: not checked`;
   const parts = [`${count(bucket.ok)} ok`];
@@ -149,7 +168,7 @@ function ticks(buckets, width) {
     const at = Math.min(Math.round(share * buckets.length), buckets.length - 1);
     const from = parse(buckets[at]?.at);
     if (share === 1) return h("span", {}, "now");
-    return h("span", {}, from === null ? "" : width >= 86_400_000 ? clock(from).replace(/, .*/, "") : clock(from).replace(/.*, /, ""));
+    return h("span", {}, from === null ? "" : width >= DAY ? day(from) : clock(from).replace(/.*, /, ""));
   });
 }
 
@@ -158,9 +177,9 @@ function table(buckets, width) {
   const details = h("details", { class: "figures" }, h("summary", {}, "Figures"));
   details.addEventListener("toggle", () => {
     if (!details.open || details.children.length > 1) return;
-    const rows = [...buckets].reverse().filter(Boolean).map((bucket) => {
+    const rows = [...buckets].reverse().filter((bucket) => checks(bucket)).map((bucket) => {
       const from = parse(bucket.at);
-      return h("tr", {}, h("th", { scope: "row" }, from === null ? "–" : width >= 86_400_000 ? clock(from).replace(/, .*/, "") : clock(from)),
+      return h("tr", {}, h("th", { scope: "row" }, from === null ? "–" : width >= DAY ? day(from) : clock(from)),
         [bucket.ok, bucket.slow, bucket.bad].map((value) => h("td", { class: "num" }, count(value))),
         [bucket.p50_ms, bucket.p95_ms].map((value) => h("td", { class: "num" }, latency(value))));
     });

@@ -1,8 +1,8 @@
 // One provider: is it up, since when, which key, who changed it.
 
 import { get, post } from "./api.js";
-import { history, uptime } from "./charts.js";
-import { announce, copyButton, empty, h, icon, problem, replace, skeleton } from "./dom.js";
+import { history, timeline, uptime } from "./charts.js";
+import { announce, copyButton, empty, h, icon, problem, redraw, replace, skeleton } from "./dom.js";
 import { eventItem } from "./events-list.js";
 import { ago, count, latency, moment, plural, revision, short, since, usd, value } from "./format.js";
 import { EVENT, HEALTH, KEY, STATE, badge, healthOf, of } from "./status.js";
@@ -29,7 +29,7 @@ function answerFirst(provider, events) {
       h("span", { class: "sub" }, provider.key === "none" ? "it needs none" : provider.key_last_tested ? [provider.key === "valid" ? "last proven " : "last tested ", ago(provider.key_last_tested)] : "not tested yet"),
       provider.key_reason && h("span", { class: "why" }, provider.key_reason))),
     h("div", {}, h("dt", {}, "Latency"), h("dd", {}, h("span", { class: "big" }, latency(provider.latency_ms)),
-      h("span", { class: "sub" }, day.total ? `${day.text} answered in 24\u00a0h` : "no checks in 24 h"), h("span", { class: "sub" }, "checked ", ago(provider.last_check)))),
+      h("span", { class: "sub" }, day.total ? `${day.text} answered in 24\u00a0h` : ""), h("span", { class: "sub" }, "checked ", ago(provider.last_check)))),
     h("div", { class: of(STATE, provider.state).tone }, h("dt", {}, "Catalog"), h("dd", {}, h("span", { class: "big" }, badge(STATE, provider.state)),
       h("span", { class: "sub mono" }, provider.source ?? "no manifest"),
       last && h("span", { class: "why" }, `${of(EVENT, last.kind).word} `, ago(last.at), last.actor ? ` by token ${last.actor}` : last.revision ? ` from ${revision(last.revision)}` : ""))));
@@ -98,8 +98,8 @@ function actions(name, reload) {
     try {
       await work();
     } catch (error) {
-      const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
-      say("bad", "unhealthy", error.message + wait);
+      const wait = error.retryAfter ? `. Try again in ${error.retryAfter} s.` : "";
+      say("bad", "unhealthy", error.message.replace(/[.\s]+$/, wait ? "" : "$&") + wait);
     } finally {
       button.removeAttribute("aria-disabled");
     }
@@ -137,7 +137,7 @@ export default function provider({ name, list, signal }) {
 
   // Parts are drawn once and filled again, so that a refresh moves neither focus nor scroll.
   const slots = Object.fromEntries(["answers", "notices", "history", "models", "key", "source", "config", "usage"].map((each) => [each, h("div", {})]));
-  const spans = { day: ["24 hours", 1_800_000, "24 h"], month: ["30 days", 86_400_000, "30 days"] };
+  const spans = { day: ["24 hours", 3_600_000, "24 h", 24], month: ["30 days", 86_400_000, "30 days", 30] };
   const tabs = h("div", { class: "segments", role: "group", "aria-label": "Time shown" }, Object.entries(spans).map(([each, [word]]) =>
     h("button", { type: "button", "aria-pressed": String(each === span), "data-span": each, onclick: () => {
       span = each;
@@ -156,15 +156,17 @@ export default function provider({ name, list, signal }) {
     const text = JSON.stringify(from);
     if (last[slot] === text) return;
     last[slot] = text;
-    replace(slots[slot], make());
+    redraw(slots[slot], make());
   };
   function drawHistory(force = false) {
-    const [, width, word] = spans[span];
-    const buckets = detail?.history?.[span] ?? [];
+    const [, width, word, many] = spans[span];
+    const points = detail?.history?.[span] ?? [];
     if (force) delete last.history;
     // Somebody reading figures is not interrupted.
     else if (slots.history.matches(":hover") || slots.history.contains(document.activeElement) || slots.history.querySelector("details[open]")) return;
-    put("history", [span, buckets], () => buckets.length ? history(buckets, { width, span: word }) : empty("No checks recorded yet", "Health and latency appear here with the first checks."));
+    // Drawn again when an hour has passed, too.
+    put("history", [span, points, Math.floor(Date.now() / width)], () => points.length ? history(timeline(points, width, many), { width, span: word })
+      : empty("Nothing recorded in this time", "Checks are summed up within minutes; health and latency appear here then."));
   }
   function draw() {
     drawUnder(detail);
@@ -181,15 +183,16 @@ export default function provider({ name, list, signal }) {
 
   async function load() {
     try {
-      detail = await get(`providers/${encodeURIComponent(name)}`, { signal, remember: false });
-      if (signal.aborted) return;
-      draw();
-      takeRow(detail);
+      detail = await get(`providers/${encodeURIComponent(name)}`, { signal });
     } catch (error) {
       if (signal.aborted || detail) return;
       if (error.status === 404) replace(body, empty("There is no such provider", `No provider is called ${name}. It may have been renamed or pruned.`, h("a", { class: "button", href: "#/providers" }, "All providers")));
       else replace(body, problem(error, load));
+      return;
     }
+    if (signal.aborted) return;
+    draw();
+    takeRow(detail);
   }
   async function loadEvents() {
     try {
@@ -203,7 +206,7 @@ export default function provider({ name, list, signal }) {
     if (detail) draw();
   }
   function drawEvents() {
-    replace(trail, events.length ? h("ol", { class: "events" }, events.map((event) => eventItem(event, { withProvider: false }))) : empty("No events", "Nothing has happened to it yet."));
+    redraw(trail, events.length ? h("ol", { class: "events" }, events.map((event) => eventItem(event, { withProvider: false }))) : empty("No events", "Nothing has happened to it yet."));
   }
 
   on("event", (event) => {

@@ -3,23 +3,13 @@
 use serde_json::Value;
 
 use super::{
-    Ask, At, Attempt, Auth, CHAT, Control, EMPTY, KeyReport, KeyVerdict, Plan, Reads, Spec, get, number,
-    openai::cannot_serve, post, shaped, valid, with_balance,
+    At, Attempt, CHAT, Control, DIALECT, EMPTY, KeyReport, KeyVerdict, MODELS, Plan, Reads, SK_KEY, Spec,
+    get, number, openai::cannot_serve, post, shaped, valid, with_balance,
 };
 use crate::model::ProviderType as P;
 
-const MODELS: Ask = get(At::Base("/models"));
-
 pub(super) fn spec(kind: P) -> Spec {
-    let base = Spec {
-        auth: Auth::Bearer,
-        hosts: &[],
-        suffixes: &["/v1"],
-        health: MODELS,
-        list: const { &[MODELS] },
-        regions: &[],
-        fake_key: "sk-providerd0negative0control0not0a0key000000000",
-    };
+    let base = Spec { fake_key: SK_KEY, ..DIALECT };
     match kind {
         P::OpenRouter => Spec {
             hosts: &["openrouter.ai"],

@@ -2,19 +2,11 @@
 
 use serde_json::Value;
 
-use super::{At, Auth, Control, KeyReport, Plan, Spec, get, has_data, shaped, valid};
+use super::{At, Control, DIALECT, KeyReport, Plan, Spec, get, has_data, shaped, valid};
 use crate::model::ProviderType as P;
 
 pub(super) fn spec(kind: P) -> Spec {
-    let base = Spec {
-        auth: Auth::Bearer,
-        hosts: &[],
-        suffixes: &["/v1"],
-        health: get(At::Root("/health")),
-        list: const { &[get(At::Base("/models"))] },
-        regions: &[],
-        fake_key: "providerd-negative-control-not-a-key",
-    };
+    let base = Spec { health: get(At::Root("/health")), ..DIALECT };
     match kind {
         P::Ollama => Spec {
             // A key is sent all the same: a reverse proxy in front may want it.

@@ -106,6 +106,23 @@ pub(super) struct Spec {
     pub fake_key: &'static str,
 }
 
+/// The list where most vendors have it.
+const MODELS: Ask = get(At::Base("/models"));
+
+/// Shaped like OpenAI's older keys, which many vendors imitate.
+const SK_KEY: &str = "sk-providerd0negative0control0not0a0key000000000";
+
+/// OpenAI's dialect on nobody's host: what a vendor has of its own is said where it differs.
+const DIALECT: Spec = Spec {
+    auth: Auth::Bearer,
+    hosts: &[],
+    suffixes: &["/v1"],
+    health: MODELS,
+    list: &[MODELS],
+    regions: &[],
+    fake_key: "providerd-negative-control-not-a-key",
+};
+
 pub(super) fn spec(kind: ProviderType) -> Spec {
     use ProviderType as P;
     match kind {

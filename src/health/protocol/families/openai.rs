@@ -3,47 +3,32 @@
 use serde_json::Value;
 
 use super::{
-    Ask, At, Attempt, Auth, CHAT, CHAT_PROOFS, Control, EMPTY, IMPOSSIBLE, KeyReport, Plan, Reads, Spec,
-    differential, get, has_data, post, shaped,
+    Ask, At, Attempt, CHAT, CHAT_PROOFS, Control, DIALECT, EMPTY, IMPOSSIBLE, KeyReport, MODELS, Plan, Reads,
+    SK_KEY, Spec, differential, get, has_data, post, shaped,
 };
 use crate::{health::protocol::wire::Method, model::ProviderType as P};
 
-const MODELS: Ask = get(At::Base("/models"));
-
 pub(super) fn spec(kind: P) -> Spec {
-    let base = Spec {
-        auth: Auth::Bearer,
-        hosts: &[],
-        suffixes: &["/v1"],
-        health: MODELS,
-        list: const { &[MODELS] },
-        regions: &[],
-        fake_key: "providerd-negative-control-not-a-key",
-    };
     match kind {
-        P::OpenAi => Spec {
-            hosts: &["api.openai.com"],
-            fake_key: "sk-providerd0negative0control0not0a0key000000000",
-            ..base
-        },
+        P::OpenAi => Spec { hosts: &["api.openai.com"], fake_key: SK_KEY, ..DIALECT },
         P::OllamaCloud => Spec {
             hosts: &["ollama.com"],
             fake_key: "00000000000000000000000000000000.providerd0not0a0key0000",
-            ..base
+            ..DIALECT
         },
         P::Groq => Spec {
             hosts: &["api.groq.com"],
             suffixes: &["/openai/v1", "/v1"],
             fake_key: "gsk_providerd0negative0control0not0a0key00000000000000000",
-            ..base
+            ..DIALECT
         },
         P::Together => Spec {
             hosts: &["api.together.xyz", "api.together.ai"],
             fake_key: "tgp_v1_providerd0negative0control0not0a0key0000000",
-            ..base
+            ..DIALECT
         },
         P::Mistral => {
-            Spec { hosts: &["api.mistral.ai"], fake_key: "providerd0not0a0key0000000000000", ..base }
+            Spec { hosts: &["api.mistral.ai"], fake_key: "providerd0not0a0key0000000000000", ..DIALECT }
         }
         P::Perplexity => Spec {
             hosts: &["api.perplexity.ai"],
@@ -51,24 +36,24 @@ pub(super) fn spec(kind: P) -> Spec {
             health: get(At::Root("/v1/models")),
             list: const { &[get(At::Root("/v1/models"))] },
             fake_key: "pplx-providerd0negative0control0not0a0key0000000000000",
-            ..base
+            ..DIALECT
         },
         P::Cerebras => Spec {
             hosts: &["api.cerebras.ai"],
             list: const { &[get(At::Base("/models?format=openrouter")), MODELS] },
             fake_key: "csk-providerd0negative0control0not0a0key000000000000",
-            ..base
+            ..DIALECT
         },
-        P::SambaNova => Spec { hosts: &["api.sambanova.ai"], ..base },
+        P::SambaNova => Spec { hosts: &["api.sambanova.ai"], ..DIALECT },
         P::NvidiaNim => Spec {
             hosts: &["integrate.api.nvidia.com"],
             // Its model list can take more than 10 s; the gateway answers a malformed request at once.
             health: post(CHAT, EMPTY),
             fake_key: "nvapi-providerd0negative0control0not0a0key000000000000000000000000",
-            ..base
+            ..DIALECT
         },
-        P::GithubModels => Spec { hosts: &["models.github.ai"], suffixes: &["/inference"], ..base },
-        _ => base,
+        P::GithubModels => Spec { hosts: &["models.github.ai"], suffixes: &["/inference"], ..DIALECT },
+        _ => DIALECT,
     }
 }
 

@@ -3,21 +3,13 @@
 use serde_json::Value;
 
 use super::{
-    At, Attempt, Auth, CHAT_PROOFS, Control, KeyReport, Plan, Spec, get, has_data, number, shaped,
+    At, Attempt, CHAT_PROOFS, Control, DIALECT, KeyReport, Plan, SK_KEY, Spec, has_data, number, shaped,
     with_balance,
 };
 use crate::model::ProviderType as P;
 
 pub(super) fn spec(kind: P) -> Spec {
-    let base = Spec {
-        auth: Auth::Bearer,
-        hosts: &[],
-        suffixes: &["/v1"],
-        health: get(At::Base("/models")),
-        list: const { &[get(At::Base("/models"))] },
-        regions: &[],
-        fake_key: "sk-providerd0negative0control0not0a0key000000000",
-    };
+    let base = Spec { fake_key: SK_KEY, ..DIALECT };
     match kind {
         P::Moonshot => Spec {
             hosts: &["api.moonshot.ai", "api.moonshot.cn"],

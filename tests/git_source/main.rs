@@ -1,0 +1,11 @@
+//! Manifests that are pulled from Git: real repositories, real git, real signatures, hosts that fail.
+#![allow(clippy::disallowed_methods, reason = "tests spawn what they watch")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod daemon;
+mod host;
+mod puller;
+mod repository;
+mod ssh;
