@@ -36,11 +36,8 @@ async fn a_pull_request_is_validated_compared_and_planned() {
         for (key, value) in lab.command(&[]).get_envs() {
             command.env(key, value.unwrap_or_default());
         }
-        let path = format!(
-            "{}:{}",
-            program.parent().unwrap().display(),
-            std::env::var("PATH").unwrap_or_default()
-        );
+        let path =
+            format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap_or_default());
         command.env("PATH", path).env("GITHUB_STEP_SUMMARY", &summary).env("BASE", "base");
         let output = command.current_dir(lab.dir.path()).output().unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap())
@@ -65,7 +62,10 @@ async fn a_pull_request_is_validated_compared_and_planned() {
 
     // One that takes the last model from a cell.
     lab.remove("b.toml");
-    lab.write("a.toml", "[providers.alpha]\ntype = \"openai-compatible\"\nbase_url = \"https://alpha.example.com/v1\"\n");
+    lab.write(
+        "a.toml",
+        "[providers.alpha]\ntype = \"openai-compatible\"\nbase_url = \"https://alpha.example.com/v1\"\n",
+    );
     assert_eq!(step("Validate").0, Some(0));
     assert_eq!(step("Routes").0, Some(2), "{}", said());
 
@@ -79,7 +79,10 @@ async fn a_pull_request_is_validated_compared_and_planned() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_byok_key_is_recovered_from() {
     let lab = Lab::new().await;
-    lab.write("a.toml", &provider("alpha", 1).replace("priority", "api_key = { env = \"LAB_KEY\" }\npriority"));
+    lab.write(
+        "a.toml",
+        &provider("alpha", 1).replace("priority", "api_key = { env = \"LAB_KEY\" }\npriority"),
+    );
     let new = "bmV3LWJ5b2sta2V5LWZvci1wcm92aWRlcmQtMDAwMDE=";
     let apply = |byok: Option<&str>, code: i32| {
         lab.run_with(&["apply"], |command| {
@@ -93,7 +96,8 @@ async fn a_lost_byok_key_is_recovered_from() {
     apply(None, 0);
     apply(Some(new), 1);
     let doc = include_str!("../docs/OPERATIONS.md");
-    let sql = doc.split("```sql\n").nth(1).and_then(|rest| rest.split("```").next()).expect("the recipe is there");
+    let sql =
+        doc.split("```sql\n").nth(1).and_then(|rest| rest.split("```").next()).expect("the recipe is there");
     lab.execute(sql).await;
     apply(Some(new), 0);
     let verified = lab.run_with(&["key", "verify"], |command| {
