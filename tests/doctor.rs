@@ -79,7 +79,7 @@ async fn the_step_at_which_a_provider_fails_is_named() {
         assert!(text.contains(hint), "{base_url}: {text}");
     };
     check(format!("http://{closed}/v1"), "tcp alpha", "port");
-    check(format!("https://{speaks_no_tls}/v1"), "tls alpha", "ca_files");
+    check(format!("https://{speaks_no_tls}/v1"), "tls alpha", "http://");
     check("http://169.254.169.254/v1".into(), "egress alpha", "egress");
     check(fake.base_url(), "auth alpha", "api_key");
 }
