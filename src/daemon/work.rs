@@ -81,6 +81,7 @@ pub(super) struct Parts {
     pub checks: Option<Checks>,
     pub revisions: Arc<RevisionTracker>,
     pub leadership: Leadership,
+    pub resync_interval: watch::Receiver<Duration>,
     pub wake: Wake,
     pub greeting: Option<Greeting>,
     /// What discovery goes by.
@@ -132,9 +133,8 @@ impl Loop {
         self.load(&Look::Everything, BTreeSet::new()).await;
         self.pass("start").await?;
         self.saw();
-        // The scheduler's repeated jobs can stop for ever once they fall behind; this look never does.
-        let resync = self.main.settings.manifests.resync_interval * 2;
-        let mut resync_at = Instant::now() + resync;
+        // Should the task that wakes this loop ever be late, this look is not.
+        let mut resync_at = Instant::now() + *self.parts.resync_interval.borrow() * 2;
         loop {
             self.main.heartbeat.beat();
             let retry_at = self.retry_at.unwrap_or(resync_at);
@@ -185,7 +185,7 @@ impl Loop {
                 }
             };
             if matches!(self.wanted, Wanted::Everything) {
-                resync_at = Instant::now() + resync;
+                resync_at = Instant::now() + *self.parts.resync_interval.borrow() * 2;
             }
             self.pass(trigger).await?;
             self.saw();
