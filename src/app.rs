@@ -159,7 +159,7 @@ pub fn byok(settings: &Settings, env: Option<Zeroizing<String>>) -> anyhow::Resu
 /// What a command is going to do with the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Read only: an external database is not even migrated. One that was never migrated reads as empty.
+    /// Read only: an external database is not even migrated. One that was never migrated is read as it stands.
     Look,
     /// Read and write: what is missing in the database is added first.
     Write,

@@ -7,8 +7,7 @@
 //! - [`cli`] and [`daemon`] compose; [`app`] is what they share, [`lifecycle`] and [`logging`] serve them
 //! - [`reconcile`] reads, plans and applies; [`loader`] turns a directory into a catalog; [`checks`] keeps looking at
 //!   every provider and key; [`trial`] asks about a new key before it replaces one that works; [`snapshot`] keeps what
-//!   the admin API shows, judged by [`overview`]; [`follow`] records what came
-//!   from Git
+//!   the admin API shows, judged by [`overview`]; [`follow`] records what came from Git
 //! - [`discover`] stands a provider's own list of models beside manifests and rows, and adds what is missing
 //! - [`source`], [`store`], [`embedded`], [`secret`], [`http`] and the prober of [`health`] each touch one part of
 //!   the world

@@ -382,12 +382,14 @@ async fn every_failure_is_json_without_internals() {
     api.wait_for("/api/v1/providers", |page| page["total"] == 1).await;
     let typed = [("Content-Type", "application/json")];
     let large = vec![b' '; 70_000];
+    let long = format!("/api/v1/providers?q={}", "a".repeat(256));
     let test = "/api/v1/llm/providers/keys/test";
     let cases: Vec<(&str, &str, &[(&str, &str)], &[u8], u16, &str)> = vec![
         ("GET", "/nothing", &[], b"", 404, "not-found"),
         ("GET", "/api/v1/nothing", &[], b"", 404, "not-found"),
         ("GET", "/api/v1/providers/nobody", &[], b"", 404, "not-found"),
         ("GET", "/api/v1/providers/%00%ff", &[], b"", 404, "not-found"),
+        ("GET", "/assets/%ff", &[], b"", 400, "refused"),
         ("POST", "/api/v1/status", &[], b"", 405, "method-not-allowed"),
         ("DELETE", "/api/v1/providers/alpha", &[], b"", 405, "method-not-allowed"),
         ("GET", "/api/v1/sync", &[], b"", 405, "method-not-allowed"),
@@ -407,6 +409,8 @@ async fn every_failure_is_json_without_internals() {
         ("POST", test, &typed, &large, 413, "too-large"),
         ("POST", "/api/v1/suspend", &typed, b"{\"provider\":\"nobody\"}", 404, "not-found"),
         ("POST", "/api/v1/resume", &typed, b"{\"reason\":\"x\"}", 422, "invalid"),
+        ("POST", "/api/v1/suspend", &typed, b"[null,null]", 422, "invalid"),
+        ("GET", &long, &[], b"", 422, "invalid"),
         ("GET", "/api/v1/providers?limit=0", &[], b"", 422, "invalid"),
         ("GET", "/api/v1/providers?limit=501", &[], b"", 422, "invalid"),
         ("GET", "/api/v1/providers?limit=-1", &[], b"", 422, "invalid"),
@@ -886,6 +890,51 @@ async fn there_are_only_so_many_streams() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_checks_find_is_shown_at_once() {
+    let fake = support::fake::Fake::start().await;
+    let lab = Lab::new().await;
+    let manifest = format!(
+        "[providers.fake]\ntype = \"openai\"\nbase_url = \"http://{}/v1\"\napi_key = {{ env = \"FAKE\" }}\n\
+         health = {{ interval = \"1s\" }}\n",
+        fake.address
+    );
+    lab.write("a.toml", &manifest);
+    let (_daemon, api) = Api::start_with(&lab, |command| {
+        command.env("FAKE", support::fake::KEY).env("PROVIDERD_HEALTH__ENABLED", "true");
+    })
+    .await;
+    let path = "/api/v1/providers/fake";
+    let found = api
+        .wait_for(path, |it| it["health"] == "healthy" && it["key"] == "valid" && it["history"].is_object())
+        .await;
+    assert!(found["latency_ms"].is_u64() && found["last_check"].is_string(), "{found:#}");
+    assert!(found["next_check"].is_string() && found["health_since"].is_string(), "{found:#}");
+    let (day, month) =
+        (found["history"]["day"].as_array().unwrap(), found["history"]["month"].as_array().unwrap());
+    assert_eq!((day.len(), month.len()), (24, 30));
+    assert!(day[23]["ok"].as_u64() > Some(0) && day[23]["p50_ms"].is_u64(), "{}", day[23]);
+    assert_eq!(day[0]["p50_ms"], Value::Null);
+    let list = api.wait_for("/api/v1/providers", |list| list["items"][0]["strip"].is_array()).await;
+    let strip = list["items"][0]["strip"].as_array().unwrap();
+    assert_eq!(strip.len(), 24);
+    assert_eq!(strip[0], Value::Null);
+    assert!(strip[23]["ok"].as_u64() > Some(0));
+    let document = api.get("/api/v1/openapi.json").await.json();
+    let answer = api.get(path).await;
+    check_documented(&document, &document["paths"]["/api/v1/providers/{name}"]["get"], path, &answer);
+
+    // Whoever hears of a change finds it shown.
+    let mut stream = Stream::open(&api, "/api/v1/events?kind=health", None).await;
+    fake.set_status(503);
+    stream.wait_for("\"to\":\"unhealthy\"").await;
+    let now = api.get(path).await.json();
+    assert_eq!(now["health"], "unhealthy");
+    assert!(now["health_reason"].as_str().unwrap().contains("503"), "{now:#}");
+    let status = api.get("/api/v1/status").await.json();
+    assert_eq!(status["attention"][0]["kind"], "unhealthy", "{status:#}");
+}
+
 // ------------------------------------------------------------------------------------------ an outage
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1238,54 +1287,118 @@ async fn the_document_is_true() {
 
 // ------------------------------------------------------------------------------------------ load, embedded
 
+/// One who asks for the keys again and again over one connection.
+struct Reader {
+    stream: TcpStream,
+    request: Vec<u8>,
+    buffer: Vec<u8>,
+}
+
+impl Reader {
+    async fn new(api: &Api) -> Self {
+        let keep = [("Connection", "keep-alive")];
+        let request = api.request("GET", "/api/v1/llm/providers/keys", &keep, b"");
+        Self { stream: api.connect().await, request, buffer: vec![0; 1024 * 1024] }
+    }
+
+    /// Bytes of the answer's body.
+    async fn ask(&mut self) -> usize {
+        self.stream.write_all(&self.request).await.unwrap();
+        let mut filled = 0;
+        loop {
+            let read = self.stream.read(&mut self.buffer[filled..]).await.unwrap();
+            assert!(read > 0, "the connection was closed");
+            filled += read;
+            let text = &self.buffer[..filled];
+            let Some(end) = text.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
+            assert!(text.starts_with(b"HTTP/1.1 200"));
+            let head = String::from_utf8_lossy(&text[..end]).to_ascii_lowercase();
+            let length = head.split("content-length: ").nth(1).unwrap().split("\r\n").next().unwrap();
+            let length: usize = length.parse().unwrap();
+            if filled == end + 4 + length {
+                return length;
+            }
+        }
+    }
+}
+
+/// A daemon with a hundred providers, each with a key.
+async fn hundred(lab: &Lab) -> (support::lab::Daemon, Api) {
+    for index in 0..100 {
+        let name = format!("p{index:03}");
+        lab.write(
+            &format!("{name}.toml"),
+            &provider(&name, index).replace("priority", "api_key = { env = \"KEY\" }\npriority"),
+        );
+    }
+    let (daemon, api) = Api::start_with(lab, |command| {
+        command.env("KEY", GOOD_KEY).env("RUST_LOG", "info");
+    })
+    .await;
+    api.wait_for("/api/v1/llm/providers/keys", |keys| keys["total"] == 100).await;
+    (daemon, api)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn many_readers_are_answered_without_an_error() {
     let lab = Lab::new().await;
-    for index in 0..100 {
-        lab.write(&format!("p{index:03}.toml"), &provider(&format!("p{index:03}"), index));
-    }
-    let (_daemon, api) = Api::start(&lab).await;
-    let keys = api.wait_for("/api/v1/llm/providers/keys", |keys| keys["total"] == 100).await;
-    let length = keys.to_string().len();
+    let (_daemon, api) = hundred(&lab).await;
     let mut readers = Vec::new();
     for _ in 0..16 {
-        let api = api.clone();
+        let mut reader = Reader::new(&api).await;
         readers.push(tokio::spawn(async move {
-            let request =
-                api.request("GET", "/api/v1/llm/providers/keys", &[("Connection", "keep-alive")], b"");
-            let mut stream = api.connect().await;
-            let mut buffer = vec![0; 256 * 1024];
             for _ in 0..100 {
-                stream.write_all(&request).await.unwrap();
-                let mut filled = 0;
-                loop {
-                    let read = stream.read(&mut buffer[filled..]).await.unwrap();
-                    assert!(read > 0);
-                    filled += read;
-                    let text = &buffer[..filled];
-                    let Some(end) = text.windows(4).position(|four| four == b"\r\n\r\n") else { continue };
-                    assert!(text.starts_with(b"HTTP/1.1 200"));
-                    let head = String::from_utf8_lossy(&text[..end]).to_ascii_lowercase();
-                    let announced: usize = head
-                        .split("content-length: ")
-                        .nth(1)
-                        .unwrap()
-                        .split("\r\n")
-                        .next()
-                        .unwrap()
-                        .parse()
-                        .unwrap();
-                    assert!(announced >= length);
-                    if filled == end + 4 + announced {
-                        break;
-                    }
-                }
+                assert!(reader.ask().await > 10_000);
             }
         }));
     }
+    // Meanwhile the catalog changes.
+    lab.write("p000.toml", &provider("p000", 1000));
     for reader in readers {
         reader.await.unwrap();
     }
+}
+
+/// The promise in figures; for a quiet machine: `cargo test --release --test api -- --ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "half a minute of load"]
+async fn two_thousand_requests_a_second_for_half_a_minute() {
+    const RATE: u32 = 2_000;
+    const READERS: u32 = 32;
+    let time = Duration::from_secs(30);
+    let lab = Lab::new().await;
+    let (_daemon, api) = hundred(&lab).await;
+    let begin = tokio::time::Instant::now();
+    let mut readers = Vec::new();
+    for _ in 0..READERS {
+        let mut reader = Reader::new(&api).await;
+        readers.push(tokio::spawn(async move {
+            let mut took = Vec::new();
+            let mut ticks = tokio::time::interval(Duration::from_secs(1) * READERS / RATE);
+            while begin.elapsed() < time {
+                ticks.tick().await;
+                let asked = Instant::now();
+                reader.ask().await;
+                took.push(asked.elapsed());
+            }
+            took
+        }));
+    }
+    let mut took = Vec::new();
+    for reader in readers {
+        took.extend(reader.await.unwrap());
+    }
+    took.sort_unstable();
+    let rate = took.len() as f64 / begin.elapsed().as_secs_f64();
+    let at = |share: f64| took[(took.len() as f64 * share) as usize];
+    println!(
+        "{} requests, {rate:.0}/s, p50 {:?}, p99 {:?}, slowest {:?}",
+        took.len(),
+        at(0.5),
+        at(0.99),
+        took[took.len() - 1]
+    );
+    assert!(rate > f64::from(RATE) * 0.95, "{rate:.0}/s");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -132,6 +132,12 @@ async fn what_cannot_be_done_says_why_and_writes_nothing() {
     check(&["models", "x", "--write"], "caused by: ");
     assert!(lab.run(&["models", "x"]).expect(1).stderr.contains("X_KEY"), "without a key");
 
+    // What is pulled from Git would not keep it.
+    let pulled = |command: &mut std::process::Command| {
+        command.env("PROVIDERD_SOURCE__GIT__URL", "https://git.example.invalid/llm.git");
+    };
+    let ran = lab.run_with(&["models", "x", "--write"], pulled).expect(1);
+    assert!(ran.stderr.contains("hint: run the command in a work tree of your own"), "{}", ran.stderr);
     // A manifest that leads out of the directory is not followed.
     offering.offers(&["a"]);
     fs::rename(lab.manifests().join("x.toml"), lab.dir.path().join("x.toml")).unwrap();

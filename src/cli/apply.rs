@@ -53,6 +53,7 @@ impl Apply {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
         if let Some(options) = app::pull(&context.settings) {
             follow::once(options, &context.backend.store).await.context("nothing was applied")?;
+            context.read_again();
         }
         let (loader, build) = context.load();
         let pass = Pass {

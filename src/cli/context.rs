@@ -93,6 +93,11 @@ impl Context {
         self.settings.manifests.path.clone()
     }
 
+    /// What was read while the database was opened is out of date.
+    pub fn read_again(&self) {
+        drop(self.reading.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
     /// Reads the manifests and says on standard error what is wrong with them.
     pub fn load(&self) -> (Loader, Arc<Build>) {
         let (loader, build) = self.load_quietly();

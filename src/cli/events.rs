@@ -10,7 +10,10 @@ use super::{
     context::Context,
     output::{self, Exit},
 };
-use crate::store::{Event, EventFilter};
+use crate::{
+    config::duration,
+    store::{Event, EventFilter},
+};
 
 /// How often `--follow` looks for new rows; the trail is indexed by number, so looking is cheap.
 const FOLLOW_EVERY: Duration = Duration::from_millis(500);
@@ -35,21 +38,10 @@ fn since(text: &str) -> Result<DateTime<Utc>, String> {
     if let Ok(at) = DateTime::parse_from_rfc3339(text) {
         return Ok(at.to_utc());
     }
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (count, unit) = text.split_at(split);
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => {
-            return Err(
-                "expected a time such as 2026-01-31T12:00:00Z, or a duration such as 30m, 2h or 7d".into()
-            );
-        }
-    };
-    let count: i64 = count.parse().map_err(|_| "expected a number in front of the unit".to_owned())?;
-    let back = count.checked_mul(seconds).and_then(chrono::TimeDelta::try_seconds).ok_or("too long ago")?;
+    let back = duration::parse(text).map_err(|error| {
+        format!("{error}; expected a time such as 2026-01-31T12:00:00Z, or a duration such as 30m, 2h or 7d")
+    })?;
+    let back = chrono::TimeDelta::from_std(back).map_err(|_| "too long ago")?;
     Utc::now().checked_sub_signed(back).ok_or_else(|| "too long ago".into())
 }
 

@@ -68,6 +68,11 @@ struct LeftOut<'a> {
 impl ModelsArgs {
     /// Exit 0: everything declared is offered; 2: something declared is not.
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        anyhow::ensure!(
+            !self.write || context.settings.source.git_url.is_none(),
+            "the manifests are pulled from Git (`source.git.url`): what is written here would not last\n\
+             hint: run the command in a work tree of your own, with --manifests, and commit"
+        );
         let (_, build) = context.load_quietly();
         let (backend, name): (_, Arc<str>) = (&context.backend, self.name.as_str().into());
         let declared = build.catalog.providers.get(&name).map(|provider| &**provider);

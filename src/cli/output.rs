@@ -44,6 +44,59 @@ pub fn text(text: &str) -> anyhow::Result<Exit> {
     }
 }
 
+/// Replaces what stands on the terminal.
+pub fn screen(text: &str) -> anyhow::Result<Exit> {
+    // Home, text line by line with the rest of each line cleared, then everything below: it does not flicker.
+    let lines: String = text.lines().map(|line| format!("{line}\x1b[K\n")).collect();
+    self::text(&format!("\x1b[H{lines}\x1b[J"))
+}
+
+/// Rows and columns of the terminal, or what the smallest ones have.
+pub fn terminal() -> (usize, usize) {
+    terminal_size::terminal_size()
+        .map_or((24, 80), |(width, height)| (usize::from(height.0), usize::from(width.0)))
+}
+
+/// Words of state in their colours, where they stand alone in a column. What is printed through [`text`] loses them
+/// again where nobody sees colours.
+pub fn paint(text: &str) -> String {
+    const WORDS: [(&str, &str); 14] = [
+        ("healthy", "32"),
+        ("valid", "32"),
+        ("synced", "32"),
+        ("degraded", "33"),
+        ("pending", "33"),
+        ("error", "33"),
+        ("drifted", "33"),
+        ("held", "33"),
+        ("frozen", "33"),
+        ("suspended", "33"),
+        ("unhealthy", "31"),
+        ("failed", "31"),
+        ("missing", "31"),
+        ("unknown", "2"),
+    ];
+    let mut painted = String::with_capacity(text.len() * 2);
+    for line in text.split_inclusive('\n') {
+        // Only columns are painted: two spaces in front, and a space or the end behind.
+        let mut rest = line;
+        while let Some(at) = rest.find("  ") {
+            let (before, from) = rest.split_at(at);
+            let gap = from.len() - from.trim_start_matches(' ').len();
+            painted += before;
+            painted += &from[..gap];
+            rest = &from[gap..];
+            let word = rest.split([' ', '\n']).next().unwrap_or_default();
+            if let Some((_, colour)) = WORDS.iter().find(|(known, _)| *known == word) {
+                painted += &format!("\x1b[{colour}m{word}\x1b[0m");
+                rest = &rest[word.len()..];
+            }
+        }
+        painted += rest;
+    }
+    painted
+}
+
 /// A table without lines, as `kubectl` prints them: it survives `grep` and `awk`.
 pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = comfy_table::Table::new();
@@ -68,5 +121,18 @@ pub fn print_error(error: &anyhow::Error) {
     let _ = writeln!(err, "error: {error}");
     for cause in error.chain().skip(1) {
         let _ = writeln!(err, "  caused by: {cause}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_columns_are_painted() {
+        let check = |text: &str, expected: &str| assert_eq!(paint(text), expected);
+        check("healthy  openai  healthy\n", "healthy  openai  \x1b[32mhealthy\x1b[0m\n");
+        check("a  unhealthy  x\n! a: unhealthy\n", "a  \x1b[31munhealthy\x1b[0m  x\n! a: unhealthy\n");
+        check("héé  –  valid", "héé  –  \x1b[32mvalid\x1b[0m");
     }
 }

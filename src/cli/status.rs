@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    io::IsTerminal as _,
     time::{Duration, Instant},
 };
 
@@ -53,20 +54,26 @@ impl Status {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
         let started = Instant::now();
         let mut printed: Option<Report> = None;
+        let live = self.watch && context.format == Format::Table && std::io::stdout().is_terminal();
         loop {
+            let began = Instant::now();
             let report = self.report(context).await?;
             let waiting =
                 self.wait.is_some_and(|limit| !report.synced && started.elapsed().as_secs() < limit);
             let exit = Exit::when(report.synced);
-            if !waiting && printed.as_ref() != Some(&report) {
-                self.print(context, &report)?;
+            if live && !waiting {
+                output::screen(&screen(&report))?;
+            } else if !waiting && printed.as_ref() != Some(&report) {
+                print(context, &report)?;
                 printed = Some(report);
             }
             if !self.watch && !waiting {
                 return Ok(exit);
             }
+            // Looking at a large catalog must not keep a core busy.
+            let rest = LOOK_EVERY.max(began.elapsed() * 4);
             tokio::select! {
-                () = tokio::time::sleep(LOOK_EVERY) => {}
+                () = tokio::time::sleep(rest) => {}
                 _ = tokio::signal::ctrl_c() => return Ok(exit),
             }
         }
@@ -110,76 +117,128 @@ impl Status {
             && providers.iter().filter(managed).all(|line| line.state == State::Synced);
         Ok(Report { synced, suspended: suspended.all.is_some(), providers, held, manifests })
     }
+}
 
-    fn print(&self, context: &Context, report: &Report) -> anyhow::Result<()> {
-        if context.format == Format::Json {
-            output::json(report)?;
-            return Ok(());
-        }
-        let now = Utc::now();
-        let ago = |at: Option<DateTime<Utc>>| at.map_or_else(|| "never".to_owned(), |at| age(now - at));
-        let rows = report.providers.iter().map(|line| {
-            vec![
-                line.name.clone(),
-                line.kind.clone().unwrap_or_default(),
-                line.state.as_str().to_owned(),
-                match line.enabled {
-                    Some(false) => "off".to_owned(),
-                    _ => line.health.clone().unwrap_or_else(|| "unknown".into()),
-                },
-                line.key
-                    .clone()
-                    .unwrap_or_else(|| if line.has_key { "untested".into() } else { "none".into() }),
-                ago(line.last_check),
-                line.latency_ms.map_or_else(String::new, |ms| format!("{ms} ms")),
-                line.models.to_string(),
-                line.source.clone().unwrap_or_default(),
-            ]
-        });
-        let mut text = output::table(
-            &["NAME", "TYPE", "STATE", "HEALTH", "KEY", "CHECKED", "LATENCY", "MODELS", "SOURCE"],
-            rows,
-        );
-        for line in report.providers.iter().filter(|line| line.enabled != Some(false)) {
-            let since = line.health_since.map_or_else(String::new, |at| format!(" for {}", length(now - at)));
-            if let Some(health) = line.health.as_deref().filter(|it| matches!(*it, "degraded" | "unhealthy"))
-            {
-                text += &format!("! {}: {health}{since}: {}\n", line.name, line.health_reason);
-            }
-            if matches!(line.key.as_deref(), Some("failed" | "error")) {
-                text += &format!(
-                    "! {}: key {}: {}\n",
-                    line.name,
-                    line.key.as_deref().unwrap_or_default(),
-                    line.key_reason
-                );
-            } else if line.can_serve == Some(false) {
-                text +=
-                    &format!("! {}: the key is valid, but cannot serve: {}\n", line.name, line.key_reason);
-            }
-        }
-        let notices =
-            report.providers.iter().flat_map(|line| line.notices.iter().map(move |it| (&line.name, it)));
-        let mut hints = BTreeSet::new();
-        for (name, notice) in notices {
-            let (message, hint) =
-                notice.split_once("\nhint: ").map_or((notice.as_str(), None), |(a, b)| (a, Some(b)));
-            text += &format!("! {name}: {message}\n");
-            hints.extend(hint);
-        }
-        text.extend(hints.into_iter().map(|hint| format!("  hint: {hint}\n")));
-        for held in &report.held {
-            text += &format!("! held back: {held}\n");
-        }
-        for problem in &report.manifests {
-            text += &format!("! {problem}\n");
-        }
-        if report.suspended {
-            text += "! applying is suspended (hint: `providerd resume`)\n";
-        }
-        output::text(&text)?;
-        Ok(())
+fn print(context: &Context, report: &Report) -> anyhow::Result<()> {
+    if context.format == Format::Json {
+        output::json(report)?;
+        return Ok(());
     }
+    let now = Utc::now();
+    let lines: Vec<&Line> = report.providers.iter().collect();
+    output::text(&output::paint(&(table(&lines, now) + &remarks(report, now))))?;
+    Ok(())
+}
+
+/// What fits a terminal: sums, the providers that need somebody first, and what there is to say.
+fn screen(report: &Report) -> String {
+    let now = Utc::now();
+    let (rows, _) = output::terminal();
+    let remarks = remarks(report, now);
+    let count = |health: &str| {
+        report
+            .providers
+            .iter()
+            .filter(|it| it.enabled != Some(false) && it.health.as_deref() == Some(health))
+            .count()
+    };
+    let mut text = format!(
+        "providerd  {}  {} healthy · {} degraded · {} unhealthy · {} providers  {}\n\n",
+        now.format("%H:%M:%S UTC"),
+        count("healthy"),
+        count("degraded"),
+        count("unhealthy"),
+        report.providers.len(),
+        if report.synced { "synced" } else { "not synced" },
+    );
+    let mut lines: Vec<&Line> = report.providers.iter().collect();
+    lines.sort_by_key(|line| !needs_somebody(line));
+    // Header, sums, an empty line on either side, and the remarks take their share; at least half is the table's.
+    let said = remarks.lines().count();
+    let room = rows.saturating_sub(6 + said).max(rows / 2).max(3);
+    let more = lines.len().saturating_sub(room);
+    lines.truncate(room);
+    text += &table(&lines, now);
+    if more > 0 {
+        text += &format!("… and {more} more\n");
+    }
+    text.push('\n');
+    let left = rows.saturating_sub(text.lines().count() + 1);
+    for line in remarks.lines().take(left) {
+        text += line;
+        text.push('\n');
+    }
+    output::paint(&text)
+}
+
+fn needs_somebody(line: &Line) -> bool {
+    let enabled = line.enabled != Some(false);
+    enabled
+        && (matches!(line.health.as_deref(), Some("unhealthy" | "degraded"))
+            || matches!(line.key.as_deref(), Some("failed" | "missing")))
+        || !matches!(line.state, State::Synced | State::Unmanaged)
+}
+
+fn table(lines: &[&Line], now: DateTime<Utc>) -> String {
+    let ago = |at: Option<DateTime<Utc>>| at.map_or_else(|| "never".to_owned(), |at| age(now - at));
+    let rows = lines.iter().map(|line| {
+        vec![
+            line.name.clone(),
+            line.kind.clone().unwrap_or_default(),
+            line.state.as_str().to_owned(),
+            match line.enabled {
+                Some(false) => "off".to_owned(),
+                _ => line.health.clone().unwrap_or_else(|| "unknown".into()),
+            },
+            line.key.clone().unwrap_or_else(|| if line.has_key { "untested".into() } else { "none".into() }),
+            ago(line.last_check),
+            line.latency_ms.map_or_else(String::new, |ms| format!("{ms} ms")),
+            line.models.to_string(),
+            line.source.clone().unwrap_or_default(),
+        ]
+    });
+    output::table(&["NAME", "TYPE", "STATE", "HEALTH", "KEY", "CHECKED", "LATENCY", "MODELS", "SOURCE"], rows)
+}
+
+/// What a person should know beside the table.
+fn remarks(report: &Report, now: DateTime<Utc>) -> String {
+    let mut text = String::new();
+    for line in report.providers.iter().filter(|line| line.enabled != Some(false)) {
+        let since = line.health_since.map_or_else(String::new, |at| format!(" for {}", length(now - at)));
+        if let Some(health) = line.health.as_deref().filter(|it| matches!(*it, "degraded" | "unhealthy")) {
+            text += &format!("! {}: {health}{since}: {}\n", line.name, line.health_reason);
+        }
+        if matches!(line.key.as_deref(), Some("failed" | "error")) {
+            text += &format!(
+                "! {}: key {}: {}\n",
+                line.name,
+                line.key.as_deref().unwrap_or_default(),
+                line.key_reason
+            );
+        } else if line.can_serve == Some(false) {
+            text += &format!("! {}: the key is valid, but cannot serve: {}\n", line.name, line.key_reason);
+        }
+    }
+    let notices =
+        report.providers.iter().flat_map(|line| line.notices.iter().map(move |it| (&line.name, it)));
+    let mut hints = BTreeSet::new();
+    for (name, notice) in notices {
+        let (message, hint) =
+            notice.split_once("\nhint: ").map_or((notice.as_str(), None), |(a, b)| (a, Some(b)));
+        text += &format!("! {name}: {message}\n");
+        hints.extend(hint);
+    }
+    text.extend(hints.into_iter().map(|hint| format!("  hint: {hint}\n")));
+    for held in &report.held {
+        text += &format!("! held back: {held}\n");
+    }
+    for problem in &report.manifests {
+        text += &format!("! {problem}\n");
+    }
+    if report.suspended {
+        text += "! applying is suspended (hint: `providerd resume`)\n";
+    }
+    text
 }
 
 /// `12s ago`, `5m ago`, `3h ago`, `2d ago`.

@@ -129,7 +129,7 @@ impl Tokens {
         if getrandom::fill(&mut *bytes).is_err() {
             return Ok((Self::default(), None));
         }
-        let token = Secret::new(URL_SAFE_NO_PAD.encode(&*bytes));
+        let token = Secret::new(URL_SAFE_NO_PAD.encode(bytes.as_slice()));
         let hashes = Arc::from([hash(token.expose())]);
         Ok((Self { hashes }, Some(Fresh { token, path })))
     }

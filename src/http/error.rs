@@ -37,6 +37,8 @@ pub enum ApiError {
     ForeignHost(&'static str),
     NotFound(String),
     NoSuchPath,
+    /// With a status that the framework has chosen.
+    Refused(StatusCode),
     MethodNotAllowed,
     Timeout,
     TooLarge,
@@ -71,6 +73,7 @@ impl ApiError {
             Self::ForeignHost(what) => (StatusCode::FORBIDDEN, "foreign-host", *what),
             Self::NotFound(what) => (StatusCode::NOT_FOUND, "not-found", what.as_str()),
             Self::NoSuchPath => (StatusCode::NOT_FOUND, "not-found", "there is nothing at this path"),
+            Self::Refused(status) => (*status, "refused", "the request cannot be understood"),
             Self::MethodNotAllowed => (
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method-not-allowed",

@@ -44,6 +44,16 @@ pub(super) struct Wanted {
     cursor: Option<String>,
 }
 
+/// Where a stream begins.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "describes a header that is read by hand")]
+struct Resumed {
+    /// For a stream: begin after this event.
+    #[param(rename = "Last-Event-ID", required = false, pattern = "^[0-9]{1,18}$")]
+    last_event_id: String,
+}
+
 fn kinds() -> Object {
     let words = EventKind::ALL.iter().map(|kind| kind.as_str());
     ObjectBuilder::new().schema_type(Type::String).enum_values(Some(words)).build()
@@ -107,8 +117,7 @@ impl Filter {
 /// The audit trail, the newest first; with `Accept: text/event-stream`, what happens from now on.
 ///
 /// The stream's `id` is the event's, its `data` the item. `Last-Event-ID` begins after that event.
-#[utoipa::path(get, path = "/api/v1/events", tag = "events", params(Wanted,
-        ("Last-Event-ID" = Option<String>, Header, description = "For a stream: begin after this event", pattern = "^[0-9]{1,18}$")),
+#[utoipa::path(get, path = "/api/v1/events", tag = "events", params(Wanted, Resumed),
     responses((status = 200, description = "One page of events, or the stream",
             content((Page<EventItem> = "application/json"), (String = "text/event-stream"))),
         ReadErrors, ParameterErrors))]
@@ -118,15 +127,16 @@ pub(super) async fn all(
     Params(wanted): Params<Wanted>,
 ) -> Result<Response, ApiError> {
     let limit = list::limit(wanted.limit)?;
+    list::text("provider", wanted.provider.as_deref())?;
     let filter = Filter {
         provider: wanted.provider,
         kind: wanted.kind,
         since: wanted.since.as_deref().map(time).transpose()?,
     };
     let before = number("cursor", wanted.cursor.as_deref())?;
+    let last = headers.get("last-event-id").map(|value| value.to_str().unwrap_or("?"));
+    let last = number("Last-Event-ID", last)?;
     if wants_stream(&headers) {
-        let last = headers.get("last-event-id").map(|value| value.to_str().unwrap_or("?"));
-        let last = number("Last-Event-ID", last.filter(|text| !text.is_empty()))?;
         return follow::stream(&shared, filter, last).await;
     }
     // PostgreSQL's texts hold no NUL, so nothing fits it.

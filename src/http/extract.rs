@@ -38,6 +38,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
             return Err(ApiError::MediaType);
         }
         let bytes = bytes(request.into_body()).await?;
+        // A list would be taken for the fields in their order.
+        if !bytes.trim_ascii_start().starts_with(b"{") {
+            return Err(ApiError::Invalid("the body is not a JSON object".to_owned()));
+        }
         // serde_json names the place and what was expected. It may quote a value, which may be a key.
         serde_json::from_slice(&bytes).map(Self).map_err(|error| {
             let what = match error.classify() {

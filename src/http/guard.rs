@@ -34,8 +34,12 @@ const HEADERS: [(HeaderName, &str); 7] = [
 
 /// The outermost layer.
 pub(super) async fn guard(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+    answer(&shared.hosts, request, next).await
+}
+
+async fn answer(hosts: &Hosts, request: Request, next: Next) -> Response {
     let answered = AssertUnwindSafe(async {
-        foreign(&shared.hosts, request.method(), request.uri(), request.headers())?;
+        foreign(hosts, request.method(), request.uri(), request.headers())?;
         tokio::time::timeout(TIME_LIMIT, next.run(request)).await.map_err(|_| ApiError::Timeout)
     });
     // The panic hook has logged where; unwind safety: nothing of the request is looked at any more.
@@ -44,11 +48,21 @@ pub(super) async fn guard(State(shared): State<Shared>, request: Request, next: 
         Ok(Err(error)) => error.into_response(),
         Err(_) => ApiError::Internal.into_response(),
     };
+    if (response.status().is_client_error() || response.status().is_server_error())
+        && !is_json(response.headers())
+    {
+        // The framework's own words, as plain text: for instance about a path that is no UTF-8.
+        response = ApiError::Refused(response.status()).into_response();
+    }
     let headers = response.headers_mut();
     for (name, value) in HEADERS {
         headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
     response
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json")
 }
 
 /// Which names this server goes by.
@@ -108,6 +122,38 @@ fn host_of(authority: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_panic_and_plain_words_become_answers() {
+        use axum::{Router, body::Body, http::StatusCode, middleware, routing::get};
+        use hyper::service::Service as _;
+        use hyper_util::service::TowerToHyperService;
+
+        async fn falls() -> StatusCode {
+            let nothing: Option<u8> = None;
+            assert!(nothing.is_some(), "on purpose");
+            StatusCode::OK
+        }
+        let app = Router::new()
+            .route("/panic", get(falls))
+            .route("/plain", get(async || (StatusCode::BAD_REQUEST, "words of a library")))
+            .layer(middleware::from_fn(async |request: Request, next: Next| {
+                answer(&Hosts::default(), request, next).await
+            }));
+        let app = TowerToHyperService::new(app);
+        let check = async |path: &str, status: u16, code: &str| {
+            let request =
+                Request::builder().uri(path).header("Host", "localhost").body(Body::empty()).unwrap();
+            let response = app.call(request).await.unwrap();
+            assert_eq!(response.status().as_u16(), status);
+            assert!(response.headers().contains_key(header::CONTENT_SECURITY_POLICY));
+            let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+            let json: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(json["error"]["code"], code, "{json}");
+        };
+        check("/panic", 500, "internal").await;
+        check("/plain", 400, "refused").await;
+    }
 
     #[test]
     fn other_names_and_other_sites_are_turned_away() {

@@ -14,6 +14,8 @@ use super::error::ApiError;
 pub const DEFAULT_LIMIT: u32 = 100;
 /// Most items of a page.
 pub const MAX_LIMIT: u32 = 500;
+/// Characters of a name, as the column has it.
+const MAX_TEXT: usize = 255;
 /// Digits of the longest cursor: a name of 255 characters of four bytes, another one, and an id, with room.
 const MAX_CURSOR: usize = 5000;
 
@@ -41,6 +43,16 @@ pub(super) fn limit(asked: Option<u32>) -> Result<usize, ApiError> {
     match asked.unwrap_or(DEFAULT_LIMIT) {
         limit @ 1..=MAX_LIMIT => Ok(limit as usize),
         _ => Err(ApiError::Invalid(format!("limit must be from 1 to {MAX_LIMIT}"))),
+    }
+}
+
+/// A text to compare with; no name is longer than the column it stands in.
+pub(super) fn text<'a>(what: &str, given: Option<&'a str>) -> Result<Option<&'a str>, ApiError> {
+    match given {
+        Some(text) if text.chars().count() > MAX_TEXT => {
+            Err(ApiError::Invalid(format!("{what} must have at most {MAX_TEXT} characters")))
+        }
+        other => Ok(other),
     }
 }
 

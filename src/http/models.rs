@@ -37,10 +37,9 @@ pub(super) async fn all(
 ) -> Result<Response, ApiError> {
     let limit = list::limit(wanted.limit)?;
     let cursor = list::cursor(wanted.cursor.as_deref())?;
+    let provider = list::text("provider", wanted.provider.as_deref())?;
     let snapshot = shared.snapshot()?;
-    Ok(list::tagged(&headers, &snapshot.digest, || {
-        page(&snapshot, wanted.provider.as_deref(), limit, cursor)
-    }))
+    Ok(list::tagged(&headers, &snapshot.digest, || page(&snapshot, provider, limit, cursor)))
 }
 
 fn page(

@@ -64,6 +64,7 @@ pub(super) async fn all(
 ) -> Result<Response, ApiError> {
     let limit = list::limit(wanted.limit)?;
     let cursor = list::cursor(wanted.cursor.as_deref())?;
+    list::text("q", wanted.q.as_deref())?;
     let snapshot = shared.snapshot()?;
     Ok(list::tagged(&headers, &snapshot.digest, || page(&snapshot, &wanted, limit, cursor)))
 }

@@ -5,9 +5,11 @@
 
 mod diagnostic;
 mod keyshape;
+mod objects;
 mod parse;
 pub mod render;
 mod schema;
+mod values;
 mod workspace;
 
 use std::{collections::BTreeSet, sync::Arc};

@@ -156,7 +156,7 @@ pub fn json_schema() -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::parse;
+    use crate::manifest::objects;
 
     #[test]
     fn schema_and_parser_know_the_same_keys() {
@@ -169,13 +169,13 @@ mod tests {
             known.sort_unstable();
             assert_eq!(keys, known, "{pointer}");
         };
-        check("", parse::ROOT);
-        check("/$defs/Provider", parse::PROVIDER);
-        check("/$defs/ApiKey", parse::SECRET);
-        check("/$defs/Health", parse::HEALTH);
-        check("/$defs/Discover", parse::DISCOVER);
-        check("/$defs/Model", parse::MODEL);
-        check("/$defs/Route", parse::ROUTE);
-        check("/$defs/Defaults", parse::DEFAULTS);
+        check("", objects::ROOT);
+        check("/$defs/Provider", objects::PROVIDER);
+        check("/$defs/ApiKey", objects::SECRET);
+        check("/$defs/Health", objects::HEALTH);
+        check("/$defs/Discover", objects::DISCOVER);
+        check("/$defs/Model", objects::MODEL);
+        check("/$defs/Route", objects::ROUTE);
+        check("/$defs/Defaults", objects::DEFAULTS);
     }
 }

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Diagnostic, ParsedFile, ReadFile, Severity, diagnostic::Place, parse::nearest};
+use super::{Diagnostic, ParsedFile, ReadFile, Severity, diagnostic::Place, values::nearest};
 use crate::{
     model::{Catalog, Frozen, HealthPolicy, ManifestPath, Provider, Route},
     routing::{Pattern, RouteIndex},

@@ -80,7 +80,7 @@ async fn port(daemon: &mut Daemon) -> u16 {
 fn ask(port: u16, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let mut head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n",
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n",
         body.len()
     );
     for (name, value) in headers {
@@ -260,7 +260,7 @@ async fn the_interval_alone_suffices_and_forced_pushes_are_in_the_audit_trail() 
     // Somebody without a key.
     repository.write("providers.d/alpha.toml", &provider("alpha", 4));
     let unsigned = repository.push();
-    let sql = "SELECT detail->>'refused' FROM providerd.events WHERE kind = 'source' AND detail ? 'refused'";
+    let sql = "SELECT detail->>'refused' FROM providerd.events WHERE kind = 'source' AND detail->>'refused' IS NOT NULL";
     around.lab.wait_for(sql, &unsigned).await;
     daemon.wait_for_log("a commit is refused").await;
     assert_eq!(around.lab.value("SELECT priority FROM llm_providers").await, "3");
@@ -309,6 +309,12 @@ async fn apply_pulls_once_or_uses_what_the_daemon_pulled() {
     around.wait_for_priority("alpha", 1).await;
     let sql = "SELECT detail->>'to' FROM providerd.events WHERE kind = 'source'";
     assert_eq!(around.lab.value(sql).await, first);
+    // The new tree, not the one that was there when the command began.
+    let second = set_priority(&repository, 2);
+    assert_eq!(around.run(&["apply"]).0, 0);
+    around.wait_for_priority("alpha", 2).await;
+    let sql = "SELECT revision FROM providerd.events WHERE kind = 'change' ORDER BY id DESC LIMIT 1";
+    assert!(second.starts_with(&around.lab.value(sql).await));
     let away = repository.dir.path().join("away");
     fs::rename(repository.bare(), &away).unwrap();
     let (code, text) = around.run(&["apply"]);

@@ -386,6 +386,15 @@ class Handler(BaseHTTPRequestHandler):
             for stream in list(world.streams):
                 stream.put(None)
             return self.answer(200, {})
+        if url.path == "/_fake/tested":
+            world.tests = [time.monotonic()] * 10
+            return self.answer(200, {})
+        if url.path == "/_fake/storm":
+            with world.lock:
+                for number, row in enumerate(list(world.providers.values())[:body["events"]]):
+                    row["health"] = "unhealthy"
+                    world.event("health", row["name"], f"HTTP 503, number {number}", {"from": "healthy", "to": "unhealthy"})
+            return self.answer(200, {})
         if url.path == "/_fake/set":
             world.flags.update(body)
             return self.answer(200, {})

@@ -105,6 +105,10 @@ fn somebody_finds_what_is_broken_and_tests_a_key() {
     browser.wait_text(".answers", "401 invalid_api_key, twice");
     browser.click("[data-action='test']");
     browser.wait_text(".result.bad", "Not proven: 401 invalid_api_key");
+    fake.poke("tested", &json!({}));
+    browser.click("[data-action='test']");
+    browser.wait_text(".result.bad", "at most 10 key tests a minute. Try again in 37 s.");
+    assert!(browser.complaints().iter().all(|line| line.contains("429")));
     go(&browser, "#/providers/nobody");
     browser.wait_text(".empty", "There is no such provider");
     assert!(browser.complaints().iter().all(|line| line.contains("404")));
@@ -268,6 +272,34 @@ fn five_thousand_providers_do_not_lag() {
     browser.keys(&["Home", "PageDown"]);
     browser.wait("document.activeElement.closest('tr.row')");
     browser.wait("document.querySelectorAll('tr.row').length < 60");
+    nothing_to_complain(&browser);
+}
+
+#[test]
+fn an_outage_of_thousands_does_not_stop_the_page() {
+    let fake = Fake::new(5000);
+    let browser = Browser::new();
+    sign_in(&browser, &fake.base, TOKEN);
+    browser.wait_text(".chip-status", "Live");
+    for hash in ["#/", "#/events"] {
+        go(&browser, hash);
+        browser.wait("!document.querySelector('.skeleton')");
+        // The longest time that nothing else could be done.
+        browser.run(
+            "window.longest = 0; let last = performance.now(); clearInterval(window.beat);
+             window.beat = setInterval(() => { const now = performance.now(); \
+             window.longest = Math.max(window.longest, now - last); last = now }, 10)",
+        );
+        fake.poke("storm", &json!({ "events": 1500 }));
+        browser.wait_text("ol.events > :first-child", "HTTP 503, number 1499");
+        browser.wait_text(".tab-mark", "1,5");
+        let longest = browser.run("return window.longest").as_f64().unwrap();
+        assert!(longest < 3000.0, "{hash}: {longest} ms");
+        println!("{hash}: {longest:.0} ms");
+    }
+    let calls = http("GET", &fake.base, "/_fake/calls", None).1;
+    let details = calls.matches("GET /api/v1/providers/").count();
+    assert!(details < 50, "{details} single rows were asked for");
     nothing_to_complain(&browser);
 }
 

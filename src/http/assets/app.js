@@ -2,7 +2,7 @@
 
 import { ApiError, forget, get, onRefused, post, signedIn, useToken } from "./api.js";
 import { announce, command, h, icon, replace } from "./dom.js";
-import { clock, revision, tick, zone } from "./format.js";
+import { clock, count, revision, tick, zone } from "./format.js";
 import { on, refreshStatus, start, state, stop } from "./store.js";
 import events from "./view-events.js";
 import held from "./view-held.js";
@@ -165,7 +165,7 @@ function drawFrame() {
   const mark = (name, many, tone) => {
     frame.marks[name].hidden = !many;
     frame.marks[name].className = `tab-mark ${tone}`;
-    replace(frame.marks[name], String(many), h("span", { class: "sr" }, name === "held" ? " held back" : " down"));
+    replace(frame.marks[name], count(many), h("span", { class: "sr" }, name === "held" ? " held back" : " down"));
   };
   mark("providers", status?.providers?.unhealthy ?? 0, "bad");
   mark("held", (status?.held?.length ?? 0) + (status?.manifests?.length ?? 0) + (status?.suspended ? 1 : 0), "warn");

@@ -2,7 +2,9 @@
 // seen without colour.
 
 import { h, s } from "./dom.js";
-import { clock, count, latency, parse, percent } from "./format.js";
+import { clock, count, day, latency, parse, percent } from "./format.js";
+
+const DAY = 86_400_000;
 
 const sum = (buckets, field) => buckets.reduce((total, bucket) => total + (bucket?.[field] ?? 0), 0);
 const checks = (bucket) => (bucket ? (bucket.ok ?? 0) + (bucket.slow ?? 0) + (bucket.bad ?? 0) : 0);
@@ -69,7 +71,7 @@ function ceiling(value) {
 // One point of a history in words.
 export function point(bucket, width) {
   const from = parse(bucket.at);
-  const when = from === null ? "" : width >= 86_400_000 ? clock(from).replace(/, .*/, "") : `${clock(from)} – ${clock(from + width)}`;
+  const when = from === null ? "" : width >= DAY ? `${day(from)} (UTC)` : `${clock(from)} – ${clock(from + width)}`;
   const total = checks(bucket);
   if (!total) return `${when}: not checked`;
   const parts = [`${count(bucket.ok)} ok`];
@@ -166,7 +168,7 @@ function ticks(buckets, width) {
     const at = Math.min(Math.round(share * buckets.length), buckets.length - 1);
     const from = parse(buckets[at]?.at);
     if (share === 1) return h("span", {}, "now");
-    return h("span", {}, from === null ? "" : width >= 86_400_000 ? clock(from).replace(/, .*/, "") : clock(from).replace(/.*, /, ""));
+    return h("span", {}, from === null ? "" : width >= DAY ? day(from) : clock(from).replace(/.*, /, ""));
   });
 }
 
@@ -177,7 +179,7 @@ function table(buckets, width) {
     if (!details.open || details.children.length > 1) return;
     const rows = [...buckets].reverse().filter((bucket) => checks(bucket)).map((bucket) => {
       const from = parse(bucket.at);
-      return h("tr", {}, h("th", { scope: "row" }, from === null ? "–" : width >= 86_400_000 ? clock(from).replace(/, .*/, "") : clock(from)),
+      return h("tr", {}, h("th", { scope: "row" }, from === null ? "–" : width >= DAY ? day(from) : clock(from)),
         [bucket.ok, bucket.slow, bucket.bad].map((value) => h("td", { class: "num" }, count(value))),
         [bucket.p50_ms, bucket.p95_ms].map((value) => h("td", { class: "num" }, latency(value))));
     });

@@ -36,6 +36,18 @@ export function replace(element, ...children) {
   return add(element, children);
 }
 
+// As `replace`, for what is drawn again while somebody may be in it: the focus goes to what took the place of what
+// had it.
+export function redraw(element, ...children) {
+  const had = element.contains(document.activeElement) ? document.activeElement : null;
+  const name = had && nameOf(had);
+  replace(element, ...children);
+  if (name === null) return;
+  const heir = [...element.querySelectorAll("a, button, summary, [tabindex]")].find((each) => nameOf(each) === name);
+  heir?.focus({ preventScroll: true });
+}
+const nameOf = (element) => `${element.tagName} ${element.getAttribute("aria-label") ?? element.getAttribute("href") ?? element.textContent}`;
+
 export function icon(name, extra = "") {
   const use = s("use", { href: `#i-${name}` });
   return s("svg", { class: `icon ${extra}`, "aria-hidden": "true", focusable: "false" }, use);

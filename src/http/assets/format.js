@@ -57,6 +57,10 @@ export function clock(at, seconds = false) {
   return `${(date.getFullYear() === now.getFullYear() ? DAY : DAY_YEAR).format(date)}, ${time}`;
 }
 
+// Days of the server are days of UTC, wherever the reader is.
+const DAY_UTC = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", timeZone: "UTC" });
+export const day = (at) => DAY_UTC.format(new Date(at));
+
 const relative = (at) => {
   const ago = Date.now() - at;
   return ago < -1500 ? `in ${duration(-ago)}` : ago < 1500 ? "now" : `${duration(ago)} ago`;

@@ -12,6 +12,9 @@ const MANY = 500;
 // More changed rows at once than this are cheaper to read as a list.
 const SINGLE_ROWS = 12;
 const KEPT_EVENTS = 300;
+// An outage of thousands is thousands of events; the rows they name are read again this often at most.
+const ROWS_SETTLE = 250;
+const LIST_SETTLE = 5_000;
 
 const fresh = () => ({
   status: null,
@@ -54,6 +57,9 @@ function lost(error, asked = "other") {
 export function start() {
   stop();
   state = fresh();
+  clearTimeout(touching);
+  touching = 0;
+  touched.clear();
   running = new AbortController();
   const { signal } = running;
   repeat(signal, refreshStatus, () => STATUS_EVERY);
@@ -140,31 +146,42 @@ export function takeRow(detail) {
 const touched = new Set();
 let touching = 0;
 let whole = false;
+let listed = 0;
 function touch(event, signal) {
   touched.add(event.provider);
   // Who comes or goes changes the list itself.
   const changes = event.kind === "change" && Array.isArray(event.detail?.changes) ? event.detail.changes : [];
   whole ||= changes.some((change) => change.kind === "provider" && change.action !== "update");
-  clearTimeout(touching);
-  touching = setTimeout(async () => {
-    const names = [...touched];
-    const list = whole;
-    touched.clear();
-    whole = false;
-    refreshStatus(signal);
-    if (list || names.length > SINGLE_ROWS || names.some((each) => !state.rows.has(each))) return refreshRows(signal);
-    for (const each of names) {
-      try {
-        takeRow(await get(`providers/${encodeURIComponent(each)}`, { signal }));
-      } catch (error) {
-        if (signal.aborted) return;
-        if (error.status === 404) {
-          state.rows.delete(each);
-          tell("rows");
-        }
+  touching ||= setTimeout(settle, ROWS_SETTLE, signal);
+}
+
+async function settle(signal) {
+  touching = 0;
+  refreshStatus(signal);
+  const names = [...touched];
+  const list = whole || names.length > SINGLE_ROWS || names.some((each) => !state.rows.has(each));
+  const wait = list ? listed + LIST_SETTLE - Date.now() : 0;
+  if (wait > 0) {
+    touching = setTimeout(settle, wait, signal);
+    return;
+  }
+  touched.clear();
+  whole = false;
+  if (list) {
+    listed = Date.now();
+    return refreshRows(signal);
+  }
+  for (const each of names) {
+    try {
+      takeRow(await get(`providers/${encodeURIComponent(each)}`, { signal }));
+    } catch (error) {
+      if (signal.aborted) return;
+      if (error.status === 404) {
+        state.rows.delete(each);
+        tell("rows");
       }
     }
-  }, 250);
+  }
 }
 
 // Newest first, each once.

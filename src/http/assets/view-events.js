@@ -8,6 +8,10 @@ import { EVENT, of } from "./status.js";
 import { on, state } from "./store.js";
 
 const PAGE = 100;
+// Beyond this the list begins anew.
+const MOST = 2000;
+// Events of an outage come by the hundred; they are drawn and told together.
+const TOGETHER = 120;
 const DAY = new Intl.DateTimeFormat("en-GB", { weekday: "long", day: "numeric", month: "long", year: "numeric" });
 const dayOf = (event) => {
   const at = parse(event.at);
@@ -19,6 +23,8 @@ export default function events({ query, signal, remember }) {
   let kind = Object.hasOwn(EVENT, query.get("kind") ?? "") ? query.get("kind") : "";
   let items = [];
   let waiting = [];
+  // How many of those were announced.
+  let told = 0;
   let next = null;
   let turn = 0;
 
@@ -37,7 +43,25 @@ export default function events({ query, signal, remember }) {
     live.className = `live ${state.live === "live" ? "good" : "warn"}`;
     replace(live, icon(state.live === "live" ? "healthy" : "degraded"), h("span", {}, word));
   }
-  function draw(added = new Set()) {
+  const row = (event, isNew) => {
+    const item = eventItem(event);
+    if (isNew) item.classList.add("fresh");
+    return item;
+  };
+  // Puts rows above the others, which stay as they are.
+  function prepend(added) {
+    if (!list.querySelector(".day")) replace(list);
+    for (const event of [...added].reverse()) {
+      const day = dayOf(event);
+      let section = list.firstElementChild;
+      if (section?.dataset.day !== day) {
+        section = h("section", { class: "day", "data-day": day }, h("h2", {}, day), h("ol", { class: "events" }));
+        list.prepend(section);
+      }
+      section.lastElementChild.prepend(row(event, true));
+    }
+  }
+  function draw() {
     more.hidden = next === null;
     if (!items.length) {
       replace(list, empty(provider || kind ? "No such events" : "No events yet", provider || kind ? "Nothing of this kind is recorded." : "Changes, health transitions and key tests are recorded here."));
@@ -49,19 +73,17 @@ export default function events({ query, signal, remember }) {
       if (days.at(-1)?.day !== day) days.push({ day, all: [] });
       days.at(-1).all.push(event);
     }
-    replace(list, days.map(({ day, all }) => h("section", { class: "day" }, h("h2", {}, day), h("ol", { class: "events" }, all.map((event) => {
-      const item = eventItem(event);
-      if (added.has(event.id)) item.classList.add("fresh");
-      return item;
-    })))));
+    replace(list, days.map(({ day, all }) => h("section", { class: "day", "data-day": day }, h("h2", {}, day), h("ol", { class: "events" }, all.map((event) => row(event, false))))));
   }
   function take(jump = false) {
     const had = new Set(items.map((event) => event.id));
     const added = waiting.filter((event) => !had.has(event.id));
     waiting = [];
+    told = 0;
     fresh.hidden = true;
     items = [...added, ...items];
-    draw(new Set(added.map((event) => event.id)));
+    if (items.length > MOST) load();
+    else if (added.length) prepend(added);
     if (jump) {
       scrollTo(0, 0);
       field.focus({ preventScroll: true });
@@ -72,6 +94,7 @@ export default function events({ query, signal, remember }) {
     if (!older) {
       items = [];
       waiting = [];
+      told = 0;
       fresh.hidden = true;
       replace(list, skeleton(10, "row"));
     }
@@ -103,16 +126,24 @@ export default function events({ query, signal, remember }) {
   kinds.addEventListener("change", () => ((kind = kinds.value), change()));
   more.addEventListener("click", () => more.getAttribute("aria-disabled") !== "true" && load(true));
 
-  on("event", (event) => {
-    if (!event || !fits(event)) return;
-    waiting.unshift(event);
-    announce(`${of(EVENT, event.kind).word}${event.provider ? ` of ${event.provider}` : ""}: ${event.reason}`);
+  const arrive = () => {
+    if (signal.aborted || !waiting.length) return;
+    const [event] = waiting;
+    const others = waiting.length - told - 1;
+    announce(`${of(EVENT, event.kind).word}${event.provider ? ` of ${event.provider}` : ""}: ${event.reason}${others > 0 ? `, and ${plural(others, "other event")}` : ""}`);
+    told = waiting.length;
     // What somebody reads further down must not slide away under his eyes.
     if (scrollY < 160 && !list.contains(document.activeElement)) take();
     else {
       fresh.hidden = false;
       fresh.textContent = plural(waiting.length, "new event");
     }
+  };
+  let coming = 0;
+  on("event", (event) => {
+    if (!event || !fits(event)) return;
+    waiting.unshift(event);
+    coming ||= setTimeout(() => ((coming = 0), arrive()), TOGETHER);
   }, signal);
   on("live", drawLive, signal);
   const fillNames = () => replace(names, [...state.rows.keys()].slice(0, 500).map((name) => h("option", { value: name })));

@@ -1,6 +1,6 @@
 // What is held back and why, with the exact words that let it go.
 
-import { command, empty, h, icon, problem, replace, skeleton } from "./dom.js";
+import { command, empty, h, icon, problem, redraw, replace, skeleton } from "./dom.js";
 import { providerHref } from "./events-list.js";
 import { count, plural } from "./format.js";
 import { STATE, badge } from "./status.js";
@@ -50,7 +50,7 @@ export default function view({ signal }) {
         h("ul", { class: "problems" }, rows.slice(0, 100).map((row) => h("li", {}, h("span", { class: "problem-head" }, h("a", { class: "mono strong", href: providerHref(row.name) }, row.name), badge(STATE, row.state, true)), h("span", { class: "muted" }, (row.notices ?? []).join("; "))))),
         rows.length > 100 && h("p", { class: "muted" }, `and ${count(rows.length - 100)} more`)),
     ].flat().filter(Boolean);
-    replace(body, parts.length ? parts : empty("Nothing is held back", "Everything that the manifests declare is applied."));
+    redraw(body, parts.length ? parts : empty("Nothing is held back", "Everything that the manifests declare is applied."));
   };
   on("status", draw, signal);
   on("rows", draw, signal);

@@ -1,6 +1,6 @@
 // The overview: how many are well, what needs a person, what changed lately.
 
-import { command, empty, h, icon, problem, replace, skeleton } from "./dom.js";
+import { command, debounce, empty, h, icon, problem, redraw, replace, skeleton } from "./dom.js";
 import { eventItem, providerHref } from "./events-list.js";
 import { ago, count, moment, plural, revision, since } from "./format.js";
 import { ATTENTION, HEALTH, KEY, of } from "./status.js";
@@ -58,8 +58,9 @@ function facts(status) {
 const fact = (name, of) => h("div", {}, h("dt", {}, name), h("dd", {}, of));
 
 // Who touched it last, as far as the events at hand tell.
+const changeOf = (name) => (state.events ?? []).find((event) => event.provider === name && ["change", "key", "drift"].includes(event.kind));
 function lastChange(name) {
-  const found = (state.events ?? []).find((event) => event.provider === name && ["change", "key", "drift", "admin"].includes(event.kind));
+  const found = changeOf(name);
   return found && h("span", {}, `last ${found.kind === "key" ? "key change" : found.kind} `, moment(found.at, false), found.actor ? ` by token ${found.actor}` : found.revision ? [" from ", h("span", { class: "mono" }, revision(found.revision))] : "");
 }
 
@@ -111,6 +112,7 @@ export default function overview({ signal }) {
   const listCount = h("span", { class: "count" });
   const lately = h("div", {}, skeleton(6, "row"));
 
+  let drawn = "";
   const drawStatus = () => {
     const { status, statusError } = state;
     if (!status) {
@@ -126,25 +128,31 @@ export default function overview({ signal }) {
     if (heading.textContent !== title) heading.textContent = title;
     text.textContent = more;
     replace(known, facts(status));
-    replace(gauges,
+    // Nothing is drawn again for a later time alone, under the hands of somebody who copies a command.
+    const rows = (status.attention ?? []).map((each) => state.rows.get(each.provider) ?? null).map((row) => row && [row.health_since, row.key, row.key_last_tested, row.source, row.revision]);
+    const changes = (status.attention ?? []).map((each) => each.provider && changeOf(each.provider)?.id);
+    const now = JSON.stringify([{ ...status, checked_at: null }, rows, changes, [...opened]]);
+    if (now === drawn) return;
+    drawn = now;
+    redraw(gauges,
       gauge("Providers", HEALTH, status.providers, ["unhealthy", "degraded", "unknown", "healthy", "disabled"].filter((word) => word !== "disabled" || status.providers?.disabled), (word) => word),
       gauge("Keys", KEY, status.keys, [...["failed", "missing", "error", "pending", "valid", "none"].filter((word) => word !== "missing" || status.keys?.missing)], (word) => `key-${word}`));
     const many = status.attention?.length ?? 0;
     listCount.textContent = many >= MOST ? `${count(MOST)} or more` : many ? count(many) : "";
-    replace(list, attention(status, opened, drawStatus));
+    redraw(list, attention(status, opened, drawStatus));
   };
   const drawEvents = () => {
     if (!state.events) {
       if (state.eventsError) replace(lately, problem(state.eventsError));
       return;
     }
-    replace(lately, state.events.length ? h("ol", { class: "events compact" }, state.events.slice(0, LATELY).map((event) => eventItem(event, { compact: true })))
+    redraw(lately, state.events.length ? h("ol", { class: "events compact" }, state.events.slice(0, LATELY).map((event) => eventItem(event, { compact: true })))
       : empty("No events yet", "Changes, health transitions and key tests are recorded here."));
   };
   on("status", drawStatus, signal);
   on("rows", drawStatus, signal);
   on("row", drawStatus, signal);
-  on("event", () => (drawEvents(), state.status && drawStatus()), signal);
+  on("event", debounce(100, () => signal.aborted || (drawEvents(), drawStatus())), signal);
   drawStatus();
   drawEvents();
   return {

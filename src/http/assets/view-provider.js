@@ -2,7 +2,7 @@
 
 import { get, post } from "./api.js";
 import { history, timeline, uptime } from "./charts.js";
-import { announce, copyButton, empty, h, icon, problem, replace, skeleton } from "./dom.js";
+import { announce, copyButton, empty, h, icon, problem, redraw, replace, skeleton } from "./dom.js";
 import { eventItem } from "./events-list.js";
 import { ago, count, latency, moment, plural, revision, short, since, usd, value } from "./format.js";
 import { EVENT, HEALTH, KEY, STATE, badge, healthOf, of } from "./status.js";
@@ -98,8 +98,8 @@ function actions(name, reload) {
     try {
       await work();
     } catch (error) {
-      const wait = error.retryAfter ? ` Try again in ${error.retryAfter} s.` : "";
-      say("bad", "unhealthy", error.message + wait);
+      const wait = error.retryAfter ? `. Try again in ${error.retryAfter} s.` : "";
+      say("bad", "unhealthy", error.message.replace(/[.\s]+$/, wait ? "" : "$&") + wait);
     } finally {
       button.removeAttribute("aria-disabled");
     }
@@ -156,7 +156,7 @@ export default function provider({ name, list, signal }) {
     const text = JSON.stringify(from);
     if (last[slot] === text) return;
     last[slot] = text;
-    replace(slots[slot], make());
+    redraw(slots[slot], make());
   };
   function drawHistory(force = false) {
     const [, width, word, many] = spans[span];
@@ -206,7 +206,7 @@ export default function provider({ name, list, signal }) {
     if (detail) draw();
   }
   function drawEvents() {
-    replace(trail, events.length ? h("ol", { class: "events" }, events.map((event) => eventItem(event, { withProvider: false }))) : empty("No events", "Nothing has happened to it yet."));
+    redraw(trail, events.length ? h("ol", { class: "events" }, events.map((event) => eventItem(event, { withProvider: false }))) : empty("No events", "Nothing has happened to it yet."));
   }
 
   on("event", (event) => {

@@ -1,7 +1,7 @@
 // Routes: power level × user tier → models in the order in which they are tried.
 
 import { get } from "./api.js";
-import { empty, h, icon, problem, replace, skeleton } from "./dom.js";
+import { debounce, empty, h, icon, problem, redraw, replace, skeleton } from "./dom.js";
 import { providerHref } from "./events-list.js";
 import { plural } from "./format.js";
 import { HEALTH, of } from "./status.js";
@@ -86,7 +86,7 @@ export default function routes({ signal }) {
               })))))));
     });
     replace(note, bad ? h("span", { class: "text-bad" }, icon("unhealthy"), ` ${plural(bad, "cell")} without a working model`) : "Every cell with routes has a working model.", holes > 0 && ` ${plural(holes, "combination")} without any route.`, " Models are tried from the top; the figures are priority and weight.");
-    replace(body, tables);
+    redraw(body, tables);
   }
   async function load() {
     let answer;
@@ -103,7 +103,8 @@ export default function routes({ signal }) {
   }
   const timer = setInterval(() => document.hidden || load(), EVERY);
   signal.addEventListener("abort", () => clearInterval(timer));
-  on("event", (event) => event && ["change", "health", "hold", "drift"].includes(event.kind) && setTimeout(() => signal.aborted || load(), 400), signal);
+  const soon = debounce(400, () => signal.aborted || load());
+  on("event", (event) => event && ["change", "health", "hold", "drift"].includes(event.kind) && soon(), signal);
   load();
   return { title: "Routes", node: h("div", {}, h("div", { class: "head" }, h("div", {}, h("h1", { tabindex: "-1" }, "Routes"), note)), body) };
 }

@@ -24,6 +24,8 @@ pub struct Report {
     pub tip: Option<String>,
     /// The commit that is applied.
     pub commit: Option<String>,
+    /// When a look at the remote last ended, however it ended.
+    pub last_look: Option<DateTime<Utc>>,
     /// When the remote was last seen, and what it has is what is applied.
     pub last_success: Option<DateTime<Utc>>,
     /// Since when that fails, and why.
@@ -62,12 +64,14 @@ impl Report {
     }
 
     pub(super) fn succeeded(&mut self, now: DateTime<Utc>) {
+        self.last_look = Some(now);
         self.last_success = Some(now);
         self.failing_since = None;
         self.error = None;
     }
 
     pub(super) fn failed(&mut self, now: DateTime<Utc>, error: &str) {
+        self.last_look = Some(now);
         self.failing_since.get_or_insert(now);
         self.error = Some(error.to_owned());
     }

@@ -1,0 +1,101 @@
+//! The lease that admits one reconciling daemon: taken, renewed, given back.
+//!
+//! Not its job: what the leader does. Invariant: a daemon that cannot renew steps down no later than the database lets
+//! somebody else take over.
+
+use std::time::Duration;
+
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+use uuid::Uuid;
+
+use crate::store::{Lease, Store};
+
+/// Name of the lease that admits one reconciling daemon.
+const LEASE: &str = "reconcile";
+/// A crashed leader is replaced within this time plus one look (below), so within 10 s.
+const LEASE_TTL: Duration = Duration::from_secs(8);
+/// Three tries to renew fit into the time for which the lease is good.
+const LEASE_RENEW: Duration = Duration::from_millis(2500);
+/// How often a daemon in waiting looks whether the lease is free.
+const LEASE_LOOK: Duration = Duration::from_secs(1);
+
+/// Who may reconcile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Leader {
+    /// The database was not asked yet.
+    Unknown,
+    Somebody,
+    Us(Lease),
+}
+
+impl Leader {
+    pub(super) fn lease(&self) -> Option<&Lease> {
+        match self {
+            Self::Us(lease) => Some(lease),
+            Self::Unknown | Self::Somebody => None,
+        }
+    }
+}
+
+pub(crate) type Leadership = watch::Receiver<Leader>;
+
+/// Takes the lease whenever it is free, renews it while it is held, gives it back at the end.
+pub(super) async fn hold(
+    store: Store,
+    holder: Uuid,
+    leading: watch::Sender<Leader>,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut lease: Option<Lease> = None;
+    let mut good_until = Instant::now();
+    while !stop.is_cancelled() {
+        let asked = Instant::now();
+        let answer = match &lease {
+            Some(held) => {
+                store.lease_renew(held, LEASE_TTL).await.map(|held_still| held_still.then(|| held.clone()))
+            }
+            None => store.lease_acquire(LEASE, holder, LEASE_TTL).await,
+        };
+        let answered = answer.is_ok();
+        match answer {
+            Ok(now) => {
+                if now.is_some() {
+                    good_until = asked + LEASE_TTL;
+                }
+                if now.is_some() != lease.is_some() {
+                    info!(leader = now.is_some(), "leadership changed");
+                }
+                lease = now;
+            }
+            // An outage is no reason to step down before the lease has run out: nobody else can hold it.
+            Err(error) => {
+                debug!(error = %error, "the lease could not be renewed");
+                if Instant::now() >= good_until {
+                    lease = None;
+                }
+            }
+        }
+        let now = match &lease {
+            Some(lease) => Leader::Us(lease.clone()),
+            None if answered => Leader::Somebody,
+            None => Leader::Unknown,
+        };
+        leading.send_if_modified(|current| {
+            let changed = *current != now;
+            *current = now;
+            changed
+        });
+        let wait = if lease.is_some() { LEASE_RENEW } else { LEASE_LOOK };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = stop.cancelled() => {}
+        }
+    }
+    if let Some(held) = lease {
+        // A lease that cannot be given back runs out by itself.
+        let _ = store.lease_release(&held).await;
+    }
+    Ok(())
+}

@@ -1,0 +1,502 @@
+//! The daemon: what is started in which order, who wakes whom, what is stopped how.
+//!
+//! Not its job: deciding what a pass does (`reconcile`). Invariants: every wake-up means "look again" and goes
+//! through one loop; the newest catalog pre-empts retries of an older one; losing PostgreSQL ends nothing.
+
+mod lease;
+mod work;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use tokio::sync::{Notify, watch};
+use tokio_cron_scheduler::{Job, JobScheduler};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+pub(crate) use self::lease::{Leader, Leadership};
+use self::work::Loop;
+use crate::{
+    app,
+    checks::{self, Checks},
+    config::{self, Settings},
+    discover::{
+        run::Discoverer,
+        schedule::{Applied, Discovery},
+    },
+    embedded::Embedded,
+    follow,
+    health::probe::Prober,
+    http::{self, Fresh, Hosts, Live, Readiness, Shared, Tail, Tls, Tokens},
+    lifecycle::{self, Hangups, Heartbeat, Supervisor, Systemd},
+    loader::Loader,
+    metrics::Metrics,
+    reconcile::Reconciler,
+    secret::{Byok, Keyring, Secret, Source},
+    snapshot::{Board, Keeper, Snapshot},
+    source::{
+        self, RevisionTracker, Watcher,
+        pull::{Pulled, Puller},
+    },
+    store::{ProviderStatus, Store, StoreError},
+};
+
+/// First and longest wait before a failed pass is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+/// How often the loop moves when nothing happens.
+const BEAT: Duration = Duration::from_secs(5);
+/// The trigger of the periodic look.
+const RESYNC: &str = "resync";
+/// The loop moves at every event and at least at every second resync; standing still for longer than this while
+/// it has something to do means that it is wedged.
+const WEDGED_AFTER: Duration = Duration::from_secs(120);
+/// How long sums by the hour are kept; after that, those by the day tell.
+const HOURLY: Duration = Duration::from_secs(48 * 3600);
+/// Room for the few jobs of the scheduler: its default of 200 is lost silently when exceeded.
+const SCHEDULER_CHANNEL: usize = 1024;
+
+/// Wakes the loop from elsewhere.
+#[derive(Clone)]
+pub struct Wake {
+    handle: source::Handle,
+    drift: Arc<Notify>,
+    /// Asks for a look at the Git repository.
+    pull: Arc<Notify>,
+    trigger: Arc<Mutex<&'static str>>,
+}
+
+impl Wake {
+    /// Looks at everything again, for the reason `trigger`.
+    pub fn poke(&self, trigger: &'static str) {
+        *self.trigger.lock().unwrap_or_else(PoisonError::into_inner) = trigger;
+        // Pulling has a clock of its own.
+        if trigger != RESYNC {
+            self.pull.notify_one();
+        }
+        self.handle.poke();
+    }
+
+    fn take_trigger(&self) -> &'static str {
+        std::mem::replace(&mut *self.trigger.lock().unwrap_or_else(PoisonError::into_inner), "file")
+    }
+}
+
+/// What a person in front of a terminal wants to know once the daemon works.
+pub struct Arrival {
+    pub manifests: PathBuf,
+    /// How to reach the database with `psql`; `None` for one that was named, whose URL may hold a password.
+    pub database: Option<String>,
+    /// The base URL of the HTTP server.
+    pub listen: String,
+    /// The admin token, where it was made at this start: to be shown now, or never.
+    pub admin_token: Option<Secret>,
+    pub providers: Vec<ProviderStatus>,
+}
+
+/// Called once, when the first reconcile is done.
+pub type Greeting = Box<dyn FnOnce(Arrival) + Send>;
+
+/// Runs until a signal ends it.
+///
+/// # Errors
+/// A mistake that a person must mend (settings, keys, a foreign database), or a task that died.
+pub async fn run(
+    settings: Settings,
+    env: Option<Zeroizing<String>>,
+    greeting: Option<Greeting>,
+) -> anyhow::Result<()> {
+    // 1. Signals first: from here on a stop is an orderly one.
+    lifecycle::install_panic_hook();
+    lifecycle::raise_file_limit();
+    let supervisor = Supervisor::new();
+    let hangups = supervisor.install_signals()?;
+    let stop = supervisor.token();
+
+    // 2. What can be refused at once: keys and the socket.
+    let (byok, source) = app::byok(&settings, env)?;
+    let tokens = Tokens::load(&settings.server.token_sha256, app::credentials_dir().as_deref())?;
+    let tls = settings.server.tls().map(|(certificate, key)| Tls::new(certificate, key)).transpose()?;
+    let prober = Arc::new(app::prober(&settings)?);
+    let listener = http::bind(&settings.server).await?;
+    let listen = listener.local_addr()?;
+    let metrics = Arc::new(Metrics::new()?);
+    let revision = option_env!("PROVIDERD_REVISION").unwrap_or("unknown");
+    metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1);
+
+    // 3. The database, if it is ours to start.
+    let (url, embedded) = app::database(&settings).await?;
+    let store = Store::connect(&app::store_settings(&settings, url)).await?;
+    info!(
+        manifests = %settings.manifests.path.display(),
+        database = if embedded.is_some() { "embedded" } else { "external" },
+        %listen,
+        version = env!("CARGO_PKG_VERSION"),
+        "starting"
+    );
+
+    let _settings_watch = settings.file.as_deref().and_then(notice_settings);
+
+    // 4. Answering comes before work: a daemon that waits for its database says so.
+    let readiness = Arc::new(Readiness::default());
+    let pull_now = Arc::new(Notify::new());
+    let checked: Arc<OnceLock<http::Checked>> = Arc::default();
+    let (tokens, fresh) = admin_tokens(tokens, embedded.is_some())?;
+    let (publish, latest) = watch::channel(None);
+    let hosts = Hosts {
+        named: settings.server.allowed_hosts.iter().map(|name| name.to_ascii_lowercase()).collect(),
+        strict: http::is_private(listen) || !settings.server.allowed_hosts.is_empty(),
+    };
+    let shared = Shared {
+        metrics: metrics.clone(),
+        readiness: readiness.clone(),
+        checked: checked.clone(),
+        hook: app::hook(&settings, pull_now.clone()),
+        per_provider: settings.metrics.per_provider,
+        tokens: tokens.clone(),
+        hosts,
+        store: store.clone(),
+        latest,
+        live: Arc::default(),
+        tail: Tail::new(stop.clone()),
+        prober: prober.clone(),
+        budget: Arc::default(),
+        tls: tls.clone(),
+    };
+    let admin = (!tokens.is_empty()).then(|| Admin {
+        board: Board::default(),
+        publish,
+        live: shared.live.clone(),
+        tail: shared.tail.clone(),
+    });
+    let (scheme, served) = (if tls.is_some() { "https" } else { "http" }, supervisor.clone());
+    supervisor.spawn("http", http::serve(listener, shared, served));
+    if let Some(tls) = tls {
+        supervisor.spawn("certificate", tls.watch(stop.clone()));
+    }
+
+    // 5. Everything that needs the database waits for it in here.
+    let heartbeat = Heartbeat::new();
+    let beat = heartbeat.clone();
+    supervisor.serve_watchdog(Systemd, move || beat.age() < WEDGED_AFTER);
+    let database = embedded.as_ref().map(Embedded::url);
+    let main = Main {
+        settings,
+        byok,
+        source,
+        store: store.clone(),
+        metrics,
+        readiness,
+        heartbeat,
+        checked,
+        prober,
+        listen: format!("{scheme}://{listen}"),
+        database,
+        admin,
+        fresh,
+        pull_now,
+    };
+    let tasks = supervisor.clone();
+    supervisor.spawn("reconcile", async move { main.run(tasks, hangups, greeting).await });
+
+    // 6. Until a signal or a dead task ends it.
+    stop.cancelled().await;
+    Systemd.stopping();
+    let ended = supervisor.wait().await;
+
+    // 7. The embedded database last: everybody else has finished writing.
+    store.close().await;
+    if let Some(embedded) = embedded {
+        embedded.stop().await.context("the embedded PostgreSQL did not stop cleanly")?;
+    }
+    Ok(ended?)
+}
+
+/// The tokens that are configured; in embedded mode, without any, one of our own.
+fn admin_tokens(configured: Tokens, embedded: bool) -> anyhow::Result<(Tokens, Option<Fresh>)> {
+    if !configured.is_empty() {
+        return Ok((configured, None));
+    }
+    // What is printed below the journal is logged, and a log is no place for a token.
+    if !embedded || std::env::var_os("JOURNAL_STREAM").is_some() {
+        info!("no admin token is configured; the admin API is closed (hint: server.token_sha256)");
+        return Ok((configured, None));
+    }
+    Ok(Tokens::embedded(&config::state_dir())?)
+}
+
+/// What the admin API needs of the rest; nothing of it runs while the API is closed.
+struct Admin {
+    board: Board,
+    publish: watch::Sender<Option<Arc<Snapshot>>>,
+    live: Arc<OnceLock<Live>>,
+    tail: Tail,
+}
+
+/// Says so when the settings file changes: settings are read once, and a person may think otherwise.
+fn notice_settings(file: &Path) -> Option<notify::RecommendedWatcher> {
+    let shown = file.display().to_string();
+    let changed =
+        move || warn!(file = %shown, "the settings file changed; it takes effect at the next start");
+    match source::watch_file(file, changed) {
+        Ok(watcher) => Some(watcher),
+        Err(error) => {
+            debug!(%error, "the settings file is not watched");
+            None
+        }
+    }
+}
+
+/// The reconcile loop and what it stands on.
+struct Main {
+    settings: Settings,
+    byok: Byok,
+    source: Source,
+    store: Store,
+    metrics: Arc<Metrics>,
+    readiness: Arc<Readiness>,
+    heartbeat: Heartbeat,
+    checked: Arc<OnceLock<http::Checked>>,
+    prober: Arc<Prober>,
+    /// The base URL of the HTTP server.
+    listen: String,
+    database: Option<String>,
+    admin: Option<Admin>,
+    /// A token that nobody has seen yet.
+    fresh: Option<Fresh>,
+    /// Asks for a look at the Git repository.
+    pull_now: Arc<Notify>,
+}
+
+impl Main {
+    async fn run(
+        mut self,
+        supervisor: Supervisor,
+        hangups: Hangups,
+        greeting: Option<Greeting>,
+    ) -> anyhow::Result<()> {
+        let stop = supervisor.token();
+        let pulled = self.pull(&supervisor);
+        let Some(keyring) = self.prepare(&stop).await? else { return Ok(()) };
+        let news = match pulled {
+            Some(pulled) if !self.wait_for_tree(pulled.ready.clone(), &stop).await => return Ok(()),
+            Some(pulled) => Some(pulled.news),
+            None => None,
+        };
+        let resolver = app::resolver(&self.settings, self.byok.clone(), &self.source);
+        let watcher = Watcher::start(
+            &self.settings.manifests.path,
+            source::Options { settle: self.settings.manifests.settle, ..source::Options::default() },
+        );
+        let wake = Wake {
+            handle: watcher.handle(),
+            drift: Arc::default(),
+            pull: self.pull_now.clone(),
+            trigger: Arc::new(Mutex::new("start")),
+        };
+
+        let (leading, leadership) = watch::channel(Leader::Unknown);
+        let (store, token, holder) = (self.store.clone(), stop.clone(), Uuid::new_v4());
+        supervisor.spawn("lease", async move { lease::hold(store, holder, leading, token).await });
+        if let Some(news) = news {
+            let (store, token, leader) = (self.store.clone(), stop.clone(), leadership.clone());
+            supervisor.spawn("git events", async move { follow::record(store, news, leader, token).await });
+        }
+        let (store, token, drift) = (self.store.clone(), stop.clone(), wake.drift.clone());
+        supervisor.spawn("drift", async move {
+            let mut listener = store.listen_drift();
+            while token.run_until_cancelled(listener.hint()).await.is_some() {
+                drift.notify_one();
+            }
+        });
+        let hup = wake.clone();
+        supervisor.serve_reloads(hangups, Systemd, move || {
+            hup.poke("signal");
+            std::future::ready(())
+        });
+        let mut scheduler = self.schedule(&wake).await?;
+
+        let (keyring, resolver) = (Arc::new(keyring), Arc::new(resolver));
+        let board = self.admin.as_ref().map(|admin| admin.board.clone()).unwrap_or_default();
+        let checks = self.start_checks(&supervisor, &keyring)?;
+        let (applied, catalogs) = watch::channel(Applied::None);
+        let discovery = Discovery {
+            discoverer: Discoverer::new(
+                self.store.clone(),
+                keyring.clone(),
+                resolver.clone(),
+                &self.settings.egress,
+            ),
+            applied: catalogs,
+            lease: {
+                let leadership = leadership.clone();
+                move || leadership.borrow().lease().cloned()
+            },
+            metrics: self.metrics.clone(),
+        };
+        supervisor.spawn("discovery", discovery.run(stop.clone()));
+
+        let trials = app::trials(&self.settings);
+        let reconciler = || {
+            let (store, keyring, resolver) = (self.store.clone(), keyring.clone(), resolver.clone());
+            let settings = &self.settings;
+            Reconciler::new(
+                store,
+                keyring,
+                resolver,
+                &settings.reconcile,
+                settings.keys.require_valid,
+                trials.clone(),
+            )
+        };
+        let reconciler = (reconciler(), self.admin.is_some().then(reconciler));
+        if let (Some(admin), Some(reconciler)) = (self.admin.take(), reconciler.1) {
+            // Set once: this is the only place.
+            let _ = admin.live.set(Live { wake: wake.clone(), keyring: keyring.clone() });
+            let keeper = Keeper::new(self.store.clone(), keyring, reconciler, checks.clone());
+            supervisor.spawn("snapshot", keeper.run(admin.board, admin.publish, stop.clone()));
+            supervisor.spawn("event-tail", admin.tail.read(self.store.clone()));
+        }
+        let reconciler = reconciler.0;
+        let root = self.settings.manifests.path.clone();
+        let revisions = Arc::new(RevisionTracker::new(&root));
+        let parts = work::Parts {
+            reconciler,
+            trials: trials.zip(checks.as_ref().map(|checks| checks.prober().clone())),
+            supervisor,
+            checks,
+            revisions,
+            leadership,
+            wake,
+            greeting,
+            applied,
+            board,
+        };
+        let ended = Loop::new(self, Loader::new(root), parts).run(watcher, &stop).await;
+        if let Err(error) = scheduler.shutdown().await {
+            debug!(%error, "the scheduler was already gone");
+        }
+        ended
+    }
+
+    /// Starts pulling from Git, where that is asked for.
+    fn pull(&self, supervisor: &Supervisor) -> Option<Pulled> {
+        let options = app::pull(&self.settings)?;
+        let (puller, pulled) = Puller::new(options, self.pull_now.clone(), self.metrics.clone());
+        let token = supervisor.token();
+        supervisor.spawn("git", async move { puller.run(token).await });
+        Some(pulled)
+    }
+
+    /// Nothing is reconciled before there is a tree; `false` when asked to stop meanwhile.
+    async fn wait_for_tree(&self, mut ready: watch::Receiver<bool>, stop: &CancellationToken) -> bool {
+        if !*ready.borrow() {
+            info!("waiting for the first tree from Git");
+            Systemd.status("waiting for the first tree from Git");
+        }
+        loop {
+            tokio::select! {
+                is_ready = ready.wait_for(|it| *it) => return is_ready.is_ok(),
+                () = tokio::time::sleep(BEAT) => self.heartbeat.beat(),
+                () = stop.cancelled() => return false,
+            }
+        }
+    }
+
+    /// Health checks and key tests, unless the settings turn them off.
+    fn start_checks(
+        &self,
+        supervisor: &Supervisor,
+        keyring: &Arc<Keyring>,
+    ) -> anyhow::Result<Option<Checks>> {
+        if !self.settings.health.enabled {
+            return Ok(None);
+        }
+        let monitor = app::monitor(&self.settings);
+        let in_flight = monitor.in_flight.clone();
+        let parts = checks::Parts {
+            store: self.store.clone(),
+            keyring: keyring.clone(),
+            prober: self.prober.clone(),
+            monitor,
+            policy: app::health_policy(&self.settings),
+            metrics: self.metrics.clone(),
+            holder: Uuid::new_v4(),
+        };
+        let checks = Checks::start(parts, supervisor);
+        let exported = http::Checked { checks: checks.clone(), in_flight };
+        // Set once: the server has been answering since before the database was there.
+        let _ = self.checked.set(exported);
+        Ok(Some(checks))
+    }
+
+    /// Migrates and opens the canary, as often as it takes; `None` when asked to stop meanwhile.
+    async fn prepare(&self, stop: &CancellationToken) -> anyhow::Result<Option<Keyring>> {
+        let mut wait = RETRY.0;
+        loop {
+            match app::prepare(&self.store, &self.byok).await {
+                Ok(keyring) => {
+                    self.database_up(true);
+                    return Ok(Some(keyring));
+                }
+                Err(error) if app::is_transient(&error) => {
+                    self.database_up(false);
+                    warn!(error = format!("{error:#}"), retry_in = ?wait, "the database is not ready");
+                }
+                Err(error) => return Err(error),
+            }
+            Systemd.status("waiting for the database");
+            self.heartbeat.beat();
+            tokio::select! {
+                () = tokio::time::sleep(wait) => wait = (wait * 2).min(RETRY.1),
+                () = stop.cancelled() => return Ok(None),
+            }
+        }
+    }
+
+    fn database_up(&self, up: bool) {
+        self.metrics.database_up.set(up.into());
+        self.readiness.database.store(up, Ordering::Relaxed);
+    }
+
+    /// The periodic work: looking again, and deleting what is too old.
+    async fn schedule(&self, wake: &Wake) -> anyhow::Result<JobScheduler> {
+        let scheduler = JobScheduler::new_with_channel_size(SCHEDULER_CHANNEL).await?;
+        let resync = wake.clone();
+        scheduler
+            .add(Job::new_repeated_async(self.settings.manifests.resync_interval, move |_, _| {
+                let wake = resync.clone();
+                Box::pin(async move { wake.poke(RESYNC) })
+            })?)
+            .await?;
+        let (store, retention) = (self.store.clone(), self.settings.retention.clone());
+        let (keep, history) = (retention.events, retention.history);
+        // Once a night, at a minute at which nothing else is due.
+        scheduler
+            .add(Job::new_async("0 17 3 * * *", move |_, _| {
+                let store = store.clone();
+                Box::pin(async move {
+                    let now = chrono::Utc::now();
+                    let cut = async {
+                        let events = store.events_expire(now - keep).await?;
+                        let history = store.health_expire(now - HOURLY, now - history).await?;
+                        Ok::<_, StoreError>((events, history))
+                    };
+                    match cut.await {
+                        Ok((events, history)) => info!(events, history, "deleted what was too old"),
+                        Err(error) => {
+                            warn!(error = %error, "what is too old could not be deleted; tried again tomorrow")
+                        }
+                    }
+                })
+            })?)
+            .await?;
+        scheduler.start().await?;
+        Ok(scheduler)
+    }
+}

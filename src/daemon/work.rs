@@ -1,0 +1,471 @@
+//! The loop that every wake-up goes through: load what changed, reconcile, tell what was found.
+//!
+//! Not its job: deciding what a pass does (`reconcile`). Invariants: the newest catalog pre-empts retries of an older
+//! one; a pass that fails changes nothing and is tried again.
+
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use super::{
+    Arrival, BEAT, Greeting, Main, RETRY, Wake,
+    lease::{Leader, Leadership},
+};
+use crate::{
+    checks::Checks,
+    discover::schedule::Applied,
+    health::probe::Prober,
+    http::Fresh,
+    lifecycle::{Supervisor, Systemd},
+    loader::Loader,
+    manifest::{Build, Changed, Severity, render},
+    memory,
+    model::SecretRef,
+    plan::{HoldKind, NoticeKind},
+    reconcile::{Outcome, Pass, ReconcileError, Reconciler, Refusal},
+    snapshot::{Board, Seen},
+    source::{Look, RevisionTracker, Watcher},
+    trial::Trials,
+};
+
+/// A stream of events may put off a deletion so long, and no longer.
+const DEFER_LIMIT: Duration = Duration::from_secs(10);
+/// From so many providers on, a pass over all of them leaves enough behind to be worth giving back.
+const LARGE: usize = 500;
+/// Batches of tried keys that may wait for the loop.
+const TRIED: usize = 16;
+
+/// What the reconcile loop still has to look at.
+enum Wanted {
+    Nothing,
+    Some(BTreeSet<Arc<str>>),
+    Everything,
+}
+
+impl Wanted {
+    fn add(&mut self, changed: Changed) {
+        match (&mut *self, changed) {
+            (Self::Everything, _) => {}
+            (_, Changed::All) => *self = Self::Everything,
+            (Self::Some(names), Changed::Providers(more)) => names.extend(more),
+            (Self::Nothing, Changed::Providers(names)) if names.is_empty() => {}
+            (Self::Nothing, Changed::Providers(names)) => *self = Self::Some(names),
+        }
+    }
+}
+
+fn is_file(reference: &SecretRef) -> bool {
+    matches!(reference, SecretRef::File(_) | SecretRef::Credential(_))
+}
+
+/// Names of providers.
+type Names = BTreeSet<Arc<str>>;
+
+/// What the loop works with.
+pub(super) struct Parts {
+    pub reconciler: Reconciler,
+    /// Where declared keys are tried, and who asks.
+    pub trials: Option<(Arc<Trials>, Arc<Prober>)>,
+    pub supervisor: Supervisor,
+    pub checks: Option<Checks>,
+    pub revisions: Arc<RevisionTracker>,
+    pub leadership: Leadership,
+    pub wake: Wake,
+    pub greeting: Option<Greeting>,
+    /// What discovery goes by.
+    pub applied: watch::Sender<Applied>,
+    pub board: Board,
+}
+
+pub(super) struct Loop {
+    main: Main,
+    loader: Loader,
+    parts: Parts,
+    /// Providers whose declared keys have been tried.
+    tried: (mpsc::Sender<Names>, mpsc::Receiver<Names>),
+    build: Option<Arc<Build>>,
+    wanted: Wanted,
+    settled: bool,
+    deferred_since: Option<Instant>,
+    failures: u32,
+    retry_at: Option<Instant>,
+    drift_not_before: Instant,
+    ready: bool,
+    suspended: bool,
+    /// What the database refused in the last pass.
+    refused: Vec<Refusal>,
+}
+
+impl Loop {
+    pub fn new(main: Main, loader: Loader, parts: Parts) -> Self {
+        Self {
+            main,
+            loader,
+            parts,
+            tried: mpsc::channel(TRIED),
+            build: None,
+            wanted: Wanted::Everything,
+            settled: false,
+            deferred_since: None,
+            failures: 0,
+            retry_at: None,
+            drift_not_before: Instant::now(),
+            ready: false,
+            suspended: false,
+            refused: Vec::new(),
+        }
+    }
+
+    pub async fn run(mut self, mut watcher: Watcher, stop: &CancellationToken) -> anyhow::Result<()> {
+        self.settled = true;
+        self.load(&Look::Everything, BTreeSet::new()).await;
+        self.pass("start").await?;
+        self.saw();
+        // The scheduler's repeated jobs can stop for ever once they fall behind; this look never does.
+        let resync = self.main.settings.manifests.resync_interval * 2;
+        let mut resync_at = Instant::now() + resync;
+        loop {
+            self.main.heartbeat.beat();
+            let retry_at = self.retry_at.unwrap_or(resync_at);
+            let trigger = tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                activation = watcher.next() => {
+                    self.settled = activation.settled;
+                    self.load(&activation.look, activation.unfinished).await;
+                    self.parts.wake.take_trigger()
+                }
+                () = self.parts.wake.drift.notified() => {
+                    self.wanted = Wanted::Everything;
+                    if let Some(checks) = &self.parts.checks {
+                        checks.look(None);
+                    }
+                    if Instant::now() < self.drift_not_before {
+                        self.retry_at = Some(self.retry_at.map_or(self.drift_not_before, |at| at.min(self.drift_not_before)));
+                        continue;
+                    }
+                    "drift"
+                }
+                changed = self.parts.leadership.changed() => {
+                    changed.context("the lease task is gone")?;
+                    let leader = self.parts.leadership.borrow().clone();
+                    let leads = i64::from(leader.lease().is_some());
+                    self.main.metrics.leases_held.add(leads - self.main.metrics.leader.get());
+                    self.main.metrics.leader.set(leads);
+                    self.main.database_up(leader != Leader::Unknown);
+                    self.wanted = Wanted::Everything;
+                    "leader"
+                }
+                Some(names) = self.tried.1.recv() => {
+                    self.wanted.add(Changed::Providers(names));
+                    "key"
+                }
+                () = tokio::time::sleep_until(retry_at) => {
+                    if self.retry_at.take().is_none() {
+                        self.wanted = Wanted::Everything;
+                    }
+                    "retry"
+                }
+                () = tokio::time::sleep(BEAT) => {
+                    if !self.suspended {
+                        continue;
+                    }
+                    // Another program may have resumed; its notice can be lost.
+                    "resume"
+                }
+            };
+            if matches!(self.wanted, Wanted::Everything) {
+                resync_at = Instant::now() + resync;
+            }
+            self.pass(trigger).await?;
+            self.saw();
+        }
+    }
+
+    /// Shows what this turn of the loop has seen to the admin API.
+    fn saw(&self) {
+        self.parts.board.saw(Seen {
+            build: self.build.clone(),
+            revision: self.parts.revisions.current().map(|revision| revision.to_string()),
+            refused: self.refused.clone(),
+            problem: self.loader.problem().map(str::to_owned),
+        });
+    }
+
+    /// Reads what changed and notes whom it concerns.
+    async fn load(&mut self, look: &Look, unfinished: BTreeSet<PathBuf>) {
+        self.loader.set_unfinished(unfinished);
+        let build = match look {
+            Look::Everything => {
+                self.wanted = Wanted::Everything;
+                tokio::task::block_in_place(|| self.loader.load(self.settled))
+            }
+            Look::Paths { manifests, secrets } => {
+                if !secrets.is_empty() {
+                    self.wanted.add(self.keys_from_files());
+                }
+                if manifests.is_empty() {
+                    return;
+                }
+                tokio::task::block_in_place(|| self.loader.load_paths(manifests, self.settled))
+            }
+        };
+        self.parts.revisions.latest().await;
+        self.report(&build);
+        self.wanted.add(build.changed.clone());
+        let build = Arc::new(build);
+        if self.concerns_key_files(&build) {
+            let references = build.catalog.providers.values().filter_map(|it| it.api_key.as_ref());
+            let files =
+                references.filter_map(|reference| self.parts.reconciler.watched_path(reference)).collect();
+            self.parts.wake.handle.watch_secrets(files);
+        }
+        if let Some(checks) = &self.parts.checks {
+            checks.catalog(build.clone());
+            self.look_at_checks();
+        }
+        self.build = Some(build);
+    }
+
+    /// Providers may be checked differently, or be others.
+    fn look_at_checks(&self) {
+        match (&self.parts.checks, &self.wanted) {
+            (None, _) | (_, Wanted::Nothing) => {}
+            (Some(checks), Wanted::Some(names)) => checks.look(Some(names)),
+            (Some(checks), Wanted::Everything) => checks.look(None),
+        }
+    }
+
+    /// Whether the set of watched key files may differ from the previous build's.
+    fn concerns_key_files(&self, build: &Arc<Build>) -> bool {
+        let (Changed::Providers(names), Some(before)) = (&build.changed, &self.build) else { return true };
+        let mut of_both =
+            names.iter().flat_map(|name| [before, build].map(|it| it.catalog.providers.get(name)));
+        of_both.any(|provider| provider.and_then(|it| it.api_key.as_ref()).is_some_and(is_file))
+    }
+
+    /// Providers whose key may be another one because a file changed.
+    fn keys_from_files(&self) -> Changed {
+        let providers = self.build.iter().flat_map(|build| build.catalog.providers.values());
+        let named = providers.filter(|it| it.api_key.as_ref().is_some_and(is_file)).map(|it| it.name.clone());
+        Changed::Providers(named.collect())
+    }
+
+    /// Each problem of the manifests once, in the log and in the metrics.
+    fn report(&self, build: &Build) {
+        let metrics = &self.main.metrics;
+        let files = &build.files;
+        for (state, count) in
+            [("valid", files.valid), ("invalid", files.invalid), ("unreadable", files.unreadable)]
+        {
+            metrics.manifest_files.with_label_values(&[state]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        let errors = build.diagnostics.iter().filter(|it| it.severity == Severity::Error).count();
+        let good = errors == 0 && self.loader.problem().is_none();
+        metrics.manifest_last_reload_successful.set(good.into());
+        if good {
+            metrics.manifest_last_success.set(chrono::Utc::now().timestamp() as f64);
+        }
+        let before = self.build.as_ref().map(|build| &build.diagnostics);
+        if before != Some(&build.diagnostics) {
+            for problem in &build.diagnostics {
+                if before.is_none_or(|before| !before.contains(problem)) {
+                    let place = format!("{}:{}:{}", problem.path, problem.line, problem.column);
+                    match problem.severity {
+                        Severity::Error => {
+                            error!(%place, code = problem.code, "{}", render::one_line(problem))
+                        }
+                        Severity::Warning => {
+                            warn!(%place, code = problem.code, "{}", render::one_line(problem))
+                        }
+                    }
+                }
+            }
+        }
+        if let Some(problem) = self.loader.problem() {
+            error!(reason = problem, "the manifest directory cannot be believed; nothing is pruned");
+        }
+    }
+
+    /// One pass over what is wanted, if this daemon leads.
+    async fn pass(&mut self, trigger: &'static str) -> anyhow::Result<()> {
+        let Some(build) = self.build.clone() else { return Ok(()) };
+        let leader = self.parts.leadership.borrow().clone();
+        let lease = match leader {
+            Leader::Us(lease) => lease,
+            Leader::Unknown => return Ok(()),
+            Leader::Somebody => {
+                // This daemon is ready to take over.
+                if self.main.readiness.database.load(Ordering::Relaxed) {
+                    self.is_ready();
+                }
+                return Ok(());
+            }
+        };
+        let started = Instant::now();
+        let waited = self.deferred_since.is_some_and(|since| since.elapsed() >= DEFER_LIMIT);
+        let providers = match &self.wanted {
+            Wanted::Nothing => return Ok(()),
+            Wanted::Some(names) => Some(names),
+            Wanted::Everything => None,
+        };
+        let pass = Pass {
+            build: &build,
+            providers,
+            settled: self.settled || waited,
+            confirmed: None,
+            revision: self.parts.revisions.current(),
+            lease: Some(&lease),
+        };
+        let whole = providers.is_none();
+        let metrics = &self.main.metrics;
+        metrics.reconcile_runs.with_label_values(&[trigger]).inc();
+        let result = self.parts.reconciler.reconcile(&pass).await;
+        metrics.reconcile_duration.observe(started.elapsed().as_secs_f64());
+        match result {
+            Ok(outcome) => {
+                self.main.database_up(true);
+                self.failures = 0;
+                self.retry_at = None;
+                self.took(&outcome, whole, started.elapsed());
+                self.is_ready();
+                self.greet().await;
+                Ok(())
+            }
+            Err(error) => self.failed(&error),
+        }
+    }
+
+    fn failed(&mut self, error: &ReconcileError) -> anyhow::Result<()> {
+        self.main.metrics.reconcile_failures.with_label_values(&[error.reason()]).inc();
+        if let ReconcileError::Store(error) = error
+            && error.is_unreachable()
+        {
+            self.main.database_up(false);
+        }
+        let wait = (RETRY.0 * 2u32.saturating_pow(self.failures.min(10))).min(RETRY.1);
+        self.failures = self.failures.saturating_add(1);
+        self.retry_at = Some(Instant::now() + wait);
+        warn!(error = %error, reason = error.reason(), retry_in = ?wait, "the pass failed; nothing was applied");
+        Ok(())
+    }
+
+    /// Notes what a pass did: metrics, what is left to do, what a person should know.
+    fn took(&mut self, outcome: &Outcome, whole: bool, time: Duration) {
+        let metrics = &self.main.metrics;
+        if outcome.deferred {
+            self.deferred_since.get_or_insert_with(Instant::now);
+            self.retry_at = Some(Instant::now() + DEFER_LIMIT);
+            return;
+        }
+        self.deferred_since = None;
+        self.refused.clone_from(&outcome.refused);
+        self.suspended = outcome.suspended;
+        if outcome.suspended {
+            // `resume` wakes the loop; what is wanted stays wanted.
+            return;
+        }
+        self.look_at_checks();
+        self.try_keys(outcome);
+        self.wanted = Wanted::Nothing;
+        if outcome.applied {
+            for ((kind, action), count) in &outcome.plan.summary().rows {
+                let labels = [kind.as_str(), action.as_str()];
+                metrics.reconcile_changes.with_label_values(&labels).inc_by(*count as u64);
+            }
+            metrics.drift_detected.inc_by(outcome.plan.summary().drifted_fields as u64);
+            metrics.events.inc_by(outcome.events as u64);
+        }
+        if let Some(build) = &self.build {
+            self.parts.applied.send_replace(Some((build.catalog.clone(), self.parts.revisions.current())));
+        }
+        if let Some(revision) = self.parts.revisions.current() {
+            metrics.applied_revision.reset();
+            metrics.applied_revision.with_label_values(&[&revision.to_string()]).set(1);
+        }
+        if !whole {
+            return;
+        }
+        if self.build.as_ref().is_some_and(|build| build.catalog.providers.len() >= LARGE) {
+            memory::give_back();
+        }
+        // A pass over everything knows the totals; writing foreign databases must not make it a busy loop.
+        self.drift_not_before = Instant::now() + time * 4;
+        let held = |kind| {
+            outcome
+                .plan
+                .held
+                .iter()
+                .filter(move |it| it.kind == kind)
+                .map(|it| it.objects.len())
+                .sum::<usize>()
+        };
+        let notices = |kind| outcome.plan.notices.iter().filter(|it| it.kind == kind).count();
+        let set =
+            |gauge: &prometheus::IntGauge, count: usize| gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        set(&metrics.prune_held, held(HoldKind::Prune));
+        set(&metrics.route_cells_held, held(HoldKind::Route));
+        set(&metrics.refused_providers, outcome.refused.len());
+        set(&metrics.undecryptable_keys, notices(NoticeKind::KeyUndecryptable));
+        set(&metrics.unresolved_keys, notices(NoticeKind::KeyUnresolved));
+        for hold in &outcome.plan.held {
+            warn!(kind = ?hold.kind, objects = hold.objects.len(), digest = hold.digest, "held back: {}", hold.reason);
+        }
+        if !self.ready {
+            for notice in outcome.plan.notices.iter().filter(|it| it.kind == NoticeKind::KeyUnresolved) {
+                warn!(provider = %notice.provider, "{}", notice.message);
+            }
+        }
+    }
+
+    /// Asks providers about declared keys that would replace working ones; the pass after goes by what they say.
+    fn try_keys(&self, outcome: &Outcome) {
+        let Some((trials, prober)) = self.parts.trials.clone().filter(|_| !outcome.trials.is_empty()) else {
+            return;
+        };
+        let (wanted, tell) = (outcome.trials.clone(), self.tried.0.clone());
+        let stop = self.parts.supervisor.token();
+        self.parts.supervisor.spawn_brief("trials", async move {
+            let tried = stop.run_until_cancelled(trials.run(&prober, wanted)).await;
+            let names: Names = tried.into_iter().flatten().collect();
+            if !names.is_empty() {
+                // Nobody listens any more only in a shutdown.
+                let _ = tell.send(names).await;
+            }
+        });
+    }
+
+    /// Tells who stands in front of the terminal where everything is, once.
+    async fn greet(&mut self) {
+        let Some(greeting) = self.parts.greeting.take() else { return };
+        if let Ok(providers) = self.main.store.provider_status_rows(None).await {
+            let manifests = self.main.settings.manifests.path.clone();
+            let (database, listen) = (self.main.database.clone(), self.main.listen.clone());
+            let fresh = self.main.fresh.take();
+            if let Some(Err(error)) = fresh.as_ref().map(Fresh::remember) {
+                warn!(%error, "the admin token cannot be kept; the next start makes another one");
+            }
+            let admin_token = fresh.map(|fresh| fresh.token);
+            greeting(Arrival { manifests, database, listen, admin_token, providers });
+        }
+    }
+
+    fn is_ready(&mut self) {
+        self.main.readiness.reconciled.store(true, Ordering::Relaxed);
+        if !std::mem::replace(&mut self.ready, true) {
+            info!("ready");
+            Systemd.ready();
+            Systemd.status("reconciling");
+        }
+    }
+}
