@@ -81,6 +81,8 @@ pub struct Outcome {
     pub refused: Vec<Refusal>,
     /// Rows of the audit trail that were written.
     pub events: usize,
+    /// The number that the applied catalog was given.
+    pub seq: Option<i64>,
     /// Declared keys that wait for their provider's word; the next pass goes by what it says.
     pub trials: Vec<Trial>,
 }
@@ -214,7 +216,7 @@ impl Reconciler {
         }
         let tokens = self.encrypt(&outcome.plan, &secrets);
         drop(secrets);
-        self.fence(&mut tx, pass, &plan_digest(&outcome.plan)).await?;
+        outcome.seq = Some(self.fence(&mut tx, pass, &plan_digest(&outcome.plan)).await?);
         let revision = pass.revision.as_ref();
         let written = self.write(&mut tx, &outcome.plan, &tokens, reports, revision).await;
         match written {
@@ -265,8 +267,8 @@ impl Reconciler {
         tokens: &HashMap<Arc<str>, String>,
     ) -> Result<Outcome, ReconcileError> {
         let mut tx = self.store.reconcile_begin().await?;
-        self.fence(&mut tx, pass, &plan_digest(&plan)).await?;
-        let mut outcome = Outcome::default();
+        let seq = self.fence(&mut tx, pass, &plan_digest(&plan)).await?;
+        let mut outcome = Outcome { seq: Some(seq), ..Outcome::default() };
         let Plan { providers, held, notices } = plan;
         for provider in providers {
             let one = [provider];
@@ -319,22 +321,21 @@ impl Reconciler {
         entries
     }
 
-    /// Proves that nobody else may be writing, in the transaction that is about to write.
-    async fn fence(&self, tx: &mut ReconcileTx, pass: &Pass<'_>, digest: &str) -> Result<(), ReconcileError> {
+    /// Proves that nobody else may be writing, in the transaction that is about to write. Returns the catalog's number.
+    async fn fence(
+        &self,
+        tx: &mut ReconcileTx,
+        pass: &Pass<'_>,
+        digest: &str,
+    ) -> Result<i64, ReconcileError> {
         if let Some(lease) = pass.lease
             && !tx.lease_check(lease).await?
         {
             return Err(ReconcileError::NotLeader);
         }
         let seq = tx.fence_read().await?;
-        tx.fence_advance(
-            seq,
-            pass.revision.as_ref(),
-            digest,
-            pass.lease.map_or(Uuid::nil(), |lease| lease.holder),
-        )
-        .await?;
-        Ok(())
+        let holder = pass.lease.map_or(Uuid::nil(), |lease| lease.holder);
+        Ok(tx.fence_advance(seq, pass.revision.as_ref(), digest, holder).await?)
     }
 
     async fn plan(&self, tx: &mut ReconcileTx, pass: &Pass<'_>) -> Result<Planned, ReconcileError> {
