@@ -316,3 +316,54 @@ async fn verdicts_wait_for_the_database_and_none_is_lost() {
     .await;
     assert_eq!(lab.value(HEALTH).await, "unhealthy");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_on_this_side_blames_nobody_and_ends_by_itself() {
+    let lab = Lab::new().await;
+    let (_, reference) = key_file(&lab, KEY);
+    let mut fakes = Vec::new();
+    for index in 0..6 {
+        let fake = Fake::start().await;
+        lab.write(&format!("p{index}.toml"), &fake.manifest(&format!("p{index}"), &reference, ""));
+        fakes.push(fake);
+    }
+    // Nobody listens where the canary sits: as with a cable that was pulled.
+    let port = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let canary = port.local_addr().unwrap();
+    drop(port);
+    let mut daemon = lab.daemon_with(|command| {
+        command.env("PROVIDERD_HEALTH__ENABLED", "true").env("PROVIDERD_HEALTH__INTERVAL", "1s");
+        command.env("PROVIDERD_HEALTH__TIMEOUT", "900ms").env("PROVIDERD_HEALTH__SLOW_AFTER", "800ms");
+        command.env("PROVIDERD_HEALTH__CANARY", canary.to_string());
+    });
+    let healthy = "SELECT count(*) FROM llm_providers WHERE health_status = 'healthy'";
+    lab.wait_for(healthy, "6").await;
+    for fake in &fakes {
+        fake.set_status(0);
+    }
+    daemon.fetch_until("/metrics", "impaired", |text| text.contains("\nproviderd_prober_impaired 1\n")).await;
+    let skipped = |text: &str| {
+        let found = text
+            .lines()
+            .find_map(|line| line.strip_prefix("providerd_probes_skipped_total{reason=\"impaired\"} "));
+        found.and_then(|count| count.parse::<u32>().ok()).unwrap_or_default()
+    };
+    // Three rounds of failures of everybody, and nobody is called dead.
+    daemon.fetch_until("/metrics", "three rounds", |text| skipped(text) >= 18).await;
+    assert_eq!(lab.value(healthy).await, "6");
+    assert_eq!(
+        lab.value("SELECT count(*) FROM providerd.events WHERE kind = 'health' AND provider IS NULL").await,
+        "1"
+    );
+
+    for fake in &fakes {
+        fake.set_status(200);
+    }
+    let _back = tokio::net::TcpListener::bind(canary).await.unwrap();
+    daemon
+        .fetch_until("/metrics", "sure again", |text| text.contains("\nproviderd_prober_impaired 0\n"))
+        .await;
+    fakes[0].set_status(500);
+    lab.wait_for("SELECT health_status FROM llm_providers WHERE name = 'p0'", "unhealthy").await;
+    assert_eq!(lab.value(healthy).await, "5");
+}

@@ -10,7 +10,7 @@ use crate::{
     app,
     config::LogFormat,
     daemon::{self, Arrival, Greeting},
-    logging,
+    logging, source,
 };
 
 /// Rows of the table that a terminal is greeted with; `status` shows all.
@@ -64,8 +64,13 @@ fn greet(arrival: Arrival) {
     if let Some(more @ 1..) = arrival.providers.len().checked_sub(SHOWN) {
         text += &format!("… and {more} more\n");
     }
+    let how = match source::pull::commit_of(&arrival.manifests) {
+        // An edit there would be lost with the next commit.
+        Some(_) => "pulled from Git: push a change",
+        None => "edit one",
+    };
     text += &format!(
-        "\nmanifests  {}  (edit one and watch `providerd events --follow`)\n",
+        "\nmanifests  {}  ({how} and watch `providerd events --follow`)\n",
         arrival.manifests.display()
     );
     if let Some(url) = arrival.database {

@@ -46,7 +46,9 @@ mod tests {
     use super::*;
 
     fn members(count: u128) -> Vec<Uuid> {
-        (1..=count).map(|n| Uuid::from_u128(n * 0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)).collect()
+        (1..=count)
+            .map(|n| Uuid::from_u128(n.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)))
+            .collect()
     }
 
     fn owner(members: &[Uuid], provider: &str) -> Vec<Uuid> {

@@ -18,6 +18,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (4, "health", include_str!("../../migrations/0004_health.sql")),
     (5, "discovery", include_str!("../../migrations/0005_discovery.sql")),
     (6, "event_detail", include_str!("../../migrations/0006_event_detail.sql")),
+    (7, "quiet_checks", include_str!("../../migrations/0007_quiet_checks.sql")),
 ];
 
 /// Advisory lock that lets one daemon migrate at a time.

@@ -648,5 +648,20 @@ async fn a_host_that_fails_in_any_way_changes_nothing() {
     rig.look();
     rig.until_at(&second).await;
     assert_eq!(rig.text("b.toml"), text);
+
+    // A stop in the middle of a fetch is at once, and takes git and its helpers along.
+    repository.write("b.toml", &text.replace("# 1", "# 2"));
+    repository.push();
+    host.set(Mode::Stall);
+    let before = host.packs();
+    rig.look();
+    rig.until("stalled", |_| host.packs() > before).await;
+    let stopped = Instant::now();
     rig.stop().await;
+    assert!(stopped.elapsed() < Duration::from_secs(1), "{:?}", stopped.elapsed());
+    let of_host = |entry: fs::DirEntry| {
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains(&host.url())
+    };
+    rig.until("ended", |_| !fs::read_dir("/proc").unwrap().flatten().any(of_host)).await;
 }

@@ -36,7 +36,7 @@ use super::{
     schedule::{Caps, Dues, Job, Next, Schedule, Turn, jittered, origin_of, place, unit},
     state::{HealthMachine, KeyMachine, KeyTransition, Transition},
 };
-use crate::model::HealthStatus;
+use crate::model::{HealthStatus, KeyStatus};
 
 /// How often ages are looked at: stale results, lingering turns, the canary.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
@@ -135,6 +135,8 @@ struct Watched {
     memory: Memory,
     /// Turns taken; varies the jitter.
     turns: u64,
+    /// No check since the last good one was refused: the first refusal of a valid key is news, and worth a test.
+    accepted: bool,
 }
 
 enum Finished {
@@ -302,7 +304,7 @@ impl Monitor {
         if known && !same_place {
             memory.health = HealthMachine::default();
         }
-        let watched = Watched { target: Arc::new(target), memory, turns };
+        let watched = Watched { target: Arc::new(target), memory, turns, accepted: true };
         if let Some(transition) = key_changed {
             told.push(Event::Key {
                 target: watched.target.clone(),
@@ -400,6 +402,7 @@ impl Monitor {
             } else {
                 watched.memory.health.observe(wall, &checked.outcome)
             };
+            let doubted = !frozen && doubts_key(&mut watched, &checked.outcome);
             let memory = Box::new(watched.memory.clone());
             let target = watched.target.clone();
             told.push(Event::Checked { target, checked, transition, frozen, lag, memory });
@@ -409,6 +412,11 @@ impl Monitor {
                 _ => self.now() + jittered(watched.target.rhythm.regular(wall), name, watched.turns),
             };
             self.schedule.done(name, Job::Check, Some(due), is_suspect(&watched));
+            if doubted {
+                let dues =
+                    Dues { check: Some(due), key_test: Some(self.now()), suspect: is_suspect(&watched) };
+                self.schedule.set(name, &origin_of(&watched.target.base), dues);
+            }
         }
         self.watched.insert(name.clone(), watched);
         told
@@ -490,6 +498,22 @@ impl Monitor {
         self.running.push(
             async move { Finished::Canary { answered: prober.reach(&canary, Limits::default()).await.is_ok() } }.boxed(),
         );
+    }
+}
+
+/// Whether a check speaks against a key that was proven: a revoked key should not wait for its next regular test. Only
+/// the first refusal after a good check does, or an endpoint that refuses every key would be tested all the time.
+fn doubts_key(watched: &mut Watched, outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Auth { .. } => {
+            let was_accepted = std::mem::replace(&mut watched.accepted, false);
+            was_accepted && watched.target.key.is_some() && watched.memory.key.status() == KeyStatus::Valid
+        }
+        Outcome::Ok | Outcome::Slow => {
+            watched.accepted = true;
+            false
+        }
+        _ => false,
     }
 }
 
