@@ -64,14 +64,17 @@ async fn term(direct: &mut PgConnection) -> String {
     value(direct, "SELECT token || ' ' || holder FROM providerd.lease WHERE name = 'reconcile'").await
 }
 
-/// Which of the daemons leads, by its own log.
+/// Which of the daemons leads, by their own logs: the last to say so, since one that has just woken up may still
+/// believe that it does.
 fn leader(daemons: &[Daemon]) -> Option<usize> {
-    let leads = |daemon: &Daemon| {
+    let since = |daemon: &Daemon| {
         let log = daemon.log();
-        let last = log.lines().rev().find(|line| line.contains("leadership changed"));
-        last.is_some_and(|line| line.contains("\"leader\":true"))
+        let last = log.lines().rev().find(|line| line.contains("leadership changed"))?;
+        // A line begins with its time, which sorts as text.
+        last.contains("\"leader\":true").then(|| last.to_owned())
     };
-    daemons.iter().position(leads)
+    let leaders = daemons.iter().enumerate().filter_map(|(index, daemon)| Some((since(daemon)?, index)));
+    leaders.max().map(|(_, index)| index)
 }
 
 /// Waits until the database holds exactly what the manifests of this number say.

@@ -138,15 +138,16 @@ impl Store {
              SET LOCAL timezone TO 'UTC'",
             settings.statement_timeout.as_millis()
         );
+        let abandoned = format!("SET LOCAL idle_in_transaction_session_timeout TO {}", ABANDONED.as_millis());
         Ok(Self {
             pool,
             options,
             schema: settings.schema.as_str().into(),
             blank: false,
             begin_read: format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {common}").into(),
-            begin_write: format!("BEGIN; {common}").into(),
+            begin_write: format!("BEGIN; {common}; {abandoned}").into(),
             begin_reconcile: format!(
-                "BEGIN ISOLATION LEVEL REPEATABLE READ; {common}; SET LOCAL providerd.applying TO 'on'"
+                "BEGIN ISOLATION LEVEL REPEATABLE READ; {common}; {abandoned}; SET LOCAL providerd.applying TO 'on'"
             )
             .into(),
         })
@@ -217,6 +218,11 @@ impl Store {
         }
     }
 }
+
+/// A process that is frozen, or whose machine is gone, in the middle of a transaction keeps its locks until the server
+/// gives it up: by the time its lease has run out (8 s), so that its successor can write. Between two statements of a
+/// pass there is only planning and encrypting, which take a second for 10,000 providers.
+const ABANDONED: Duration = Duration::from_secs(8);
 
 /// Longer than any healthy apply (10,000 providers take about a second), shorter than the 10 s takeover.
 const LOCK_WAIT: Duration = Duration::from_secs(8);

@@ -37,7 +37,7 @@ impl Bouncer {
         let settings = format!(
             "[databases]\n* = host={server} user=postgres\n\n[pgbouncer]\nlisten_addr =\nlisten_port = 6432\n\
              unix_socket_dir = {dir}\nauth_type = trust\nauth_file = {dir}/users.txt\npool_mode = transaction\n\
-             default_pool_size = 6\nmax_client_conn = 200\nignore_startup_parameters = extra_float_digits\n\
+             default_pool_size = 6\nmax_client_conn = 200\n\
              log_connections = 0\nlog_disconnections = 0\n",
             server = cluster.socket_dir().display(),
             dir = dir.display()
