@@ -53,7 +53,29 @@ pub struct DesiredRule {
 pub struct RouteIndex {
     literal: HashMap<Arc<str>, Arc<[Arc<Route>]>>,
     /// Routes with a glob in their provider part, which may concern anybody.
-    anywhere: Arc<[Arc<Route>]>,
+    anywhere: Arc<[Anywhere]>,
+}
+
+/// A route that is held against every provider: its glob is made ready once.
+#[derive(Debug, Clone)]
+struct Anywhere {
+    route: Arc<Route>,
+    /// What a name begins with to be meant: most are ruled out by this.
+    begins: Box<str>,
+    provider: WildMatch,
+}
+
+impl Anywhere {
+    fn new(route: Arc<Route>) -> Self {
+        let (provider, _) = route.pattern();
+        let begins = provider.split(['*', '?']).next().unwrap_or_default().into();
+        let provider = WildMatch::new(provider);
+        Self { route, begins, provider }
+    }
+
+    fn means(&self, name: &str) -> bool {
+        name.starts_with(&*self.begins) && self.provider.matches(name)
+    }
 }
 
 impl RouteIndex {
@@ -63,7 +85,7 @@ impl RouteIndex {
         for route in routes {
             match route.literal_provider() {
                 Some(provider) => literal.entry(provider).or_default().push(route.clone()),
-                None => anywhere.push(route.clone()),
+                None => anywhere.push(Anywhere::new(route.clone())),
             }
         }
         let literal =
@@ -90,8 +112,7 @@ impl RouteIndex {
     /// The rules of one provider's models, by model and cell.
     pub fn rules_for(&self, provider: &Provider) -> Vec<DesiredRule> {
         let named = self.literal.get(&*provider.name).into_iter().flat_map(|routes| routes.iter());
-        let anywhere =
-            self.anywhere.iter().filter(|route| Pattern::new(route.pattern().0).matches(&provider.name));
+        let anywhere = self.anywhere.iter().filter(|any| any.means(&provider.name)).map(|any| &any.route);
         let mut best: BTreeMap<(&str, Cow<'_, Cell>), (&Route, bool)> = BTreeMap::new();
         for route in named.chain(anywhere) {
             let (provider_part, model_part) = route.pattern();
@@ -268,5 +289,38 @@ impl fmt::Display for TableDiff {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_glob_means_the_providers_that_it_matches() {
+        let origin = |line| Origin { file: "a.toml".into(), line };
+        let route = |models: &str| Route {
+            origin: origin(1),
+            models: models.into(),
+            power_level: PowerLevel::Eco,
+            user_tier: "all".into(),
+            task_type: None,
+            priority: None,
+            weight: None,
+            enabled: None,
+        };
+        let check = |pattern: &str, name: &str, means: bool| {
+            assert_eq!(Anywhere::new(Arc::new(route(pattern))).means(name), means, "{pattern} {name}");
+        };
+        check("*/x", "anybody", true);
+        check("team-*/x", "team-a", true);
+        check("team-*/x", "team-", true);
+        check("team-*/x", "tea", false);
+        check("team-*/x", "my-team-a", false);
+        check("team-?-eu/*", "team-a-eu", true);
+        check("team-?-eu/*", "team-ab-eu", false);
+        check("?eam/*", "team", true);
+        check("*-eu/*", "team-eu", true);
+        check("*-eu/*", "team-us", false);
     }
 }
