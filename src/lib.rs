@@ -45,6 +45,7 @@ pub mod model;
 pub mod overview;
 pub mod plan;
 pub mod reconcile;
+pub mod reload;
 pub mod routing;
 pub mod secret;
 pub mod snapshot;

@@ -7,6 +7,7 @@
 use std::{
     fmt,
     io::{self, IsTerminal as _},
+    sync::OnceLock,
 };
 
 use tracing::{Event, Level, Metadata, Subscriber};
@@ -19,7 +20,8 @@ use tracing_subscriber::{
         layer,
     },
     layer::SubscriberExt as _,
-    registry::LookupSpan,
+    registry::{LookupSpan, Registry},
+    reload,
     util::SubscriberInitExt as _,
 };
 
@@ -31,6 +33,9 @@ const TALKATIVE: [&str; 8] =
 
 /// Added to a bare level, so that `debug` means this program and not every library below it.
 const LIBRARIES: &str = "sqlx=warn,notify=warn,tokio_cron_scheduler=warn";
+
+/// The filter in use, for [`set_level`].
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
 /// Why logging could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -82,10 +87,31 @@ pub fn init(settings: &Log) -> Result<(), LoggingError> {
             .with_span_list(false)
             .boxed(),
     };
+    let (filter, handle) = reload::Layer::new(filter);
     tracing_subscriber::registry()
         .with(output.with_filter(filter_fn(is_safe)).with_filter(filter))
         .try_init()
-        .map_err(|_| LoggingError::AlreadySet)
+        .map_err(|_| LoggingError::AlreadySet)?;
+    // Set once: a second `init` has failed above.
+    let _ = FILTER.set(handle);
+    Ok(())
+}
+
+/// Whether `RUST_LOG` decides, whatever the settings say.
+pub fn is_overridden() -> bool {
+    std::env::var("RUST_LOG").is_ok_and(|text| !text.trim().is_empty())
+}
+
+/// Changes the level of a running process; nothing, where [`is_overridden`].
+///
+/// # Errors
+/// [`LoggingError::Filter`]; the level is as before.
+pub fn set_level(level: &str) -> Result<(), LoggingError> {
+    let wanted = filter(level, std::env::var("RUST_LOG").ok().as_deref())?;
+    let Some(handle) = FILTER.get() else { return Ok(()) };
+    handle
+        .reload(wanted)
+        .map_err(|error| LoggingError::Filter { origin: "log.level", message: error.to_string() })
 }
 
 fn form(format: LogFormat, terminal: bool, journal: bool, no_color: bool) -> Form {

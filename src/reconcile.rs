@@ -81,6 +81,8 @@ pub struct Outcome {
     pub refused: Vec<Refusal>,
     /// Rows of the audit trail that were written.
     pub events: usize,
+    /// The number that the applied catalog was given.
+    pub seq: Option<i64>,
     /// Declared keys that wait for their provider's word; the next pass goes by what it says.
     pub trials: Vec<Trial>,
 }
@@ -109,13 +111,34 @@ struct Planned {
     lost: Vec<(String, String)>,
 }
 
+/// The settings that passes go by. Clones share them: a reload changes them for all.
+#[derive(Debug, Clone)]
+pub struct Rules(Arc<Mutex<(Reconcile, bool)>>);
+
+impl Rules {
+    pub fn new(settings: &Reconcile, require_valid: bool) -> Self {
+        Self(Arc::new(Mutex::new((settings.clone(), require_valid))))
+    }
+
+    pub fn set(&self, settings: &Reconcile, require_valid: bool) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (settings.clone(), require_valid);
+    }
+
+    fn settings(&self) -> Reconcile {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    fn require_valid(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1
+    }
+}
+
 /// Reconciles catalogs into one database.
 pub struct Reconciler {
     store: Store,
     keyring: Arc<Keyring>,
     resolver: Arc<Resolver>,
-    settings: Reconcile,
-    require_valid: bool,
+    rules: Rules,
     /// `None`: nobody tries keys.
     trials: Option<Arc<Trials>>,
     /// What the database refused in the last pass, so that each refusal is recorded once.
@@ -131,8 +154,14 @@ impl Reconciler {
         require_valid: bool,
         trials: Option<Arc<Trials>>,
     ) -> Self {
-        let settings = settings.clone();
-        Self { store, keyring, resolver, settings, require_valid, trials, refused: Mutex::default() }
+        let rules = Rules::new(settings, require_valid);
+        Self { store, keyring, resolver, rules, trials, refused: Mutex::default() }
+    }
+
+    /// Goes by rules that somebody else may change.
+    #[must_use]
+    pub fn following(self, rules: Rules) -> Self {
+        Self { rules, ..self }
     }
 
     /// The file that a reference reads its key from.
@@ -173,7 +202,7 @@ impl Reconciler {
         let mut tx = self.store.reconcile_begin().await?;
         let Planned { plan, secrets, suspended, lost } = self.plan(&mut tx, pass).await?;
         for (power, tier) in &lost {
-            warn!(power_level = %power, user_tier = %tier, guard = ?self.settings.route_guard, "a route cell loses its last usable model");
+            warn!(power_level = %power, user_tier = %tier, guard = ?self.rules.settings().route_guard, "a route cell loses its last usable model");
         }
         let trials = wanted_trials(&plan, pass, &secrets, &self.keyring);
         let mut outcome = Outcome { plan, suspended, trials, ..Outcome::default() };
@@ -187,7 +216,7 @@ impl Reconciler {
         }
         let tokens = self.encrypt(&outcome.plan, &secrets);
         drop(secrets);
-        self.fence(&mut tx, pass, &plan_digest(&outcome.plan)).await?;
+        outcome.seq = Some(self.fence(&mut tx, pass, &plan_digest(&outcome.plan)).await?);
         let revision = pass.revision.as_ref();
         let written = self.write(&mut tx, &outcome.plan, &tokens, reports, revision).await;
         match written {
@@ -238,8 +267,8 @@ impl Reconciler {
         tokens: &HashMap<Arc<str>, String>,
     ) -> Result<Outcome, ReconcileError> {
         let mut tx = self.store.reconcile_begin().await?;
-        self.fence(&mut tx, pass, &plan_digest(&plan)).await?;
-        let mut outcome = Outcome::default();
+        let seq = self.fence(&mut tx, pass, &plan_digest(&plan)).await?;
+        let mut outcome = Outcome { seq: Some(seq), ..Outcome::default() };
         let Plan { providers, held, notices } = plan;
         for provider in providers {
             let one = [provider];
@@ -292,22 +321,21 @@ impl Reconciler {
         entries
     }
 
-    /// Proves that nobody else may be writing, in the transaction that is about to write.
-    async fn fence(&self, tx: &mut ReconcileTx, pass: &Pass<'_>, digest: &str) -> Result<(), ReconcileError> {
+    /// Proves that nobody else may be writing, in the transaction that is about to write. Returns the catalog's number.
+    async fn fence(
+        &self,
+        tx: &mut ReconcileTx,
+        pass: &Pass<'_>,
+        digest: &str,
+    ) -> Result<i64, ReconcileError> {
         if let Some(lease) = pass.lease
             && !tx.lease_check(lease).await?
         {
             return Err(ReconcileError::NotLeader);
         }
         let seq = tx.fence_read().await?;
-        tx.fence_advance(
-            seq,
-            pass.revision.as_ref(),
-            digest,
-            pass.lease.map_or(Uuid::nil(), |lease| lease.holder),
-        )
-        .await?;
-        Ok(())
+        let holder = pass.lease.map_or(Uuid::nil(), |lease| lease.holder);
+        Ok(tx.fence_advance(seq, pass.revision.as_ref(), digest, holder).await?)
     }
 
     async fn plan(&self, tx: &mut ReconcileTx, pass: &Pass<'_>) -> Result<Planned, ReconcileError> {
@@ -364,14 +392,14 @@ impl Reconciler {
         let mut plan = input(&policy, &with_usage);
         let lost = self.lost(tx, &plan, &world).await?;
         if !lost.is_empty() {
-            if self.settings.route_guard == RouteGuard::Hold {
+            if self.rules.settings().route_guard == RouteGuard::Hold {
                 policy.hold_cells = lost.iter().cloned().collect();
                 plan = input(&policy, &with_usage);
             }
             plan.held.extend(
                 lost.iter()
                     .map(|cell| self.route_hold(cell))
-                    .filter(|_| self.settings.route_guard == RouteGuard::Hold),
+                    .filter(|_| self.rules.settings().route_guard == RouteGuard::Hold),
             );
         }
         Ok(Planned { plan, secrets, suspended: suspended.all.is_some(), lost })
@@ -393,7 +421,7 @@ impl Reconciler {
         plan: &Plan,
         world: &World,
     ) -> Result<Vec<(String, String)>, StoreError> {
-        if self.settings.route_guard == RouteGuard::Off {
+        if self.rules.settings().route_guard == RouteGuard::Off {
             return Ok(Vec::new());
         }
         let lost = lost_cells(plan, world);
@@ -407,14 +435,15 @@ impl Reconciler {
     }
 
     fn policy(&self, pass: &Pass<'_>, suspended: &Suspended) -> Policy {
+        let rules = self.rules.settings();
         Policy {
-            drift: self.settings.drift,
-            prune_limit: prune_limit(&self.settings),
+            drift: rules.drift,
+            prune_limit: prune_limit(&rules),
             confirmed: pass.confirmed.clone(),
             suspended: suspended.providers.keys().cloned().collect(),
             hold_cells: BTreeSet::new(),
             trials: self.trials.as_ref().map(|trials| trials.verdicts()),
-            require_valid: self.require_valid,
+            require_valid: self.rules.require_valid(),
         }
     }
 

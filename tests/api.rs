@@ -374,6 +374,9 @@ async fn other_sites_and_other_names_are_turned_away() {
 
 // ------------------------------------------------------------------------------------------ failures
 
+/// Method, path, headers, body; status and code of the answer.
+type Case<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a [u8], u16, &'a str);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_failure_is_json_without_internals() {
     let lab = Lab::new().await;
@@ -384,7 +387,7 @@ async fn every_failure_is_json_without_internals() {
     let large = vec![b' '; 70_000];
     let long = format!("/api/v1/providers?q={}", "a".repeat(256));
     let test = "/api/v1/llm/providers/keys/test";
-    let cases: Vec<(&str, &str, &[(&str, &str)], &[u8], u16, &str)> = vec![
+    let cases: Vec<Case<'_>> = vec![
         ("GET", "/nothing", &[], b"", 404, "not-found"),
         ("GET", "/api/v1/nothing", &[], b"", 404, "not-found"),
         ("GET", "/api/v1/providers/nobody", &[], b"", 404, "not-found"),

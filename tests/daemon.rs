@@ -461,7 +461,48 @@ async fn a_changed_settings_file_is_noticed() {
         command.arg("--config").arg(&file);
     });
     daemon.wait_ready().await;
-    assert!(!daemon.log().contains("takes effect at the next start"));
+    assert!(!daemon.log().contains("a reload (SIGHUP) reads it"));
     fs::write(&file, "[manifests]\nresync_interval = \"40s\"\n").unwrap();
-    daemon.wait_for_log("takes effect at the next start").await;
+    daemon.wait_for_log("a reload (SIGHUP) reads it").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_takes_settings_and_names_those_that_need_a_restart() {
+    let lab = Lab::new().await;
+    lab.write("a.toml", &provider("alpha", 1));
+    let file = lab.dir.path().join("settings.toml");
+    fs::write(&file, "").unwrap();
+    let mut daemon = lab.daemon_with(|command| {
+        command.arg("--config").arg(&file);
+    });
+    daemon.wait_ready().await;
+    let priority = "SELECT priority FROM llm_providers WHERE name = 'alpha'";
+    lab.execute("UPDATE llm_providers SET priority = 99").await;
+    lab.wait_for(priority, "1").await;
+
+    fs::write(&file, "[reconcile]\ndrift = \"report\"\n[database]\nmax_connections = 7\n").unwrap();
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log("\"keys\":\"reconcile.drift\"").await;
+    daemon.wait_for_log("\"keys\":\"database.max_connections\"").await;
+    // Drift is only reported now. The other provider shows that a look has happened.
+    lab.execute("UPDATE llm_providers SET priority = 98").await;
+    lab.write("b.toml", &provider("beta", 1));
+    lab.wait_for("SELECT count(*) FROM llm_providers", "2").await;
+    daemon.signal(Signal::SIGHUP);
+    lab.write("b.toml", &provider("beta", 2));
+    lab.wait_for("SELECT priority FROM llm_providers WHERE name = 'beta'", "2").await;
+    assert_eq!(lab.value(priority).await, "98");
+
+    // A mistake changes nothing, neither settings nor what is applied.
+    fs::write(&file, "[reconcile]\ndrift = \"correct\"\nnonsense = 1\n").unwrap();
+    daemon.signal(Signal::SIGHUP);
+    daemon.wait_for_log("those in force stay").await;
+    lab.write("b.toml", &provider("beta", 3));
+    lab.wait_for("SELECT priority FROM llm_providers WHERE name = 'beta'", "3").await;
+    assert_eq!(lab.value(priority).await, "98");
+    // Mended, it is taken, and corrects.
+    fs::write(&file, "[reconcile]\ndrift = \"correct\"\n").unwrap();
+    daemon.signal(Signal::SIGHUP);
+    lab.wait_for(priority, "1").await;
+    assert_eq!(daemon.stop(), 0);
 }

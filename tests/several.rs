@@ -19,7 +19,7 @@ use nix::sys::signal::Signal;
 use sqlx::{PgConnection, Row as _};
 use support::{
     bouncer::Bouncer,
-    lab::{Daemon, Lab, provider, swap, value},
+    lab::{Daemon, Lab, PATIENCE, provider, swap, value},
 };
 
 const DAEMONS: usize = 3;
@@ -33,15 +33,15 @@ const FREEZE: Duration = Duration::from_millis(9_500);
 
 /// Every applied catalog leaves a row: who wrote it, and who held the lease at that instant.
 const WITNESS: &str = "
-    CREATE TABLE witness (at timestamptz DEFAULT clock_timestamp(), seq bigint, writer uuid, holder uuid,
+    CREATE TABLE public.witness (at timestamptz DEFAULT clock_timestamp(), seq bigint, writer uuid, holder uuid,
                           token bigint, in_time boolean);
-    CREATE FUNCTION witness() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        INSERT INTO witness (seq, writer, holder, token, in_time)
+    CREATE FUNCTION public.witness() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO public.witness (seq, writer, holder, token, in_time)
         SELECT NEW.seq, NEW.holder, l.holder, l.token, l.expires_at > clock_timestamp()
         FROM providerd.lease l WHERE l.name = 'reconcile';
         RETURN NULL;
     END $$;
-    CREATE TRIGGER witness AFTER UPDATE ON providerd.applied FOR EACH ROW EXECUTE FUNCTION witness();";
+    CREATE TRIGGER witness AFTER UPDATE ON providerd.applied FOR EACH ROW EXECUTE FUNCTION public.witness();";
 
 /// Numbers that a seed repeats.
 struct Dice(u64);
@@ -72,6 +72,25 @@ fn leader(daemons: &[Daemon]) -> Option<usize> {
         last.is_some_and(|line| line.contains("\"leader\":true"))
     };
     daemons.iter().position(leads)
+}
+
+/// Waits until the database holds exactly what the manifests of this number say.
+async fn converged(direct: &mut PgConnection, wanted: u32, daemons: &[Daemon]) {
+    let started = Instant::now();
+    loop {
+        let found = value(direct, "SELECT string_agg(DISTINCT priority::text, ',') FROM llm_providers").await;
+        if found == wanted.to_string() {
+            return;
+        }
+        if started.elapsed() > PATIENCE {
+            let logs: Vec<String> = daemons.iter().map(Daemon::log).collect();
+            panic!(
+                "the database holds {found}, the manifests {wanted}; the daemons say:\n{}",
+                logs.join("\n---\n")
+            );
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -152,11 +171,7 @@ async fn never_two_writers_and_never_long_without_one() {
             takeovers.push(struck.elapsed());
         }
         // Whoever leads now brings what is wanted.
-        lab.wait_for(
-            "SELECT string_agg(DISTINCT priority::text, ',') FROM llm_providers",
-            &wanted.to_string(),
-        )
-        .await;
+        converged(&mut direct, wanted, &daemons).await;
         println!(
             "round {round}: {} {target}{}, leader {leading:?}; takeover {}; applied after {} ms",
             if freezes { "froze" } else { "killed" },
@@ -182,8 +197,7 @@ async fn never_two_writers_and_never_long_without_one() {
     }
 
     let last = edit();
-    lab.wait_for("SELECT string_agg(DISTINCT priority::text, ',') FROM llm_providers", &last.to_string())
-        .await;
+    converged(&mut direct, last, &daemons).await;
     for daemon in &mut daemons {
         assert!(daemon.is_running(), "a daemon ended by itself:\n{}", daemon.log());
     }

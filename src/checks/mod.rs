@@ -82,6 +82,7 @@ struct Inner {
     catalog: Mutex<Catalog>,
     commands: mpsc::Sender<Command>,
     prober: Arc<Prober>,
+    policy: Mutex<HealthPolicy>,
     /// Told after news were written.
     news: Arc<Notify>,
 }
@@ -103,6 +104,7 @@ impl Checks {
             catalog: Mutex::default(),
             commands,
             prober: parts.prober.clone(),
+            policy: Mutex::new(parts.policy.clone()),
             news: Arc::default(),
         };
         let checks = Self(Arc::new(inner));
@@ -147,6 +149,12 @@ impl Checks {
     /// Takes the newest catalog, for how to check.
     pub fn catalog(&self, build: Arc<Build>) {
         *lock(&self.0.catalog) = Some(build);
+    }
+
+    /// Checks providers of which the manifests say nothing else like this from now on.
+    pub fn set_policy(&self, policy: HealthPolicy) {
+        *lock(&self.0.policy) = policy;
+        self.look(None);
     }
 
     /// Checks and tests one provider now; `false` if it is not this daemon's.
@@ -312,7 +320,7 @@ impl Keeper {
             if !self.share.owns(&row.name) || is_paused(&row.name) {
                 continue;
             }
-            let policy = targets::policy(build.as_deref(), &row.name, &self.parts.policy);
+            let policy = targets::policy(build.as_deref(), &row.name, &lock(&self.checks.0.policy));
             let digest = targets::digest(row, &policy);
             if self.known.get(&row.name) == Some(&digest) {
                 gone.remove(&row.name);

@@ -28,7 +28,9 @@ pub fn run(global: &Global) -> anyhow::Result<Exit> {
     };
     let greeting: Greeting = if for_people { Box::new(greet) } else { Box::new(show_token) };
     let runtime = app::runtime()?;
-    let ended = runtime.block_on(daemon::run(settings, byok, Some(greeting)));
+    let global = global.clone();
+    let again = Box::new(move || context::settings(&global));
+    let ended = runtime.block_on(daemon::run(settings, again, byok, Some(greeting)));
     // Work that cannot be interrupted must not hold up an orderly end.
     runtime.shutdown_background();
     ended?;

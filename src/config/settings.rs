@@ -51,6 +51,12 @@ macro_rules! sections {
                         stringify!($field), ".", key_name!($key $($name)?)), $default); )+
                     Some(Self { $( $key: $key?, )+ })
                 }
+
+                fn differences(&self, other: &Self, found: &mut Vec<&'static str>) {
+                    $( if !self.$key.same(&other.$key) {
+                        found.push(concat!(stringify!($field), ".", key_name!($key $($name)?)));
+                    } )+
+                }
             }
         )+
 
@@ -69,6 +75,14 @@ macro_rules! sections {
             pub(super) fn read(reader: &mut Reader) -> Option<Self> {
                 $( let $field = $section::read(reader); )+
                 Some(Self { $( $field: $field?, )+ byok_encryption_key: None, file: None })
+            }
+
+            /// The keys whose values differ, in the order of the reference.
+            #[must_use]
+            pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+                let mut found = Vec::new();
+                $( self.$field.differences(&other.$field, &mut found); )+
+                found
             }
         }
 

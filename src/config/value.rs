@@ -5,13 +5,13 @@
 
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use toml::Value;
 
 use super::duration;
 
 /// A type that a settings key can have. Errors are sentences without place: "must be …, not …".
-pub trait Setting: Sized {
+pub trait Setting: Sized + std::fmt::Debug {
     /// The form of the value, for the reference: `duration`, `path`, `list of paths`.
     const FORM: &'static str;
 
@@ -25,6 +25,11 @@ pub trait Setting: Sized {
     /// What an absent key without a default means; `None` where the key must have a value.
     fn unset() -> Option<Self> {
         None
+    }
+
+    /// Whether two values mean the same. What prints itself alike is alike; secrets compare themselves.
+    fn same(&self, other: &Self) -> bool {
+        format!("{self:?}") == format!("{other:?}")
     }
 }
 
@@ -124,6 +129,10 @@ impl Setting for SecretString {
     fn from_env(text: &str) -> Result<Self, String> {
         Ok(Self::from(text))
     }
+
+    fn same(&self, other: &Self) -> bool {
+        self.expose_secret() == other.expose_secret()
+    }
 }
 
 impl Setting for Duration {
@@ -165,6 +174,14 @@ impl<T: Setting> Setting for Option<T> {
 
     fn unset() -> Option<Self> {
         Some(None)
+    }
+
+    fn same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (None, None) => true,
+            (Some(one), Some(two)) => one.same(two),
+            _ => false,
+        }
     }
 }
 

@@ -25,7 +25,7 @@ use self::work::Loop;
 use crate::{
     app,
     checks::{self, Checks},
-    config::{self, Settings},
+    config::{self, Retention, Settings},
     discover::{
         run::Discoverer,
         schedule::{Applied, Discovery},
@@ -37,7 +37,8 @@ use crate::{
     lifecycle::{self, Hangups, Heartbeat, Supervisor, Systemd},
     loader::Loader,
     metrics::Metrics,
-    reconcile::Reconciler,
+    reconcile::{Reconciler, Rules},
+    reload::{self, Reload},
     secret::{Byok, Keyring, Secret, Source},
     snapshot::{Board, Keeper, Snapshot},
     source::{
@@ -108,6 +109,7 @@ pub type Greeting = Box<dyn FnOnce(Arrival) + Send>;
 /// A mistake that a person must mend (settings, keys, a foreign database), or a task that died.
 pub async fn run(
     settings: Settings,
+    again: reload::Read,
     env: Option<Zeroizing<String>>,
     greeting: Option<Greeting>,
 ) -> anyhow::Result<()> {
@@ -202,7 +204,7 @@ pub async fn run(
         pull_now,
     };
     let tasks = supervisor.clone();
-    supervisor.spawn("reconcile", async move { main.run(tasks, hangups, greeting).await });
+    supervisor.spawn("reconcile", async move { main.run(tasks, hangups, again, greeting).await });
 
     // 6. Until a signal or a dead task ends it.
     stop.cancelled().await;
@@ -238,11 +240,10 @@ struct Admin {
     tail: Tail,
 }
 
-/// Says so when the settings file changes: settings are read once, and a person may think otherwise.
+/// Says so when the settings file changes: a reload reads it, and a person may think that changing it is enough.
 fn notice_settings(file: &Path) -> Option<notify::RecommendedWatcher> {
     let shown = file.display().to_string();
-    let changed =
-        move || warn!(file = %shown, "the settings file changed; it takes effect at the next start");
+    let changed = move || warn!(file = %shown, "the settings file changed; a reload (SIGHUP) reads it");
     match source::watch_file(file, changed) {
         Ok(watcher) => Some(watcher),
         Err(error) => {
@@ -278,6 +279,7 @@ impl Main {
         mut self,
         supervisor: Supervisor,
         hangups: Hangups,
+        again: reload::Read,
         greeting: Option<Greeting>,
     ) -> anyhow::Result<()> {
         let stop = supervisor.token();
@@ -314,12 +316,11 @@ impl Main {
                 drift.notify_one();
             }
         });
-        let hup = wake.clone();
-        supervisor.serve_reloads(hangups, Systemd, move || {
-            hup.poke("signal");
-            std::future::ready(())
-        });
-        let mut scheduler = self.schedule(&wake).await?;
+        let (retention, kept) = watch::channel(self.settings.retention.clone());
+        let (resync, resync_interval) = watch::channel(self.settings.manifests.resync_interval);
+        let mut scheduler = self.schedule(kept).await?;
+        let (looking, interval, token) = (wake.clone(), resync_interval.clone(), stop.clone());
+        supervisor.spawn("resync", async move { look_again(looking, interval, token).await });
 
         let (keyring, resolver) = (Arc::new(keyring), Arc::new(resolver));
         let board = self.admin.as_ref().map(|admin| admin.board.clone()).unwrap_or_default();
@@ -342,6 +343,21 @@ impl Main {
         supervisor.spawn("discovery", discovery.run(stop.clone()));
 
         let trials = app::trials(&self.settings);
+        let rules = Rules::new(&self.settings.reconcile, self.settings.keys.require_valid);
+        let mut reload = Reload {
+            running: self.settings.clone(),
+            read: again,
+            rules: rules.clone(),
+            checks: checks.clone(),
+            retention,
+            resync,
+        };
+        let hup = wake.clone();
+        supervisor.serve_reloads(hangups, Systemd, move || {
+            reload.again();
+            hup.poke("signal");
+            std::future::ready(())
+        });
         let reconciler = || {
             let (store, keyring, resolver) = (self.store.clone(), keyring.clone(), resolver.clone());
             let settings = &self.settings;
@@ -353,6 +369,7 @@ impl Main {
                 settings.keys.require_valid,
                 trials.clone(),
             )
+            .following(rules.clone())
         };
         let reconciler = (reconciler(), self.admin.is_some().then(reconciler));
         if let (Some(admin), Some(reconciler)) = (self.admin.take(), reconciler.1) {
@@ -372,6 +389,7 @@ impl Main {
             checks,
             revisions,
             leadership,
+            resync_interval,
             wake,
             greeting,
             applied,
@@ -464,22 +482,15 @@ impl Main {
         self.readiness.database.store(up, Ordering::Relaxed);
     }
 
-    /// The periodic work: looking again, and deleting what is too old.
-    async fn schedule(&self, wake: &Wake) -> anyhow::Result<JobScheduler> {
+    /// The nightly work: deleting what is too old.
+    async fn schedule(&self, retention: watch::Receiver<Retention>) -> anyhow::Result<JobScheduler> {
         let scheduler = JobScheduler::new_with_channel_size(SCHEDULER_CHANNEL).await?;
-        let resync = wake.clone();
-        scheduler
-            .add(Job::new_repeated_async(self.settings.manifests.resync_interval, move |_, _| {
-                let wake = resync.clone();
-                Box::pin(async move { wake.poke(RESYNC) })
-            })?)
-            .await?;
-        let (store, retention) = (self.store.clone(), self.settings.retention.clone());
-        let (keep, history) = (retention.events, retention.history);
+        let store = self.store.clone();
         // Once a night, at a minute at which nothing else is due.
         scheduler
             .add(Job::new_async("0 17 3 * * *", move |_, _| {
                 let store = store.clone();
+                let Retention { events: keep, history } = retention.borrow().clone();
                 Box::pin(async move {
                     let now = chrono::Utc::now();
                     let cut = async {
@@ -498,5 +509,18 @@ impl Main {
             .await?;
         scheduler.start().await?;
         Ok(scheduler)
+    }
+}
+
+/// Wakes the loop at every resync interval, which a reload may change.
+async fn look_again(wake: Wake, mut interval: watch::Receiver<Duration>, stop: CancellationToken) {
+    loop {
+        let wait = *interval.borrow_and_update();
+        tokio::select! {
+            () = tokio::time::sleep(wait) => wake.poke(RESYNC),
+            // Where nobody can change it any more, this branch is off.
+            Ok(()) = interval.changed() => {}
+            () = stop.cancelled() => return,
+        }
     }
 }

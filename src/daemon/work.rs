@@ -81,6 +81,7 @@ pub(super) struct Parts {
     pub checks: Option<Checks>,
     pub revisions: Arc<RevisionTracker>,
     pub leadership: Leadership,
+    pub resync_interval: watch::Receiver<Duration>,
     pub wake: Wake,
     pub greeting: Option<Greeting>,
     /// What discovery goes by.
@@ -103,6 +104,8 @@ pub(super) struct Loop {
     drift_not_before: Instant,
     ready: bool,
     suspended: bool,
+    /// The number of the last applied catalog, as far as known.
+    seq: Option<i64>,
     /// What the database refused in the last pass.
     refused: Vec<Refusal>,
 }
@@ -123,6 +126,7 @@ impl Loop {
             drift_not_before: Instant::now(),
             ready: false,
             suspended: false,
+            seq: None,
             refused: Vec::new(),
         }
     }
@@ -132,9 +136,8 @@ impl Loop {
         self.load(&Look::Everything, BTreeSet::new()).await;
         self.pass("start").await?;
         self.saw();
-        // The scheduler's repeated jobs can stop for ever once they fall behind; this look never does.
-        let resync = self.main.settings.manifests.resync_interval * 2;
-        let mut resync_at = Instant::now() + resync;
+        // Should the task that wakes this loop ever be late, this look is not.
+        let mut resync_at = Instant::now() + *self.parts.resync_interval.borrow() * 2;
         loop {
             self.main.heartbeat.beat();
             let retry_at = self.retry_at.unwrap_or(resync_at);
@@ -177,15 +180,19 @@ impl Loop {
                     "retry"
                 }
                 () = tokio::time::sleep(BEAT) => {
-                    if !self.suspended {
+                    if self.somebody_applied().await {
+                        self.wanted = Wanted::Everything;
+                        "apply"
+                    } else if self.suspended {
+                        // Another program may have resumed; its notice can be lost.
+                        "resume"
+                    } else {
                         continue;
                     }
-                    // Another program may have resumed; its notice can be lost.
-                    "resume"
                 }
             };
             if matches!(self.wanted, Wanted::Everything) {
-                resync_at = Instant::now() + resync;
+                resync_at = Instant::now() + *self.parts.resync_interval.borrow() * 2;
             }
             self.pass(trigger).await?;
             self.saw();
@@ -235,6 +242,16 @@ impl Loop {
             self.look_at_checks();
         }
         self.build = Some(build);
+    }
+
+    /// Whether a command applied a catalog since this daemon did, for instance a confirmed prune: what is held back and
+    /// shown may be another then.
+    async fn somebody_applied(&mut self) -> bool {
+        if self.parts.leadership.borrow().lease().is_none() {
+            return false;
+        }
+        let Ok(seq) = self.main.store.applied_seq().await else { return false };
+        self.seq.replace(seq).is_some_and(|known| known != seq)
     }
 
     /// Providers may be checked differently, or be others.
@@ -378,6 +395,7 @@ impl Loop {
         self.look_at_checks();
         self.try_keys(outcome);
         self.wanted = Wanted::Nothing;
+        self.seq = outcome.seq.or(self.seq);
         if outcome.applied {
             for ((kind, action), count) in &outcome.plan.summary().rows {
                 let labels = [kind.as_str(), action.as_str()];

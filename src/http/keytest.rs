@@ -111,13 +111,19 @@ pub(super) async fn test(
             "provider_type must have 1 to 255 characters, and api_key at most 8192 bytes".to_owned(),
         ));
     }
+    let stored = api_key.is_none();
     let target = match target(&shared, &provider_type, api_key).await? {
         Ok(target) => target,
         Err(why) => return Ok(Json(failed(why))),
     };
     shared.budget.take(caller.index, Instant::now())?;
     record(&shared, &caller, "key test", target.name.as_deref()).await?;
-    Ok(Json(ask(&shared.prober, &target).await))
+    let result = ask(&shared.prober, &target).await;
+    // What was found out about the stored key is worth a test that counts: the daemon's own, which writes statuses.
+    if let (true, Some(name), Some(checked)) = (stored, &target.name, shared.checked.get()) {
+        checked.checks.now(name).await;
+    }
+    Ok(Json(result))
 }
 
 /// What to ask; the inner error is an answer: the test cannot succeed.

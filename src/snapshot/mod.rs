@@ -205,7 +205,13 @@ impl Keeper {
                 }
                 match self.look(build, &seen, &mut judged).await {
                     Ok(snapshot) => {
-                        let large = snapshot.rows.len() >= LARGE;
+                        let (providers, took) = (snapshot.rows.len(), began.elapsed());
+                        debug!(
+                            providers,
+                            duration_ms = took.as_millis(),
+                            "renewed the picture for the admin API"
+                        );
+                        let large = providers >= LARGE;
                         publish.send_replace(Some(Arc::new(snapshot)));
                         if large {
                             memory::give_back();
@@ -223,7 +229,9 @@ impl Keeper {
                     }
                 }
             }
-            let rest = (began.elapsed() * REST).max(SPACING);
+            // Before the first pass there is nothing to rest from.
+            let rest =
+                if seen.build.is_some() { (began.elapsed() * REST).max(SPACING) } else { Duration::ZERO };
             if stop.run_until_cancelled(tokio::time::sleep(rest)).await.is_none() {
                 return;
             }

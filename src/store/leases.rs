@@ -189,6 +189,17 @@ impl Store {
         Ok(found)
     }
 
+    /// The number of the last applied catalog.
+    pub async fn applied_seq(&self) -> Result<i64> {
+        let mut tx = self.read().await?;
+        let seq = sqlx::query_scalar("SELECT seq FROM providerd.applied")
+            .persistent(false)
+            .fetch_one(&mut *tx)
+            .await?;
+        tx.rollback().await?;
+        Ok(seq)
+    }
+
     /// Deletes leases whose names begin with `prefix` and that ran out long ago: their holders will not come back.
     pub async fn lease_forget(&self, prefix: &str) -> Result<()> {
         let mut tx = self.write().await?;

@@ -201,12 +201,27 @@ impl Browser {
         ));
     }
 
+    /// Clicks what a selector finds first; once more if the page drew it anew in between.
     #[track_caller]
     pub fn click(&self, selector: &str) {
-        let found =
-            self.call("POST", "element", Some(&json!({ "using": "css selector", "value": selector })));
-        let id = found[ELEMENT].as_str().unwrap().to_owned();
-        self.call("POST", &format!("element/{id}/click"), Some(&json!({})));
+        let started = Instant::now();
+        let query = json!({ "using": "css selector", "value": selector });
+        let session = format!("/session/{}", self.session);
+        loop {
+            let (_, found) = http("POST", &self.base, &format!("{session}/element"), Some(&query));
+            let found: Value = serde_json::from_str(&found).unwrap_or_default();
+            let mut answer = found.to_string();
+            if let Some(id) = found["value"][ELEMENT].as_str() {
+                let path = format!("{session}/element/{id}/click");
+                let (status, text) = http("POST", &self.base, &path, Some(&json!({})));
+                if status == 200 {
+                    return;
+                }
+                answer = text;
+            }
+            assert!(started.elapsed() < PATIENCE, "{selector} cannot be clicked: {answer}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Presses keys one after the other; `Tab`, `Enter`, `ArrowDown` and the like by name, the rest as typed.

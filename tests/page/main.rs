@@ -570,6 +570,7 @@ async fn a_real_outage_is_seen_to_come_and_go() {
     browser.wait_text(".answers", "since");
     browser.wait_text(".answers", "last proven");
     browser.wait_text("ol.events", "Healthy → Unhealthy");
+    browser.wait("document.querySelector('.plot .bar-bad')");
     browser.shot("outage-provider");
     browser.click("[data-action='test']");
     browser.wait_text(".result.bad", "Not proven");

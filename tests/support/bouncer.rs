@@ -17,7 +17,7 @@ trap '' INT TERM HUP
 pgbouncer "$1/pgbouncer.ini" </dev/null >>"$1/log" 2>&1 &
 pid=$!
 read -r _
-kill -QUIT "$pid" 2>/dev/null
+kill -KILL "$pid" 2>/dev/null
 wait "$pid"
 rm -rf "$1"
 "#;

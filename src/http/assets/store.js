@@ -9,6 +9,8 @@ const STATUS_EVERY = 5_000;
 const ROWS_EVERY = 15_000;
 const MANY_ROWS_EVERY = 60_000;
 const MANY = 500;
+// A daemon that starts says “not yet”; the list is asked for again soon.
+const AGAIN = 2_000;
 // More changed rows at once than this are cheaper to read as a list.
 const SINGLE_ROWS = 12;
 const KEPT_EVENTS = 300;
@@ -63,7 +65,7 @@ export function start() {
   running = new AbortController();
   const { signal } = running;
   repeat(signal, refreshStatus, () => STATUS_EVERY);
-  repeat(signal, refreshRows, () => (state.rows.size > MANY ? MANY_ROWS_EVERY : ROWS_EVERY));
+  repeat(signal, refreshRows, () => (!state.complete ? AGAIN : state.rows.size > MANY ? MANY_ROWS_EVERY : ROWS_EVERY));
   listen(signal);
 }
 

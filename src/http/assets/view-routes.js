@@ -3,13 +3,14 @@
 import { get } from "./api.js";
 import { debounce, empty, h, icon, problem, redraw, replace, skeleton } from "./dom.js";
 import { providerHref } from "./events-list.js";
-import { plural } from "./format.js";
+import { count, plural } from "./format.js";
 import { HEALTH, of } from "./status.js";
 import { on } from "./store.js";
 
 const LEVELS = ["eco", "balanced", "precision"];
-// So many models of a cell are shown at first.
+// So many models of a cell are shown at first, and so many more each time.
 const SHOWN = 6;
+const MORE = 100;
 const EVERY = 15_000;
 
 const rank = (level) => (LEVELS.indexOf(level) + LEVELS.length + 1) % (LEVELS.length + 1);
@@ -35,19 +36,20 @@ function model(of_, at) {
 function cell(of_, opened, again, key) {
   const models = of_?.models ?? [];
   const state = verdict(models);
-  const rest = models.length - SHOWN;
-  const list = rest > 0 && !opened.has(key) ? models.slice(0, SHOWN) : models;
+  const shown = opened.get(key) ?? SHOWN;
+  const rest = models.length - shown;
+  const list = models.slice(0, shown);
   return h("td", { class: `cell ${state}`, role: "cell" },
     state === "empty" && h("p", { class: "cell-note bad" }, icon("off"), models.length ? "No usable model: all are disabled" : "Empty: requests find no model"),
     state === "down" && h("p", { class: "cell-note bad" }, icon("unhealthy"), "Every model here is down"),
     models.length > 0 && h("ol", { class: "route-list" }, list.map(model)),
-    rest > 0 && !opened.has(key) && h("button", { type: "button", class: "link", onclick: () => (opened.add(key), again()) }, `${rest} more`));
+    rest > 0 && h("button", { type: "button", class: "link", "aria-label": `${count(rest)} more models of ${key}`, onclick: () => (opened.set(key, shown + MORE), again()) }, `${count(rest)} more`));
 }
 
 export default function routes({ signal }) {
   const body = h("div", {}, skeleton(3, "chart"));
   const note = h("p", { class: "muted" });
-  const opened = new Set();
+  const opened = new Map();
   let cells = null;
   let drawn = null;
 
@@ -80,12 +82,12 @@ export default function routes({ signal }) {
                   return h("td", { class: `cell ${covered ? "unnamed" : "hole"}`, role: "cell", "data-level": level }, h("p", { class: covered ? "muted" : "cell-note idle" }, !covered && icon("unknown"), covered ? "No route of its own" : "No route"));
                 }
                 if (verdict(found.models ?? []) !== "usable") bad += 1;
-                const made = cell(found, opened, draw, `${task}/${level}/${tier}`);
+                const made = cell(found, opened, draw, `${level} × ${tier}${task === null ? "" : ` (${task})`}`);
                 made.dataset.level = level;
                 return made;
               })))))));
     });
-    replace(note, bad ? h("span", { class: "text-bad" }, icon("unhealthy"), ` ${plural(bad, "cell")} without a working model`) : "Every cell with routes has a working model.", holes > 0 && ` ${plural(holes, "combination")} without any route.`, " Models are tried from the top; the figures are priority and weight.");
+    replace(note, bad ? h("span", { class: "text-bad" }, icon("unhealthy"), ` ${plural(bad, "cell")} without a working model`) : "No cell with routes is known to lack a working model.", holes > 0 && ` ${plural(holes, "combination")} without any route.`, " Models are tried from the top; the figures are priority and weight.");
     redraw(body, tables);
   }
   async function load() {

@@ -1,15 +1,19 @@
 //! `doctor`: what is wrong, each finding with its fix. Writes nothing to an external database.
 //!
-//! Not its job: asking the providers; their checks are `status`'s to show.
+//! Settings, key, manifests, references, database and daemon are looked at here, providers in [`network`].
+
+mod network;
 
 use std::{
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
+use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
 use super::{
@@ -17,12 +21,13 @@ use super::{
     output::{self, Exit},
 };
 use crate::{
-    app,
+    app::{self, Backend},
+    checks::once,
     config::Settings,
     loader::Loader,
     manifest::{Build, Severity},
     plan::{Fingerprint, LiveKey},
-    secret::{self, Byok, Resolver, Source},
+    secret::{self, Byok, FingerprintKey, Keyring, Resolver, Source},
     source::pull,
     store::{Layout, Scope, Store, StoreError},
 };
@@ -141,6 +146,7 @@ async fn daemon(settings: &Settings, report: &mut Report) -> anyhow::Result<()> 
 
 async fn examine(settings: &Settings, report: &mut Report) -> anyhow::Result<()> {
     daemon(settings, report).await?;
+    exposed_password(settings, report);
     if let Some(options) = app::pull(settings) {
         report.checked.push("git");
         for found in pull::examine(&options) {
@@ -160,14 +166,15 @@ async fn examine(settings: &Settings, report: &mut Report) -> anyhow::Result<()>
             return Ok(());
         }
     };
-    let looked = match Store::connect(&app::store_settings(settings, url)).await {
+    let (store, looked) = match Store::connect(&app::store_settings(settings, url)).await {
         Ok(store) => {
             let looked = database(&store, &build, key.as_ref().map(|(byok, _)| byok), report).await;
-            store.close().await;
-            looked
+            (Some(store), looked)
         }
-        Err(error) => Err(error),
+        Err(error) => (None, Err(error)),
     };
+    // A database that cannot be read has nothing to say about providers: their manifests have.
+    let readable = matches!(looked, Ok(Layout::Current));
     if let Err(error) = looked {
         let check = match &error {
             StoreError::ForeignLayout(_) => "layout",
@@ -181,10 +188,67 @@ async fn examine(settings: &Settings, report: &mut Report) -> anyhow::Result<()>
             "check database.url, the server's log and the role's rights",
         );
     }
+    let asked = match (&store, key) {
+        (Some(store), Some(key)) if settings.health.enabled => {
+            providers(settings, if readable { store.clone() } else { store.blank() }, key, &build, report)
+                .await
+        }
+        _ => Ok(()),
+    };
+    if let Some(store) = store {
+        store.close().await;
+    }
     if let Some(embedded) = embedded {
         embedded.stop().await?;
     }
+    asked
+}
+
+/// Asks every provider, unless the settings turn all checks off.
+async fn providers(
+    settings: &Settings,
+    store: Store,
+    (byok, source): (Byok, Source),
+    build: &Build,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    report.checked.push("providers");
+    let prober = match app::prober(settings) {
+        Ok(prober) => prober,
+        Err(error) => {
+            report.error("egress", "egress", &error, "mend `egress` in the settings");
+            return Ok(());
+        }
+    };
+    let resolver = Arc::new(app::resolver(settings, byok.clone(), &source));
+    // Nothing is compared here, so any fingerprint key will do.
+    let keyring = Arc::new(Keyring { byok, fp: FingerprintKey::generate() });
+    let backend = Backend { store, keyring, resolver, embedded: None };
+    let candidates = once::candidates(&backend, build, &app::health_policy(settings)).await?;
+    report.findings.extend(network::ask(&prober, candidates).await);
     Ok(())
+}
+
+/// A password in a settings file that everybody may read is no secret; the unit's user reads it as "everybody".
+fn exposed_password(settings: &Settings, report: &mut Report) {
+    let has_password =
+        settings.database.url.as_ref().is_some_and(|url| {
+            url::Url::parse(url.expose_secret()).is_ok_and(|url| url.password().is_some())
+        });
+    let Some(file) =
+        settings.file.as_ref().filter(|_| has_password && std::env::var_os("DATABASE_URL").is_none())
+    else {
+        return;
+    };
+    if fs::metadata(file).is_ok_and(|found| found.mode() & 0o004 != 0) {
+        report.find(
+            "permissions",
+            file.display().to_string(),
+            "everybody may read it, and it holds the database's password",
+            "leave the password out of `database.url` and give it as the credential `database_password`, or set \
+             DATABASE_URL in /etc/default/providerd (mode 0600)",
+        );
+    }
 }
 
 fn manifests(settings: &Settings, report: &mut Report) -> Build {
@@ -210,6 +274,12 @@ fn manifests(settings: &Settings, report: &mut Report) -> Build {
         fs::read_to_string(format!("/proc/sys/fs/inotify/{name}")).ok()?.trim().parse().ok()
     };
     report.findings.extend(inotify(directories(root), limit("max_user_watches")));
+    if let Err(error) = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::CLOEXEC) {
+        let message = format!("files cannot be watched: {error}");
+        let most = limit("max_user_instances").unwrap_or(128);
+        let fix = format!("`sysctl fs.inotify.max_user_instances={}`, or end what uses them up", most * 4);
+        report.find("inotify", "fs.inotify.max_user_instances", message, fix);
+    }
     build
 }
 
@@ -304,16 +374,17 @@ async fn database(
     build: &Build,
     byok: Option<&Byok>,
     report: &mut Report,
-) -> Result<(), StoreError> {
+) -> Result<Layout, StoreError> {
     let before = Utc::now();
     let now = store.now().await?;
     report.checked.push("clock");
     report.findings.extend(skew(before, now, Utc::now()));
     report.checked.push("migrations");
-    if store.layout().await? == Layout::Absent {
+    let layout = store.layout().await?;
+    if layout == Layout::Absent {
         let hint = "`providerd apply` or `providerd run` adds what is missing";
         report.find("migrations", "database", "it has no tables of providerd yet", hint);
-        return Ok(());
+        return Ok(layout);
     }
     report.checked.push("stored-keys");
     let key = |token: &str| match byok.map(|byok| byok.decrypt(token)) {
@@ -355,7 +426,7 @@ async fn database(
             "`providerd plan` shows why, `providerd apply` creates them",
         );
     }
-    Ok(())
+    Ok(layout)
 }
 
 /// The first few names.
