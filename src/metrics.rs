@@ -7,6 +7,8 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
+use crate::model::{HealthStatus, KeyStatus};
+
 /// Bounds in seconds: a one-file reconcile takes milliseconds, ten thousand new providers take seconds.
 const RECONCILE_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
@@ -132,6 +134,16 @@ metrics! {
 }
 
 impl Metrics {
+    /// Shows every transition that there can be as 0: `increase()` misses a counter's first appearance.
+    pub fn expect_transitions(&self) {
+        for (from, to) in pairs(HealthStatus::ALL) {
+            self.health_transitions.with_label_values(&[from.as_str(), to.as_str()]).inc_by(0);
+        }
+        for (from, to) in pairs(KeyStatus::ALL) {
+            self.api_key_transitions.with_label_values(&[from.as_str(), to.as_str()]).inc_by(0);
+        }
+    }
+
     /// The text format that Prometheus scrapes.
     ///
     /// # Errors
@@ -141,6 +153,11 @@ impl Metrics {
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
     }
+}
+
+/// All pairs of different values.
+fn pairs<T: Copy + PartialEq>(all: &[T]) -> impl Iterator<Item = (T, T)> {
+    all.iter().flat_map(move |from| all.iter().map(move |to| (*from, *to))).filter(|(from, to)| from != to)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     health::{
@@ -52,6 +52,27 @@ impl Kept {
     /// What the column holds; nothing where a later version wrote something else.
     pub fn parse(text: &str) -> Option<Self> {
         serde_json::from_str(text).ok()
+    }
+
+    /// For the column; what holds its default is left out, since every byte is written for thousands of providers.
+    fn text(&self) -> Option<String> {
+        let mut value = serde_json::to_value(self).ok()?;
+        strip(&mut value);
+        serde_json::to_string(&value).ok()
+    }
+}
+
+/// Removes null, zero and empty members; `false` is told from none.
+fn strip(value: &mut Value) {
+    if let Value::Object(members) = value {
+        members.values_mut().for_each(strip);
+        members.retain(|_, member| match member {
+            Value::Null => false,
+            Value::Number(number) => number.as_f64() != Some(0.0),
+            Value::String(text) => !text.is_empty(),
+            Value::Object(members) => !members.is_empty(),
+            Value::Bool(_) | Value::Array(_) => true,
+        });
     }
 }
 
@@ -286,7 +307,7 @@ impl Ledger {
             }
             let (all, live) = (depth == Depth::All, &entry.live);
             let memory = (all && (waiting.checked || waiting.memory) || waiting.memory && news)
-                .then(|| serde_json::to_string(&live.kept).ok())
+                .then(|| live.kept.text())
                 .flatten();
             let sums = if all { std::mem::take(&mut waiting.sums) } else { BTreeMap::new() };
             batch.names.push(name.clone());
@@ -379,5 +400,28 @@ fn event(kind: EventKind, target: &Target, detail: serde_json::Value, reason: &s
         reason: reason.to_owned(),
         origin: None,
         revision: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::health::protocol::KeyVerdict;
+
+    #[test]
+    fn what_is_kept_is_short_and_comes_back_whole() {
+        let at = "2026-01-02T03:04:05Z".parse().unwrap();
+        let mut kept = Kept { latency_ms: Some(0), ..Kept::default() };
+        for outcome in [Outcome::Ok, Outcome::Slow, Outcome::Ok] {
+            kept.memory.health.observe(at, &outcome);
+        }
+        kept.memory.key.observe(at, &KeyVerdict::Valid, None);
+        kept.facts.can_serve = Some(false);
+        let text = kept.text().unwrap();
+        assert!(text.len() < 450, "{text}");
+        // Nobody tells a latency below a millisecond from none.
+        let expected = Kept { latency_ms: None, ..kept };
+        assert_eq!(Kept::parse(&text), Some(expected), "{text}");
+        assert_eq!(Kept::parse(&Kept::default().text().unwrap()), Some(Kept::default()));
     }
 }

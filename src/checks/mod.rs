@@ -94,6 +94,7 @@ pub struct Checks(Arc<Inner>);
 impl Checks {
     /// Starts the tasks.
     pub fn start(parts: Parts, supervisor: &Supervisor) -> Self {
+        parts.metrics.expect_transitions();
         let (commands, orders) = mpsc::channel(CHANNEL);
         let (events, told) = mpsc::channel(CHANNEL);
         let (leased, lease) = watch::channel(None);

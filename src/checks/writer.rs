@@ -26,7 +26,7 @@ const HEARTBEAT: Duration = Duration::from_secs(60);
 /// Memories and sums; what a crash costs of them is this much history. With many providers less often: they are most
 /// of what is written.
 const DEEP_OF_FEW: Duration = Duration::from_secs(60);
-const DEEP_OF_MANY: Duration = Duration::from_secs(600);
+const DEEP_OF_MANY: Duration = Duration::from_secs(1200);
 const MANY: usize = 500;
 /// Providers per transaction.
 const BATCH: usize = 2000;

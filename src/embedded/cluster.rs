@@ -46,6 +46,7 @@ max_logical_replication_workers = 0
 max_wal_senders = 2
 min_wal_size = 32MB
 max_wal_size = 256MB
+wal_compression = on
 autovacuum_max_workers = 1
 jit = off
 timezone = 'UTC'

@@ -46,6 +46,9 @@ const LINGERS: Duration = Duration::from_secs(2);
 const CANARY_EVERY: Duration = Duration::from_secs(5);
 /// First checks are spread over no more than this, so that a new provider is soon known.
 const FIRST_WITHIN: Duration = Duration::from_secs(30);
+/// A new key is tested within 5 s; many new keys at once are spread over a little less.
+const FIRST_TESTS_WITHIN: Duration = Duration::from_secs(4);
+const FIRST_TESTS_APART: Duration = Duration::from_millis(10);
 /// Overdue key tests after a restart are spread over this.
 const TESTS_WITHIN: Duration = Duration::from_secs(60);
 
@@ -369,7 +372,10 @@ impl Monitor {
         let (wall, now, name) = (Utc::now(), self.now(), &watched.target.name);
         let key = &watched.memory.key;
         if key.last_test().is_none() {
-            return Some(now);
+            // One new key is tested at once, thousands within moments of each other.
+            let count = u32::try_from(self.watched.len()).unwrap_or(u32::MAX);
+            let within = FIRST_TESTS_WITHIN.min(FIRST_TESTS_APART.saturating_mul(count));
+            return Some(now + place(name, within, wall));
         }
         Some(match (key.next_test(wall, unit(name, watched.turns)) - wall).to_std() {
             Ok(wait) => now + wait.min(key.delay().mul_f64(1.1)),
