@@ -199,8 +199,8 @@ impl Ledger {
     }
 
     /// Takes an event in. Whether it is worth writing at once.
-    pub fn absorb(&mut self, event: &Event, now: DateTime<Utc>) -> bool {
-        let (target, memory) = match event {
+    pub fn absorb(&mut self, mut event: Event, now: DateTime<Utc>) -> bool {
+        let (target, memory) = match &mut event {
             Event::Impaired(change) => {
                 let event = self.impairment(change);
                 self.own.push(event);
@@ -209,11 +209,11 @@ impl Ledger {
             Event::Checked { target, memory, .. }
             | Event::KeyTested { target, memory, .. }
             | Event::Health { target, memory, .. }
-            | Event::Key { target, memory, .. } => (target, memory),
+            | Event::Key { target, memory, .. } => (target.clone(), std::mem::take(&mut **memory)),
         };
         // It left the share while the event was under way.
         let Some(Entry { live, waiting }) = self.entries.get_mut(&target.name) else { return false };
-        live.kept.memory = (**memory).clone();
+        live.kept.memory = memory;
         let queue = |waiting: &mut Waiting, to, event| {
             if waiting.transitions.len() >= MAX_WAITING {
                 waiting.transitions.remove(0);
@@ -221,7 +221,7 @@ impl Ledger {
             waiting.transitions.push((to, event));
             waiting.memory = true;
         };
-        match event {
+        match &event {
             Event::Checked { checked, transition, frozen, .. } => {
                 live.last_check = Some(now);
                 live.last_took = checked.took;
@@ -237,11 +237,11 @@ impl Ledger {
                 waiting.sums.entry(Span::Hour.begin(now)).or_default().add(&checked.outcome, checked.took);
                 let Some(transition) = transition else { return false };
                 let (from, to) = (transition.from, transition.to);
-                queue(waiting, NewStatus::Health(to), health_event(target, from, to, &transition.reason));
+                queue(waiting, NewStatus::Health(to), health_event(&target, from, to, &transition.reason));
             }
             Event::Health { transition, .. } => {
                 let (from, to) = (transition.from, transition.to);
-                queue(waiting, NewStatus::Health(to), health_event(target, from, to, &transition.reason));
+                queue(waiting, NewStatus::Health(to), health_event(&target, from, to, &transition.reason));
             }
             Event::KeyTested { report, transition, .. } => {
                 live.kept.facts = report.facts.clone();
@@ -250,13 +250,13 @@ impl Ledger {
                 waiting.memory = true;
                 if let Some(transition) = transition {
                     let (from, to) = (transition.from, transition.to);
-                    queue(waiting, NewStatus::Key(to), key_event(target, from, to, &transition.reason));
+                    queue(waiting, NewStatus::Key(to), key_event(&target, from, to, &transition.reason));
                 }
             }
             Event::Key { transition, .. } => {
                 live.kept.key_fingerprint.clone_from(&target.label.key_fingerprint);
                 let (from, to) = (transition.from, transition.to);
-                queue(waiting, NewStatus::Key(to), key_event(target, from, to, &transition.reason));
+                queue(waiting, NewStatus::Key(to), key_event(&target, from, to, &transition.reason));
             }
             Event::Impaired(_) => {}
         }
@@ -377,7 +377,7 @@ fn key_event(target: &Target, from: KeyStatus, to: KeyStatus, reason: &str) -> N
 pub(super) fn row_event(
     kind: EventKind,
     row: &CheckRow,
-    detail: serde_json::Value,
+    detail: Value,
     reason: String,
 ) -> NewEvent {
     NewEvent {
@@ -391,7 +391,7 @@ pub(super) fn row_event(
     }
 }
 
-fn event(kind: EventKind, target: &Target, detail: serde_json::Value, reason: &str) -> NewEvent {
+fn event(kind: EventKind, target: &Target, detail: Value, reason: &str) -> NewEvent {
     NewEvent {
         kind,
         provider: Some(target.name.clone()),

@@ -19,7 +19,7 @@ use std::{
 
 use chrono::Utc;
 use tokio::{
-    sync::{Notify, mpsc, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -110,17 +110,23 @@ impl Checks {
         };
         let checks = Self(Arc::new(inner));
         let stop = supervisor.token();
-        supervisor.spawn(
-            "monitor",
-            monitor::run(parts.prober.clone(), parts.monitor.clone(), orders, events, stop.clone()),
-        );
+        let (waiting, ended) = (Arc::new(Notify::new()), CancellationToken::new());
+        let monitor = monitor::run(parts.prober.clone(), parts.monitor.clone(), orders, events, stop.clone());
+        let taking = writer::take_in(checks.clone(), parts.metrics.clone(), told, waiting.clone());
+        let done = ended.clone();
+        supervisor.spawn("monitor", async move {
+            let result = on_a_thread(async { tokio::join!(monitor, taking) }).await;
+            done.cancel();
+            result
+        });
         let writer = writer::Writer {
             checks: checks.clone(),
             store: parts.store.clone(),
             metrics: parts.metrics.clone(),
             lease,
+            waiting,
         };
-        supervisor.spawn("verdicts", writer.run(told));
+        supervisor.spawn("verdicts", writer.run(ended));
         let keeper = Keeper {
             checks: checks.clone(),
             share: Share::new(parts.holder, []),
@@ -184,6 +190,25 @@ impl Checks {
     pub fn encode(&self, text: &mut Vec<u8>, per_provider: bool) {
         export::encode(&self.ledger(), text, per_provider);
     }
+}
+
+/// Runs something on a thread with a reactor of its own. Thousands of short connections wake their tasks all the time;
+/// here that wakes no other thread, which costs more than the connections do.
+async fn on_a_thread<F>(work: F) -> anyhow::Result<()>
+where
+    F: Future + Send + 'static,
+    F::Output: Send,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (done, ended) = oneshot::channel();
+    std::thread::Builder::new().name("checks".to_owned()).spawn(move || {
+        runtime.block_on(work);
+        // A lookup of a name may hang for long; nobody waits for it.
+        runtime.shutdown_background();
+        // Whoever waits may have gone.
+        let _ = done.send(());
+    })?;
+    ended.await.map_err(|_| anyhow::anyhow!("the thread of the checks died"))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -4,9 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::Utc;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::{Instant, sleep_until},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{
@@ -33,17 +34,34 @@ const BATCH: usize = 2000;
 /// First and longest wait before a failed write is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 
-/// Writes down what the monitor finds.
+/// Takes in what the monitor tells, beside it on the same thread: no event crosses to another one.
+pub(super) async fn take_in(
+    checks: Checks,
+    metrics: Arc<Metrics>,
+    mut events: mpsc::Receiver<Event>,
+    waiting: Arc<Notify>,
+) {
+    while let Some(event) = events.recv().await {
+        count(&metrics, &event);
+        if checks.ledger().absorb(event, Utc::now()) {
+            waiting.notify_one();
+        }
+    }
+}
+
+/// Writes down what the monitor found.
 pub(super) struct Writer {
     pub checks: Checks,
     pub store: Store,
     pub metrics: Arc<Metrics>,
     pub lease: watch::Receiver<Option<Lease>>,
+    /// Told when something is worth writing at once.
+    pub waiting: Arc<Notify>,
 }
 
 impl Writer {
-    /// Runs until the monitor has ended; then writes everything once more and gives the lease back.
-    pub async fn run(self, mut events: mpsc::Receiver<Event>) {
+    /// Runs until the monitor has `ended`; then writes everything once more and gives the lease back.
+    pub async fn run(self, ended: CancellationToken) {
         let mut news_at: Option<Instant> = None;
         let mut heartbeat_at = Instant::now() + HEARTBEAT;
         let mut deep_at = Instant::now();
@@ -51,11 +69,10 @@ impl Writer {
         loop {
             let next = news_at.map_or(heartbeat_at, |at| at.min(heartbeat_at));
             tokio::select! {
-                event = events.recv() => {
-                    let Some(event) = event else { break };
-                    if self.take_in(&event) {
-                        news_at.get_or_insert_with(|| Instant::now() + GATHER);
-                    }
+                () = ended.cancelled() => break,
+                // While the database is away, the pause goes on.
+                () = self.waiting.notified(), if news_at.is_none() => {
+                    news_at = Some(Instant::now() + GATHER);
                     continue;
                 }
                 () = sleep_until(next) => {}
@@ -68,22 +85,7 @@ impl Writer {
             } else {
                 Depth::News
             };
-            let written = {
-                // The monitor must not wait for the database.
-                let writing = self.write(depth);
-                tokio::pin!(writing);
-                loop {
-                    tokio::select! {
-                        written = &mut writing => break written,
-                        Some(event) = events.recv() => {
-                            if self.take_in(&event) {
-                                news_at = Some(Instant::now() + GATHER);
-                            }
-                        }
-                    }
-                }
-            };
-            match written {
+            match self.write(depth).await {
                 Ok(()) => {
                     retry = RETRY.0;
                     if news_at.is_some_and(|at| at <= now) {
@@ -113,12 +115,6 @@ impl Writer {
             // A lease that cannot be given back runs out by itself.
             let _ = self.store.lease_release(&held).await;
         }
-    }
-
-    /// Counts an event and notes what is to be written of it; whether at once.
-    fn take_in(&self, event: &Event) -> bool {
-        count(&self.metrics, event);
-        self.checks.ledger().absorb(event, Utc::now())
     }
 
     /// Writes all that `depth` calls for.
