@@ -80,7 +80,7 @@ async fn prove(size: Size) {
         lab.daemon_with(|command| {
             command.env("PROVIDERD_HEALTH__ENABLED", "true").env("LOAD_KEY", KEY).env("RUST_LOG", "info");
             command.env("PROVIDERD_HEALTH__INTERVAL", format!("{}s", size.interval.as_secs()));
-            command.env("PROVIDERD_HEALTH__TIMEOUT", size.timeout);
+            command.env("PROVIDERD_HEALTH__TIMEOUT", size.timeout).env("PROVIDERD_HEALTH__SLOW_AFTER", "1s");
             // Half of all hosts hang, which a prober without a canary might take for its own fault.
             command.env("PROVIDERD_HEALTH__CANARY", format!("127.0.0.1:{port}"));
         })

@@ -374,12 +374,7 @@ fn key_event(target: &Target, from: KeyStatus, to: KeyStatus, reason: &str) -> N
 }
 
 /// The audit row of a change that was read off the provider's row.
-pub(super) fn row_event(
-    kind: EventKind,
-    row: &CheckRow,
-    detail: Value,
-    reason: String,
-) -> NewEvent {
+pub(super) fn row_event(kind: EventKind, row: &CheckRow, detail: Value, reason: String) -> NewEvent {
     NewEvent {
         kind,
         provider: Some(row.name.clone()),
