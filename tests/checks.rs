@@ -214,6 +214,10 @@ async fn maintenance_stops_one_provider_s_checks_for_a_while() {
     lab.run(&["resume", "alpha", "--checks"]).expect(0);
     lab.wait_for(HEALTH, "unhealthy").await;
     assert!(fake.seen() > asked);
+    // One that ends by itself does so in time.
+    lab.run(&["suspend", "alpha", "--checks", "--for", "3s"]).expect(0);
+    daemon.fetch_until("/metrics", "paused", |text| !text.contains("provider=\"alpha\"")).await;
+    daemon.fetch_until("/metrics", "checked again", |text| text.contains("provider=\"alpha\"")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,8 +48,9 @@ pub const MEMBER: &str = "checks:";
 const MEMBER_TTL: Duration = Duration::from_secs(7);
 /// How often the lease is renewed and the others are looked at; three tries fit into its time.
 const BEAT: Duration = Duration::from_secs(2);
-/// How often everything is read again, for what nobody told.
-const READ_EVERY: Duration = Duration::from_secs(30);
+/// How often everything is read again, for what nobody told: not the number of the last applied catalog, which is looked
+/// at with every beat, and not a notice of drift.
+const READ_EVERY: Duration = Duration::from_secs(120);
 /// A burst of changes is read once.
 const READ_APART: Duration = Duration::from_millis(200);
 /// Commands and events that may wait for their reader.
@@ -135,6 +136,7 @@ impl Checks {
             lease: None,
             leased,
             seq: None,
+            pause_ends: None,
         };
         supervisor.spawn("targets", keeper.run(stop));
         checks
@@ -226,6 +228,8 @@ struct Keeper {
     leased: watch::Sender<Option<Lease>>,
     /// The last applied catalog's number, as seen at the last beat.
     seq: Option<i64>,
+    /// When the next maintenance ends.
+    pause_ends: Option<Instant>,
 }
 
 impl Keeper {
@@ -249,6 +253,8 @@ impl Keeper {
                 () = tokio::time::sleep_until(read_at), if wanted && may_read => {
                     self.read().await;
                     read_at = Instant::now() + READ_APART;
+                    // The end of a maintenance is told by nobody.
+                    read_all_at = self.pause_ends.take().map_or(read_all_at, |end| end.min(read_all_at));
                 }
                 () = tokio::time::sleep_until(read_all_at) => {
                     read_all_at = Instant::now() + READ_EVERY;
@@ -333,6 +339,9 @@ impl Keeper {
         };
         let paused = self.parts.store.suspended().await.unwrap_or_default().checks;
         let now = Utc::now();
+        let ends = paused.values().filter_map(|pause| pause.until).filter(|until| now < *until).min();
+        let wait = ends.and_then(|end| (end - now).to_std().ok());
+        self.pause_ends = wait.map(|wait| Instant::now() + wait.min(READ_EVERY));
         let is_paused = |name: &Arc<str>| {
             paused.get(name).is_some_and(|pause| pause.until.is_none_or(|until| now < until))
         };

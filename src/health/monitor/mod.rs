@@ -40,6 +40,8 @@ use crate::model::{HealthStatus, KeyStatus};
 
 /// How often ages are looked at: stale results, lingering turns, the canary.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
+/// How often all are looked at for results that have gone stale, after three intervals or more.
+const SWEEP: Duration = Duration::from_secs(1);
 /// A turn that takes longer than this makes room for others.
 const LINGERS: Duration = Duration::from_secs(2);
 /// How often the canary is asked while frozen.
@@ -58,7 +60,8 @@ const TESTS_WITHIN: Duration = Duration::from_secs(60);
 pub struct Memory {
     pub health: HealthMachine,
     pub key: KeyMachine,
-    pub controls: Controls,
+    /// Shared: it changes with a key test, and a memory is handed on with every check.
+    pub controls: Arc<Controls>,
 }
 
 /// What the monitor is told.
@@ -159,6 +162,8 @@ struct Monitor {
     /// Turns by their start, to see which linger.
     started: BTreeSet<(Duration, Arc<str>)>,
     canary_asked: Option<Instant>,
+    /// When all were last looked at for stale results.
+    swept: Option<Instant>,
     events: mpsc::Sender<Event>,
 }
 
@@ -183,6 +188,7 @@ pub async fn run(
         running: FuturesUnordered::new(),
         started: BTreeSet::new(),
         canary_asked: None,
+        swept: None,
         events,
     };
     let mut housekeeping = interval(HOUSEKEEPING);
@@ -244,7 +250,7 @@ impl Monitor {
             }
             .boxed(),
             Job::KeyTest => {
-                let controls = watched.memory.controls.clone();
+                let controls = Controls::clone(&watched.memory.controls);
                 async move {
                     let key = target.key.as_ref().map(|key| key.expose_secret());
                     let tested =
@@ -435,7 +441,7 @@ impl Monitor {
         let mut told = Vec::new();
         let same_place = watched.target.kind == target.kind && watched.target.base == target.base;
         let due = if same_place && watched.target.has_key_of(target) {
-            watched.memory.controls = tested.controls;
+            watched.memory.controls = Arc::new(tested.controls);
             let believed = tested.local.is_none() && !self.impairment.is_frozen();
             let report = tested.report;
             if believed {
@@ -476,13 +482,21 @@ impl Monitor {
             }
             return told;
         }
+        if self.swept.is_some_and(|at| at.elapsed() < SWEEP) {
+            return told;
+        }
+        self.swept = Some(Instant::now());
         for watched in self.watched.values_mut() {
             if watched.memory.health.status() == HealthStatus::Unknown {
                 continue;
             }
             let last = watched.memory.health.last_result().unwrap_or(wall);
-            let regular =
-                self.schedule.stretched(&watched.target.origin, watched.target.rhythm.regular(last));
+            let regular = watched.target.rhythm.regular(last);
+            // Most are fresh, and that is seen without looking anything up.
+            if (wall - last).to_std().is_ok_and(|age| age <= regular * 2) {
+                continue;
+            }
+            let regular = self.schedule.stretched(&watched.target.origin, regular);
             // A turn that is under way may take as long as it may.
             if let Some(transition) =
                 watched.memory.health.expire(wall, regular + watched.target.limits.total)
