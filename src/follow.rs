@@ -26,7 +26,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 /// One look at the repository, for a command that does not stay; what is new is recorded.
 ///
 /// # Errors
-/// [`PullError`], or the database cannot be written.
+/// [`crate::source::pull::PullError`], or the database cannot be written.
 pub async fn once(options: Options, store: &Store) -> anyhow::Result<()> {
     let (mut puller, mut pulled) = Puller::new(options, Arc::default(), Arc::new(Metrics::new()?));
     let result = puller.once().await;
