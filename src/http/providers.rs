@@ -25,7 +25,7 @@ use crate::{
     health::rollup::Rollup,
     snapshot::{
         Row, Snapshot, Sort,
-        view::{Health, History, Key, Point, ProviderDetail, ProviderItem, Usage},
+        view::{Bucket, Health, History, Key, Point, ProviderDetail, ProviderItem, Usage},
     },
     store::{Span, StoreError},
 };
@@ -175,14 +175,7 @@ async fn history(shared: &Shared, id: Uuid, name: &str) -> Result<Option<History
     Ok(any.then_some(history))
 }
 
-/// A refusal of the key is an answer; a refusal for the rate is a slow one.
 fn point(at: DateTime<Utc>, sums: &Rollup) -> Point {
-    Point {
-        at,
-        ok: sums.ok.saturating_add(sums.auth),
-        slow: sums.slow.saturating_add(sums.soft),
-        bad: sums.hard,
-        p50_ms: sums.percentile_ms(0.5),
-        p95_ms: sums.percentile_ms(0.95),
-    }
+    let Bucket { ok, slow, bad } = sums.into();
+    Point { at, ok, slow, bad, p50_ms: sums.percentile_ms(0.5), p95_ms: sums.percentile_ms(0.95) }
 }

@@ -10,7 +10,6 @@ use uuid::Uuid;
 use super::view::Bucket;
 use crate::{
     checks::Ledger,
-    health::rollup::Rollup,
     store::{HourRow, Span},
 };
 
@@ -47,20 +46,11 @@ impl Live {
                 latency_ms: live.kept.latency_ms,
                 last_check: live.last_check,
                 next_check: regular.map(|regular| memory.health.next_check(now, regular)),
-                hours: ledger.unwritten(&name).map(|(at, sums)| (at, bucket(sums))).collect(),
+                hours: ledger.unwritten(&name).map(|(at, sums)| (at, Bucket::from(sums))).collect(),
             };
             (name, seen)
         };
         Self { providers: ledger.iter().map(seen).collect(), impaired: ledger.impaired().map(str::to_owned) }
-    }
-}
-
-/// A refusal of the key is an answer; a refusal for the rate is a slow one.
-fn bucket(sums: &Rollup) -> Bucket {
-    Bucket {
-        ok: sums.ok.saturating_add(sums.auth),
-        slow: sums.slow.saturating_add(sums.soft),
-        bad: sums.hard,
     }
 }
 

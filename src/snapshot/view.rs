@@ -8,8 +8,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::model::{HealthStatus, JsonMap};
 pub use crate::overview::State;
+use crate::{
+    health::rollup::Rollup,
+    model::{HealthStatus, JsonMap},
+};
 
 /// Whether a provider answers properly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -55,6 +58,17 @@ pub struct Bucket {
     pub ok: u32,
     pub slow: u32,
     pub bad: u32,
+}
+
+impl From<&Rollup> for Bucket {
+    /// A refusal of the key is an answer; a refusal for the rate is a slow one.
+    fn from(sums: &Rollup) -> Self {
+        Self {
+            ok: sums.ok.saturating_add(sums.auth),
+            slow: sums.slow.saturating_add(sums.soft),
+            bad: sums.hard,
+        }
+    }
 }
 
 /// One provider in a list.

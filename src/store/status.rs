@@ -174,33 +174,6 @@ impl Store {
         tx.rollback().await?;
         Ok(now)
     }
-
-    /// Usage per provider since `since`.
-    pub async fn usage(&self, since: DateTime<Utc>) -> Result<Vec<UsageTotals>> {
-        let mut tx = self.read().await?;
-        let rows: Vec<(Uuid, i64, i64, i64, i64, f64)> = sqlx::query_as(
-            "SELECT provider_id, count(*), count(*) FILTER (WHERE NOT success),
-                    coalesce(sum(prompt_tokens), 0)::bigint, coalesce(sum(completion_tokens), 0)::bigint,
-                    coalesce(sum(cost_total_usd), 0)::float8
-             FROM llm_usage_logs WHERE provider_id IS NOT NULL AND created_at >= $1 GROUP BY 1 ORDER BY 1",
-        )
-        .persistent(false)
-        .bind(since.naive_utc())
-        .fetch_all(&mut *tx)
-        .await?;
-        tx.rollback().await?;
-        Ok(rows
-            .into_iter()
-            .map(|(provider_id, calls, failures, prompt_tokens, completion_tokens, cost_usd)| UsageTotals {
-                provider_id,
-                calls,
-                failures,
-                prompt_tokens,
-                completion_tokens,
-                cost_usd,
-            })
-            .collect())
-    }
 }
 
 /// Writes statuses. A row that holds the values already is not written.
