@@ -120,7 +120,6 @@ async fn a_proper_answer_is_measured() {
     .await;
     let answer = send(&format!("http://{address}/v1/models?x=1")).await.unwrap();
     assert_eq!((answer.status, answer.body.as_slice()), (200, b"{\"data\":[]}".as_slice()));
-    assert_eq!(answer.peer, Some(address));
     let phases = answer.phases;
     assert!(phases.total >= phases.dns + phases.connect + phases.first_byte + phases.body);
     assert!(phases.first_byte > Duration::ZERO && phases.tls == Duration::ZERO);

@@ -17,9 +17,11 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context as _;
 use chrono::Utc;
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
+    task::JoinSet,
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -116,7 +118,10 @@ impl Checks {
         let taking = writer::take_in(checks.clone(), parts.metrics.clone(), told, waiting.clone());
         let done = ended.clone();
         supervisor.spawn("monitor", async move {
-            let result = on_a_thread(async { tokio::join!(monitor, taking) }).await;
+            let result = on_a_thread(async {
+                tokio::join!(monitor, taking);
+            })
+            .await;
             done.cancel();
             result
         });
@@ -198,19 +203,23 @@ impl Checks {
 /// here that wakes no other thread, which costs more than the connections do.
 async fn on_a_thread<F>(work: F) -> anyhow::Result<()>
 where
-    F: Future + Send + 'static,
-    F::Output: Send,
+    F: Future<Output = ()> + Send + 'static,
 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (done, ended) = oneshot::channel();
     std::thread::Builder::new().name("checks".to_owned()).spawn(move || {
-        runtime.block_on(work);
+        // As a task of its own: the future of `block_on` itself goes through the kernel each time it is woken.
+        let result = runtime.block_on(async {
+            let mut tasks = JoinSet::new();
+            tasks.spawn(work);
+            tasks.join_next().await
+        });
         // A lookup of a name may hang for long; nobody waits for it.
         runtime.shutdown_background();
         // Whoever waits may have gone.
-        let _ = done.send(());
+        let _ = done.send(result.unwrap_or(Ok(())));
     })?;
-    ended.await.map_err(|_| anyhow::anyhow!("the thread of the checks died"))
+    Ok(ended.await.context("the thread of the checks died")??)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

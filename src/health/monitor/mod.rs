@@ -33,11 +33,13 @@ use super::{
     impairment::{Impaired, Impairment},
     probe::{Checked, HealthCheck, KeyTested, Limits, Prober},
     protocol::{Controls, KeyReport, Outcome},
-    schedule::{Caps, Dues, Job, Next, Schedule, Turn, jittered, origin_of, place, unit},
+    schedule::{Caps, Dues, Job, Next, Schedule, Turn, jittered, place, unit},
     state::{HealthMachine, KeyMachine, KeyTransition, Transition},
 };
 use crate::model::{HealthStatus, KeyStatus};
 
+/// Turns start at multiples of this, so that thousands of checks wake the thread for a handful at a time.
+const TICK: Duration = Duration::from_millis(20);
 /// How often ages are looked at: stale results, lingering turns, the canary.
 const HOUSEKEEPING: Duration = Duration::from_millis(500);
 /// How often all are looked at for results that have gone stale, after three intervals or more.
@@ -227,9 +229,9 @@ impl Monitor {
     fn start_turns(&mut self) -> Option<Instant> {
         loop {
             let now = self.now();
-            match self.schedule.next(now) {
+            match self.schedule.next(floor(now)) {
                 Next::Run(turn) => self.start(turn, now),
-                Next::At(at) => return Some(self.epoch + at),
+                Next::At(at) => return Some(self.epoch + ceil(at)),
                 Next::Wait => return None,
             }
         }
@@ -268,7 +270,7 @@ impl Monitor {
             Command::Remove(name) => {
                 self.schedule.remove(&name);
                 if let Some(gone) = self.watched.remove(&name) {
-                    self.forget_origin(&gone.target.base);
+                    self.forget_origin(&gone.target.origin);
                 }
                 Vec::new()
             }
@@ -278,7 +280,7 @@ impl Monitor {
                     let mut dues = self.dues(watched);
                     dues.check = Some(now);
                     dues.key_test = watched.target.key.as_ref().map(|_| now);
-                    self.schedule.set(&name, &origin_of(&watched.target.base), dues);
+                    self.schedule.set(&name, &watched.target.origin, dues);
                 }
                 Vec::new()
             }
@@ -300,7 +302,7 @@ impl Monitor {
         let same_key = old.as_ref().is_some_and(|old| old.target.has_key_of(&target));
         let known = old.is_some();
         let turns = old.as_ref().map_or(0, |old| old.turns);
-        let old_base = old.as_ref().map(|old| old.target.base.clone());
+        let old_origin = old.as_ref().map(|old| old.target.origin.clone());
         let mut memory = match old {
             Some(old) => old.memory,
             None => memory.map(|memory| *memory).unwrap_or_default(),
@@ -321,24 +323,23 @@ impl Monitor {
                 memory: Box::new(watched.memory.clone()),
             });
         }
-        if let Some(base) = old_base
+        if let Some(origin) = old_origin
             && !same_place
         {
-            self.forget_origin(&base);
+            self.forget_origin(&origin);
             // A check of the old place may still run; it must not stand in the way of the first one here.
             self.schedule.remove(&name);
         }
         let dues = self.dues(&watched);
-        self.schedule.set(&name, &origin_of(&watched.target.base), dues);
+        self.schedule.set(&name, &watched.target.origin, dues);
         self.watched.insert(name, watched);
         told
     }
 
     /// An origin that nobody uses any more has no say in whether we are impaired.
-    fn forget_origin(&mut self, base: &Url) {
-        let origin = origin_of(base);
-        if !self.watched.values().any(|watched| origin_of(&watched.target.base) == origin) {
-            self.impairment.remove(&origin);
+    fn forget_origin(&mut self, origin: &str) {
+        if !self.watched.values().any(|watched| *watched.target.origin == *origin) {
+            self.impairment.remove(origin);
         }
     }
 
@@ -406,7 +407,7 @@ impl Monitor {
         let name = &target.name;
         let Some(mut watched) = self.watched.remove(name) else { return told };
         if watched.target.kind == target.kind && watched.target.base == target.base {
-            told.extend(self.impairment.observe(wall, &origin_of(&target.base), failed).map(Event::Impaired));
+            told.extend(self.impairment.observe(wall, &target.origin, failed).map(Event::Impaired));
             let frozen = self.impairment.is_frozen();
             let transition = if frozen {
                 watched.memory.health.hold(wall);
@@ -427,7 +428,7 @@ impl Monitor {
             if doubted {
                 let dues =
                     Dues { check: Some(due), key_test: Some(self.now()), suspect: is_suspect(&watched) };
-                self.schedule.set(name, &origin_of(&watched.target.base), dues);
+                self.schedule.set(name, &watched.target.origin, dues);
             }
         }
         self.watched.insert(name.clone(), watched);
@@ -519,6 +520,16 @@ impl Monitor {
             async move { Finished::Canary { answered: prober.reach(&canary, Limits::default()).await.is_ok() } }.boxed(),
         );
     }
+}
+
+/// The last tick not after a time.
+const fn floor(at: Duration) -> Duration {
+    Duration::from_nanos_u128(at.as_nanos() / TICK.as_nanos() * TICK.as_nanos())
+}
+
+/// The first tick not before a time.
+const fn ceil(at: Duration) -> Duration {
+    Duration::from_nanos_u128(at.as_nanos().div_ceil(TICK.as_nanos()) * TICK.as_nanos())
 }
 
 /// Whether a check speaks against a key that was proven: a revoked key should not wait for its next regular test. Only

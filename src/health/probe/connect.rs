@@ -37,7 +37,6 @@ pub(super) enum Stream {
 
 pub(super) struct Line {
     pub stream: Stream,
-    pub peer: Option<SocketAddr>,
     pub tls_not_after: Option<DateTime<Utc>>,
 }
 
@@ -102,13 +101,12 @@ pub(super) async fn connect(
     };
     // Small requests, sent at once.
     let _ = stream.set_nodelay(true);
-    let peer = stream.peer_addr().ok();
     if let Some(proxy) = &prober.proxy {
         timeout_at(deadline, tunnel(&mut stream, proxy, url)).await.map_err(|_| late("the proxy"))??;
     }
     phases.connect = began.elapsed();
     if url.scheme() != "https" {
-        return Ok(Line { stream: Stream::Plain(stream), peer, tls_not_after: None });
+        return Ok(Line { stream: Stream::Plain(stream), tls_not_after: None });
     }
 
     let name = server_name(url)?;
@@ -121,7 +119,7 @@ pub(super) async fn connect(
     phases.tls = began_tls.elapsed();
     let certificates = stream.get_ref().1.peer_certificates();
     let tls_not_after = certificates.and_then(|chain| tls::not_after(chain.first()?));
-    Ok(Line { stream: Stream::Tls(Box::new(stream)), peer, tls_not_after })
+    Ok(Line { stream: Stream::Tls(Box::new(stream)), tls_not_after })
 }
 
 /// A proxy that cannot be reached is our own fault, never the provider's.
@@ -199,12 +197,22 @@ fn interleaved(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
 
 /// The first address that answers; the next is tried beside a slow one, and at once after a failed one.
 async fn race(addresses: &[SocketAddr]) -> Result<TcpStream, ProbeError> {
+    let attempt = |address: SocketAddr| async move {
+        TcpStream::connect(address).await.map_err(|error| {
+            let text = format!("{address} cannot be connected to: {error}");
+            if is_local(&error) {
+                ProbeError::local(text)
+            } else {
+                ProbeError::failed(Failure::Connect, text)
+            }
+        })
+    };
+    if let [only] = addresses {
+        return attempt(*only).await;
+    }
     let mut waiting = addresses.iter();
     let mut tries = FuturesUnordered::new();
     let mut failure: Option<ProbeError> = None;
-    let attempt = |address: SocketAddr| async move {
-        TcpStream::connect(address).await.map_err(|error| (address, error))
-    };
     if let Some(address) = waiting.next() {
         tries.push(attempt(*address));
     }
@@ -212,12 +220,10 @@ async fn race(addresses: &[SocketAddr]) -> Result<TcpStream, ProbeError> {
         tokio::select! {
             Some(result) = tries.next() => match result {
                 Ok(stream) => return Ok(stream),
-                Err((address, error)) => {
-                    let local = is_local(&error);
-                    let text = format!("{address} cannot be connected to: {error}");
+                Err(error) => {
                     // What the other side did says more than what we could not do.
-                    if !local || failure.is_none() {
-                        failure = Some(if local { ProbeError::local(text) } else { ProbeError::failed(Failure::Connect, text) });
+                    if matches!(error, ProbeError::Failed { .. }) || failure.is_none() {
+                        failure = Some(error);
                     }
                     if let Some(address) = waiting.next() {
                         tries.push(attempt(*address));

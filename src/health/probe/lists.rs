@@ -144,7 +144,6 @@ impl Lister {
             headers,
             body: Vec::new(),
             truncated: false,
-            peer: response.remote_addr(),
             tls_not_after: None,
             phases: Phases { first_byte, ..Phases::default() },
         };

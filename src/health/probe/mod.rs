@@ -16,7 +16,7 @@ pub use lists::Lister;
 pub use resolve::{Resolve, SystemResolver};
 pub use tls::{PemError, certificates_from_pem};
 
-use std::{future::Future as _, net::SocketAddr, pin::pin, sync::Arc, task::Poll, time::Duration};
+use std::{future::Future as _, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use chrono::{DateTime, Utc};
 use http_body_util::{BodyExt as _, Full};
@@ -78,7 +78,6 @@ pub struct Answer {
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
     pub truncated: bool,
-    pub peer: Option<SocketAddr>,
     /// When the server's certificate expires.
     pub tls_not_after: Option<DateTime<Utc>>,
     pub phases: Phases,
@@ -186,7 +185,7 @@ impl Prober {
         let deadline = start + limits.total;
         let mut phases = Phases::default();
         let line = connect(self, &request.url, start, limits, &mut phases).await?;
-        let (peer, tls_not_after) = (line.peer, line.tls_not_after);
+        let tls_not_after = line.tls_not_after;
         let sent = Instant::now();
         let exchange = async {
             match line.stream {
@@ -206,7 +205,6 @@ impl Prober {
         };
         phases.total = start.elapsed();
         answer.phases = phases;
-        answer.peer = peer;
         answer.tls_not_after = tls_not_after;
         Ok(answer)
     }
@@ -302,7 +300,6 @@ async fn read(response: hyper::Response<Incoming>, max_body: usize) -> Result<An
         headers,
         body: Vec::new(),
         truncated: false,
-        peer: None,
         tls_not_after: None,
         phases: Phases::default(),
     };
