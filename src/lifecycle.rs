@@ -23,6 +23,7 @@ use futures_util::FutureExt as _;
 use sd_notify::NotifyState;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -276,6 +277,25 @@ impl Supervisor {
 #[expect(clippy::disallowed_methods, reason = "ends only with the process, which must not wait for it")]
 fn abandon(future: impl Future<Output = ()> + Send + 'static) {
     tokio::spawn(future);
+}
+
+/// Runs something on a thread with a reactor of its own. Thousands of short connections wake their tasks all the time;
+/// here that wakes no other thread, which costs more than the connections do.
+///
+/// # Errors
+/// The thread cannot be started, or `work` panicked.
+pub async fn on_a_thread(name: &str, work: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (done, ended) = oneshot::channel();
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        // As a task of its own: the future of `block_on` itself goes through the kernel each time it is woken.
+        let result = runtime.block_on(runtime.spawn(work));
+        // A lookup of a name may hang for long; nobody waits for it.
+        runtime.shutdown_background();
+        // Whoever waits may have gone.
+        let _ = done.send(result);
+    })?;
+    Ok(ended.await??)
 }
 
 async fn next_of(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str {

@@ -178,7 +178,7 @@ impl fmt::Display for SecretRef {
 }
 
 /// When something periodic happens.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Schedule {
     /// Every so often; 1 s or more.
     Every(Duration),
@@ -187,7 +187,8 @@ pub enum Schedule {
 }
 
 /// How a provider is checked. Every `None` takes the daemon's own default.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(default)]
 pub struct HealthPolicy {
     pub schedule: Option<Schedule>,
     pub timeout: Option<Duration>,
@@ -341,6 +342,14 @@ impl Catalog {
             Some(outer) => own.or(outer),
             None => own,
         }
+    }
+
+    /// Whether a file that is not valid now may hold health defaults for what this file declares.
+    pub fn may_lack_defaults(&self, file: &str) -> bool {
+        self.frozen.files.iter().any(|bad| match bad.rsplit_once('/') {
+            None => true,
+            Some((above, _)) => file.strip_prefix(above).is_some_and(|below| below.starts_with('/')),
+        })
     }
 }
 

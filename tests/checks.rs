@@ -7,7 +7,7 @@ use std::{fs, path::PathBuf};
 
 use support::{
     fake::{Fake, KEY, OTHER_KEY},
-    lab::{Daemon, Lab},
+    lab::{Daemon, Lab, PATIENCE},
 };
 
 const HEALTH: &str = "SELECT health_status FROM llm_providers WHERE name = 'alpha'";
@@ -221,6 +221,44 @@ async fn maintenance_stops_one_provider_s_checks_for_a_while() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_becomes_invalid_changes_nothing_in_how_its_providers_are_checked() {
+    let lab = Lab::new().await;
+    let fake = Fake::start().await;
+    // Read in the usual way, each of these answers would count as an outage.
+    fake.set_status(503);
+    let (_, reference) = key_file(&lab, KEY);
+    let policy = "expect_status = [503]\n";
+    let alpha = format!("{}[providers.alpha.health]\n{policy}", fake.manifest("alpha", &reference, ""));
+    lab.write("alpha.toml", &alpha);
+    lab.write("team/beta.toml", &fake.manifest("beta", &reference, ""));
+    lab.write("team/defaults.toml", &format!("[defaults.health]\n{policy}"));
+    let healthy = "SELECT count(*) FROM llm_providers WHERE health_status = 'healthy'";
+    let mut daemon = lab.checking();
+    lab.wait_for(healthy, "2").await;
+
+    lab.write("alpha.toml", &format!("{alpha}nonsense"));
+    lab.write("team/defaults.toml", "[defaults.health]\nnonsense");
+    daemon
+        .fetch_until("/metrics", "both files are invalid", |text| {
+            text.contains("providerd_manifest_files{state=\"invalid\"} 2")
+        })
+        .await;
+    let stays_healthy = async || {
+        let (before, started) = (fake.seen(), std::time::Instant::now());
+        while fake.seen() < before + 16 {
+            assert_eq!(lab.value(healthy).await, "2");
+            assert!(started.elapsed() < PATIENCE, "nothing is checked");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    stays_healthy().await;
+    // Nor does the next daemon, which has never seen the files valid.
+    assert_eq!(daemon.stop(), 0);
+    let _daemon = lab.checking();
+    stays_healthy().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn apply_waits_for_the_verdicts() {
     let (lab, _fake, _daemon) = one().await;
     let bad = Fake::start().await;
@@ -285,7 +323,7 @@ async fn daemons_share_the_checks_and_take_over_a_dead_one_s() {
     };
     let started = std::time::Instant::now();
     while shares(&mut one, &mut two).await != 16 {
-        assert!(started.elapsed() < support::lab::PATIENCE, "shares never add up");
+        assert!(started.elapsed() < PATIENCE, "shares never add up");
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
     two.kill();

@@ -21,7 +21,7 @@ use crate::{
         protocol::{Facts, Outcome},
         rollup::Rollup,
     },
-    model::{HealthStatus, KeyStatus},
+    model::{HealthPolicy, HealthStatus, KeyStatus},
     plan::EventKind,
     store::{CheckRow, CheckWrite, NewEvent, NewStatus, Span, StatusWrite},
 };
@@ -46,6 +46,9 @@ pub struct Kept {
     /// Which key the verdict is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_fingerprint: Option<Box<str>>,
+    /// How the manifests said last that it is checked; none where they say nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Box<HealthPolicy>>,
 }
 
 impl Kept {
@@ -57,7 +60,12 @@ impl Kept {
     /// For the column; what holds its default is left out, since every byte is written for thousands of providers.
     fn text(&self) -> Option<String> {
         let mut value = serde_json::to_value(self).ok()?;
+        // A policy is rare and its zeros mean something.
+        let policy = value.as_object_mut().and_then(|members| members.remove("policy"));
         strip(&mut value);
+        if let (Some(members), Some(policy)) = (value.as_object_mut(), policy) {
+            members.insert("policy".to_owned(), policy);
+        }
         serde_json::to_string(&value).ok()
     }
 }
@@ -147,15 +155,20 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Takes a provider in, or notes that it is checked differently now.
-    pub fn set(&mut self, target: Arc<Target>, kept: Option<Kept>) {
+    /// Takes a provider in with what the manifests say of its checks, or notes that it is checked differently now.
+    pub fn set(&mut self, target: Arc<Target>, policy: HealthPolicy, kept: Option<Kept>) {
         let name = target.name.clone();
-        if let Some(entry) = self.entries.get_mut(&name) {
-            entry.live.target = target;
+        let policy = (policy != HealthPolicy::default()).then(|| Box::new(policy));
+        if let Some(Entry { live, waiting }) = self.entries.get_mut(&name) {
+            live.target = target;
+            waiting.memory |= live.kept.policy != policy;
+            live.kept.policy = policy;
             return;
         }
-        let waiting = self.leaving.remove(&name).map(|entry| entry.waiting).unwrap_or_default();
-        let kept = kept.unwrap_or_default();
+        let mut waiting = self.leaving.remove(&name).map(|entry| entry.waiting).unwrap_or_default();
+        let mut kept = kept.unwrap_or_default();
+        waiting.memory |= kept.policy != policy;
+        kept.policy = policy;
         let last_check = kept.memory.health.last_result();
         let live = Live { target, kept, last_check, last_took: Duration::ZERO };
         self.entries.insert(name, Entry { live, waiting });

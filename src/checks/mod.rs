@@ -17,11 +17,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
 use chrono::Utc;
 use tokio::{
-    sync::{Notify, mpsc, oneshot, watch},
-    task::JoinSet,
+    sync::{Notify, mpsc, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -36,8 +34,8 @@ use crate::{
         probe::Prober,
         share::Share,
     },
-    lifecycle::Supervisor,
-    manifest::Build,
+    lifecycle::{self, Supervisor},
+    manifest::{Build, Changed},
     metrics::Metrics,
     model::{HealthPolicy, HealthStatus, KeyStatus},
     secret::Keyring,
@@ -71,16 +69,10 @@ pub struct Parts {
     pub holder: Uuid,
 }
 
-/// What there is to look at again.
-enum Wanted {
-    Nothing,
-    Some(BTreeSet<Arc<str>>),
-    Everything,
-}
-
 struct Inner {
     ledger: Mutex<Ledger>,
-    wanted: Mutex<Wanted>,
+    /// What there is to look at again.
+    wanted: Mutex<Changed>,
     wake: Notify,
     catalog: Mutex<Catalog>,
     commands: mpsc::Sender<Command>,
@@ -103,7 +95,7 @@ impl Checks {
         let (leased, lease) = watch::channel(None);
         let inner = Inner {
             ledger: Mutex::default(),
-            wanted: Mutex::new(Wanted::Everything),
+            wanted: Mutex::new(Changed::All),
             wake: Notify::new(),
             catalog: Mutex::default(),
             commands,
@@ -118,7 +110,7 @@ impl Checks {
         let taking = writer::take_in(checks.clone(), parts.metrics.clone(), told, waiting.clone());
         let done = ended.clone();
         supervisor.spawn("monitor", async move {
-            let result = on_a_thread(async {
+            let result = lifecycle::on_a_thread("checks", async {
                 tokio::join!(monitor, taking);
             })
             .await;
@@ -147,16 +139,9 @@ impl Checks {
         checks
     }
 
-    /// Looks at these providers again, or at all of them: their rows or how they are checked may have changed.
-    pub fn look(&self, names: Option<&BTreeSet<Arc<str>>>) {
-        let mut wanted = lock(&self.0.wanted);
-        match (&mut *wanted, names) {
-            (Wanted::Everything, _) => {}
-            (wanted, None) => *wanted = Wanted::Everything,
-            (Wanted::Some(have), Some(more)) => have.extend(more.iter().cloned()),
-            (wanted, Some(names)) => *wanted = Wanted::Some(names.clone()),
-        }
-        drop(wanted);
+    /// Looks at providers again: their rows or how they are checked may have changed.
+    pub fn look(&self, at: Changed) {
+        lock(&self.0.wanted).add(at);
         self.0.wake.notify_one();
     }
 
@@ -168,7 +153,7 @@ impl Checks {
     /// Checks providers of which the manifests say nothing else like this from now on.
     pub fn set_policy(&self, policy: HealthPolicy) {
         *lock(&self.0.policy) = policy;
-        self.look(None);
+        self.look(Changed::All);
     }
 
     /// Checks and tests one provider now; `false` if it is not this daemon's.
@@ -199,29 +184,6 @@ impl Checks {
     }
 }
 
-/// Runs something on a thread with a reactor of its own. Thousands of short connections wake their tasks all the time;
-/// here that wakes no other thread, which costs more than the connections do.
-async fn on_a_thread<F>(work: F) -> anyhow::Result<()>
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (done, ended) = oneshot::channel();
-    std::thread::Builder::new().name("checks".to_owned()).spawn(move || {
-        // As a task of its own: the future of `block_on` itself goes through the kernel each time it is woken.
-        let result = runtime.block_on(async {
-            let mut tasks = JoinSet::new();
-            tasks.spawn(work);
-            tasks.join_next().await
-        });
-        // A lookup of a name may hang for long; nobody waits for it.
-        runtime.shutdown_background();
-        // Whoever waits may have gone.
-        let _ = done.send(result.unwrap_or(Ok(())));
-    })?;
-    Ok(ended.await.context("the thread of the checks died")??)
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -250,7 +212,7 @@ impl Keeper {
         let mut read_all_at = Instant::now() + READ_EVERY;
         loop {
             let checks = self.checks.clone();
-            let wanted = !matches!(*lock(&checks.0.wanted), Wanted::Nothing);
+            let wanted = !lock(&checks.0.wanted).is_none();
             // Nothing is checked before this daemon knows who else is there.
             let may_read = self.lease.is_some();
             tokio::select! {
@@ -267,7 +229,7 @@ impl Keeper {
                 }
                 () = tokio::time::sleep_until(read_all_at) => {
                     read_all_at = Instant::now() + READ_EVERY;
-                    self.checks.look(None);
+                    self.checks.look(Changed::All);
                 }
                 () = checks.0.wake.notified() => {}
             }
@@ -303,10 +265,10 @@ impl Keeper {
                 self.drop_all().await;
             }
             self.share = share;
-            self.checks.look(None);
+            self.checks.look(Changed::All);
         }
         if self.seq.replace(seq) != Some(seq) {
-            self.checks.look(None);
+            self.checks.look(Changed::All);
         }
     }
 
@@ -331,17 +293,14 @@ impl Keeper {
 
     /// Reads the rows that may have changed and tells the monitor.
     async fn read(&mut self) {
-        let wanted = std::mem::replace(&mut *lock(&self.checks.0.wanted), Wanted::Nothing);
-        let names: Option<Vec<String>> = match &wanted {
-            Wanted::Nothing => return,
-            Wanted::Some(names) => Some(names.iter().map(ToString::to_string).collect()),
-            Wanted::Everything => None,
-        };
+        let wanted = std::mem::replace(&mut *lock(&self.checks.0.wanted), Changed::NONE);
+        let names: Option<Vec<String>> =
+            wanted.names().map(|names| names.iter().map(ToString::to_string).collect());
         let rows = match self.parts.store.check_rows(names.as_deref()).await {
             Ok(rows) => rows,
             Err(error) => {
                 debug!(%error, "the providers could not be read; the next beat tries again");
-                self.checks.look(None);
+                self.checks.look(Changed::All);
                 tokio::time::sleep(BEAT).await;
                 return;
             }
@@ -354,17 +313,21 @@ impl Keeper {
         let is_paused = |name: &Arc<str>| {
             paused.get(name).is_some_and(|pause| pause.until.is_none_or(|until| now < until))
         };
-        let mut gone: BTreeSet<Arc<str>> = match &wanted {
-            Wanted::Some(names) => names.clone(),
-            _ => self.known.keys().cloned().collect(),
-        };
+        let mut gone: BTreeSet<Arc<str>> =
+            wanted.names().cloned().unwrap_or_else(|| self.known.keys().cloned().collect());
         let build = lock(&self.checks.0.catalog).clone();
+        let outer = lock(&self.checks.0.policy).clone();
         let mut corrections = Vec::new();
         for row in &rows {
             if !self.share.owns(&row.name) || is_paused(&row.name) {
                 continue;
             }
-            let policy = targets::policy(build.as_deref(), &row.name, &lock(&self.checks.0.policy));
+            let last = || match self.checks.ledger().get(&row.name) {
+                Some(live) => live.kept.policy.as_deref().cloned().unwrap_or_default(),
+                None => targets::recorded_policy(row),
+            };
+            let declared = targets::policy(build.as_deref(), &row.name, last);
+            let policy = declared.clone().or(&outer);
             let digest = targets::digest(row, &policy);
             if self.known.get(&row.name) == Some(&digest) {
                 gone.remove(&row.name);
@@ -373,7 +336,7 @@ impl Keeper {
             match targets::target(row, policy, &self.parts.keyring) {
                 Checkable::Yes(target) => {
                     gone.remove(&row.name);
-                    self.set(row, *target).await;
+                    self.set(row, *target, declared).await;
                     self.known.insert(row.name.clone(), digest);
                 }
                 Checkable::No(why) => corrections.extend(unchecked(row, &why)),
@@ -395,11 +358,11 @@ impl Keeper {
         }
     }
 
-    async fn set(&self, row: &CheckRow, target: monitor::Target) {
+    async fn set(&self, row: &CheckRow, target: monitor::Target, declared: HealthPolicy) {
         let known = self.checks.ledger().get(&row.name).is_some();
         let kept = (!known).then(|| remembered(row, &target)).flatten();
         let memory = kept.as_ref().map(|kept| Box::new(kept.memory.clone()));
-        self.checks.ledger().set(Arc::new(target.clone()), kept);
+        self.checks.ledger().set(Arc::new(target.clone()), declared, kept);
         // The monitor outlives this task except in a shutdown.
         let _ = self.checks.0.commands.send(Command::Set { target: Box::new(target), memory }).await;
     }

@@ -1,6 +1,6 @@
 //! One look at providers on demand: for the command line and the admin API. Remembers and writes nothing.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use futures_util::{StreamExt as _, stream};
 use secrecy::ExposeSecret as _;
@@ -86,7 +86,7 @@ pub async fn candidates(
 ) -> Result<Vec<Candidate>, StoreError> {
     let mut found: Vec<(Arc<str>, Candidate)> = Vec::new();
     for row in backend.store.check_rows(None).await? {
-        let policy = targets::policy(Some(build), &row.name, outer);
+        let policy = targets::policy(Some(build), &row.name, || targets::recorded_policy(&row)).or(outer);
         let name = row.name.clone();
         let candidate = if targets::is_undecryptable(&row, &backend.keyring) {
             Err((name.clone(), "the stored key does not open with the BYOK key".to_owned()))
@@ -98,8 +98,9 @@ pub async fn candidates(
         };
         found.push((name, candidate));
     }
+    let applied: HashSet<Arc<str>> = found.iter().map(|(name, _)| name.clone()).collect();
     for (name, provider) in &build.catalog.providers {
-        if found.binary_search_by(|(known, _)| known.cmp(name)).is_ok() {
+        if applied.contains(name) {
             continue;
         }
         let key = provider.api_key.as_ref().map(|reference| backend.resolver.resolve(reference));
@@ -115,8 +116,8 @@ pub async fn candidates(
             }
         };
         found.push((name.clone(), candidate));
-        found.sort_by(|(a, _), (b, _)| a.cmp(b));
     }
+    found.sort_by(|(a, _), (b, _)| a.cmp(b));
     Ok(found.into_iter().map(|(_, candidate)| candidate).collect())
 }
 

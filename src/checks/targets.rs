@@ -10,6 +10,7 @@ use std::{
 
 use secrecy::SecretString;
 
+use super::Kept;
 use crate::{
     health::monitor::{Label, Target},
     manifest::Build,
@@ -26,13 +27,23 @@ pub(super) enum Checkable {
     No(String),
 }
 
-/// How a provider is checked: its manifest's settings over its directory's defaults over the daemon's.
-pub(super) fn policy(build: Option<&Build>, name: &str, outer: &HealthPolicy) -> HealthPolicy {
-    let declared = build.and_then(|build| Some((build, build.catalog.providers.get(name)?)));
+/// How the manifests say that a provider is checked: its own settings over its directory's defaults. While its file or
+/// one with defaults is not valid, or before the manifests are read, what they said last goes on.
+pub(super) fn policy(build: Option<&Build>, name: &str, last: impl Fn() -> HealthPolicy) -> HealthPolicy {
+    let declared = build.and_then(|build| Some((&build.catalog, build.catalog.providers.get(name)?)));
     match declared {
-        Some((build, provider)) => build.catalog.health(provider).or(outer),
-        None => outer.clone(),
+        Some((catalog, provider)) if catalog.may_lack_defaults(&provider.origin.file) => {
+            catalog.health(provider).or(&last())
+        }
+        Some((catalog, provider)) => catalog.health(provider),
+        None => last(),
     }
+}
+
+/// What is on record of it.
+pub(super) fn recorded_policy(row: &CheckRow) -> HealthPolicy {
+    let kept = row.memory.as_deref().and_then(Kept::parse);
+    kept.and_then(|kept| kept.policy).map(|policy| *policy).unwrap_or_default()
 }
 
 /// A number that differs where anything differs that a check depends on. Not stable between programs.

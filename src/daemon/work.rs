@@ -46,25 +46,6 @@ const LARGE: usize = 500;
 /// Batches of tried keys that may wait for the loop.
 const TRIED: usize = 16;
 
-/// What the reconcile loop still has to look at.
-enum Wanted {
-    Nothing,
-    Some(BTreeSet<Arc<str>>),
-    Everything,
-}
-
-impl Wanted {
-    fn add(&mut self, changed: Changed) {
-        match (&mut *self, changed) {
-            (Self::Everything, _) => {}
-            (_, Changed::All) => *self = Self::Everything,
-            (Self::Some(names), Changed::Providers(more)) => names.extend(more),
-            (Self::Nothing, Changed::Providers(names)) if names.is_empty() => {}
-            (Self::Nothing, Changed::Providers(names)) => *self = Self::Some(names),
-        }
-    }
-}
-
 fn is_file(reference: &SecretRef) -> bool {
     matches!(reference, SecretRef::File(_) | SecretRef::Credential(_))
 }
@@ -96,7 +77,8 @@ pub(super) struct Loop {
     /// Providers whose declared keys have been tried.
     tried: (mpsc::Sender<Names>, mpsc::Receiver<Names>),
     build: Option<Arc<Build>>,
-    wanted: Wanted,
+    /// What is still to be looked at.
+    wanted: Changed,
     settled: bool,
     deferred_since: Option<Instant>,
     failures: u32,
@@ -118,7 +100,7 @@ impl Loop {
             parts,
             tried: mpsc::channel(TRIED),
             build: None,
-            wanted: Wanted::Everything,
+            wanted: Changed::All,
             settled: false,
             deferred_since: None,
             failures: 0,
@@ -149,9 +131,9 @@ impl Loop {
                     self.parts.wake.take_trigger()
                 }
                 () = self.parts.wake.drift.notified() => {
-                    self.wanted = Wanted::Everything;
+                    self.wanted = Changed::All;
                     if let Some(checks) = &self.parts.checks {
-                        checks.look(None);
+                        checks.look(Changed::All);
                     }
                     if Instant::now() < self.drift_not_before {
                         self.retry_at = Some(self.retry_at.map_or(self.drift_not_before, |at| at.min(self.drift_not_before)));
@@ -166,7 +148,7 @@ impl Loop {
                     self.main.metrics.leases_held.add(leads - self.main.metrics.leader.get());
                     self.main.metrics.leader.set(leads);
                     self.main.database_up(leader != Leader::Unknown);
-                    self.wanted = Wanted::Everything;
+                    self.wanted = Changed::All;
                     "leader"
                 }
                 Some(names) = self.tried.1.recv() => {
@@ -175,13 +157,13 @@ impl Loop {
                 }
                 () = tokio::time::sleep_until(retry_at) => {
                     if self.retry_at.take().is_none() {
-                        self.wanted = Wanted::Everything;
+                        self.wanted = Changed::All;
                     }
                     "retry"
                 }
                 () = tokio::time::sleep(BEAT) => {
                     if self.somebody_applied().await {
-                        self.wanted = Wanted::Everything;
+                        self.wanted = Changed::All;
                         "apply"
                     } else if self.suspended {
                         // Another program may have resumed; its notice can be lost.
@@ -191,7 +173,7 @@ impl Loop {
                     }
                 }
             };
-            if matches!(self.wanted, Wanted::Everything) {
+            if self.wanted == Changed::All {
                 resync_at = Instant::now() + *self.parts.resync_interval.borrow() * 2;
             }
             self.pass(trigger).await?;
@@ -214,7 +196,7 @@ impl Loop {
         self.loader.set_unfinished(unfinished);
         let build = match look {
             Look::Everything => {
-                self.wanted = Wanted::Everything;
+                self.wanted = Changed::All;
                 tokio::task::block_in_place(|| self.loader.load(self.settled))
             }
             Look::Paths { manifests, secrets } => {
@@ -256,10 +238,8 @@ impl Loop {
 
     /// Providers may be checked differently, or be others.
     fn look_at_checks(&self) {
-        match (&self.parts.checks, &self.wanted) {
-            (None, _) | (_, Wanted::Nothing) => {}
-            (Some(checks), Wanted::Some(names)) => checks.look(Some(names)),
-            (Some(checks), Wanted::Everything) => checks.look(None),
+        if let Some(checks) = &self.parts.checks {
+            checks.look(self.wanted.clone());
         }
     }
 
@@ -331,11 +311,10 @@ impl Loop {
         };
         let started = Instant::now();
         let waited = self.deferred_since.is_some_and(|since| since.elapsed() >= DEFER_LIMIT);
-        let providers = match &self.wanted {
-            Wanted::Nothing => return Ok(()),
-            Wanted::Some(names) => Some(names),
-            Wanted::Everything => None,
-        };
+        if self.wanted.is_none() {
+            return Ok(());
+        }
+        let providers = self.wanted.names();
         let pass = Pass {
             build: &build,
             providers,
@@ -394,7 +373,7 @@ impl Loop {
         }
         self.look_at_checks();
         self.try_keys(outcome);
-        self.wanted = Wanted::Nothing;
+        self.wanted = Changed::NONE;
         self.seq = outcome.seq.or(self.seq);
         if outcome.applied {
             for ((kind, action), count) in &outcome.plan.summary().rows {

@@ -18,11 +18,35 @@ const MAX_OBJECTS: usize = 100_000;
 /// What was probably meant is looked for among all names for so many routes; the rest are told without.
 const MAX_GUESSES: usize = 100;
 
-/// Which providers' desired state may differ from the previous build's.
+/// Which providers' desired state may differ from the previous build's; which are to be looked at again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Changed {
     All,
     Providers(BTreeSet<Arc<str>>),
+}
+
+impl Changed {
+    pub const NONE: Self = Self::Providers(BTreeSet::new());
+
+    pub fn add(&mut self, more: Self) {
+        match (&mut *self, more) {
+            (Self::All, _) => {}
+            (_, Self::All) => *self = Self::All,
+            (Self::Providers(names), Self::Providers(more)) => names.extend(more),
+        }
+    }
+
+    pub fn is_none(&self) -> bool {
+        matches!(self, Self::Providers(names) if names.is_empty())
+    }
+
+    /// `None` means all.
+    pub const fn names(&self) -> Option<&BTreeSet<Arc<str>>> {
+        match self {
+            Self::All => None,
+            Self::Providers(names) => Some(names),
+        }
+    }
 }
 
 /// How many files there are of each kind.
