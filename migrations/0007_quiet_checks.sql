@@ -1,7 +1,6 @@
 -- What a check writes, made cheap. The two status columns of every provider change once a minute.
 
--- A BEFORE trigger locks the row of every UPDATE in the log before its condition is looked at. These two concern the key
--- columns alone, so they name them.
+-- These two triggers concern the key columns alone, so they name them: for a check their conditions are not looked at.
 CREATE OR REPLACE TRIGGER providerd_key_update BEFORE UPDATE OF api_key_encrypted, encrypted_api_key ON llm_providers
     FOR EACH ROW WHEN (coalesce(NEW.api_key_encrypted, '') <> coalesce(NEW.encrypted_api_key, '')
                        AND (NEW.api_key_encrypted IS DISTINCT FROM OLD.api_key_encrypted

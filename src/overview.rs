@@ -79,6 +79,8 @@ pub struct Line {
     pub models: i64,
     /// Manifest and line.
     pub source: Option<String>,
+    /// The commit from which it was last changed, abbreviated.
+    pub revision: Option<String>,
     /// What a person should know.
     pub notices: Vec<String>,
 }
@@ -159,6 +161,7 @@ impl<'a> Judge<'a> {
             can_serve: kept.facts.can_serve,
             models: row.models,
             source,
+            revision: row.revision,
             notices,
         }
     }
@@ -208,6 +211,7 @@ impl<'a> Judge<'a> {
             can_serve: None,
             models: 0,
             source: Some(provider.origin.to_string()),
+            revision: None,
             notices: Vec::new(),
         }
     }

@@ -249,7 +249,7 @@ impl Reconciler {
         reports: Option<(String, Vec<AuditEntry>)>,
         revision: Option<&Revision>,
     ) -> Result<usize, StoreError> {
-        tx.apply(&plan.providers, tokens).await?;
+        tx.apply(&plan.providers, tokens, revision).await?;
         let mut events = tx.record_plans(&plan.providers, revision).await?;
         if let Some((reported, entries)) = reports {
             tx.meta_set("reported", &reported).await?;
@@ -273,7 +273,7 @@ impl Reconciler {
         for provider in providers {
             let one = [provider];
             tx.savepoint().await?;
-            let written = match tx.apply(&one, tokens).await {
+            let written = match tx.apply(&one, tokens, pass.revision.as_ref()).await {
                 Ok(()) => tx.record_plans(&one, pass.revision.as_ref()).await,
                 Err(refused) => Err(refused),
             };

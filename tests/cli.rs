@@ -114,8 +114,13 @@ async fn commits_are_recorded_and_routes_are_compared() {
     git(&["commit", "-qm", "first"]);
     let commit = git(&["rev-parse", "HEAD"]);
     lab.run(&["apply"]).expect(0);
+    let revision = || lab.run(&["status", "--output", "json"]).json()["providers"][0]["revision"].clone();
+    assert_eq!(revision(), commit[..12]);
     lab.write("a.toml", &provider("alpha", 2));
     lab.run(&["apply"]).expect(0);
+    assert_eq!(revision(), format!("{}+dirty", &commit[..12]));
+    let table = lab.run(&["status"]).stdout;
+    assert!(table.contains("REVISION") && table.contains(&format!("{}+dirty", &commit[..12])), "{table}");
     let events =
         lab.run(&["events", "--output", "json", "--provider", "alpha", "--since", "1h"]).expect(0).json();
     let revisions: Vec<&str> =

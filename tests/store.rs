@@ -133,7 +133,7 @@ async fn carry_out(store: &Store, plans: &[ProviderPlan]) -> Result<(), StoreErr
         origin: Some(Origin { file: "a.toml".into(), line: 3 }),
         revision: None,
     }];
-    tx.apply(plans, &tokens(plans)).await?;
+    tx.apply(plans, &tokens(plans), None).await?;
     tx.record(&events).await?;
     tx.commit().await
 }
@@ -209,7 +209,7 @@ async fn what_is_created_is_read_back_changed_and_deleted() {
     );
     fix.key = Some(KeyChange { action: KeyAction::Align, old: None, new: None, reason: "".into() });
     fix.record = Some(record("p1", plan.id));
-    tx.apply(&[fix], &HashMap::new()).await.expect("applied");
+    tx.apply(&[fix], &HashMap::new(), None).await.expect("applied");
     tx.commit().await.expect("committed");
     let world = store.read_world(&names(&["p1"]), &open).await.expect("readable");
     let live = &world.live["p1"];
@@ -258,11 +258,11 @@ async fn a_refused_value_names_its_provider_and_the_rest_can_go_on() {
     let mut tx = store.reconcile_begin().await.expect("begun");
     tx.world(&Scope::All { declared: Vec::new() }, &open).await.expect("readable");
     tx.savepoint().await.expect("marked");
-    let error = tx.apply(&plans, &tokens(&plans)).await.expect_err("refused");
+    let error = tx.apply(&plans, &tokens(&plans), None).await.expect_err("refused");
     let StoreError::Data { provider, .. } = &error else { panic!("{error:?}") };
     assert_eq!(provider.as_deref(), Some("bad"), "{error}");
     tx.rollback_to().await.expect("undone");
-    tx.apply(&plans[..1], &tokens(&plans)).await.expect("applied");
+    tx.apply(&plans[..1], &tokens(&plans), None).await.expect("applied");
     tx.commit().await.expect("committed");
     assert_eq!(db.text("SELECT name FROM llm_providers").await, r#"{"name": "good"}"#);
 }

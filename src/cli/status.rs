@@ -181,8 +181,13 @@ fn needs_somebody(line: &Line) -> bool {
 
 fn table(lines: &[&Line], now: DateTime<Utc>) -> String {
     let ago = |at: Option<DateTime<Utc>>| at.map_or_else(|| "never".to_owned(), |at| age(now - at));
+    let mut header = vec!["NAME", "TYPE", "STATE", "HEALTH", "KEY", "CHECKED", "LATENCY", "MODELS", "SOURCE"];
+    let versioned = lines.iter().any(|line| line.revision.is_some());
+    if versioned {
+        header.push("REVISION");
+    }
     let rows = lines.iter().map(|line| {
-        vec![
+        let mut row = vec![
             line.name.clone(),
             line.kind.clone().unwrap_or_default(),
             line.state.as_str().to_owned(),
@@ -195,9 +200,13 @@ fn table(lines: &[&Line], now: DateTime<Utc>) -> String {
             line.latency_ms.map_or_else(String::new, |ms| format!("{ms} ms")),
             line.models.to_string(),
             line.source.clone().unwrap_or_default(),
-        ]
+        ];
+        if versioned {
+            row.push(line.revision.clone().unwrap_or_default());
+        }
+        row
     });
-    output::table(&["NAME", "TYPE", "STATE", "HEALTH", "KEY", "CHECKED", "LATENCY", "MODELS", "SOURCE"], rows)
+    output::table(&header, rows)
 }
 
 /// What a person should know beside the table.

@@ -193,7 +193,7 @@ impl Discoverer {
                 record: None,
                 forget: false,
             };
-            tx.apply(&[plan], &HashMap::new()).await?;
+            tx.apply(&[plan], &HashMap::new(), revision).await?;
         }
         tx.discovery_remember(id, &decision).await?;
         let events: Vec<NewEvent> =

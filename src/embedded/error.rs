@@ -34,7 +34,7 @@ pub enum EmbeddedError {
     NoUnprivilegedUser,
     #[error(
         "user id {uid} has no entry in the user database, without which PostgreSQL does not run\n\
-         hint: add one to /etc/passwd, or set DATABASE_URL"
+         hint: for a user that systemd made up (DynamicUser) install libnss-systemd; or set DATABASE_URL"
     )]
     UnknownUser { uid: u32 },
     #[error(

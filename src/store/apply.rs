@@ -48,12 +48,17 @@ struct Batches {
 }
 
 impl ReconcileTx {
-    /// Carries out `plans`. `tokens`: the Fernet token of each provider whose key is set.
+    /// Carries out `plans`, which come from `revision`. `tokens`: the Fernet token of each provider whose key is set.
     ///
     /// # Errors
     /// [`StoreError::Data`] if the database refuses a value (names the provider where it can): roll back to the
     /// savepoint and leave that one out; [`StoreError::Conflict`] after a race with another writer.
-    pub async fn apply(&mut self, plans: &[ProviderPlan], tokens: &HashMap<Arc<str>, String>) -> Result<()> {
+    pub async fn apply(
+        &mut self,
+        plans: &[ProviderPlan],
+        tokens: &HashMap<Arc<str>, String>,
+        revision: Option<&Revision>,
+    ) -> Result<()> {
         let now = Utc::now().naive_utc();
         let mut creations = Creations::of(plans, tokens, &now.to_string())?;
         let mut batches = self.sort(plans, tokens, now)?;
@@ -71,7 +76,7 @@ impl ReconcileTx {
         for kind in [PROVIDER, MODEL, ROUTE] {
             update(&mut self.tx, kind, &batches.update[kind]).await?;
         }
-        self.bookkeeping(plans).await
+        self.bookkeeping(plans, revision).await
     }
 
     /// Records in the audit trail what these plans do; how many rows that are.
@@ -228,7 +233,8 @@ impl ReconcileTx {
         Ok(())
     }
 
-    async fn bookkeeping(&mut self, plans: &[ProviderPlan]) -> Result<()> {
+    async fn bookkeeping(&mut self, plans: &[ProviderPlan], revision: Option<&Revision>) -> Result<()> {
+        let revision = revision.map(ToString::to_string);
         let gone: Vec<&str> =
             plans.iter().filter(|plan| plan.forget).map(|plan| plan.name.as_ref()).collect();
         if !gone.is_empty() {
@@ -241,8 +247,8 @@ impl ReconcileTx {
         let (new, present): (Vec<&Managed>, Vec<&Managed>) =
             records.partition(|record| self.known_all && !self.known.contains(&record.name));
         if !new.is_empty() {
-            let target = "providerd.managed (name, provider_id, digest, file, line, record)";
-            let mut copy = Copy::begin(&mut self.tx, target, Format::Binary(6)).await?;
+            let target = "providerd.managed (name, provider_id, digest, file, line, record, revision)";
+            let mut copy = Copy::begin(&mut self.tx, target, Format::Binary(7)).await?;
             for record in &new {
                 copy.row(|to| {
                     to.text(&record.name);
@@ -251,6 +257,7 @@ impl ReconcileTx {
                     to.text(&record.origin.file);
                     to.integer(i32::try_from(record.origin.line).unwrap_or(i32::MAX));
                     to.text(&record.record);
+                    to.option(revision.as_deref());
                 })
                 .await?;
             }
@@ -258,10 +265,11 @@ impl ReconcileTx {
         }
         for records in present.chunks(CHUNK) {
             query(
-                "INSERT INTO providerd.managed (name, provider_id, digest, file, line, record)
-                 SELECT * FROM unnest($1::text[], $2::uuid[], $3::bytea[], $4::text[], $5::integer[], $6::text[])
+                "INSERT INTO providerd.managed (name, provider_id, digest, file, line, record, revision)
+                 SELECT *, $7 FROM unnest($1::text[], $2::uuid[], $3::bytea[], $4::text[], $5::integer[], $6::text[])
                  ON CONFLICT (name) DO UPDATE SET provider_id = excluded.provider_id, digest = excluded.digest,
-                     file = excluded.file, line = excluded.line, record = excluded.record",
+                     file = excluded.file, line = excluded.line, record = excluded.record,
+                     revision = excluded.revision",
             )
             .bind(records.iter().map(|record| record.name.as_ref()).collect::<Vec<&str>>())
             .bind(records.iter().map(|record| record.provider_id).collect::<Vec<_>>())
@@ -274,6 +282,7 @@ impl ReconcileTx {
                     .collect::<Vec<_>>(),
             )
             .bind(records.iter().map(|record| record.record.as_ref()).collect::<Vec<&str>>())
+            .bind(revision.as_deref())
             .execute(&mut *self.tx)
             .await?;
         }

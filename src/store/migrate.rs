@@ -19,6 +19,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (5, "discovery", include_str!("../../migrations/0005_discovery.sql")),
     (6, "event_detail", include_str!("../../migrations/0006_event_detail.sql")),
     (7, "quiet_checks", include_str!("../../migrations/0007_quiet_checks.sql")),
+    (8, "revision", include_str!("../../migrations/0008_revision.sql")),
 ];
 
 /// Advisory lock that lets one daemon migrate at a time.

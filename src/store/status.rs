@@ -31,6 +31,8 @@ pub struct ProviderStatus {
     pub updated_at: Option<DateTime<Utc>>,
     /// Where it was declared and what was applied last; `None` if no manifest manages it.
     pub managed: Option<(Origin, Digest)>,
+    /// The commit from which it was last changed, abbreviated; `+dirty` where the work tree differed.
+    pub revision: Option<String>,
     pub models: i64,
     /// What checks remember of it, as they have written it.
     pub memory: Option<String>,
@@ -71,7 +73,7 @@ impl Store {
                     p.api_key_test_status::text, p.api_key_last_tested::timestamp, p.api_key_updated_at::timestamp,
                     p.api_key_source::text,
                     coalesce(p.api_key_encrypted, '') <> '' OR coalesce(p.encrypted_api_key, '') <> '',
-                    p.api_base_url, p.updated_at::timestamp, g.file, g.line, g.digest, coalesce(m.n, 0), h.memory
+                    p.api_base_url, p.updated_at::timestamp, g.file, g.line, g.digest, coalesce(m.n, 0), h.memory, g.revision
              FROM llm_providers p
              LEFT JOIN providerd.managed g ON g.provider_id = p.id
              LEFT JOIN providerd.health h ON h.provider_id = p.id
@@ -113,6 +115,7 @@ impl Store {
                 }),
                 models: row.try_get(16)?,
                 memory: row.try_get(17)?,
+                revision: row.try_get(18)?,
             });
         }
         Ok(found)
