@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use support::{
     http::{Answer, Api, TOKEN, exchange, sha256},
     lab::{BYOK, Lab, PATIENCE, provider},
+    targets,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -1370,7 +1371,18 @@ async fn two_thousand_requests_a_second_for_half_a_minute() {
     const READERS: u32 = 32;
     let time = Duration::from_secs(30);
     let lab = Lab::new().await;
-    let (_daemon, api) = hundred(&lab).await;
+    let (listener, port) = targets::listen().await;
+    let providers = tokio::spawn(targets::serve(listener, |_| false));
+    targets::write_manifests(&lab.manifests(), 100, port, "api_key = { env = \"KEY\" }");
+    let (_daemon, api) = Api::start_with(&lab, |command| {
+        command.env("KEY", targets::KEY).env("RUST_LOG", "info");
+        command.env("PROVIDERD_HEALTH__ENABLED", "true").env("PROVIDERD_HEALTH__INTERVAL", "1s");
+    })
+    .await;
+    lab.wait_for("SELECT count(*) FROM llm_providers WHERE health_status = 'healthy'", "100").await;
+    api.wait_for("/api/v1/llm/providers/keys", |keys| keys["total"] == 100).await;
+    let address = api.address.parse().unwrap();
+    let before = targets::fetch(address, "/metrics").await;
     let begin = tokio::time::Instant::now();
     let mut readers = Vec::new();
     for _ in 0..READERS {
@@ -1402,6 +1414,17 @@ async fn two_thousand_requests_a_second_for_half_a_minute() {
         took[took.len() - 1]
     );
     assert!(rate > f64::from(RATE) * 0.95, "{rate:.0}/s");
+
+    let after = targets::fetch(address, "/metrics").await;
+    let more =
+        |name: &str, label: &str| targets::sum(&after, name, label) - targets::sum(&before, name, label);
+    let checks = more("providerd_probe_schedule_lag_seconds_count", "");
+    let in_time = more("providerd_probe_schedule_lag_seconds_bucket", "le=\"0.1\"") / checks;
+    println!("meanwhile {checks} checks, {:.2} % of them begun within 100 ms of their time", in_time * 100.0);
+    assert!(checks > 100.0 * time.as_secs_f64() * 0.9, "{checks} checks");
+    assert!(in_time > 0.99, "{in_time}");
+    assert_eq!(targets::sum(&after, "providerd_providers", "\"healthy\""), 100.0);
+    providers.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
