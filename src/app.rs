@@ -339,7 +339,7 @@ pub fn monitor(settings: &Settings) -> MonitorConfig {
             origin_per_second: f64::from(health.per_origin_rate.get()),
             total,
             suspects: (total / 2).max(1),
-            lingering: total.saturating_mul(4),
+            lingering: total.saturating_mul(8),
         },
         interval: health.interval,
         canary,

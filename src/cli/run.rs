@@ -10,7 +10,7 @@ use crate::{
     app,
     config::LogFormat,
     daemon::{self, Arrival, Greeting},
-    logging, source,
+    logging, memory, source,
 };
 
 /// Rows of the table that a terminal is greeted with; `status` shows all.
@@ -18,6 +18,7 @@ const SHOWN: usize = 50;
 
 /// Runs until a signal ends it.
 pub fn run(global: &Global) -> anyhow::Result<Exit> {
+    memory::expect_to_stay();
     let settings = context::settings(global)?;
     logging::init(&settings.log)?;
     let byok = app::byok_env();

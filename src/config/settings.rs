@@ -204,7 +204,7 @@ sections! {
         /// the prober distrusts itself for at most 5 minutes.
         canary: Option<String> = "";
         /// Most checks under way at once over all origins (count); half of them at most for providers that are
-        /// failing. Those that have taken longer than 2s count apart: up to four times as many.
+        /// failing. Those that have taken longer than 1s count apart: up to eight times as many.
         max_in_flight: NonZeroU32 = "256";
         /// Most checks under way at once to one origin, which is scheme, host and port (count).
         per_origin_in_flight: NonZeroU32 = "4";

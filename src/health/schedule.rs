@@ -35,7 +35,7 @@ pub struct Caps {
 
 impl Default for Caps {
     fn default() -> Self {
-        Self { origin_in_flight: 4, origin_per_second: 20.0, total: 256, suspects: 128, lingering: 1024 }
+        Self { origin_in_flight: 4, origin_per_second: 20.0, total: 256, suspects: 128, lingering: 2048 }
     }
 }
 
@@ -234,7 +234,7 @@ impl Schedule {
         Next::Run(Turn { provider, job, lag: now.saturating_sub(due) })
     }
 
-    /// Tells that a turn has taken long already (say, 2 s). It then makes room for others, as long as there is room
+    /// Tells that a turn has taken long already (say, 1 s). It then makes room for others, as long as there is room
     /// for lingering ones; its origin stays occupied.
     pub fn linger(&mut self, provider: &str) {
         let Some(entry) = self.entries.get_mut(provider) else { return };

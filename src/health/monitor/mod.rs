@@ -45,13 +45,15 @@ const HOUSEKEEPING: Duration = Duration::from_millis(500);
 /// How often all are looked at for results that have gone stale, after three intervals or more.
 const SWEEP: Duration = Duration::from_secs(1);
 /// A turn that takes longer than this makes room for others.
-const LINGERS: Duration = Duration::from_secs(2);
+const LINGERS: Duration = Duration::from_secs(1);
+/// How much longer a result may count while turns wait for each other.
+const MAX_WAIT: Duration = Duration::from_secs(120);
 /// How often the canary is asked while frozen.
 const CANARY_EVERY: Duration = Duration::from_secs(5);
 /// First checks are spread over no more than this, so that a new provider is soon known.
 const FIRST_WITHIN: Duration = Duration::from_secs(30);
-/// A new key is tested within 5 s; many new keys at once are spread over a little less.
-const FIRST_TESTS_WITHIN: Duration = Duration::from_secs(4);
+/// A new key is tested at once; of many at once each waits so long for the one before, so that they do not take the turns
+/// of all checks.
 const FIRST_TESTS_APART: Duration = Duration::from_millis(10);
 /// Overdue key tests after a restart are spread over this.
 const TESTS_WITHIN: Duration = Duration::from_secs(60);
@@ -166,6 +168,8 @@ struct Monitor {
     canary_asked: Option<Instant>,
     /// When all were last looked at for stale results.
     swept: Option<Instant>,
+    /// When the next new key may be tested.
+    first_test: Duration,
     events: mpsc::Sender<Event>,
 }
 
@@ -191,6 +195,7 @@ pub async fn run(
         started: BTreeSet::new(),
         canary_asked: None,
         swept: None,
+        first_test: Duration::ZERO,
         events,
     };
     let mut housekeeping = interval(HOUSEKEEPING);
@@ -277,9 +282,8 @@ impl Monitor {
             Command::Now(name) => {
                 let now = self.now();
                 if let Some(watched) = self.watched.get(&name) {
-                    let mut dues = self.dues(watched);
-                    dues.check = Some(now);
-                    dues.key_test = watched.target.key.as_ref().map(|_| now);
+                    let key_test = watched.target.key.as_ref().map(|_| now);
+                    let dues = Dues { check: Some(now), key_test, suspect: is_suspect(watched) };
                     self.schedule.set(&name, &watched.target.origin, dues);
                 }
                 Vec::new()
@@ -330,7 +334,8 @@ impl Monitor {
             // A check of the old place may still run; it must not stand in the way of the first one here.
             self.schedule.remove(&name);
         }
-        let dues = self.dues(&watched);
+        let (check, key_test) = (Some(self.check_due(&watched)), self.key_due(&watched));
+        let dues = Dues { check, key_test, suspect: is_suspect(&watched) };
         self.schedule.set(&name, &watched.target.origin, dues);
         self.watched.insert(name, watched);
         told
@@ -340,14 +345,6 @@ impl Monitor {
     fn forget_origin(&mut self, origin: &str) {
         if !self.watched.values().any(|watched| *watched.target.origin == *origin) {
             self.impairment.remove(origin);
-        }
-    }
-
-    fn dues(&self, watched: &Watched) -> Dues {
-        Dues {
-            check: Some(self.check_due(watched)),
-            key_test: self.key_due(watched),
-            suspect: is_suspect(watched),
         }
     }
 
@@ -374,15 +371,14 @@ impl Monitor {
         }
     }
 
-    fn key_due(&self, watched: &Watched) -> Option<Duration> {
+    fn key_due(&mut self, watched: &Watched) -> Option<Duration> {
         watched.target.key.as_ref()?;
         let (wall, now, name) = (Utc::now(), self.now(), &watched.target.name);
         let key = &watched.memory.key;
         if key.last_test().is_none() {
-            // One new key is tested at once, thousands within moments of each other.
-            let count = u32::try_from(self.watched.len()).unwrap_or(u32::MAX);
-            let within = FIRST_TESTS_WITHIN.min(FIRST_TESTS_APART.saturating_mul(count));
-            return Some(now + place(name, within, wall));
+            let at = self.first_test.max(now);
+            self.first_test = at + FIRST_TESTS_APART;
+            return Some(at);
         }
         Some(match (key.next_test(wall, unit(name, watched.turns)) - wall).to_std() {
             Ok(wait) => now + wait.min(key.delay().mul_f64(1.1)),
@@ -487,6 +483,7 @@ impl Monitor {
             return told;
         }
         self.swept = Some(Instant::now());
+        let mut waits = None;
         for watched in self.watched.values_mut() {
             if watched.memory.health.status() == HealthStatus::Unknown {
                 continue;
@@ -498,9 +495,10 @@ impl Monitor {
                 continue;
             }
             let regular = self.schedule.stretched(&watched.target.origin, regular);
-            // A turn that is under way may take as long as it may.
+            // A turn that is under way may take as long as it may, and one that our caps hold up makes nothing stale.
+            let waits = *waits.get_or_insert_with(|| self.schedule.lag(now).min(MAX_WAIT));
             if let Some(transition) =
-                watched.memory.health.expire(wall, regular + watched.target.limits.total)
+                watched.memory.health.expire(wall, regular + watched.target.limits.total + waits)
             {
                 let memory = Box::new(watched.memory.clone());
                 told.push(Event::Health { target: watched.target.clone(), transition, memory });
