@@ -15,6 +15,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 use support::{
+    fake::{self, Fake},
     http::{Answer, Api, TOKEN, exchange, sha256},
     lab::{BYOK, Lab, PATIENCE, provider},
     targets,
@@ -414,6 +415,10 @@ async fn every_failure_is_json_without_internals() {
         ("POST", "/api/v1/suspend", &typed, b"{\"provider\":\"nobody\"}", 404, "not-found"),
         ("POST", "/api/v1/resume", &typed, b"{\"reason\":\"x\"}", 422, "invalid"),
         ("POST", "/api/v1/suspend", &typed, b"[null,null]", 422, "invalid"),
+        ("POST", "/api/v1/suspend", &typed, b"{\"checks\":true}", 422, "invalid"),
+        ("POST", "/api/v1/resume", &typed, b"{\"checks\":true}", 422, "invalid"),
+        ("POST", "/api/v1/suspend", &typed, b"{\"for\":\"2h\"}", 422, "invalid"),
+        ("POST", "/api/v1/suspend", &typed, b"{\"checks\":true,\"for\":\"soon\"}", 422, "invalid"),
         ("GET", &long, &[], b"", 422, "invalid"),
         ("GET", "/api/v1/providers?limit=0", &[], b"", 422, "invalid"),
         ("GET", "/api/v1/providers?limit=501", &[], b"", 422, "invalid"),
@@ -600,6 +605,41 @@ async fn garbage_is_survived() {
 }
 
 // ------------------------------------------------------------------------------------------ acting
+
+#[tokio::test(flavor = "multi_thread")]
+async fn maintenance_stops_the_checks_of_one_provider() {
+    let lab = Lab::new().await;
+    let fake = Fake::start().await;
+    lab.write("alpha.toml", &fake.manifest("alpha", "{ env = \"KEY\" }", ""));
+    let (_daemon, api) = Api::start_with(&lab, |command| {
+        command.env("KEY", fake::KEY);
+        command.env("PROVIDERD_HEALTH__ENABLED", "true").env("PROVIDERD_HEALTH__INTERVAL", "1s");
+    })
+    .await;
+    let health = "SELECT health_status FROM llm_providers";
+    lab.wait_for(health, "healthy").await;
+    let order = json!({ "provider": "alpha", "checks": true, "for": "2h", "reason": "new disks" });
+    let said = api.post("/api/v1/suspend", &order).await.expect(200).json();
+    let until: chrono::DateTime<chrono::Utc> = said["until"].as_str().unwrap().parse().unwrap();
+    let left = until - chrono::Utc::now();
+    assert!(left > chrono::TimeDelta::minutes(110) && left <= chrono::TimeDelta::hours(2), "{said}");
+    let paused = |it: &Value| it["notices"].to_string().contains("not checked until");
+    api.wait_for("/api/v1/providers/alpha", paused).await;
+    let series = async || String::from_utf8(api.get("/metrics").await.expect(200).body).unwrap();
+    let started = Instant::now();
+    while series().await.contains("provider=\"alpha\"") {
+        assert!(started.elapsed() < PATIENCE, "it is still checked");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // It is off, and nobody says that it is dead.
+    fake.set_status(503);
+    let asked = fake.seen();
+    assert_eq!(lab.value(health).await, "healthy");
+    let resume = json!({ "provider": "alpha", "checks": true });
+    assert_eq!(api.post("/api/v1/resume", &resume).await.expect(200).json(), json!({ "suspended": false }));
+    lab.wait_for(health, "unhealthy").await;
+    assert!(fake.seen() > asked);
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn actions_act_and_are_recorded() {

@@ -66,11 +66,14 @@ impl Suspend {
         let stopped = what(self.name.as_deref(), self.checks);
         context.backend.store.suspend(stopped, &suspension).await?;
         let (verb, whom) = words(stopped);
+        let command = match stopped {
+            Stopped::Everything => "providerd resume".to_owned(),
+            Stopped::Provider(name) => format!("providerd resume {name}"),
+            Stopped::Checks(name) => format!("providerd resume {name} --checks"),
+        };
         let end = until.map_or_else(
-            || "`providerd resume` starts it again".to_owned(),
-            |until| {
-                format!("until {}; `providerd resume` starts it earlier", until.format("%Y-%m-%dT%H:%M:%SZ"))
-            },
+            || format!("`{command}` starts it again"),
+            |until| format!("until {}; `{command}` starts it earlier", until.format("%Y-%m-%dT%H:%M:%SZ")),
         );
         output::text(&format!("{verb} is suspended for {whom} (hint: {end})\n"))
     }

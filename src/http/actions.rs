@@ -8,7 +8,7 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse as _, Response},
 };
-use chrono::Utc;
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
@@ -21,6 +21,7 @@ use super::{
     extract::JsonBody,
 };
 use crate::{
+    config,
     plan::EventKind,
     store::{NewEvent, Stopped, Suspension},
 };
@@ -44,6 +45,13 @@ pub(super) struct Suspend {
     /// Why, for the audit trail.
     #[schema(max_length = 500)]
     reason: Option<String>,
+    /// Stop this provider's health checks and key tests instead: maintenance.
+    #[serde(default)]
+    checks: bool,
+    /// How long checks are stopped, such as `30m` or `2h`; `null` or absent: until resumed.
+    #[serde(rename = "for")]
+    #[schema(max_length = 32)]
+    duration: Option<String>,
 }
 
 /// What to resume.
@@ -53,12 +61,18 @@ pub(super) struct Resume {
     /// One provider; `null` or absent: everything.
     #[schema(max_length = 255)]
     provider: Option<String>,
+    /// Start this provider's health checks and key tests again.
+    #[serde(default)]
+    checks: bool,
 }
 
 /// How it is now.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct SuspendedNow {
     pub suspended: bool,
+    /// When it ends by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<DateTime<Utc>>,
 }
 
 /// Looks at the manifests and the database again, at once.
@@ -74,7 +88,7 @@ pub(super) async fn sync(
     Ok((StatusCode::ACCEPTED, Json(Triggered { triggered: true })).into_response())
 }
 
-/// Stops applying, for everything or for one provider. Checks go on.
+/// Stops applying, for everything or for one provider; checks go on. Or stops the checks of one provider.
 #[utoipa::path(post, path = "/api/v1/suspend", tag = "actions", request_body = Suspend,
     responses((status = 200, description = "It is suspended", body = SuspendedNow),
         (status = 404, description = "There is no such provider", body = ErrorBody), ReadErrors, BodyErrors))]
@@ -88,14 +102,28 @@ pub(super) async fn suspend(
         Some(reason) => tidy(reason)?,
         None => format!("suspended through the API by token {}", caller.who),
     };
+    let now = Utc::now();
+    let until = match &body.duration {
+        None => None,
+        Some(_) if !body.checks => {
+            return Err(ApiError::Invalid("for holds for checks; say checks: true".to_owned()));
+        }
+        Some(text) => {
+            let duration =
+                config::duration::parse(text).map_err(|error| ApiError::Invalid(format!("for: {error}")))?;
+            let until = TimeDelta::from_std(duration).ok().and_then(|wait| now.checked_add_signed(wait));
+            Some(until.ok_or_else(|| ApiError::Invalid("for is too long".to_owned()))?)
+        }
+    };
     let provider = known(&shared, body.provider.as_deref())?;
+    let stopped = stopped(provider, body.checks)?;
     record(&shared, &caller, "suspend", provider).await?;
-    shared.store.suspend(stopped(provider), &Suspension { at: Utc::now(), reason, until: None }).await?;
+    shared.store.suspend(stopped, &Suspension { at: now, reason, until }).await?;
     live.wake.poke("api");
-    Ok(Json(SuspendedNow { suspended: true }))
+    Ok(Json(SuspendedNow { suspended: true, until }))
 }
 
-/// Starts applying again. Of no effect where nothing was suspended.
+/// Starts applying, or the checks of one provider, again. Of no effect where nothing was suspended.
 #[utoipa::path(post, path = "/api/v1/resume", tag = "actions", request_body = Resume,
     responses((status = 200, description = "It is not suspended", body = SuspendedNow),
         (status = 404, description = "There is no such provider", body = ErrorBody), ReadErrors, BodyErrors))]
@@ -106,20 +134,22 @@ pub(super) async fn resume(
 ) -> Result<Json<SuspendedNow>, ApiError> {
     let live = shared.live()?;
     let provider = known(&shared, body.provider.as_deref())?;
+    let stopped = stopped(provider, body.checks)?;
     record(&shared, &caller, "resume", provider).await?;
-    shared
-        .store
-        .resume(stopped(provider), &format!("resumed through the API by token {}", caller.who))
-        .await?;
+    shared.store.resume(stopped, &format!("resumed through the API by token {}", caller.who)).await?;
     live.wake.poke("api");
-    Ok(Json(SuspendedNow { suspended: false }))
+    Ok(Json(SuspendedNow { suspended: false, until: None }))
 }
 
-const fn stopped(provider: Option<&str>) -> Stopped<'_> {
-    match provider {
-        Some(name) => Stopped::Provider(name),
-        None => Stopped::Everything,
-    }
+fn stopped(provider: Option<&str>, checks: bool) -> Result<Stopped<'_>, ApiError> {
+    Ok(match (provider, checks) {
+        (Some(name), true) => Stopped::Checks(name),
+        (Some(name), false) => Stopped::Provider(name),
+        (None, false) => Stopped::Everything,
+        (None, true) => {
+            return Err(ApiError::Invalid("checks are stopped for one provider; name it".to_owned()));
+        }
+    })
 }
 
 /// A provider that the picture knows.
