@@ -2,7 +2,7 @@
 //!
 //! `scripts/bench-checks` brings what is needed and runs it at full size: 5,000 providers every 15 s. Variables make it
 //! smaller: `PROVIDERD_BENCH_TARGETS`, `PROVIDERD_BENCH_INTERVAL` and `PROVIDERD_BENCH_SECONDS` (the window of ours; the
-//! default of 600 s holds one write of everything that is kept, so that the bytes of WAL are those of a long run).
+//! default of 1,200 s holds one write of everything that is kept, so that the bytes of WAL are those of a long run).
 //!
 //! CPU is user and system time of the processes (`/proc/PID/stat`), so other load on the machine hardly matters. Ours is
 //! the daemon with all that it does meanwhile: scheduling, HTTP over a fresh connection, verdicts, writing them,
@@ -91,7 +91,7 @@ impl Bench {
             dir: dir.path().to_owned(),
             count: usize::try_from(number("PROVIDERD_BENCH_TARGETS", 5000)).unwrap(),
             interval: number("PROVIDERD_BENCH_INTERVAL", 15),
-            window: Duration::from_secs(number("PROVIDERD_BENCH_SECONDS", 600)),
+            window: Duration::from_secs(number("PROVIDERD_BENCH_SECONDS", 1200)),
             port: said.parse().unwrap(),
             targets,
         };
