@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
@@ -15,7 +16,8 @@ use super::{
     output::{self, Exit},
 };
 use crate::{
-    app::Access,
+    app::{self, Access},
+    config::Settings,
     loader::Loader,
     manifest::{self, Build, Content, Workspace},
     routing::{Row, Table},
@@ -56,8 +58,9 @@ impl Routes {
         if self.offered {
             return context::block_on(global, Access::Look, |context| Box::pin(offered(context)));
         }
-        let root = context::settings(global)?.manifests.path;
-        let (table, valid) = load(&root)?;
+        let settings = context::settings(global)?;
+        let root = &settings.manifests.path;
+        let (table, valid) = load(root)?;
         let Some(other) = self.diff else {
             match global.output {
                 Format::Json => output::json(&table)?,
@@ -66,7 +69,7 @@ impl Routes {
             return Ok(Exit::when(valid));
         };
         let directory = PathBuf::from(&other);
-        let before = if directory.is_dir() { load(&directory)?.0 } else { at_revision(&root, &other)? };
+        let before = if directory.is_dir() { load(&directory)?.0 } else { at_revision(&settings, &other)? };
         let diff = Table::diff(&before, &table);
         match global.output {
             Format::Json => output::json(&diff)?,
@@ -115,9 +118,22 @@ fn load(root: &Path) -> anyhow::Result<(Table, bool)> {
 }
 
 /// The table of another revision; what was invalid there declared nothing.
-fn at_revision(root: &Path, revision: &str) -> anyhow::Result<Table> {
-    let Some(files) = source::manifests_at(root, revision) else {
-        anyhow::bail!("`{revision}` is neither a directory nor a Git revision that has {}", root.display());
+fn at_revision(settings: &Settings, revision: &str) -> anyhow::Result<Table> {
+    let root = &settings.manifests.path;
+    let files = match app::pull(settings) {
+        // A checkout of what is pulled has no repository around it.
+        Some(options) if *root == options.manifests() => options
+            .mirror()
+            .and_then(|mirror| source::manifests_in(&mirror, &options.path, revision))
+            .with_context(|| {
+                format!(
+                    "`{revision}` is neither a directory nor a commit that was pulled\n\
+                     hint: name a commit that `providerd events` shows; of what came before the first pull there is no copy"
+                )
+            })?,
+        _ => source::manifests_at(root, revision).with_context(|| {
+            format!("`{revision}` is neither a directory nor a Git revision that has {}", root.display())
+        })?,
     };
     let mut workspace = Workspace::new();
     for (path, text) in files {

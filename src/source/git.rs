@@ -6,7 +6,7 @@
 use std::{
     io::Read,
     os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     process::{ChildStdout, Command, Stdio},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -102,23 +102,42 @@ pub fn git_dir(path: &Path) -> Option<PathBuf> {
     None
 }
 
-/// The manifests as they stand in another revision, by path; `None` if git does not know it.
+/// The manifests of a work tree's directory as they stand in another revision, by path; `None` if git does not know it.
 pub fn manifests_at(root: &Path, revision: &str) -> Option<Vec<(ManifestPath, String)>> {
+    manifests_below(root, "./", revision)
+}
+
+/// The manifests of a bare repository's directory (`.` for all of it) as they stand in a revision, by path; `None` if
+/// git does not know it.
+pub fn manifests_in(
+    repository: &Path,
+    directory: &Path,
+    revision: &str,
+) -> Option<Vec<(ManifestPath, String)>> {
+    let parts = directory.components().filter_map(|part| match part {
+        Component::Normal(name) => name.to_str(),
+        _ => None,
+    });
+    let below: String = parts.flat_map(|name| [name, "/"]).collect();
+    manifests_below(repository, &below, revision)
+}
+
+fn manifests_below(repository: &Path, below: &str, revision: &str) -> Option<Vec<(ManifestPath, String)>> {
     // What looks like an option or names a file in the index is no revision.
-    if revision.starts_with('-') || revision.contains(':') {
+    if revision.is_empty() || revision.starts_with('-') || revision.contains(':') {
         return None;
     }
-    let list = ["ls-tree", "-r", "--name-only", "-z", revision, "."];
-    let names = git_up_to(MAX_LIST, root, &[], &list)?;
+    let tree = format!("{revision}:{below}");
+    let list = ["ls-tree", "--full-tree", "-r", "--name-only", "-z", &tree];
+    let names = git_up_to(MAX_LIST, repository, &[], &list)?;
     let visible = names.split('\0').filter(|name| {
         let path = Path::new(name);
         is_manifest(last_name(path)) && is_visible(path)
     });
     visible
         .map(|name| {
-            let text =
-                git_up_to(MAX_FILE, root, &[], &["cat-file", "blob", &format!("{revision}:./{name}")])?;
-            Some((name.into(), text))
+            let blob = ["cat-file", "blob", &format!("{tree}{name}")];
+            Some((name.into(), git_up_to(MAX_FILE, repository, &[], &blob)?))
         })
         .collect()
 }

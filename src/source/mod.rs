@@ -24,7 +24,7 @@ use std::{collections::BTreeSet, fmt, path::PathBuf};
 
 pub use self::{
     directory::Directory,
-    git::{RevisionTracker, manifests_at, revision},
+    git::{RevisionTracker, manifests_at, manifests_in, revision},
     notice::watch_file,
     watch::{Handle, Options, Watcher},
 };

@@ -23,13 +23,13 @@ const TOKEN: &str = "not-a-real-git-token";
 const SECRET: &str = "not-a-real-webhook-secret";
 
 /// The surroundings of a daemon that pulls.
-struct Surroundings {
-    lab: Lab,
-    settings: Vec<(&'static str, String)>,
+pub struct Surroundings {
+    pub lab: Lab,
+    pub settings: Vec<(&'static str, String)>,
 }
 
 impl Surroundings {
-    async fn new(url: String, more: &[(&'static str, &str)]) -> Self {
+    pub async fn new(url: String, more: &[(&'static str, &str)]) -> Self {
         let lab = Lab::new().await;
         let mut settings = vec![("URL", url), ("BRANCH", "main".into()), ("PATH", "providers.d".into())];
         settings.extend(more.iter().map(|(key, value)| (*key, (*value).to_owned())));
@@ -37,19 +37,19 @@ impl Surroundings {
     }
 
     /// A file with a secret in it; its path.
-    fn secret(&self, name: &str, text: &str) -> PathBuf {
+    pub fn secret(&self, name: &str, text: &str) -> PathBuf {
         let path = self.lab.dir.path().join(name);
         fs::write(&path, text).unwrap();
         path
     }
 
-    fn adjust(&self, command: &mut Command) {
+    pub fn adjust(&self, command: &mut Command) {
         for (key, value) in &self.settings {
             command.env(format!("PROVIDERD_SOURCE__GIT__{key}"), value);
         }
     }
 
-    fn daemon(&self) -> Daemon {
+    pub fn daemon(&self) -> Daemon {
         self.lab.daemon_with(|command| self.adjust(command))
     }
 
@@ -62,7 +62,7 @@ impl Surroundings {
         (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned())
     }
 
-    async fn wait_for_priority(&self, name: &str, priority: i32) {
+    pub async fn wait_for_priority(&self, name: &str, priority: i32) {
         let sql = format!("SELECT priority FROM llm_providers WHERE name = '{name}'");
         self.lab.wait_for(&sql, &priority.to_string()).await;
     }
@@ -250,8 +250,14 @@ async fn the_interval_alone_suffices_and_forced_pushes_are_in_the_audit_trail() 
     let mut daemon = around.daemon();
     daemon.wait_ready().await;
     around.wait_for_priority("alpha", 1).await;
+    repository.write("providers.d/beta.toml", &provider("beta", 1));
     push(2);
     around.wait_for_priority("alpha", 2).await;
+    // A checkout has no repository around it, and what was pulled can be compared with all the same.
+    let (code, diff) = around.run(&["routes", "--diff", &first]);
+    assert!(code == 0 && diff.contains("+ 2. beta/beta-small"), "{code} {diff}");
+    let (code, refused) = around.run(&["routes", "--diff", "main~7"]);
+    assert!(code == 1 && refused.contains("nor a commit that was pulled"), "{code} {refused}");
     repository.git(&["reset", "-q", "--hard", &first]);
     let other = push(3);
     around.wait_for_priority("alpha", 3).await;

@@ -6,6 +6,7 @@ mod support;
 
 mod daemon;
 mod host;
+mod https;
 mod puller;
 mod repository;
 mod ssh;

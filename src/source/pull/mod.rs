@@ -102,6 +102,11 @@ impl Options {
     pub fn manifests(&self) -> PathBuf {
         Place::of(self).current()
     }
+
+    /// The bare repository that a daemon pulls into, once there is one. It holds the commits since the first pull.
+    pub fn mirror(&self) -> Option<PathBuf> {
+        Place::of(self).mirror_in_use()
+    }
 }
 
 /// Why nothing new was applied. What ran goes on.
@@ -193,6 +198,11 @@ fn hint(message: &str) -> &'static str {
             "returned error: 30",
             "\nhint: redirects are not followed; set source.git.url to the final address, often the one that ends in .git",
         ),
+        (
+            "certificate verification failed",
+            "\nhint: if the host's CA is your own, name its file in egress.ca_files",
+        ),
+        ("SSL certificate problem", "\nhint: if the host's CA is your own, name its file in egress.ca_files"),
         ("dubious ownership", "\nhint: a repository of file:// must belong to the user that runs providerd"),
     ];
     HINTS.iter().find(|(sign, _)| message.contains(sign)).map_or("", |(_, hint)| *hint)

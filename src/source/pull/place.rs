@@ -72,6 +72,13 @@ impl Place {
         &self.mirror
     }
 
+    /// The repository that a daemon pulls into at present.
+    pub fn mirror_in_use(&self) -> Option<PathBuf> {
+        let entries = fs::read_dir(&self.dir).ok()?.flatten();
+        let mirrors = entries.filter(|it| it.file_name().to_str().is_some_and(|it| it.starts_with(MIRROR)));
+        mirrors.max_by_key(|it| it.metadata().and_then(|meta| meta.modified()).ok()).map(|it| it.path())
+    }
+
     pub fn current(&self) -> PathBuf {
         self.dir.join("current")
     }
