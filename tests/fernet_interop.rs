@@ -1,58 +1,10 @@
 //! Tokens are what Python's `cryptography.fernet.Fernet` reads and writes: both ways, with the real one.
 
-use std::{
-    io::Write as _,
-    process::{Command, Stdio},
-};
+#[path = "support/python.rs"]
+mod python;
 
 use providerd::secret::{Byok, Secret};
-
-/// Decrypts the tokens of one list, encrypts the texts of the other.
-const PYTHON: &str = "
-import json, sys
-from cryptography.fernet import Fernet, InvalidToken
-request = json.load(sys.stdin)
-fernet = Fernet(request['key'].encode())
-def opened(token):
-    try:
-        return fernet.decrypt(token.encode()).decode()
-    except InvalidToken:
-        return None
-json.dump({
-    'texts': [opened(token) for token in request['tokens']],
-    'tokens': [fernet.encrypt(text.encode()).decode() for text in request['texts']],
-}, sys.stdout)
-";
-
-#[derive(serde::Deserialize)]
-struct Answer {
-    texts: Vec<Option<String>>,
-    tokens: Vec<String>,
-}
-
-/// The first Python that has `cryptography`.
-fn interpreter() -> &'static str {
-    let has = |python: &&str| {
-        let mut command = Command::new(python);
-        command.args(["-c", "import cryptography.fernet"]).stderr(Stdio::null());
-        command.status().is_ok_and(|status| status.success())
-    };
-    ["python3", "/usr/bin/python3"]
-        .iter()
-        .find(|python| has(python))
-        .expect("Python with `cryptography` is needed: `apt install python3-cryptography`")
-}
-
-fn python(key: &str, tokens: &[String], texts: &[String]) -> Answer {
-    let request = serde_json::json!({ "key": key, "tokens": tokens, "texts": texts }).to_string();
-    let mut command = Command::new(interpreter());
-    command.args(["-c", PYTHON]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    child.stdin.take().unwrap().write_all(request.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success());
-    serde_json::from_slice(&output.stdout).unwrap()
-}
+use python::python;
 
 fn texts() -> Vec<String> {
     // Every length around the cipher's and base64's blocks.

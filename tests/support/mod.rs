@@ -6,4 +6,5 @@ pub mod http;
 pub mod lab;
 pub mod monitoring;
 pub mod pg;
+pub mod python;
 pub mod targets;
