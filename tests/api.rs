@@ -936,7 +936,7 @@ async fn there_are_only_so_many_streams() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_checks_find_is_shown_at_once() {
-    let fake = support::fake::Fake::start().await;
+    let fake = Fake::start().await;
     let lab = Lab::new().await;
     let manifest = format!(
         "[providers.fake]\ntype = \"openai\"\nbase_url = \"http://{}/v1\"\napi_key = {{ env = \"FAKE\" }}\n\
@@ -945,7 +945,7 @@ async fn what_checks_find_is_shown_at_once() {
     );
     lab.write("a.toml", &manifest);
     let (_daemon, api) = Api::start_with(&lab, |command| {
-        command.env("FAKE", support::fake::KEY).env("PROVIDERD_HEALTH__ENABLED", "true");
+        command.env("FAKE", fake::KEY).env("PROVIDERD_HEALTH__ENABLED", "true");
     })
     .await;
     let path = "/api/v1/providers/fake";

@@ -83,7 +83,7 @@ pub(super) fn snapshot(input: Input<'_>, keyring: &Keyring, at: DateTime<Utc>) -
     let known: std::collections::HashSet<&str> = drafts.iter().map(|draft| &*draft.name).collect();
     let absent = judge.absent(|name| known.contains(name));
     drop(known);
-    drafts.extend(absent.iter().map(|provider| absent_draft(provider, judge, seen)));
+    drafts.extend(absent.iter().map(|provider| absent_draft(provider, judge)));
     drafts.sort_by(|a, b| a.name.cmp(&b.name));
 
     let status = status(&drafts, build, plan, &common);
@@ -163,7 +163,7 @@ pub(super) fn snapshot(input: Input<'_>, keyring: &Keyring, at: DateTime<Utc>) -
 }
 
 fn draft(status: ProviderStatus, detail: Option<ProviderRow>, common: &Common<'_>) -> Draft {
-    let Common { judge, seen, keyring, .. } = common;
+    let Common { judge, keyring, .. } = common;
     let (name, id, key_source, has_key) =
         (status.name.clone(), status.id, status.key_source.clone(), status.has_key);
     let base_url = status.api_base_url.clone();
@@ -179,7 +179,6 @@ fn draft(status: ProviderStatus, detail: Option<ProviderRow>, common: &Common<'_
     }
     let unwritten = live.map_or(&[][..], |live| &live.hours);
     let strip = common.strips.and_then(|strips| strips.of(id, unwritten));
-    let declared = line.source.is_some();
     let (tokens, priority, config) =
         detail.map_or_else(Default::default, |row| (row.tokens, row.priority, row.config));
     // The first column is what programs read to use the key, so it is believed if it opens.
@@ -207,7 +206,7 @@ fn draft(status: ProviderStatus, detail: Option<ProviderRow>, common: &Common<'_
         key_source,
         models: u64::try_from(line.models).unwrap_or_default(),
         source: line.source,
-        revision: seen.revision.clone().filter(|_| declared),
+        revision: line.revision,
         notices: line.notices,
         strip,
     };
@@ -222,7 +221,7 @@ fn draft(status: ProviderStatus, detail: Option<ProviderRow>, common: &Common<'_
     }
 }
 
-fn absent_draft(provider: &Provider, judge: &Judge<'_>, seen: &Seen) -> Draft {
+fn absent_draft(provider: &Provider, judge: &Judge<'_>) -> Draft {
     let notices = judge.notices(&provider.name);
     let unresolved = notices.iter().any(|notice| notice.kind == NoticeKind::KeyUnresolved);
     let item = ProviderItem {
@@ -249,7 +248,7 @@ fn absent_draft(provider: &Provider, judge: &Judge<'_>, seen: &Seen) -> Draft {
         key_source: provider.api_key_source.map(|source| source.to_string()),
         models: 0,
         source: Some(provider.origin.to_string()),
-        revision: seen.revision.clone(),
+        revision: None,
         notices: notices.iter().map(|notice| notice.message.clone()).collect(),
         strip: None,
     };

@@ -1,6 +1,6 @@
 //! The one immutable picture of catalog and statuses from which the admin API answers.
 //!
-//! Its job: read everything again after each pass, on a poke, and from time to time, and publish the result as
+//! Its job: read everything again after each pass, on news of the checks, and from time to time, and publish the result as
 //! ready-made JSON. Not its job: serving it (`http`), or deciding anything. Invariants: a request never waits for
 //! PostgreSQL because of this; a reading that fails leaves the last picture where it is.
 
@@ -13,10 +13,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use hyper::body::Bytes;
-use tokio::{
-    sync::{Notify, watch},
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use uuid::Uuid;
@@ -62,18 +59,12 @@ pub struct Seen {
 #[derive(Clone, Default)]
 pub struct Board {
     seen: watch::Sender<Seen>,
-    poke: Arc<Notify>,
 }
 
 impl Board {
     /// After a pass of the reconcile loop.
     pub fn saw(&self, seen: Seen) {
         self.seen.send_replace(seen);
-    }
-
-    /// Statuses changed; what is declared did not.
-    pub fn poke(&self) {
-        self.poke.notify_one();
     }
 }
 
@@ -238,7 +229,6 @@ impl Keeper {
             let wait = if answered { REFRESH.saturating_sub(rest) } else { Duration::ZERO };
             tokio::select! {
                 () = stop.cancelled() => return,
-                () = board.poke.notified() => {}
                 () = news.notified() => {}
                 changed = feed.changed() => {
                     if changed.is_err() {

@@ -101,7 +101,7 @@ pub struct ProviderItem {
     pub models: u64,
     /// Manifest and line.
     pub source: Option<String>,
-    /// Commit of the manifests, shortened; `+dirty` where the work tree differed from it.
+    /// The commit from which it was last changed, shortened; `+dirty` where the work tree differed from it.
     pub revision: Option<String>,
     /// What a person should know.
     pub notices: Vec<String>,

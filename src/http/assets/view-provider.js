@@ -73,7 +73,7 @@ function keyFacts(provider) {
 function source(provider) {
   return h("dl", { class: "facts" },
     fact("Declared at", provider.source ? [h("span", { class: "mono wrap" }, provider.source), " ", copyButton(provider.source)] : "no manifest declares it"),
-    fact("Revision", provider.revision ? h("span", { class: "mono wrap" }, provider.revision) : "not from Git"),
+    fact("Revision", provider.revision ? h("span", { class: "mono wrap" }, provider.revision) : "none recorded"),
     fact("Identity", h("span", { class: "mono wrap" }, provider.id ?? "–")));
 }
 
