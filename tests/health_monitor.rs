@@ -94,7 +94,7 @@ fn monitor(config: MonitorConfig) -> Running {
 
 impl Running {
     async fn set(&self, target: Box<Target>) {
-        self.commands.send(Command::Set { target, memory: None }).await.unwrap();
+        self.commands.send(Command::Set { target, memory: None, taken: false }).await.unwrap();
     }
 
     /// The first event that fits.

@@ -20,6 +20,7 @@ use sqlx::{PgConnection, Row as _};
 use support::{
     bouncer::Bouncer,
     lab::{Daemon, Lab, PATIENCE, provider, swap, value},
+    targets,
 };
 
 const DAEMONS: usize = 3;
@@ -28,6 +29,8 @@ const PROVIDERS: usize = 12;
 const TAKEOVER: Duration = Duration::from_secs(10);
 /// How much later than it happened the test may see it: one look of its own on a busy machine.
 const LOOK: Duration = Duration::from_secs(2);
+/// How often each provider is checked.
+const INTERVAL: Duration = Duration::from_secs(2);
 /// Longer than the lease: whoever wakes up after it has been replaced.
 const FREEZE: Duration = Duration::from_millis(9_500);
 
@@ -96,6 +99,27 @@ async fn converged(direct: &mut PgConnection, wanted: u32, daemons: &[Daemon]) {
     }
 }
 
+/// Waits until every provider was asked after a moment of its server's clock; how long that took from then on.
+async fn covered(port: u16, since: Duration) -> Duration {
+    let started = Instant::now();
+    loop {
+        let since = u32::try_from(since.as_millis()).unwrap();
+        let mut first = [None; PROVIDERS];
+        for (at, index) in targets::arrivals(port).await {
+            if at >= since {
+                first[index].get_or_insert(at);
+            }
+        }
+        if let Some(last) =
+            first.into_iter().collect::<Option<Vec<u32>>>().and_then(|all| all.into_iter().max())
+        {
+            return Duration::from_millis(u64::from(last - since));
+        }
+        assert!(started.elapsed() < PATIENCE, "not asked: {first:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn never_two_writers_and_never_long_without_one() {
     let rounds = number("PROVIDERD_CHAOS", 4);
@@ -107,9 +131,14 @@ async fn never_two_writers_and_never_long_without_one() {
     let name = lab.url.split('/').nth(3).and_then(|it| it.split('?').next()).unwrap().to_owned();
     let bouncer = Bouncer::start(&support::pg::pg());
     let through = bouncer.url(&name);
+    let (listener, port) = targets::listen().await;
+    let epoch = Instant::now();
+    let serving = tokio::spawn(targets::serve(listener, |_| false));
     let start = || {
         lab.daemon_with(|command| {
             command.env("DATABASE_URL", &through).env("PROVIDERD_MANIFESTS__RESYNC_INTERVAL", "1s");
+            command.env("PROVIDERD_HEALTH__ENABLED", "true");
+            command.env("PROVIDERD_HEALTH__INTERVAL", format!("{}s", INTERVAL.as_secs()));
         })
     };
 
@@ -127,6 +156,8 @@ async fn never_two_writers_and_never_long_without_one() {
             let dir = &versions[next as usize % 2];
             for index in 0..PROVIDERS {
                 let text = provider(&format!("p{index}"), i32::try_from(next).unwrap());
+                let here = format!("http://{}:{port}/v1", targets::address(index));
+                let text = text.replace(&format!("https://p{index}.example.com/v1"), &here);
                 fs::write(dir.join(format!("p{index}.toml")), text).unwrap();
             }
             swap(&manifests, dir);
@@ -143,7 +174,9 @@ async fn never_two_writers_and_never_long_without_one() {
         daemon.wait_ready().await;
     }
     let mut direct = lab.connect().await;
-    let mut takeovers = Vec::new();
+    let healthy = "SELECT count(*) FROM llm_providers WHERE health_status = 'healthy'";
+    lab.wait_for(healthy, &PROVIDERS.to_string()).await;
+    let (mut takeovers, mut gaps) = (Vec::new(), Vec::new());
     for round in 0..rounds {
         let before = term(&mut direct).await;
         // The one that leads is the interesting one; now and then it is a bystander, or two at once.
@@ -175,15 +208,20 @@ async fn never_two_writers_and_never_long_without_one() {
         }
         // Whoever leads now brings what is wanted.
         converged(&mut direct, wanted, &daemons).await;
+        let applied = struck.elapsed();
+        // By what the providers saw, none of them is forgotten.
+        let again = covered(port, struck - epoch).await;
+        gaps.push(again);
         println!(
-            "round {round}: {} {target}{}, leader {leading:?}; takeover {}; applied after {} ms",
+            "round {round}: {} {target}{}, leader {leading:?}; takeover {}; applied after {} ms, all checked after {} ms",
             if freezes { "froze" } else { "killed" },
             also.map(|also| format!(" and {also}")).unwrap_or_default(),
             takeovers
                 .last()
                 .filter(|_| hits_leader)
                 .map_or("none".to_owned(), |it| format!("{} ms", it.as_millis())),
-            struck.elapsed().as_millis()
+            applied.as_millis(),
+            again.as_millis()
         );
         if freezes {
             // What they were about to write is older than what the others have written since.
@@ -230,12 +268,17 @@ async fn never_two_writers_and_never_long_without_one() {
         command.env("DATABASE_URL", &through);
     })
     .expect(0);
+    serving.abort();
+    let gap = gaps.iter().max().copied().unwrap_or_default();
+    assert!(gap <= TAKEOVER + LOOK + INTERVAL, "{gap:?} until all were checked again");
+    assert_eq!(lab.value(healthy).await, PROVIDERS.to_string());
     let slowest = takeovers.iter().max().copied().unwrap_or_default();
     println!(
-        "{} catalogs written in {terms} terms; {} takeovers, the slowest {} ms",
+        "{} catalogs written in {terms} terms; {} takeovers, the slowest {} ms; all checked again within {} ms",
         rows.len(),
         takeovers.len(),
-        slowest.as_millis()
+        slowest.as_millis(),
+        gap.as_millis()
     );
     assert!(slowest <= TAKEOVER + LOOK, "{takeovers:?}");
 }

@@ -130,6 +130,7 @@ impl Checks {
             share: Share::new(parts.holder, []),
             parts,
             known: HashMap::new(),
+            has_read: false,
             lease: None,
             leased,
             seq: None,
@@ -195,6 +196,8 @@ struct Keeper {
     share: Share,
     /// What each target was made from.
     known: HashMap<Arc<str>, u64>,
+    /// All rows were read once.
+    has_read: bool,
     lease: Option<Lease>,
     leased: watch::Sender<Option<Lease>>,
     /// The last applied catalog's number, as seen at the last beat.
@@ -345,6 +348,7 @@ impl Keeper {
                 corrections.extend(undecryptable(row));
             }
         }
+        self.has_read |= wanted == Changed::All;
         for name in gone {
             if self.known.remove(&name).is_some() {
                 self.checks.ledger().remove(&name);
@@ -362,9 +366,11 @@ impl Keeper {
         let known = self.checks.ledger().get(&row.name).is_some();
         let kept = (!known).then(|| remembered(row, &target)).flatten();
         let memory = kept.as_ref().map(|kept| Box::new(kept.memory.clone()));
+        // The first daemon after a while has all the time; one that comes later takes over from others.
+        let taken = kept.is_some() && (self.has_read || !self.share.is_alone());
         self.checks.ledger().set(Arc::new(target.clone()), declared, kept);
         // The monitor outlives this task except in a shutdown.
-        let _ = self.checks.0.commands.send(Command::Set { target: Box::new(target), memory }).await;
+        let _ = self.checks.0.commands.send(Command::Set { target: Box::new(target), memory, taken }).await;
     }
 }
 

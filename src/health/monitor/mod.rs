@@ -52,6 +52,8 @@ const MAX_WAIT: Duration = Duration::from_secs(120);
 const CANARY_EVERY: Duration = Duration::from_secs(5);
 /// First checks are spread over no more than this, so that a new provider is soon known.
 const FIRST_WITHIN: Duration = Duration::from_secs(30);
+/// What another daemon has left is checked within this: its death has cost an interval or more already.
+const TAKEN_WITHIN: Duration = Duration::from_secs(3);
 /// A new key is tested at once; of many at once each waits so long for the one before, so that they do not take the turns
 /// of all checks.
 const FIRST_TESTS_APART: Duration = Duration::from_millis(10);
@@ -71,10 +73,12 @@ pub struct Memory {
 /// What the monitor is told.
 #[derive(Debug)]
 pub enum Command {
-    /// Check this provider, or check it differently. `memory` counts only where the provider is new here.
+    /// Check this provider, or check it differently. The rest counts only where the provider is new here.
     Set {
         target: Box<Target>,
         memory: Option<Box<Memory>>,
+        /// Another daemon has checked it so far: what is overdue is checked within moments.
+        taken: bool,
     },
     Remove(Arc<str>),
     /// Check and test at once; answered by the next events of this provider.
@@ -271,7 +275,7 @@ impl Monitor {
 
     fn obey(&mut self, command: Command) -> Vec<Event> {
         match command {
-            Command::Set { target, memory } => self.set(*target, memory),
+            Command::Set { target, memory, taken } => self.set(*target, memory, taken),
             Command::Remove(name) => {
                 self.schedule.remove(&name);
                 if let Some(gone) = self.watched.remove(&name) {
@@ -297,7 +301,7 @@ impl Monitor {
         }
     }
 
-    fn set(&mut self, target: Target, memory: Option<Box<Memory>>) -> Vec<Event> {
+    fn set(&mut self, target: Target, memory: Option<Box<Memory>>, taken: bool) -> Vec<Event> {
         let (name, wall) = (target.name.clone(), Utc::now());
         let mut told = Vec::new();
         let old = self.watched.remove(&name);
@@ -334,7 +338,8 @@ impl Monitor {
             // A check of the old place may still run; it must not stand in the way of the first one here.
             self.schedule.remove(&name);
         }
-        let (check, key_test) = (Some(self.check_due(&watched)), self.key_due(&watched));
+        let within = if taken && !known { TAKEN_WITHIN } else { FIRST_WITHIN };
+        let (check, key_test) = (Some(self.check_due(&watched, within)), self.key_due(&watched));
         let dues = Dues { check, key_test, suspect: is_suspect(&watched) };
         self.schedule.set(&name, &watched.target.origin, dues);
         self.watched.insert(name, watched);
@@ -348,15 +353,16 @@ impl Monitor {
         }
     }
 
-    fn check_due(&self, watched: &Watched) -> Duration {
+    /// Where nothing is known, or it is overdue, its turn comes `within` this time.
+    fn check_due(&self, watched: &Watched, within: Duration) -> Duration {
         let (wall, now, name) = (Utc::now(), self.now(), &watched.target.name);
         let health = &watched.memory.health;
         let regular = watched.target.rhythm.regular(health.last_result().unwrap_or(wall));
         let Some(last) = health.last_result() else {
             return now
                 + match &watched.target.rhythm {
-                    Rhythm::Every(every) => place(name, FIRST_WITHIN.min(*every), wall),
-                    Rhythm::Cron(_) => place(name, FIRST_WITHIN, wall),
+                    Rhythm::Every(every) => place(name, within.min(*every), wall),
+                    Rhythm::Cron(_) => place(name, within, wall),
                 };
         };
         let delay = health.delay(wall, regular);
@@ -367,7 +373,7 @@ impl Monitor {
             // A wall clock that was set back must not silence checks.
             Ok(wait) => now + wait.min(delay),
             // Overdue from before a restart: back to its own place.
-            Err(_) => now + place(name, regular.min(FIRST_WITHIN), wall),
+            Err(_) => now + place(name, regular.min(within), wall),
         }
     }
 
@@ -417,7 +423,7 @@ impl Monitor {
             told.push(Event::Checked { target, checked, transition, frozen, lag, memory });
             // A local failure, or a frozen first result, leaves no time to count from.
             let due = match watched.memory.health.last_result() {
-                Some(last) if last >= wall => self.check_due(&watched),
+                Some(last) if last >= wall => self.check_due(&watched, FIRST_WITHIN),
                 _ => self.now() + jittered(watched.target.rhythm.regular(wall), name, watched.turns),
             };
             self.schedule.done(name, Job::Check, Some(due), is_suspect(&watched));
