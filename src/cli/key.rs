@@ -33,14 +33,18 @@ pub enum Key {
 }
 
 /// Prints a fresh key; the only command that prints a secret, because it makes it.
-pub fn generate() -> anyhow::Result<Exit> {
-    output::text(&format!("{}\n", Byok::generate().expose()))
+pub fn generate(format: Format) -> anyhow::Result<Exit> {
+    let key = Byok::generate();
+    match format {
+        Format::Json => output::json(&serde_json::json!({ "key": key.expose() })),
+        Format::Table | Format::Github => output::text(&format!("{}\n", key.expose())),
+    }
 }
 
 impl Key {
     pub fn run(self, global: &Global) -> anyhow::Result<Exit> {
         match self {
-            Self::Generate => generate(),
+            Self::Generate => generate(global.output),
             Self::Seal => seal(global),
             Self::Rotate => {
                 context::block_on(global, app::Access::Write, |context| Box::pin(rotate(context)))

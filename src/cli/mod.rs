@@ -142,7 +142,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Man { directory } => man(directory),
         Command::Validate(args) => args.run(&global),
         Command::Routes(args) => args.run(&global),
-        Command::Key(key::Key::Generate) => key::generate(),
+        Command::Key(key::Key::Generate) => key::generate(global.output),
         Command::Run => run::run(&global),
         Command::Plan(args) => {
             context::block_on_reading(&global, Access::Look, |context| Box::pin(args.run(context)))

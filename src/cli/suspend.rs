@@ -4,8 +4,10 @@
 use std::time::Duration;
 
 use clap::Args;
+use serde_json::json;
 
 use super::{
+    Format,
     context::Context,
     output::{self, Exit},
 };
@@ -66,6 +68,12 @@ impl Suspend {
         let stopped = what(self.name.as_deref(), self.checks);
         context.backend.store.suspend(stopped, &suspension).await?;
         let (verb, whom) = words(stopped);
+        if context.format == Format::Json {
+            let provider = self.name.as_deref();
+            return output::json(
+                &json!({ "suspended": true, "what": verb, "provider": provider, "until": until }),
+            );
+        }
         let command = match stopped {
             Stopped::Everything => "providerd resume".to_owned(),
             Stopped::Provider(name) => format!("providerd resume {name}"),
@@ -84,6 +92,12 @@ impl Resume {
         let stopped = what(self.name.as_deref(), self.checks);
         let was = context.backend.store.resume(stopped, "resumed from the command line").await?;
         let (verb, whom) = words(stopped);
+        if context.format == Format::Json {
+            let provider = self.name.as_deref();
+            return output::json(
+                &json!({ "suspended": false, "was_suspended": was, "what": verb, "provider": provider }),
+            );
+        }
         let state = if was { "resumed for" } else { "was not suspended for" };
         output::text(&format!("{verb} {state} {whom}\n"))
     }
