@@ -147,3 +147,38 @@ async fn every_field_that_is_documented_is_printed_and_the_other_way_round() {
     let keys = [sealed, new, verified, rotated.json()];
     compare("`key`", &none, &keys, &["undecryptable[]"]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn long_work_shows_how_far_it_is_on_a_terminal_only() {
+    let lab = Lab::new().await;
+    let (fast, slow) = (Fake::start().await, Fake::start().await);
+    // It hangs.
+    slow.set_status(0);
+    lab.write("fast.toml", &fast.manifest("fast", "{ env = \"KEY\" }", ""));
+    lab.write("slow.toml", &slow.manifest("slow", "{ env = \"KEY\" }", ""));
+    let check = |mut command: std::process::Command| {
+        command
+            .env("KEY", KEY)
+            .env("PROVIDERD_HEALTH__TIMEOUT", "1s")
+            .env("PROVIDERD_HEALTH__SLOW_AFTER", "500ms")
+            .env("TERM", "xterm")
+            .env("COLUMNS", "80");
+        let output = command.output().unwrap();
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+    };
+    let plain = check(lab.command(&["check"]));
+    assert!(plain.contains("took longer") || plain.contains("no complete answer"), "{plain}");
+    assert!(!plain.contains("checking") && !plain.contains("1/2"), "{plain}");
+
+    // `script` gives it a terminal.
+    let direct = lab.command(&["check"]);
+    let mut command = std::process::Command::new("script");
+    command.args(["-qec", &format!("{} check", direct.get_program().display()), "/dev/null"]);
+    command.current_dir(lab.dir.path()).stdin(Stdio::null()).env_clear();
+    command.envs(direct.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let shown = check(command);
+    assert!(shown.contains("checking") && shown.contains("1/2"), "{shown:?}");
+    // And nothing of it is left behind the table.
+    let last = shown.trim_end().lines().last().unwrap();
+    assert!(!last.contains("checking"), "{shown:?}");
+}

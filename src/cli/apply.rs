@@ -13,6 +13,7 @@ use super::{
     Format,
     context::{Context, is_valid},
     output::{self, Exit},
+    progress::Progress,
 };
 use crate::{
     app, checks, follow,
@@ -141,6 +142,7 @@ impl fmt::Display for Settled {
 async fn settle(context: &Context, limit: Duration) -> anyhow::Result<Settled> {
     let started = Instant::now();
     let store = &context.backend.store;
+    let progress = Progress::waiting("waiting for the checks");
     loop {
         let late = started.elapsed() >= limit;
         let (checking, _) = store.lease_holders(checks::MEMBER).await?;
@@ -169,6 +171,7 @@ async fn settle(context: &Context, limit: Duration) -> anyhow::Result<Settled> {
         if settled.unsettled.is_empty() || late {
             return Ok(settled);
         }
+        progress.say(format!("waiting for the checks of {} providers", settled.unsettled.len()));
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }

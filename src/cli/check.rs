@@ -7,6 +7,7 @@ use super::{
     Format,
     context::Context,
     output::{self, Exit},
+    progress::Progress,
 };
 use crate::{
     app,
@@ -33,10 +34,13 @@ impl Check {
             }
             candidates.retain(|it| self.names.iter().any(|wanted| wanted == name(it)));
         }
+        let progress = Progress::steps("checking", candidates.len());
         let found = once::look(&prober, candidates, |finding| {
+            progress.step();
             debug!(provider = %finding.provider, outcome = finding.outcome, "checked");
         })
         .await;
+        drop(progress);
         match context.format {
             Format::Json => output::json(&found)?,
             Format::Table | Format::Github => output::text(&render(&found))?,

@@ -9,6 +9,7 @@ use super::{
     Format, Global,
     context::{self, Context},
     output::{self, Exit},
+    progress::Progress,
 };
 use crate::{
     app,
@@ -172,7 +173,10 @@ async fn rotate(context: &Context) -> anyhow::Result<Exit> {
         report.current = 0;
         report.undecryptable.clear();
         let mut stale = false;
-        for row in store.provider_status_rows(None).await? {
+        let rows = store.provider_status_rows(None).await?;
+        let progress = Progress::steps("encrypting anew", rows.len());
+        for row in rows {
+            progress.step();
             if !row.has_key {
                 continue;
             }

@@ -12,6 +12,7 @@ mod key;
 mod models;
 mod output;
 mod plan;
+mod progress;
 mod routes;
 mod run;
 mod status;

@@ -14,6 +14,7 @@ use super::{
     Format,
     context::Context,
     output::{self, Exit},
+    progress::Progress,
 };
 use crate::{
     app,
@@ -54,6 +55,7 @@ impl Status {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
         let started = Instant::now();
         let mut printed: Option<Report> = None;
+        let mut progress = None;
         let live = self.watch && context.format == Format::Table && std::io::stdout().is_terminal();
         loop {
             let began = Instant::now();
@@ -61,6 +63,11 @@ impl Status {
             let waiting =
                 self.wait.is_some_and(|limit| !report.synced && started.elapsed().as_secs() < limit);
             let exit = Exit::when(report.synced);
+            if waiting {
+                progress.get_or_insert_with(|| Progress::waiting("waiting until everything is synced"));
+            } else {
+                progress = None;
+            }
             if live && !waiting {
                 output::screen(&screen(&report))?;
             } else if !waiting && printed.as_ref() != Some(&report) {

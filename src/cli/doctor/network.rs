@@ -5,7 +5,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::{StreamExt as _, stream};
 
-use super::{Finding, SKEW};
+use super::{super::progress::Progress, Finding, SKEW};
 use crate::{
     checks::once::{self, Candidate},
     health::{
@@ -24,10 +24,12 @@ const CLOCKS: usize = 3;
 /// What fails, provider by provider, in their order. Who cannot be asked at all has a finding elsewhere.
 pub(super) async fn ask(prober: &Prober, candidates: Vec<Candidate>) -> Vec<Finding> {
     let targets: Vec<_> = candidates.into_iter().filter_map(Result::ok).collect();
+    let progress = Progress::steps("asking providers", targets.len());
     let mut looks = stream::iter(&targets).map(|target| look(prober, target)).buffered(AT_ONCE);
     let (mut findings, mut reached) = (Vec::new(), Vec::new());
     let mut position = targets.iter();
     while let Some((http, found)) = looks.next().await {
+        progress.step();
         findings.extend(found);
         if let Some(target) = position.next().filter(|_| http) {
             reached.push(&**target);
