@@ -11,7 +11,13 @@ use axum::{
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use utoipa::ToSchema;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        RefOr,
+        schema::{ObjectBuilder, Schema, Type},
+    },
+};
 
 use super::{
     Shared,
@@ -21,7 +27,6 @@ use super::{
     extract::JsonBody,
 };
 use crate::{
-    config,
     plan::EventKind,
     store::{NewEvent, Stopped, Suspension},
 };
@@ -35,35 +40,118 @@ pub(super) struct Triggered {
     pub triggered: bool,
 }
 
-/// What to suspend.
+/// What to suspend: applying, or the checks of one provider.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(
+    untagged,
+    expecting = "expected provider and reason; for maintenance provider, checks: true, for (such as 30m) and reason"
+)]
+pub(super) enum Suspend {
+    Applying(SuspendApplying),
+    Checks(SuspendChecks),
+}
+
+/// Stops applying; checks go on.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Suspend {
+pub(super) struct SuspendApplying {
     /// One provider; `null` or absent: everything.
     #[schema(max_length = 255)]
     provider: Option<String>,
     /// Why, for the audit trail.
     #[schema(max_length = 500)]
     reason: Option<String>,
-    /// Stop this provider's health checks and key tests instead: maintenance.
-    #[serde(default)]
-    checks: bool,
-    /// How long checks are stopped, such as `30m` or `2h`; `null` or absent: until resumed.
-    #[serde(rename = "for")]
-    #[schema(max_length = 32)]
-    duration: Option<String>,
 }
 
-/// What to resume.
+/// Stops one provider's health checks and key tests: maintenance.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Resume {
+pub(super) struct SuspendChecks {
+    #[schema(max_length = 255)]
+    provider: String,
+    #[expect(dead_code, reason = "its presence tells the two apart")]
+    checks: Yes,
+    /// How long, such as `30m` or `2h`; `null` or absent: until resumed.
+    #[serde(rename = "for")]
+    #[schema(value_type = Option<String>, pattern = "^[1-9][0-9]{0,3}[smhd]$")]
+    duration: Option<Pause>,
+    /// Why, for the audit trail.
+    #[schema(max_length = 500)]
+    reason: Option<String>,
+}
+
+/// What to resume: applying, or the checks of one provider.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "expected provider; after maintenance provider and checks: true")]
+pub(super) enum Resume {
+    Applying(ResumeApplying),
+    Checks(ResumeChecks),
+}
+
+/// Starts applying again.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ResumeApplying {
     /// One provider; `null` or absent: everything.
     #[schema(max_length = 255)]
     provider: Option<String>,
-    /// Start this provider's health checks and key tests again.
-    #[serde(default)]
-    checks: bool,
+}
+
+/// Starts one provider's health checks and key tests again.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ResumeChecks {
+    #[schema(max_length = 255)]
+    provider: String,
+    #[expect(dead_code, reason = "its presence tells the two apart")]
+    checks: Yes,
+}
+
+/// `true`, and nothing else.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "bool")]
+struct Yes;
+
+impl TryFrom<bool> for Yes {
+    type Error = &'static str;
+
+    fn try_from(value: bool) -> Result<Self, Self::Error> {
+        if value { Ok(Self) } else { Err("expected true") }
+    }
+}
+
+impl PartialSchema for Yes {
+    fn schema() -> RefOr<Schema> {
+        ObjectBuilder::new().schema_type(Type::Boolean).enum_values(Some([true])).into()
+    }
+}
+
+impl ToSchema for Yes {}
+
+/// A number of seconds, minutes, hours or days.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct Pause(TimeDelta);
+
+impl TryFrom<String> for Pause {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let parsed = || {
+            let unit = text.chars().last()?;
+            let digits = text.strip_suffix(unit)?;
+            let plain = digits.bytes().all(|byte| byte.is_ascii_digit()) && !digits.starts_with('0');
+            let number = digits.parse::<i64>().ok().filter(|_| plain && digits.len() <= 4)?;
+            Some(Self(match unit {
+                's' => TimeDelta::seconds(number),
+                'm' => TimeDelta::minutes(number),
+                'h' => TimeDelta::hours(number),
+                'd' => TimeDelta::days(number),
+                _ => return None,
+            }))
+        };
+        parsed().ok_or("expected a number and s, m, h or d")
+    }
 }
 
 /// How it is now.
@@ -98,27 +186,20 @@ pub(super) async fn suspend(
     JsonBody(body): JsonBody<Suspend>,
 ) -> Result<Json<SuspendedNow>, ApiError> {
     let live = shared.live()?;
-    let reason = match &body.reason {
+    let (reason, until) = match &body {
+        Suspend::Applying(what) => (&what.reason, None),
+        Suspend::Checks(what) => (&what.reason, what.duration.as_ref().map(|pause| Utc::now() + pause.0)),
+    };
+    let reason = match reason {
         Some(reason) => tidy(reason)?,
         None => format!("suspended through the API by token {}", caller.who),
     };
-    let now = Utc::now();
-    let until = match &body.duration {
-        None => None,
-        Some(_) if !body.checks => {
-            return Err(ApiError::Invalid("for holds for checks; say checks: true".to_owned()));
-        }
-        Some(text) => {
-            let duration =
-                config::duration::parse(text).map_err(|error| ApiError::Invalid(format!("for: {error}")))?;
-            let until = TimeDelta::from_std(duration).ok().and_then(|wait| now.checked_add_signed(wait));
-            Some(until.ok_or_else(|| ApiError::Invalid("for is too long".to_owned()))?)
-        }
+    let (provider, stopped) = match &body {
+        Suspend::Applying(what) => applying(&shared, what.provider.as_deref())?,
+        Suspend::Checks(what) => checks(&shared, &what.provider)?,
     };
-    let provider = known(&shared, body.provider.as_deref())?;
-    let stopped = stopped(provider, body.checks)?;
     record(&shared, &caller, "suspend", provider).await?;
-    shared.store.suspend(stopped, &Suspension { at: now, reason, until }).await?;
+    shared.store.suspend(stopped, &Suspension { at: Utc::now(), reason, until }).await?;
     live.wake.poke("api");
     Ok(Json(SuspendedNow { suspended: true, until }))
 }
@@ -133,30 +214,32 @@ pub(super) async fn resume(
     JsonBody(body): JsonBody<Resume>,
 ) -> Result<Json<SuspendedNow>, ApiError> {
     let live = shared.live()?;
-    let provider = known(&shared, body.provider.as_deref())?;
-    let stopped = stopped(provider, body.checks)?;
+    let (provider, stopped) = match &body {
+        Resume::Applying(what) => applying(&shared, what.provider.as_deref())?,
+        Resume::Checks(what) => checks(&shared, &what.provider)?,
+    };
     record(&shared, &caller, "resume", provider).await?;
     shared.store.resume(stopped, &format!("resumed through the API by token {}", caller.who)).await?;
     live.wake.poke("api");
     Ok(Json(SuspendedNow { suspended: false, until: None }))
 }
 
-fn stopped(provider: Option<&str>, checks: bool) -> Result<Stopped<'_>, ApiError> {
-    Ok(match (provider, checks) {
-        (Some(name), true) => Stopped::Checks(name),
-        (Some(name), false) => Stopped::Provider(name),
-        (None, false) => Stopped::Everything,
-        (None, true) => {
-            return Err(ApiError::Invalid("checks are stopped for one provider; name it".to_owned()));
-        }
-    })
+/// Whom it concerns, and what that stops.
+type Concerned<'a> = (Option<&'a str>, Stopped<'a>);
+
+fn applying<'a>(shared: &Shared, provider: Option<&'a str>) -> Result<Concerned<'a>, ApiError> {
+    let Some(name) = provider else { return Ok((None, Stopped::Everything)) };
+    Ok((Some(known(shared, name)?), Stopped::Provider(name)))
+}
+
+fn checks<'a>(shared: &Shared, name: &'a str) -> Result<Concerned<'a>, ApiError> {
+    Ok((Some(known(shared, name)?), Stopped::Checks(name)))
 }
 
 /// A provider that the picture knows.
-fn known<'a>(shared: &Shared, provider: Option<&'a str>) -> Result<Option<&'a str>, ApiError> {
-    let Some(name) = provider else { return Ok(None) };
+fn known<'a>(shared: &Shared, name: &'a str) -> Result<&'a str, ApiError> {
     match shared.snapshot()?.row(name) {
-        Some(_) => Ok(provider),
+        Some(_) => Ok(name),
         None => Err(ApiError::NotFound("no provider has this name".to_owned())),
     }
 }
