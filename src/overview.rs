@@ -13,8 +13,9 @@ use serde::Serialize;
 
 use crate::{
     checks::Kept,
+    health::{protocol::parse_base, schedule::origin_of},
     manifest::Build,
-    model::Provider,
+    model::{HealthPolicy, Provider, ProviderType, Schedule},
     plan::{Notice, NoticeKind, Plan},
     store::{ProviderStatus, Suspended},
 };
@@ -51,6 +52,33 @@ impl State {
             Self::Unmanaged => "unmanaged",
         }
     }
+}
+
+/// Origins that may not be asked as often as their providers want to be checked, in words. `rate`: checks a second that
+/// one origin takes, of all daemons together. `outer`: how providers are checked whose manifests say nothing else.
+pub fn paced(build: &Build, rows: &[ProviderStatus], rate: f64, outer: &HealthPolicy) -> Vec<String> {
+    let mut wanted: BTreeMap<Arc<str>, (usize, f64)> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.managed.is_some() && row.enabled != Some(false)) {
+        let declared = build.catalog.providers.get(&row.name);
+        let own = declared.map(|provider| build.catalog.health(provider)).unwrap_or_default();
+        let kind = row.kind.as_deref().and_then(ProviderType::parse);
+        let base = kind.and_then(|kind| parse_base(kind, row.api_base_url.as_deref()).ok());
+        // A time of day is nothing that could stretch.
+        if let (Some(base), Some(Schedule::Every(interval))) = (base, own.or(outer).schedule) {
+            let (count, checks) = wanted.entry(origin_of(&base)).or_default();
+            *count += 1;
+            *checks += 1.0 / interval.as_secs_f64().max(1.0);
+        }
+    }
+    let crowded = wanted.into_iter().filter(|(_, (_, checks))| *checks > rate);
+    let said = crowded.map(|(origin, (count, checks))| {
+        format!(
+            "{origin} takes {rate:.0} checks a second, and its {count} providers want {checks:.0}: their intervals \
+             stretch by {:.1} (hint: raise health.per_origin_rate, or their intervals)",
+            checks / rate
+        )
+    });
+    said.collect()
 }
 
 /// One provider, as `status --output json` prints it.

@@ -116,7 +116,18 @@ async fn every_field_that_is_documented_is_printed_and_the_other_way_round() {
     assert_eq!(daemon.stop(), 0);
     lab.write("bad.toml", "nonsense");
 
-    compare("`status`", &none, &[json(&["status"])], &["held[]", "providers[].notices[]"]);
+    let slow = |rate: &str| {
+        let status = lab.run_with(&["status", "--output", "json"], |command| {
+            command.env("PROVIDERD_HEALTH__INTERVAL", "1s").env("PROVIDERD_HEALTH__SLOW_AFTER", "500ms");
+            command.env("PROVIDERD_HEALTH__PER_ORIGIN_RATE", rate);
+        });
+        status.json()
+    };
+    // Two providers of one host.
+    let paced = slow("1");
+    assert!(paced["paced"][0].as_str().unwrap().contains("stretch by 2.0"), "{paced}");
+    assert_eq!(slow("2")["paced"], serde_json::json!([]));
+    compare("`status`", &none, &[paced], &["held[]", "providers[].notices[]"]);
     compare("`check`", &none, &[json(&["check"])], &["[].key.quota"]);
     compare("`events`", &none, &[json(&["events"])], &[]);
     let suspended = [

@@ -17,10 +17,12 @@ use super::{
     progress::Progress,
 };
 use crate::{
-    app,
-    overview::{Judge, Line, State},
+    app, checks,
+    manifest::Build,
+    overview::{self, Judge, Line, State},
     reconcile::Pass,
     source::pull,
+    store::ProviderStatus,
 };
 
 /// How often `--watch` and `--wait` look again.
@@ -46,6 +48,8 @@ struct Report {
     providers: Vec<Line>,
     /// What is held back, and the command that confirms it.
     held: Vec<String>,
+    /// Origins whose providers are checked less often than asked for.
+    paced: Vec<String>,
     /// Invalid and unreadable manifests.
     manifests: Vec<String>,
 }
@@ -99,6 +103,7 @@ impl Status {
         let plan = context.reconciler().preview(&pass).await?;
         let suspended = context.backend.store.suspended().await?;
         let rows = context.backend.store.provider_status_rows(None).await?;
+        let paced = self.paced(context, &build, &rows).await?;
         let mut lines = Judge::new(&build, &plan, &suspended).lines(rows);
         if !self.names.is_empty() {
             lines.retain(|name, _| self.names.contains(name));
@@ -122,7 +127,22 @@ impl Status {
             && manifests.is_empty()
             && suspended.all.is_none()
             && providers.iter().filter(managed).all(|line| line.state == State::Synced);
-        Ok(Report { synced, suspended: suspended.all.is_some(), providers, held, manifests })
+        Ok(Report { synced, suspended: suspended.all.is_some(), providers, held, paced, manifests })
+    }
+
+    async fn paced(
+        &self,
+        context: &Context,
+        build: &Build,
+        rows: &[ProviderStatus],
+    ) -> anyhow::Result<Vec<String>> {
+        if !self.names.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Each daemon that checks keeps to the rate for itself.
+        let (daemons, _) = context.backend.store.lease_holders(checks::MEMBER).await?;
+        let rate = f64::from(context.settings.health.per_origin_rate.get()) * daemons.len().max(1) as f64;
+        Ok(overview::paced(build, rows, rate, &app::health_policy(&context.settings)))
     }
 }
 
@@ -247,6 +267,9 @@ fn remarks(report: &Report, now: DateTime<Utc>) -> String {
     text.extend(hints.into_iter().map(|hint| format!("  hint: {hint}\n")));
     for held in &report.held {
         text += &format!("! held back: {held}\n");
+    }
+    for paced in &report.paced {
+        text += &format!("! {paced}\n");
     }
     for problem in &report.manifests {
         text += &format!("! {problem}\n");

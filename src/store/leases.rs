@@ -175,6 +175,9 @@ impl Store {
     /// Holders of the leases whose names begin with `prefix` and have not run out, and the number of the last applied
     /// catalog: whether there is something to look at.
     pub async fn lease_holders(&self, prefix: &str) -> Result<(Vec<Uuid>, i64)> {
+        if self.is_blank() {
+            return Ok((Vec::new(), 0));
+        }
         let mut tx = self.read().await?;
         let found = sqlx::query_as(
             "SELECT (SELECT coalesce(array_agg(holder), '{}') FROM providerd.lease
