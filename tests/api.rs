@@ -609,14 +609,15 @@ async fn garbage_is_survived() {
 #[tokio::test(flavor = "multi_thread")]
 async fn maintenance_stops_the_checks_of_one_provider() {
     let lab = Lab::new().await;
-    let fake = Fake::start().await;
+    let (fake, other) = (Fake::start().await, Fake::start().await);
     lab.write("alpha.toml", &fake.manifest("alpha", "{ env = \"KEY\" }", ""));
+    lab.write("beta.toml", &other.manifest("beta", "{ env = \"KEY\" }", ""));
     let (_daemon, api) = Api::start_with(&lab, |command| {
         command.env("KEY", fake::KEY);
         command.env("PROVIDERD_HEALTH__ENABLED", "true").env("PROVIDERD_HEALTH__INTERVAL", "1s");
     })
     .await;
-    let health = "SELECT health_status FROM llm_providers";
+    let health = "SELECT health_status FROM llm_providers WHERE name = 'alpha'";
     lab.wait_for(health, "healthy").await;
     let order = json!({ "provider": "alpha", "checks": true, "for": "2h", "reason": "new disks" });
     let said = api.post("/api/v1/suspend", &order).await.expect(200).json();
@@ -626,19 +627,31 @@ async fn maintenance_stops_the_checks_of_one_provider() {
     let paused = |it: &Value| it["notices"].to_string().contains("not checked until");
     api.wait_for("/api/v1/providers/alpha", paused).await;
     let series = async || String::from_utf8(api.get("/metrics").await.expect(200).body).unwrap();
-    let started = Instant::now();
-    while series().await.contains("provider=\"alpha\"") {
-        assert!(started.elapsed() < PATIENCE, "it is still checked");
+    let shown = async |wanted: bool| {
+        let started = Instant::now();
+        while series().await.contains("provider=\"alpha\"") != wanted {
+            assert!(started.elapsed() < PATIENCE, "never: its series are there: {wanted}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    shown(false).await;
+    // It is off, and nobody asks it or says that it is dead, while others go on being checked.
+    fake.set_status(503);
+    let (asked, others, started) = (fake.seen(), other.seen(), Instant::now());
+    while other.seen() < others + 4 {
+        assert!(started.elapsed() < PATIENCE, "nobody is checked");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // It is off, and nobody says that it is dead.
-    fake.set_status(503);
-    let asked = fake.seen();
+    assert_eq!(fake.seen(), asked);
     assert_eq!(lab.value(health).await, "healthy");
     let resume = json!({ "provider": "alpha", "checks": true });
     assert_eq!(api.post("/api/v1/resume", &resume).await.expect(200).json(), json!({ "suspended": false }));
     lab.wait_for(health, "unhealthy").await;
-    assert!(fake.seen() > asked);
+    // One that ends by itself does so.
+    let order = json!({ "provider": "alpha", "checks": true, "for": "3s" });
+    api.post("/api/v1/suspend", &order).await.expect(200);
+    shown(false).await;
+    shown(true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
