@@ -105,11 +105,18 @@ struct Waiting {
     tested: bool,
     /// The memory differs from what is stored.
     memory: bool,
+    /// How it is to be checked does: that is not left to the next write of everything.
+    policy: bool,
 }
 
 impl Waiting {
     fn is_empty(&self) -> bool {
-        self.transitions.is_empty() && self.sums.is_empty() && !self.checked && !self.tested && !self.memory
+        self.transitions.is_empty()
+            && self.sums.is_empty()
+            && !self.checked
+            && !self.tested
+            && !self.memory
+            && !self.policy
     }
 }
 
@@ -161,13 +168,13 @@ impl Ledger {
         let policy = (policy != HealthPolicy::default()).then(|| Box::new(policy));
         if let Some(Entry { live, waiting }) = self.entries.get_mut(&name) {
             live.target = target;
-            waiting.memory |= live.kept.policy != policy;
+            waiting.policy |= live.kept.policy != policy;
             live.kept.policy = policy;
             return;
         }
         let mut waiting = self.leaving.remove(&name).map(|entry| entry.waiting).unwrap_or_default();
         let mut kept = kept.unwrap_or_default();
-        waiting.memory |= kept.policy != policy;
+        waiting.policy |= kept.policy != policy;
         kept.policy = policy;
         let last_check = kept.memory.health.last_result();
         let live = Live { target, kept, last_check, last_took: Duration::ZERO };
@@ -309,7 +316,7 @@ impl Ledger {
                 break;
             }
             let waiting = &mut entry.waiting;
-            let news = !waiting.transitions.is_empty() || waiting.tested;
+            let news = !waiting.transitions.is_empty() || waiting.tested || waiting.policy;
             let wanted = match depth {
                 Depth::News => news,
                 Depth::Heartbeats => news || waiting.checked,
@@ -319,7 +326,8 @@ impl Ledger {
                 continue;
             }
             let (all, live) = (depth == Depth::All, &entry.live);
-            let memory = (all && (waiting.checked || waiting.memory) || waiting.memory && news)
+            let memory = (all && (waiting.checked || waiting.memory)
+                || news && (waiting.memory || waiting.policy))
                 .then(|| live.kept.text())
                 .flatten();
             let sums = if all { std::mem::take(&mut waiting.sums) } else { BTreeMap::new() };
@@ -330,7 +338,7 @@ impl Ledger {
                 memory,
                 rollups: sums.into_iter().collect(),
             });
-            (waiting.checked, waiting.tested) = (false, false);
+            (waiting.checked, waiting.tested, waiting.policy) = (false, false, false);
             waiting.memory &= !(all || news);
         }
         batch
@@ -415,6 +423,30 @@ fn event(kind: EventKind, target: &Target, detail: Value, reason: &str) -> NewEv
 mod tests {
     use super::*;
     use crate::health::protocol::KeyVerdict;
+
+    #[test]
+    fn how_a_provider_is_checked_is_written_without_waiting_for_a_check() {
+        let policy = HealthPolicy {
+            timeout: Some(Duration::from_secs(7)),
+            path: Some("/healthz".into()),
+            ..HealthPolicy::default()
+        };
+        let base = Some("http://127.0.0.1:1/v1");
+        let kind = crate::model::ProviderType::OpenAi;
+        let target = Target::from_parts("p".into(), kind, base, policy.clone(), None).unwrap();
+        let mut ledger = Ledger::default();
+        ledger.set(Arc::new(target.clone()), policy.clone(), None);
+        let batch = ledger.take(Depth::News, 10);
+        let kept = Kept::parse(batch.writes[0].memory.as_deref().unwrap()).unwrap();
+        assert_eq!(kept.policy.as_deref(), Some(&policy));
+        // Once, unless it could not be written, or is another one.
+        assert!(ledger.take(Depth::All, 10).is_empty());
+        ledger.give_back(batch);
+        assert!(!ledger.take(Depth::News, 10).is_empty());
+        ledger.set(Arc::new(target), HealthPolicy::default(), None);
+        let batch = ledger.take(Depth::News, 10);
+        assert_eq!(Kept::parse(batch.writes[0].memory.as_deref().unwrap()).unwrap().policy, None);
+    }
 
     #[test]
     fn what_is_kept_is_short_and_comes_back_whole() {
