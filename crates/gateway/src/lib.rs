@@ -1,0 +1,4 @@
+//! The data plane: a caller asks in a dialect, the gateway chooses who answers, relays the answer, and accounts for
+//! it. It takes a picture (values) and hands out outcomes and usage (values).
+//!
+//! Deliberately absent: the database, the admin API, the daemon. Nothing here can name them.
