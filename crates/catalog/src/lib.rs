@@ -2,3 +2,5 @@
 //! routes, the plan, prices and limits. Pure: values in, values out.
 //!
 //! Deliberately absent: sockets, clocks, files, the database.
+
+pub mod price;
