@@ -2,3 +2,5 @@
 //! it. It takes a picture (values) and hands out outcomes and usage (values).
 //!
 //! Deliberately absent: the database, the admin API, the daemon. Nothing here can name them.
+
+pub mod serve;

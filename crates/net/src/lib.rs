@@ -2,3 +2,5 @@
 //! client, and the sockets of servers.
 //!
 //! Deliberately absent: what a provider means by its answers, and what the daemon does with them.
+
+pub mod pool;
