@@ -3,4 +3,11 @@
 //!
 //! Deliberately absent: the database, the admin API, the daemon. Nothing here can name them.
 
+pub mod allow;
+pub mod ask;
+pub mod decide;
+pub mod error;
+pub mod picture;
 pub mod serve;
+pub mod tick;
+mod words;
