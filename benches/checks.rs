@@ -24,9 +24,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use providerd::embedded::Embedded;
 use sqlx::{Connection, PgConnection, Row};
 use targets::{KEY, address, arrivals, fetch, process, sum, write_manifests};
+
+use providerd::embedded::Embedded;
 
 /// Clearly no real key: the bench's database is deleted at its end.
 const BYOK: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";

@@ -17,8 +17,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use providerd::embedded::Embedded;
 use sqlx::{Connection, Executor, PgConnection, Row};
+
+use providerd::embedded::Embedded;
 
 /// Clearly no real key: the bench's database is deleted at its end.
 const BYOK: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use providerd::manifest::{self, Content, Severity, Workspace, render};
+use catalog::manifest::{self, Content, Severity, Workspace, render};
 
 /// Reads a text as a manifest and checks what is promised about every result.
 pub fn parse(text: &str) {

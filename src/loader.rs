@@ -11,11 +11,12 @@ use std::{
 
 use rayon::prelude::*;
 
-use crate::{
+use catalog::{
     manifest::{self, Build, Content, Workspace},
     model::ManifestPath,
-    source::{Directory, FileState, Scan},
 };
+
+use crate::source::{Directory, FileState, Scan};
 
 /// The manifests of one directory, parsed and kept up to date.
 pub struct Loader {

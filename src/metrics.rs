@@ -7,7 +7,7 @@ use prometheus::{
     Opts, Registry, TextEncoder,
 };
 
-use crate::model::{HealthStatus, KeyStatus};
+use catalog::model::{HealthStatus, KeyStatus};
 
 /// Bounds in seconds: a one-file reconcile takes milliseconds, ten thousand new providers take seconds.
 const RECONCILE_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];

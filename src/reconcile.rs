@@ -16,19 +16,25 @@ use sha2::Digest as _;
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use crate::{
-    config::{self, Reconcile, RouteGuard},
-    discover,
-    health::monitor::Target,
+use catalog::{
     manifest::Build,
     model::{HealthPolicy, Provider, Revision, SecretRef},
     plan::{
         Action, AuditEntry, Change, Desired, DesiredKey, EventKind, Hold, HoldKind, Input, KeyAction, Kind,
         Notice, NoticeKind, Plan, Policy, ProviderPlan, PruneLimit, World, lost_cells, plan,
     },
+    policy::RouteGuard,
+};
+
+use crate::{
+    checks::{
+        key_trial::{Trial, Trials},
+        monitor::Target,
+    },
+    config::{self, Reconcile},
+    discover,
     secret::{Keyring, Resolver, Secret},
     store::{Lease, NewEvent, ReconcileTx, Scope, Store, StoreError, Suspended},
-    trial::{Trial, Trials},
 };
 
 /// Others write to the same rows at the same time; a pass that lost against them reads again so many times at once.

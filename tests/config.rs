@@ -2,12 +2,15 @@
 
 use std::{fs, path::Path, time::Duration};
 
+use secrecy::ExposeSecret;
+
+use catalog::policy::DriftPolicy;
+use catalog::policy::RouteGuard;
 use providerd::{
     checks::export,
-    config::{DriftPolicy, LogFormat, PruneLimit, RouteGuard, Settings, reference},
+    config::{LogFormat, PruneLimit, Settings, reference},
     metrics::Metrics,
 };
-use secrecy::ExposeSecret;
 
 /// Loads `toml` as the settings file, with the environment `env`.
 fn load(toml: &str, env: &[(&str, &str)]) -> Result<Settings, Vec<String>> {

@@ -11,17 +11,17 @@ use std::{
 };
 
 use offering::Offering;
+use support::lab::{BYOK, Lab, PATIENCE};
+use uuid::Uuid;
+
+use catalog::{manifest, model::Provider};
 use providerd::{
-    app,
+    backend,
     config::Settings,
     discover::run::{DiscoverError, Discoverer},
-    manifest,
-    model::Provider,
     secret::{Byok, Resolver},
     store::{self, Lease, Store},
 };
-use support::lab::{BYOK, Lab, PATIENCE};
-use uuid::Uuid;
 
 /// A provider with one declared, routed model, looked at every second.
 fn manifest(offering: &Offering, discover: &str) -> String {
@@ -174,7 +174,7 @@ async fn one_of_several_daemons_looks() {
 async fn discoverer(lab: &Lab) -> (Discoverer, Store) {
     let store = Store::connect(&store::Settings::new(lab.url.clone().into())).await.unwrap();
     let byok = Byok::parse(BYOK).unwrap();
-    let keyring = app::prepare(&store, &byok).await.unwrap();
+    let keyring = backend::prepare(&store, &byok).await.unwrap();
     let settings = Settings::load(Some(Path::new("/dev/null")), std::iter::empty()).unwrap();
     let resolver = Arc::new(Resolver::new(None, None, Some(byok)));
     (Discoverer::new(store.clone(), Arc::new(keyring), resolver, &settings.egress), store)

@@ -19,8 +19,9 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::{Pid, geteuid},
 };
-use providerd::embedded::{Embedded, EmbeddedError};
 use sqlx::{Connection as _, PgConnection};
+
+use providerd::embedded::{Embedded, EmbeddedError};
 
 /// Tells a helper process its state directory.
 const STATE: &str = "EMBEDDED_TEST_STATE";
@@ -187,7 +188,7 @@ impl Drop for Helper {
 async fn helper_process() {
     let Some(state) = std::env::var_os(STATE) else { return };
     // As the daemon does: nothing may depend on being open to others of the same user.
-    providerd::secret::harden_process().unwrap();
+    providerd::process::harden_process().unwrap();
     let embedded = Embedded::start(Path::new(&state)).await.unwrap();
     println!("READY {} {} {}", embedded.url(), embedded.was_running(), embedded.initialised());
     std::io::stdin().read_to_end(&mut Vec::new()).unwrap();

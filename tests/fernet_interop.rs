@@ -3,8 +3,9 @@
 #[path = "support/python.rs"]
 mod python;
 
-use providerd::secret::{Byok, Secret};
 use python::python;
+
+use providerd::secret::{Byok, Secret};
 
 fn texts() -> Vec<String> {
     // Every length around the cipher's and base64's blocks.

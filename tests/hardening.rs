@@ -7,7 +7,8 @@ use nix::sys::{
     prctl,
     resource::{Resource, getrlimit},
 };
-use providerd::secret::{harden_process, take_env};
+
+use providerd::process::{harden_process, take_env};
 
 const NAME: &str = "HARDENING_TEST_SECRET";
 const VALUE: &str = "not-a-real-secret-4711";

@@ -10,16 +10,6 @@ use std::{
     time::Duration,
 };
 
-use providerd::{
-    health::{
-        impairment::Impaired,
-        monitor::{Command, Event, Label, Memory, MonitorConfig, Rhythm, Target, run},
-        probe::{Limits, Prober, ProberConfig},
-        protocol::parse_base,
-        schedule::origin_of,
-    },
-    model::{HealthPolicy, HealthStatus as H, KeyStatus as K, Origin, Provider, ProviderType as P, Schedule},
-};
 use secrecy::SecretString;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -29,6 +19,14 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
+
+use catalog::model::{HealthPolicy, HealthStatus as H, KeyStatus as K, Origin, Provider, Schedule};
+use net::{Limits, NetConfig, probe::Prober};
+use provider::{ProviderType as P, origin_of, parse_base};
+use providerd::checks::{
+    impairment::Impaired,
+    monitor::{Command, Event, Label, Memory, MonitorConfig, Rhythm, Target, run},
+};
 
 const KEY: &str = "sk-fake-key-for-tests-0123456789abcdef";
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -87,7 +85,7 @@ fn monitor(config: MonitorConfig) -> Running {
     let (commands, orders) = mpsc::channel(64);
     let (told, events) = mpsc::channel(64);
     let stop = CancellationToken::new();
-    let prober = Arc::new(Prober::new(ProberConfig::default()).unwrap());
+    let prober = Arc::new(Prober::new(NetConfig::default()).unwrap());
     let task = tokio::spawn(run(prober, config, orders, told, stop.clone()));
     Running { commands, events, stop, task }
 }

@@ -8,7 +8,9 @@ use std::{
 
 use chrono::{DateTime, Utc};
 use proptest::prelude::*;
-use providerd::health::schedule::{Caps, Dues, Job, Next, Schedule, jittered, origin_of, place, unit};
+
+use provider::origin_of;
+use providerd::checks::schedule::{Caps, Dues, Job, Next, Schedule, jittered, place, unit};
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)

@@ -4,14 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, TimeDelta, TimeZone, Utc};
 use proptest::prelude::*;
-use providerd::{
-    health::{
-        egress::EgressPolicy,
-        impairment::{Impaired, Impairment},
-        protocol::{Evidence, Failure, KeyVerdict, Outcome},
-        state::{HealthMachine, KeyMachine},
-    },
-    model::{HealthStatus as H, KeyStatus as K},
+
+use catalog::model::{HealthStatus as H, KeyStatus as K};
+use net::egress::EgressPolicy;
+use provider::{Evidence, Failure, KeyVerdict, Outcome};
+use providerd::checks::{
+    impairment::{Impaired, Impairment},
+    state::{HealthMachine, KeyMachine},
 };
 
 const INTERVAL: Duration = Duration::from_secs(30);

@@ -12,7 +12,8 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use providerd::lifecycle::{Heartbeat, Supervisor, Systemd, install_panic_hook};
+
+use providerd::process::lifecycle::{Heartbeat, Supervisor, Systemd, install_panic_hook};
 
 /// What the child does after it is ready.
 const BEHAVIOUR: &str = "LIFECYCLE_TEST_BEHAVIOUR";
@@ -138,7 +139,7 @@ fn the_second_signal_ends_it_at_once() {
     let begin = Instant::now();
     process.signal(Signal::SIGTERM);
     assert_eq!(process.end().code(), Some(1));
-    assert!(begin.elapsed() < providerd::lifecycle::GRACE, "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < providerd::process::lifecycle::GRACE, "{:?}", begin.elapsed());
 }
 
 #[test]

@@ -14,18 +14,17 @@ use std::{
 };
 
 use offering::Offering;
-use providerd::{
-    health::{
-        egress::EgressPolicy,
-        probe::{Limits, ListFailure, Lister, ProbeError, ProberConfig, Resolve, certificates_from_pem},
-        protocol::{Failure, ListError, Models, parse_base},
-    },
-    model::ProviderType as P,
-};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
 };
+
+use net::{
+    Limits, NetConfig, ProbeError, Resolve, certificates_from_pem,
+    egress::EgressPolicy,
+    probe::{ListFailure, Lister},
+};
+use provider::{Failure, ListError, Models, ProviderType as P, parse_base};
 
 const KEY: &str = "fake-key-for-tests-0123456789abcdef";
 /// Far above the limits, far below "for ever".
@@ -36,7 +35,7 @@ const QUICK: Limits = Limits {
     total: Duration::from_millis(800),
 };
 
-fn lister(config: ProberConfig, limits: Limits) -> Lister {
+fn lister(config: NetConfig, limits: Limits) -> Lister {
     Lister::new(config, limits).unwrap()
 }
 
@@ -91,7 +90,7 @@ async fn every_type_is_asked_in_its_way_and_understood() {
         (P::OpenAiCompatible, "/v1", "/v1/models", BEARER, OPENAI),
         (P::Custom, "/v1", "/v1/models", BEARER, OPENAI),
     ];
-    let lister = lister(ProberConfig::default(), Lister::LIMITS);
+    let lister = lister(NetConfig::default(), Lister::LIMITS);
     for (kind, base, path, auth, body) in rows {
         let offering = Offering::start().await;
         offering.anywhere(200, "", *body);
@@ -124,7 +123,7 @@ async fn every_type_is_asked_in_its_way_and_understood() {
 
 #[tokio::test]
 async fn pages_come_over_one_connection() {
-    let lister = lister(ProberConfig::default(), Lister::LIMITS);
+    let lister = lister(NetConfig::default(), Lister::LIMITS);
     let check = async |kind, base: &str, pages: &[(&str, &str)], expected: &[&str]| {
         let offering = Offering::start().await;
         for (path, body) in pages {
@@ -175,7 +174,7 @@ async fn pages_come_over_one_connection() {
 
 #[tokio::test]
 async fn absurd_answers_are_refused() {
-    let lister = lister(ProberConfig::default(), Lister::LIMITS);
+    let lister = lister(NetConfig::default(), Lister::LIMITS);
     let offering = Offering::start().await;
     let elsewhere = Offering::start().await;
     elsewhere.offers(&["stolen"]);
@@ -204,7 +203,7 @@ async fn absurd_answers_are_refused() {
 
 #[tokio::test]
 async fn servers_that_hang_drip_or_break_off_are_left() {
-    let lister = lister(ProberConfig::default(), QUICK);
+    let lister = lister(NetConfig::default(), QUICK);
     let check = async |how: &'static str, expected: Failure| {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
@@ -270,7 +269,7 @@ async fn the_egress_policy_holds_for_names_and_literals() {
     let anything = EgressPolicy::default();
     let check = async |addresses: &[&str], egress, host: &str, expected: bool| {
         let addresses = addresses.iter().map(|it| it.parse().unwrap()).collect();
-        let config = ProberConfig { egress, resolver: Arc::new(Names(addresses)), ..ProberConfig::default() };
+        let config = NetConfig { egress, resolver: Arc::new(Names(addresses)), ..NetConfig::default() };
         match ask(&lister(config, QUICK), P::OpenAi, &format!("http://{host}:{port}/v1")).await {
             Ok(_) => assert!(expected, "{host} is reached"),
             Err(ListFailure::Probe(ProbeError::Failed { failure: Failure::Egress, .. })) => {
@@ -346,13 +345,13 @@ async fn tls_is_verified_and_http_2_is_spoken_where_it_is_known() {
         let (address, pem) = tls_server(speaks).await;
         let url = format!("https://localhost:{}/v1", address.port());
         let resolver = Arc::new(Names(vec![address.ip()]));
-        let trusting = ProberConfig {
+        let trusting = NetConfig {
             extra_ca: certificates_from_pem(pem.as_bytes()).unwrap(),
             resolver: resolver.clone(),
-            ..ProberConfig::default()
+            ..NetConfig::default()
         };
         assert_eq!(ids(ask(&lister(trusting, Lister::LIMITS), P::OpenAi, &url).await), [expected]);
-        let doubting = lister(ProberConfig { resolver, ..ProberConfig::default() }, Lister::LIMITS);
+        let doubting = lister(NetConfig { resolver, ..NetConfig::default() }, Lister::LIMITS);
         match ask(&doubting, P::OpenAi, &url).await {
             Err(ListFailure::Probe(ProbeError::Failed { failure: Failure::Tls, reason })) => {
                 assert!(reason.contains("hint: if the server's CA is your own"), "{reason}")
@@ -366,7 +365,7 @@ async fn tls_is_verified_and_http_2_is_spoken_where_it_is_known() {
 async fn a_proxy_is_used_where_the_settings_say_so() {
     let proxy = Offering::start().await;
     proxy.offers(&["m"]);
-    let through = |proxy: String| ProberConfig { proxy: Some(proxy.into()), ..ProberConfig::default() };
+    let through = |proxy: String| NetConfig { proxy: Some(proxy.into()), ..NetConfig::default() };
     let user = proxy.url("").replace("http://", "http://fake-user:fake-word@");
     // The name is the proxy's to resolve.
     let found = ask(&lister(through(user), QUICK), P::OpenAi, "http://provider.invalid/v1").await;

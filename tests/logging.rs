@@ -6,7 +6,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use providerd::{config::Settings, lifecycle::install_panic_hook, logging};
+use providerd::{
+    config::Settings,
+    process::{lifecycle::install_panic_hook, logging},
+};
 
 /// Marks the child; its value is `log.format`.
 const FORMAT: &str = "LOGGING_TEST_FORMAT";

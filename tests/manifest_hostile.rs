@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use providerd::manifest::{self, Build, Content, Workspace, render};
+use catalog::manifest::{self, Build, Content, Workspace, render};
 
 fn build(files: &[(&str, String)]) -> Build {
     let mut workspace = Workspace::new();

@@ -4,6 +4,7 @@
 mod pg;
 
 use pg::{TestDb, pg};
+
 use providerd::store::{Settings, Store, StoreError};
 
 const TABLES: [&str; 4] = ["llm_providers", "llm_models", "llm_routing_rules", "llm_usage_logs"];

@@ -7,9 +7,10 @@ use std::{
     fs,
 };
 
-use providerd::{checks::export, metrics::Metrics};
 use serde_json::{Value, json};
 use support::monitoring::{dashboard, promtool_agrees, queries, shipped};
+
+use providerd::{checks::export, metrics::Metrics};
 
 fn text(name: &str) -> String {
     fs::read_to_string(shipped(name)).unwrap()

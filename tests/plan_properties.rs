@@ -10,17 +10,19 @@ use std::{
 };
 
 use proptest::prelude::*;
-use providerd::{
-    config::DriftPolicy,
-    model::{Cell, Frozen, HealthPolicy, JsonMap, Model, Origin, PowerLevel, Provider, ProviderType},
+use serde_json::Value;
+use uuid::Uuid;
+
+use catalog::{
+    model::{Cell, Frozen, HealthPolicy, JsonMap, Model, Origin, PowerLevel, Provider},
     plan::{
         Action, Desired, DesiredKey, FieldChange, Fingerprint, Input, KeyAction, Kind, LiveKey, LiveModel,
         LiveProvider, LiveRule, Managed, Plan, Policy, PruneLimit, World, plan,
     },
+    policy::DriftPolicy,
     routing::DesiredRule,
 };
-use serde_json::Value;
-use uuid::Uuid;
+use provider::ProviderType;
 
 fn policy() -> Policy {
     Policy {

@@ -9,23 +9,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use providerd::{
-    health::{
-        egress::EgressPolicy,
-        probe::{
-            Answer, HealthCheck, Limits, ListFailure, ProbeError, Prober, ProberConfig, Resolve,
-            certificates_from_pem,
-        },
-        protocol::{Controls, Failure, KeyVerdict, Method, Outcome, Request, Value, parse_base},
-    },
-    model::ProviderType as P,
-};
 use secrecy::SecretString;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpSocket, TcpStream},
 };
 use url::Url;
+
+use net::{
+    Limits, NetConfig, ProbeError, Resolve, certificates_from_pem,
+    egress::EgressPolicy,
+    probe::{Answer, HealthCheck, ListFailure, Prober},
+};
+use provider::{
+    Controls, Failure, KeyVerdict, Method, Outcome, ProviderType as P, Request, Value, parse_base,
+};
 
 const KEY: &str = "sk-fake-key-for-tests-0123456789abcdef";
 const LIMITS: Limits = Limits {
@@ -37,7 +35,7 @@ const LIMITS: Limits = Limits {
 const PATIENCE: Duration = Duration::from_secs(5);
 
 fn prober() -> Prober {
-    Prober::new(ProberConfig::default()).unwrap()
+    Prober::new(NetConfig::default()).unwrap()
 }
 
 fn request(url: &str) -> Request {
@@ -388,7 +386,7 @@ impl Resolve for Names {
 }
 
 async fn named(names: Names, url: &str, egress: EgressPolicy) -> Result<Answer, ProbeError> {
-    let config = ProberConfig { resolver: Arc::new(names), egress, ..ProberConfig::default() };
+    let config = NetConfig { resolver: Arc::new(names), egress, ..NetConfig::default() };
     let began = Instant::now();
     let answer = Prober::new(config).unwrap().send(&request(url), LIMITS).await;
     assert!(began.elapsed() < PATIENCE);
@@ -503,7 +501,7 @@ async fn tls_server(certificates: &Certificates) -> SocketAddr {
 async fn certificates_are_verified() {
     let trusting = |certificates: &Certificates| {
         let extra_ca = certificates_from_pem(certificates.ca_pem.as_bytes()).unwrap();
-        Prober::new(ProberConfig { extra_ca, ..ProberConfig::default() }).unwrap()
+        Prober::new(NetConfig { extra_ca, ..NetConfig::default() }).unwrap()
     };
     let good = certificates("127.0.0.1", false);
     let address = tls_server(&good).await;
@@ -539,7 +537,7 @@ async fn certificates_are_verified() {
 async fn a_proxy_is_used_and_blamed_on_us() {
     let through = |proxy: String| {
         let proxy = Some(SecretString::from(proxy));
-        Prober::new(ProberConfig { proxy, ..ProberConfig::default() }).unwrap()
+        Prober::new(NetConfig { proxy, ..NetConfig::default() }).unwrap()
     };
     let target = provider().await;
     let tunnel = serve(move |mut stream| async move {

@@ -1,14 +1,13 @@
 //! What every provider type says, row by row, and what it must be taken to mean.
 
 use chrono::{DateTime, TimeZone, Utc};
-use providerd::{
-    health::protocol::{
-        Controls, Evidence, KeyReport, KeyVerdict, ListError, ListStep, ModelList, Models, Outcome, Proof,
-        Reply, Request, Step, Value, health_probe, parse_base, read_error, read_health, redact, retry_after,
-    },
-    model::ProviderType as P,
-};
 use secrecy::ExposeSecret as _;
+
+use provider::{
+    Controls, Evidence, KeyReport, KeyVerdict, ListError, ListStep, ModelList, Models, Outcome, Proof,
+    ProviderType as P, Reply, Request, Step, Value, health_probe, parse_base, read_error, read_health,
+    redact, retry_after,
+};
 
 fn now() -> DateTime<Utc> {
     Utc.with_ymd_and_hms(2026, 11, 23, 12, 0, 0).unwrap()

@@ -10,17 +10,17 @@ use std::{
 };
 
 use pg::{Cluster, Options, TestDb, pg};
-use providerd::{
-    model::Origin,
-    plan::EventKind,
-    plan::{
-        Action, Cause, Change, Digest, FieldChange, Fingerprint, KeyAction, KeyChange, Kind, LiveKey,
-        Managed, ProviderPlan,
-    },
-    store::{EventFilter, NewEvent, Scope, Settings, Store, StoreError},
-};
 use serde_json::{Value, json};
 use uuid::Uuid;
+
+use catalog::{
+    model::Origin,
+    plan::{
+        Action, Cause, Change, Digest, EventKind, FieldChange, Fingerprint, KeyAction, KeyChange, Kind,
+        LiveKey, Managed, ProviderPlan,
+    },
+};
+use providerd::store::{EventFilter, NewEvent, Scope, Settings, Store, StoreError};
 
 fn open(token: &str) -> LiveKey {
     match token.strip_prefix("fake-token-") {

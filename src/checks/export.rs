@@ -5,8 +5,9 @@
 
 use std::io::Write as _;
 
+use catalog::model::{HealthStatus, KeyStatus};
+
 use super::ledger::{Ledger, Live};
-use crate::model::{HealthStatus, KeyStatus};
 
 /// Name and help of a family; all are gauges.
 pub type Family = (&'static str, &'static str);

@@ -14,15 +14,17 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::{
-    health::{
-        impairment::Impaired,
-        monitor::{Event, Memory, Target},
-        protocol::{Facts, Outcome},
-        rollup::Rollup,
-    },
+use catalog::{
     model::{HealthPolicy, HealthStatus, KeyStatus},
     plan::EventKind,
+};
+use provider::{Facts, Outcome, rollup::Rollup};
+
+use crate::{
+    checks::{
+        impairment::Impaired,
+        monitor::{Event, Memory, Target},
+    },
     store::{CheckRow, CheckWrite, NewEvent, NewStatus, Span, StatusWrite},
 };
 
@@ -422,7 +424,7 @@ fn event(kind: EventKind, target: &Target, detail: Value, reason: &str) -> NewEv
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::protocol::KeyVerdict;
+    use provider::KeyVerdict;
 
     #[test]
     fn how_a_provider_is_checked_is_written_without_waiting_for_a_check() {
@@ -432,7 +434,7 @@ mod tests {
             ..HealthPolicy::default()
         };
         let base = Some("http://127.0.0.1:1/v1");
-        let kind = crate::model::ProviderType::OpenAi;
+        let kind = provider::ProviderType::OpenAi;
         let target = Target::from_parts("p".into(), kind, base, policy.clone(), None).unwrap();
         let mut ledger = Ledger::default();
         ledger.set(Arc::new(target.clone()), policy.clone(), None);

@@ -6,8 +6,14 @@
 //! away, checks and metrics go on and what is to be written waits.
 
 pub mod export;
+pub mod impairment;
+pub mod key_trial;
 mod ledger;
+pub mod monitor;
 pub mod once;
+pub mod schedule;
+pub mod share;
+pub mod state;
 mod targets;
 mod writer;
 
@@ -29,18 +35,20 @@ use uuid::Uuid;
 pub use self::ledger::{Kept, Ledger, Live};
 use self::targets::{Catalog, Checkable};
 use crate::{
-    health::{
-        monitor::{self, Command, MonitorConfig},
-        probe::Prober,
+    checks::{
+        monitor::{Command, MonitorConfig},
         share::Share,
     },
-    lifecycle::{self, Supervisor},
-    manifest::{Build, Changed},
     metrics::Metrics,
-    model::{HealthPolicy, HealthStatus, KeyStatus},
+    process::lifecycle::{self, Supervisor},
     secret::Keyring,
     store::{CheckRow, CheckWrite, Lease, NewStatus, StatusWrite, Store, StoreError},
 };
+use catalog::{
+    manifest::{Build, Changed},
+    model::{HealthPolicy, HealthStatus, KeyStatus},
+};
+use net::probe::Prober;
 
 /// Each daemon that checks holds a lease of this name and its own id.
 pub const MEMBER: &str = "checks:";
@@ -379,13 +387,13 @@ fn remembered(row: &CheckRow, target: &monitor::Target) -> Option<Kept> {
     let mut kept = Kept::parse(row.memory.as_deref()?)?;
     let pending = row.key_status.as_deref() == Some(KeyStatus::Pending.as_str());
     if kept.key_fingerprint != target.label.key_fingerprint || pending {
-        kept.memory.key = crate::health::state::KeyMachine::default();
-        kept.facts = crate::health::protocol::Facts::default();
+        kept.memory.key = state::KeyMachine::default();
+        kept.facts = provider::Facts::default();
     }
     let shown = row.health_status.as_deref().unwrap_or(HealthStatus::Unknown.as_str());
     if shown == HealthStatus::Unknown.as_str() {
         // It was not checked for a while, for instance since it was disabled.
-        kept.memory.health = crate::health::state::HealthMachine::default();
+        kept.memory.health = state::HealthMachine::default();
     }
     Some(kept)
 }
@@ -409,7 +417,7 @@ fn unchecked(row: &CheckRow, why: &str) -> Option<CheckWrite> {
     }
     let to = HealthStatus::Unknown;
     let event = ledger::row_event(
-        crate::plan::EventKind::Health,
+        catalog::plan::EventKind::Health,
         row,
         serde_json::json!({ "from": from, "to": to }),
         format!("not checked: {why}"),
@@ -430,7 +438,7 @@ fn undecryptable(row: &CheckRow) -> Option<CheckWrite> {
         return None;
     }
     let event = ledger::row_event(
-        crate::plan::EventKind::KeyTest,
+        catalog::plan::EventKind::KeyTest,
         row,
         serde_json::json!({ "from": row.key_status, "to": to }),
         "the stored key does not open with the BYOK key".to_owned(),

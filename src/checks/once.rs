@@ -6,17 +6,15 @@ use futures_util::{StreamExt as _, stream};
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
+use catalog::{manifest::Build, model::HealthPolicy};
+use net::probe::Prober;
+use provider::{Controls, KeyReport, Outcome, Quota};
+
 use super::targets::{self, Checkable};
 use crate::{
-    app::Backend,
-    health::{
-        monitor::Target,
-        probe::Prober,
-        protocol::{Controls, KeyReport, Outcome, Quota},
-    },
-    manifest::Build,
-    model::HealthPolicy,
-    store::StoreError,
+    checks::monitor::Target,
+    secret::{Keyring, Resolver},
+    store::{Store, StoreError},
 };
 
 /// How many providers are asked at once: quick for dozens, gentle with thousands.
@@ -80,18 +78,20 @@ pub type Candidate = Result<Box<Target>, (Arc<str>, String)>;
 /// # Errors
 /// The database cannot be read.
 pub async fn candidates(
-    backend: &Backend,
+    store: &Store,
+    keyring: &Keyring,
+    resolver: &Resolver,
     build: &Build,
     outer: &HealthPolicy,
 ) -> Result<Vec<Candidate>, StoreError> {
     let mut found: Vec<(Arc<str>, Candidate)> = Vec::new();
-    for row in backend.store.check_rows(None).await? {
+    for row in store.check_rows(None).await? {
         let policy = targets::policy(Some(build), &row.name, || targets::recorded_policy(&row)).or(outer);
         let name = row.name.clone();
-        let candidate = if targets::is_undecryptable(&row, &backend.keyring) {
+        let candidate = if targets::is_undecryptable(&row, keyring) {
             Err((name.clone(), "the stored key does not open with the BYOK key".to_owned()))
         } else {
-            match targets::target(&row, policy, &backend.keyring) {
+            match targets::target(&row, policy, keyring) {
                 Checkable::Yes(target) => Ok(target),
                 Checkable::No(why) => Err((name.clone(), why)),
             }
@@ -103,7 +103,7 @@ pub async fn candidates(
         if applied.contains(name) {
             continue;
         }
-        let key = provider.api_key.as_ref().map(|reference| backend.resolver.resolve(reference));
+        let key = provider.api_key.as_ref().map(|reference| resolver.resolve(reference));
         let candidate = match key.transpose() {
             Err(error) => Err((name.clone(), error.to_string())),
             Ok(key) => {

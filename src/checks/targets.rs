@@ -10,12 +10,12 @@ use std::{
 
 use secrecy::SecretString;
 
+use catalog::{manifest::Build, model::HealthPolicy, plan::LiveKey};
+use provider::ProviderType;
+
 use super::Kept;
 use crate::{
-    health::monitor::{Label, Target},
-    manifest::Build,
-    model::{HealthPolicy, ProviderType},
-    plan::LiveKey,
+    checks::monitor::{Label, Target},
     secret::Keyring,
     store::CheckRow,
 };

@@ -10,12 +10,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use provider::Outcome;
+
 use super::{
     Checks,
     ledger::{Batch, Depth},
 };
 use crate::{
-    health::{impairment::Impaired, monitor::Event, protocol::Outcome},
+    checks::{impairment::Impaired, monitor::Event},
     metrics::Metrics,
     store::{Lease, Store, StoreError},
 };

@@ -1,5 +1,6 @@
 //! `apply`: one reconcile, then exit; for CI and cron.
 
+use std::sync::Arc;
 use std::{
     fmt,
     time::{Duration, Instant},
@@ -9,6 +10,12 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
+use catalog::{
+    model::{HealthStatus, KeyStatus},
+    plan::Plan,
+};
+use net::probe::Prober;
+
 use super::{
     Format,
     context::{Context, is_valid},
@@ -16,10 +23,12 @@ use super::{
     progress::Progress,
 };
 use crate::{
-    app, checks, follow,
-    model::{HealthStatus, KeyStatus},
-    plan::Plan,
+    checks,
+    daemon::git_events,
+    metrics::Metrics,
     reconcile::{Outcome, Pass, Refusal},
+    source::pull::{Options, Puller},
+    store::Store,
 };
 
 /// Providers whose rows are printed one by one; a first apply of thousands would drown its own summary.
@@ -52,8 +61,8 @@ impl Apply {
     /// Exit 0: the database is as declared, and after `--wait` all is well; 2: something is held back, refused,
     /// suspended, invalid, unhealthy or not settled in time.
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        if let Some(options) = app::pull(&context.settings) {
-            follow::once(options, &context.backend.store).await.context("nothing was applied")?;
+        if let Some(options) = Options::of(&context.settings) {
+            pull_once(options, &context.backend.store).await.context("nothing was applied")?;
             context.read_again();
         }
         let (loader, build) = context.load();
@@ -65,11 +74,16 @@ impl Apply {
             revision: context.revision(),
             lease: None,
         };
-        let trials = app::trials(&context.settings);
-        let reconciler = context.backend.reconciler(&context.settings, trials.clone());
+        let trials = context.settings.health.enabled.then(Arc::default);
+        let reconciler = context.reconciler_with(trials.clone());
         let mut outcome = reconciler.reconcile(&pass).await?;
         if let Some(trials) = trials.filter(|_| !outcome.trials.is_empty()) {
-            trials.run(&app::prober(&context.settings)?, std::mem::take(&mut outcome.trials)).await;
+            trials
+                .run(
+                    &Prober::new(context.settings.egress.net_config()?)?,
+                    std::mem::take(&mut outcome.trials),
+                )
+                .await;
             outcome = after(outcome, reconciler.reconcile(&pass).await?);
         }
         let checks = match self.wait {
@@ -185,4 +199,17 @@ fn after(first: Outcome, mut second: Outcome) -> Outcome {
     second.applied |= first.applied;
     second.events += first.events;
     second
+}
+
+/// One look at the repository, for a command that does not stay; what is new is recorded.
+///
+/// # Errors
+/// [`crate::source::pull::PullError`], or the database cannot be written.
+async fn pull_once(options: Options, store: &Store) -> anyhow::Result<()> {
+    let (mut puller, mut pulled) = Puller::new(options, Arc::default(), Arc::new(Metrics::new()?));
+    let result = puller.once().await;
+    while let Ok(news) = pulled.news.try_recv() {
+        store.record(&[git_events::event_of(news)]).await?;
+    }
+    Ok(result?)
 }

@@ -3,16 +3,15 @@
 use clap::Args;
 use tracing::debug;
 
+use net::probe::Prober;
+
 use super::{
     Format,
     context::Context,
     output::{self, Exit},
     progress::Progress,
 };
-use crate::{
-    app,
-    checks::once::{self, Candidate, Finding},
-};
+use crate::checks::once::{self, Candidate, Finding};
 
 #[derive(Debug, Args)]
 pub struct Check {
@@ -24,9 +23,9 @@ impl Check {
     /// Exit 0: all answer and no key is refused; 2: one does not, or is; 1: the fault is on this side.
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
         let (_, build) = context.load_quietly();
-        let prober = app::prober(&context.settings)?;
-        let outer = app::health_policy(&context.settings);
-        let mut candidates = once::candidates(&context.backend, &build, &outer).await?;
+        let prober = Prober::new(context.settings.egress.net_config()?)?;
+        let outer = context.settings.health.policy();
+        let mut candidates = context.candidates(&build, &outer).await?;
         if !self.names.is_empty() {
             let known = |wanted: &&String| candidates.iter().any(|it| name(it) == wanted.as_str());
             if let Some(unknown) = self.names.iter().find(|wanted| !known(wanted)) {

@@ -10,15 +10,24 @@ use std::{
 
 use anyhow::Context as _;
 
+use catalog::{
+    manifest::{self, Build, Severity},
+    model::HealthPolicy,
+};
+
 use super::{Format, Global, output::Exit};
 use crate::{
-    app::{self, Access, Backend},
+    backend::{self, Access, Backend},
+    checks::{
+        key_trial::Trials,
+        once::{self, Candidate},
+    },
     config::Settings,
     loader::Loader,
-    manifest::{self, Build, Severity},
-    memory,
+    process::memory,
     reconcile::Reconciler,
     source,
+    store::StoreError,
 };
 
 /// A command's surroundings.
@@ -32,7 +41,7 @@ pub struct Context {
 
 /// Settings with what the command line overrides.
 pub fn settings(global: &Global) -> anyhow::Result<Settings> {
-    app::settings(global.config.as_deref(), global.manifests.as_deref(), global.database_url.as_deref())
+    backend::settings(global.config.as_deref(), global.manifests.as_deref(), global.database_url.as_deref())
 }
 
 /// Runs a command that needs the database, and stops what it started.
@@ -63,11 +72,11 @@ where
     F: for<'a> FnOnce(&'a Context) -> Pin<Box<dyn Future<Output = anyhow::Result<Exit>> + 'a>>,
 {
     let settings = settings(global)?;
-    let byok = app::byok_env();
+    let byok = backend::byok_env();
     let root = settings.manifests.path.clone();
     // Should the database turn out to be closed, the thread ends with the process.
     let reading = Mutex::new(reads.then(|| std::thread::spawn(move || read(root))));
-    app::runtime()?.block_on(async {
+    crate::process::runtime()?.block_on(async {
         let backend = Backend::open(&settings, byok, access).await?;
         if backend.store.is_blank() {
             anstream::eprintln!(
@@ -86,7 +95,33 @@ where
 
 impl Context {
     pub fn reconciler(&self) -> Reconciler {
-        self.backend.reconciler(&self.settings, app::trials(&self.settings))
+        self.reconciler_with(self.settings.health.enabled.then(Arc::default))
+    }
+
+    /// With `trials`, declared keys wait for their provider's word before they replace one that works.
+    pub fn reconciler_with(&self, trials: Option<Arc<Trials>>) -> Reconciler {
+        let (settings, backend) = (&self.settings, &self.backend);
+        Reconciler::new(
+            backend.store.clone(),
+            backend.keyring.clone(),
+            backend.resolver.clone(),
+            &settings.reconcile,
+            settings.keys.require_valid,
+            trials,
+        )
+    }
+
+    /// What there is to check, of rows and of manifests.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn candidates(
+        &self,
+        build: &Build,
+        outer: &HealthPolicy,
+    ) -> Result<Vec<Candidate>, StoreError> {
+        let backend = &self.backend;
+        once::candidates(&backend.store, &backend.keyring, &backend.resolver, build, outer).await
     }
 
     pub fn root(&self) -> PathBuf {
@@ -112,7 +147,7 @@ impl Context {
         (read.0, Arc::new(read.1))
     }
 
-    pub fn revision(&self) -> Option<crate::model::Revision> {
+    pub fn revision(&self) -> Option<catalog::model::Revision> {
         source::revision(&self.settings.manifests.path)
     }
 }

@@ -5,15 +5,14 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use clap::Args;
 
+use catalog::duration;
+
 use super::{
     Format,
     context::Context,
     output::{self, Exit},
 };
-use crate::{
-    config::duration,
-    store::{Event, EventFilter},
-};
+use crate::store::{Event, EventFilter};
 
 /// How often `--follow` looks for new rows; the trail is indexed by number, so looking is cheap.
 const FOLLOW_EVERY: Duration = Duration::from_millis(500);

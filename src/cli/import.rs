@@ -12,15 +12,18 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
+use catalog::{
+    model::SecretRef,
+    plan::{EventKind, LiveKey, LiveProvider},
+};
+
 use super::{
     Format,
     context::Context,
     output::{self, Exit},
 };
 use crate::{
-    import,
-    model::SecretRef,
-    plan::{EventKind, LiveKey, LiveProvider},
+    edit::import,
     store::{NewEvent, Scope},
 };
 

@@ -5,6 +5,8 @@ use std::io::Read;
 use clap::Subcommand;
 use serde::Serialize;
 
+use catalog::plan::{EventKind, Fingerprint, LiveKey};
+
 use super::{
     Format, Global,
     context::{self, Context},
@@ -12,8 +14,7 @@ use super::{
     progress::Progress,
 };
 use crate::{
-    app,
-    plan::{EventKind, Fingerprint, LiveKey},
+    backend,
     secret::{Byok, Secret},
     store::{NewEvent, Scope},
 };
@@ -48,16 +49,18 @@ impl Key {
             Self::Generate => generate(global.output),
             Self::Seal => seal(global),
             Self::Rotate => {
-                context::block_on(global, app::Access::Write, |context| Box::pin(rotate(context)))
+                context::block_on(global, backend::Access::Write, |context| Box::pin(rotate(context)))
             }
-            Self::Verify => context::block_on(global, app::Access::Look, |context| Box::pin(verify(context))),
+            Self::Verify => {
+                context::block_on(global, backend::Access::Look, |context| Box::pin(verify(context)))
+            }
         }
     }
 }
 
 fn seal(global: &Global) -> anyhow::Result<Exit> {
     let settings = context::settings(global)?;
-    let (byok, _) = app::byok(&settings, app::byok_env())?;
+    let (byok, _) = backend::byok(&settings, backend::byok_env())?;
     let mut text = zeroize::Zeroizing::new(String::new());
     std::io::stdin().lock().take(MAX_SECRET + 1).read_to_string(&mut text)?;
     anyhow::ensure!(text.len() as u64 <= MAX_SECRET, "the secret is longer than {MAX_SECRET} bytes");
@@ -232,7 +235,7 @@ async fn rotate(context: &Context) -> anyhow::Result<Exit> {
          hint: give every daemon the new BYOK key first (`new,former`), then rotate again"
     );
     // Last of all, so that nobody can start with the new key alone before everything opens with it.
-    app::rotate_own(store, byok).await?;
+    backend::rotate_own(store, byok).await?;
     report.done = report.undecryptable.is_empty();
     match context.format {
         Format::Json => output::json(&report)?,

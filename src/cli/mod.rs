@@ -21,8 +21,9 @@ mod validate;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use crate::app::Access;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::backend::Access;
 
 pub use self::output::Exit;
 
@@ -120,7 +121,7 @@ pub fn main() -> ExitCode {
     // One TLS implementation for every client of the process; a second call finds the first one's choice.
     let _ = rustls::crypto::ring::default_provider().install_default();
     // Keys pass through every command: no core dump, and no other process of this user, shall see its memory.
-    if let Err(error) = crate::secret::harden_process() {
+    if let Err(error) = crate::process::harden_process() {
         anstream::eprintln!("warning: {error}");
     }
     match dispatch(cli) {
@@ -135,7 +136,7 @@ pub fn main() -> ExitCode {
 fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
     let Cli { global, command } = cli;
     match command {
-        Command::Schema => output::json(&crate::manifest::json_schema()),
+        Command::Schema => output::json(&catalog::manifest::json_schema()),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "providerd", &mut std::io::stdout());
             Ok(Exit::Done)

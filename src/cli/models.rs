@@ -6,22 +6,24 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
+use catalog::{model::Provider, routing::Pattern};
+use net::probe::Lister;
+use provider::{ListedModel, Models, ProviderType};
+
 use super::{
     Format,
     context::Context,
     output::{self, Exit},
 };
 use crate::{
-    app,
     discover::{
         Stored, Target,
         compare::{Row, compare},
-        edit::{Edited, add_models},
-        file::Manifest,
     },
-    health::protocol::{ListedModel, Models},
-    model::{Provider, ProviderType},
-    routing::Pattern,
+    edit::{
+        file::Manifest,
+        models::{Edited, add_models},
+    },
     store::Scope,
 };
 
@@ -111,7 +113,7 @@ impl ModelsArgs {
         let target = Target::new(kind, declared, stored, &backend.resolver, &backend.keyring.byok)
             .with_context(|| format!("`{name}` cannot be asked for its models"))?;
         let offered = target
-            .list(&app::lister(&context.settings.egress)?)
+            .list(&Lister::new(context.settings.egress.net_config()?, Lister::LIMITS)?)
             .await
             .with_context(|| format!("`{name}` was asked for its models"))?;
 

@@ -10,18 +10,21 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
 
+use catalog::{
+    manifest::{self, Build, Content, Workspace},
+    routing::{Row, Table},
+};
+
 use super::{
     Format, Global,
     context::{self, Context, is_valid},
     output::{self, Exit},
 };
 use crate::{
-    app::{self, Access},
+    backend::Access,
     config::Settings,
     loader::Loader,
-    manifest::{self, Build, Content, Workspace},
-    routing::{Row, Table},
-    source,
+    source::{self, pull},
     store::DiscoveryNotice,
 };
 
@@ -120,7 +123,7 @@ fn load(root: &Path) -> anyhow::Result<(Table, bool)> {
 /// The table of another revision; what was invalid there declared nothing.
 fn at_revision(settings: &Settings, revision: &str) -> anyhow::Result<Table> {
     let root = &settings.manifests.path;
-    let files = match app::pull(settings) {
+    let files = match pull::Options::of(settings) {
         // A checkout of what is pulled has no repository around it.
         Some(options) if *root == options.manifests() => options
             .mirror()

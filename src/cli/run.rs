@@ -7,10 +7,11 @@ use super::{
     output::{self, Exit},
 };
 use crate::{
-    app,
+    backend,
     config::LogFormat,
     daemon::{self, Arrival, Greeting},
-    logging, memory, source,
+    process::{logging, memory},
+    source,
 };
 
 /// Rows of the table that a terminal is greeted with; `status` shows all.
@@ -21,14 +22,14 @@ pub fn run(global: &Global) -> anyhow::Result<Exit> {
     memory::expect_to_stay();
     let settings = context::settings(global)?;
     logging::init(&settings.log)?;
-    let byok = app::byok_env();
+    let byok = backend::byok_env();
     let for_people = match settings.log.format {
         LogFormat::Human => true,
         LogFormat::Auto => std::io::stdout().is_terminal(),
         LogFormat::Json => false,
     };
     let greeting: Greeting = if for_people { Box::new(greet) } else { Box::new(show_token) };
-    let runtime = app::runtime()?;
+    let runtime = crate::process::runtime()?;
     let global = global.clone();
     let again = Box::new(move || context::settings(&global));
     let ended = runtime.block_on(daemon::run(settings, again, byok, Some(greeting)));

@@ -10,6 +10,8 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
 
+use catalog::manifest::Build;
+
 use super::{
     Format,
     context::Context,
@@ -17,11 +19,10 @@ use super::{
     progress::Progress,
 };
 use crate::{
-    app, checks,
-    manifest::Build,
-    overview::{self, Judge, Line, State},
+    checks,
     reconcile::Pass,
     source::pull,
+    status::judge::{self, Judge, Line, State},
     store::ProviderStatus,
 };
 
@@ -117,10 +118,10 @@ impl Status {
             None => hold.reason.clone(),
         });
         let held: Vec<String> = held.collect();
-        let bad = build.diagnostics.iter().filter(|it| it.severity == crate::manifest::Severity::Error);
+        let bad = build.diagnostics.iter().filter(|it| it.severity == catalog::manifest::Severity::Error);
         let mut manifests: Vec<String> =
             bad.map(|it| format!("{}:{}:{}: {}", it.path, it.line, it.column, it.message)).collect();
-        let pulled = app::pull(&context.settings).and_then(|options| pull::Report::read(&options));
+        let pulled = pull::Options::of(&context.settings).and_then(|options| pull::Report::read(&options));
         manifests.extend(pulled.and_then(|pulled| pulled.problem()));
         let managed = |line: &&Line| line.state != State::Unmanaged;
         let synced = held.is_empty()
@@ -142,7 +143,7 @@ impl Status {
         // Each daemon that checks keeps to the rate for itself.
         let (daemons, _) = context.backend.store.lease_holders(checks::MEMBER).await?;
         let rate = f64::from(context.settings.health.per_origin_rate.get()) * daemons.len().max(1) as f64;
-        Ok(overview::paced(build, rows, rate, &app::health_policy(&context.settings)))
+        Ok(judge::paced(build, rows, rate, &context.settings.health.policy()))
     }
 }
 

@@ -11,10 +11,7 @@ use super::{
     context::Context,
     output::{self, Exit},
 };
-use crate::{
-    config,
-    store::{Stopped, Suspension},
-};
+use crate::store::{Stopped, Suspension};
 
 #[derive(Debug, Args)]
 pub struct Suspend {
@@ -27,7 +24,7 @@ pub struct Suspend {
     #[arg(long, requires = "name")]
     checks: bool,
     /// How long checks are stopped, such as 30m or 2h [default: until resumed]
-    #[arg(long = "for", value_name = "DURATION", requires = "checks", value_parser = config::duration::parse)]
+    #[arg(long = "for", value_name = "DURATION", requires = "checks", value_parser = catalog::duration::parse)]
     duration: Option<Duration>,
 }
 

@@ -4,12 +4,14 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use catalog::manifest::render;
+
 use super::{
     Format, Global,
     context::{self, is_valid},
     output::{self, Exit},
 };
-use crate::{loader::Loader, manifest::render};
+use crate::loader::Loader;
 
 #[derive(Debug, Args)]
 pub struct Validate {

@@ -9,8 +9,10 @@
 //! variable `PROVIDERD_SECTION__KEY`. For `database.url`, `DATABASE_URL` is stronger still, and a command
 //! line option is strongest (see [`Settings::set_database_url`]). An empty variable counts as unset.
 
-pub mod duration;
+mod credentials;
+mod egress;
 mod git;
+mod health;
 mod layers;
 pub mod reference;
 mod settings;
@@ -21,12 +23,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
+pub use credentials::credentials_dir;
 pub use git::{Transport, address as git_address};
 pub use layers::SettingsError;
 pub use settings::{
     Database, Egress, Health, Keys, Log, Manifests, Metrics, Reconcile, Retention, Server, Settings, Source,
 };
-pub use value::{DriftPolicy, GitVerify, LogFormat, PruneLimit, RouteGuard, Setting, TokenHash};
+pub use value::{GitVerify, LogFormat, PruneLimit, Setting, TokenHash};
 
 /// Read when no file is named on the command line; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/providerd/providerd.toml";

@@ -14,10 +14,12 @@ use std::{
 use secrecy::{ExposeSecret as _, SecretString};
 use url::{Host, Url};
 
+use catalog::policy::{DriftPolicy, RouteGuard};
+
 use super::{
     git,
     layers::{Key, Reader},
-    value::{DriftPolicy, GitVerify, LogFormat, PruneLimit, RouteGuard, Setting, TokenHash},
+    value::{GitVerify, LogFormat, PruneLimit, Setting, TokenHash},
 };
 
 macro_rules! key_name {

@@ -8,7 +8,10 @@ use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 use secrecy::{ExposeSecret as _, SecretString};
 use toml::Value;
 
-use super::duration;
+use catalog::{
+    duration,
+    policy::{DriftPolicy, RouteGuard},
+};
 
 /// A type that a settings key can have. Errors are sentences without place: "must be …, not …".
 pub trait Setting: Sized + std::fmt::Debug {
@@ -301,12 +304,7 @@ macro_rules! choices {
             fn from_toml(value: &Value) -> Result<Self, String> {
                 match value.as_str() {
                     $(Some($word) => Ok(Self::$variant),)+
-                    Some(other) => {
-                        let guess = super::nearest(other, [$($word),+].into_iter())
-                            .map(|word| format!(" (did you mean \"{word}\"?)"))
-                            .unwrap_or_default();
-                        Err(format!("must be {}, not \"{other}\"{guess}", $form))
-                    }
+                    Some(other) => Err(unknown_word($form, other, [$($word),+].into_iter())),
                     None => Err(format!("must be {}, not {}", $form, article(value))),
                 }
             }
@@ -315,24 +313,6 @@ macro_rules! choices {
 }
 
 choices! {
-    /// What happens to a managed value that someone else changed.
-    DriftPolicy, "\"correct\" or \"report\"" {
-        /// It is set back to what the manifest says, and recorded.
-        Correct = "correct",
-        /// It is recorded and left.
-        Report = "report",
-    }
-
-    /// What happens to a plan that would leave a routing cell without a usable model.
-    RouteGuard, "\"hold\", \"warn\" or \"off\"" {
-        /// The changes of that cell are held back and reported.
-        Hold = "hold",
-        /// They are applied and reported.
-        Warn = "warn",
-        /// They are applied.
-        Off = "off",
-    }
-
     /// Whose commits are applied.
     GitVerify, "\"off\" or \"ssh\"" {
         /// Everybody's who may push.
@@ -348,4 +328,32 @@ choices! {
         Human = "human",
         Json = "json",
     }
+}
+
+/// A setting whose words stand elsewhere.
+macro_rules! words_of {
+    ($($name:ident, $form:literal;)+) => {$(
+        impl Setting for $name {
+            const FORM: &'static str = $form;
+
+            fn from_toml(value: &Value) -> Result<Self, String> {
+                let words = || Self::ALL.iter().map(|word| word.as_str());
+                match value.as_str() {
+                    Some(text) => Self::parse(text).ok_or_else(|| unknown_word($form, text, words())),
+                    None => Err(format!("must be {}, not {}", $form, article(value))),
+                }
+            }
+        }
+    )+};
+}
+
+words_of! {
+    DriftPolicy, "\"correct\" or \"report\"";
+    RouteGuard, "\"hold\", \"warn\" or \"off\"";
+}
+
+fn unknown_word<'a>(form: &str, text: &str, words: impl Iterator<Item = &'a str>) -> String {
+    let guess =
+        super::nearest(text, words).map(|word| format!(" (did you mean \"{word}\"?)")).unwrap_or_default();
+    format!("must be {form}, not \"{text}\"{guess}")
 }

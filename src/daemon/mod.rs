@@ -3,17 +3,22 @@
 //! Not its job: deciding what a pass does (`reconcile`). Invariants: every wake-up means "look again" and goes
 //! through one loop; the newest catalog pre-empts retries of an older one; losing PostgreSQL ends nothing.
 
+pub(crate) mod git_events;
 mod lease;
+mod reload;
 mod work;
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, OnceLock, PoisonError, atomic::Ordering},
+    sync::{Arc, OnceLock, atomic::Ordering},
     time::Duration,
 };
 
 use anyhow::Context as _;
-use tokio::sync::{Notify, watch};
+use tokio::{
+    net::TcpListener,
+    sync::{Notify, watch},
+};
 use tokio_cron_scheduler::{Job, JobScheduler};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -21,39 +26,38 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 pub(crate) use self::lease::{Leader, Leadership};
-use self::work::Loop;
+use self::{reload::Reload, work::Loop};
 use crate::{
-    app,
-    checks::{self, Checks},
+    admin::{self, Fresh, Hosts, Live, Readiness, Shared, Tail, Tokens, hooks::Hook},
+    backend,
+    checks::{self, Checks, monitor::MonitorConfig},
     config::{self, Retention, Settings},
     discover::{
         run::Discoverer,
         schedule::{Applied, Discovery},
     },
     embedded::Embedded,
-    follow,
-    health::probe::Prober,
-    http::{self, Fresh, Hosts, Live, Readiness, Shared, Tail, Tls, Tokens},
-    lifecycle::{self, Hangups, Heartbeat, Supervisor, Systemd},
     loader::Loader,
     metrics::Metrics,
+    process::lifecycle::{self, Hangups, Heartbeat, Supervisor, Systemd},
     reconcile::{Reconciler, Rules},
-    reload::{self, Reload},
     secret::{Byok, Keyring, Secret, Source},
-    snapshot::{Board, Keeper, Snapshot},
     source::{
-        self, RevisionTracker, Watcher,
-        pull::{Pulled, Puller},
+        self, RESYNC, RevisionTracker, Wake, Watcher,
+        pull::{self, Pulled, Puller},
     },
+    status::{Board, Keeper, Snapshot},
     store::{ProviderStatus, Store, StoreError},
+};
+use net::{
+    probe::Prober,
+    server::{Listen, ListenError, Tls, bind},
 };
 
 /// First and longest wait before a failed pass is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 /// How often the loop moves when nothing happens.
 const BEAT: Duration = Duration::from_secs(5);
-/// The trigger of the periodic look.
-const RESYNC: &str = "resync";
 /// The loop moves at every event and at least at every second resync; standing still for longer than this while
 /// it has something to do means that it is wedged.
 const WEDGED_AFTER: Duration = Duration::from_secs(120);
@@ -61,32 +65,6 @@ const WEDGED_AFTER: Duration = Duration::from_secs(120);
 const HOURLY: Duration = Duration::from_secs(48 * 3600);
 /// Room for the few jobs of the scheduler: its default of 200 is lost silently when exceeded.
 const SCHEDULER_CHANNEL: usize = 1024;
-
-/// Wakes the loop from elsewhere.
-#[derive(Clone)]
-pub struct Wake {
-    handle: source::Handle,
-    drift: Arc<Notify>,
-    /// Asks for a look at the Git repository.
-    pull: Arc<Notify>,
-    trigger: Arc<Mutex<&'static str>>,
-}
-
-impl Wake {
-    /// Looks at everything again, for the reason `trigger`.
-    pub fn poke(&self, trigger: &'static str) {
-        *self.trigger.lock().unwrap_or_else(PoisonError::into_inner) = trigger;
-        // Pulling has a clock of its own.
-        if trigger != RESYNC {
-            self.pull.notify_one();
-        }
-        self.handle.poke();
-    }
-
-    fn take_trigger(&self) -> &'static str {
-        std::mem::replace(&mut *self.trigger.lock().unwrap_or_else(PoisonError::into_inner), "file")
-    }
-}
 
 /// What a person in front of a terminal wants to know once the daemon works.
 pub struct Arrival {
@@ -121,19 +99,19 @@ pub async fn run(
     let stop = supervisor.token();
 
     // 2. What can be refused at once: keys and the socket.
-    let (byok, source) = app::byok(&settings, env)?;
-    let tokens = Tokens::load(&settings.server.token_sha256, app::credentials_dir().as_deref())?;
+    let (byok, source) = backend::byok(&settings, env)?;
+    let tokens = Tokens::load(&settings.server.token_sha256, config::credentials_dir().as_deref())?;
     let tls = settings.server.tls().map(|(certificate, key)| Tls::new(certificate, key)).transpose()?;
-    let prober = Arc::new(app::prober(&settings)?);
-    let listener = http::bind(&settings.server).await?;
+    let prober = Arc::new(Prober::new(settings.egress.net_config()?)?);
+    let listener = listen(&settings.server).await?;
     let listen = listener.local_addr()?;
     let metrics = Arc::new(Metrics::new()?);
     let revision = option_env!("PROVIDERD_REVISION").unwrap_or("unknown");
     metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1);
 
     // 3. The database, if it is ours to start.
-    let (url, embedded) = app::database(&settings).await?;
-    let store = Store::connect(&app::store_settings(&settings, url)).await?;
+    let (url, embedded) = backend::database(&settings).await?;
+    let store = Store::connect(&backend::store_settings(&settings, url)).await?;
     info!(
         manifests = %settings.manifests.path.display(),
         database = if embedded.is_some() { "embedded" } else { "external" },
@@ -147,18 +125,18 @@ pub async fn run(
     // 4. Answering comes before work: a daemon that waits for its database says so.
     let readiness = Arc::new(Readiness::default());
     let pull_now = Arc::new(Notify::new());
-    let checked: Arc<OnceLock<http::Checked>> = Arc::default();
+    let checked: Arc<OnceLock<admin::Checked>> = Arc::default();
     let (tokens, fresh) = admin_tokens(tokens, embedded.is_some())?;
     let (publish, latest) = watch::channel(None);
     let hosts = Hosts {
         named: settings.server.allowed_hosts.iter().map(|name| name.to_ascii_lowercase()).collect(),
-        strict: http::is_private(listen) || !settings.server.allowed_hosts.is_empty(),
+        strict: net::server::is_private(listen) || !settings.server.allowed_hosts.is_empty(),
     };
     let shared = Shared {
         metrics: metrics.clone(),
         readiness: readiness.clone(),
         checked: checked.clone(),
-        hook: app::hook(&settings, pull_now.clone()),
+        hook: hook(&settings, pull_now.clone()),
         per_provider: settings.metrics.per_provider,
         tokens: tokens.clone(),
         hosts,
@@ -177,7 +155,7 @@ pub async fn run(
         tail: shared.tail.clone(),
     });
     let (scheme, served) = (if tls.is_some() { "https" } else { "http" }, supervisor.clone());
-    supervisor.spawn("http", http::serve(listener, shared, served));
+    supervisor.spawn("http", admin::serve(listener, shared, served));
     if let Some(tls) = tls {
         supervisor.spawn("certificate", tls.watch(stop.clone()));
     }
@@ -262,7 +240,7 @@ struct Main {
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     heartbeat: Heartbeat,
-    checked: Arc<OnceLock<http::Checked>>,
+    checked: Arc<OnceLock<admin::Checked>>,
     prober: Arc<Prober>,
     /// The base URL of the HTTP server.
     listen: String,
@@ -290,30 +268,27 @@ impl Main {
             Some(pulled) => Some(pulled.news),
             None => None,
         };
-        let resolver = app::resolver(&self.settings, self.byok.clone(), &self.source);
+        let resolver = backend::resolver(&self.settings, self.byok.clone(), &self.source);
         let watcher = Watcher::start(
             &self.settings.manifests.path,
             source::Options { settle: self.settings.manifests.settle, ..source::Options::default() },
         );
-        let wake = Wake {
-            handle: watcher.handle(),
-            drift: Arc::default(),
-            pull: self.pull_now.clone(),
-            trigger: Arc::new(Mutex::new("start")),
-        };
+        let wake = Wake::new(watcher.handle(), self.pull_now.clone());
+        let drift = Arc::new(Notify::new());
 
         let (leading, leadership) = watch::channel(Leader::Unknown);
         let (store, token, holder) = (self.store.clone(), stop.clone(), Uuid::new_v4());
         supervisor.spawn("lease", async move { lease::hold(store, holder, leading, token).await });
         if let Some(news) = news {
             let (store, token, leader) = (self.store.clone(), stop.clone(), leadership.clone());
-            supervisor.spawn("git events", async move { follow::record(store, news, leader, token).await });
+            supervisor
+                .spawn("git events", async move { git_events::record(store, news, leader, token).await });
         }
-        let (store, token, drift) = (self.store.clone(), stop.clone(), wake.drift.clone());
+        let (store, token, hint) = (self.store.clone(), stop.clone(), drift.clone());
         supervisor.spawn("drift", async move {
             let mut listener = store.listen_drift();
             while token.run_until_cancelled(listener.hint()).await.is_some() {
-                drift.notify_one();
+                hint.notify_one();
             }
         });
         let (retention, kept) = watch::channel(self.settings.retention.clone());
@@ -342,7 +317,7 @@ impl Main {
         };
         supervisor.spawn("discovery", discovery.run(stop.clone()));
 
-        let trials = app::trials(&self.settings);
+        let trials = self.settings.health.enabled.then(Arc::default);
         let rules = Rules::new(&self.settings.reconcile, self.settings.keys.require_valid);
         let mut reload = Reload {
             running: self.settings.clone(),
@@ -391,6 +366,7 @@ impl Main {
             leadership,
             resync_interval,
             wake,
+            drift,
             greeting,
             applied,
             board,
@@ -404,7 +380,7 @@ impl Main {
 
     /// Starts pulling from Git, where that is asked for.
     fn pull(&self, supervisor: &Supervisor) -> Option<Pulled> {
-        let options = app::pull(&self.settings)?;
+        let options = pull::Options::of(&self.settings)?;
         let (puller, pulled) = Puller::new(options, self.pull_now.clone(), self.metrics.clone());
         let token = supervisor.token();
         supervisor.spawn("git", async move { puller.run(token).await });
@@ -435,19 +411,19 @@ impl Main {
         if !self.settings.health.enabled {
             return Ok(None);
         }
-        let monitor = app::monitor(&self.settings);
+        let monitor = MonitorConfig::of(&self.settings.health);
         let in_flight = monitor.in_flight.clone();
         let parts = checks::Parts {
             store: self.store.clone(),
             keyring: keyring.clone(),
             prober: self.prober.clone(),
             monitor,
-            policy: app::health_policy(&self.settings),
+            policy: self.settings.health.policy(),
             metrics: self.metrics.clone(),
             holder: Uuid::new_v4(),
         };
         let checks = Checks::start(parts, supervisor);
-        let exported = http::Checked { checks: checks.clone(), in_flight };
+        let exported = admin::Checked { checks: checks.clone(), in_flight };
         // Set once: the server has been answering since before the database was there.
         let _ = self.checked.set(exported);
         Ok(Some(checks))
@@ -457,12 +433,12 @@ impl Main {
     async fn prepare(&self, stop: &CancellationToken) -> anyhow::Result<Option<Keyring>> {
         let mut wait = RETRY.0;
         loop {
-            match app::prepare(&self.store, &self.byok).await {
+            match backend::prepare(&self.store, &self.byok).await {
                 Ok(keyring) => {
                     self.database_up(true);
                     return Ok(Some(keyring));
                 }
-                Err(error) if app::is_transient(&error) => {
+                Err(error) if backend::is_transient(&error) => {
                     self.database_up(false);
                     warn!(error = format!("{error:#}"), retry_in = ?wait, "the database is not ready");
                 }
@@ -510,6 +486,19 @@ impl Main {
         scheduler.start().await?;
         Ok(scheduler)
     }
+}
+
+/// The webhook of `source.git`; `None` without a secret.
+fn hook(settings: &Settings, wake: Arc<Notify>) -> Option<Arc<Hook>> {
+    settings.source.git_url.as_ref()?;
+    let secret = settings.source.webhook_secret_file()?;
+    Some(Arc::new(Hook::new(std::path::absolute(&secret).unwrap_or(secret), wake)))
+}
+
+/// Opens the socket of the admin API.
+async fn listen(server: &config::Server) -> Result<TcpListener, ListenError> {
+    let beyond_loopback = server.tls().is_some() || server.plain_http;
+    bind(Listen { address: server.listen, beyond_loopback }).await
 }
 
 /// Wakes the loop at every resync interval, which a reload may change.

@@ -12,31 +12,35 @@ use std::{
 
 use anyhow::Context as _;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use catalog::{
+    manifest::{Build, Changed, Severity, render},
+    model::SecretRef,
+    plan::{HoldKind, NoticeKind},
+};
+use net::probe::Prober;
+
 use super::{
-    Arrival, BEAT, Greeting, Main, RETRY, Wake,
+    Arrival, BEAT, Greeting, Main, RETRY,
     lease::{Leader, Leadership},
 };
 use crate::{
-    checks::Checks,
+    admin::Fresh,
+    checks::{Checks, key_trial::Trials},
     discover::schedule::Applied,
-    health::probe::Prober,
-    http::Fresh,
-    lifecycle::{Supervisor, Systemd},
     loader::Loader,
-    manifest::{Build, Changed, Severity, render},
-    memory,
-    model::SecretRef,
-    plan::{HoldKind, NoticeKind},
+    process::{
+        lifecycle::{Supervisor, Systemd},
+        memory,
+    },
     reconcile::{Outcome, Pass, ReconcileError, Reconciler, Refusal},
-    snapshot::{Board, Seen},
-    source::{Look, RevisionTracker, Watcher},
-    trial::Trials,
+    source::{Look, RevisionTracker, Wake, Watcher},
+    status::{Board, Seen},
 };
 
 /// A stream of events may put off a deletion so long, and no longer.
@@ -64,6 +68,8 @@ pub(super) struct Parts {
     pub leadership: Leadership,
     pub resync_interval: watch::Receiver<Duration>,
     pub wake: Wake,
+    /// Other programs changed rows.
+    pub drift: Arc<Notify>,
     pub greeting: Option<Greeting>,
     /// What discovery goes by.
     pub applied: watch::Sender<Applied>,
@@ -130,7 +136,7 @@ impl Loop {
                     self.load(&activation.look, activation.unfinished).await;
                     self.parts.wake.take_trigger()
                 }
-                () = self.parts.wake.drift.notified() => {
+                () = self.parts.drift.notified() => {
                     self.wanted = Changed::All;
                     if let Some(checks) = &self.parts.checks {
                         checks.look(Changed::All);
@@ -217,7 +223,7 @@ impl Loop {
             let references = build.catalog.providers.values().filter_map(|it| it.api_key.as_ref());
             let files =
                 references.filter_map(|reference| self.parts.reconciler.watched_path(reference)).collect();
-            self.parts.wake.handle.watch_secrets(files);
+            self.parts.wake.watch_secrets(files);
         }
         if let Some(checks) = &self.parts.checks {
             checks.catalog(build.clone());

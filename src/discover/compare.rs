@@ -8,12 +8,12 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::{
-    health::protocol::{ListedModel, Models},
+use catalog::{
     model::{Discover, Provider},
     plan::LiveProvider,
     routing::Pattern,
 };
+use provider::{ListedModel, Models};
 
 /// One model, wherever it was found.
 #[derive(Debug, Clone, PartialEq, Serialize)]

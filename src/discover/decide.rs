@@ -6,118 +6,24 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::{cell, compare::Selection};
-use crate::{
-    health::protocol::{ListedModel, Models},
+use catalog::{
     model::{JsonMap, Model, Provider},
-    plan::{AuditEntry, Change, EventKind, LiveModel, LiveProvider, discovered_model},
+    plan::{
+        DiscoveryDecision, DiscoveryMemory, GoneModel, ListEnd, ListState, LiveModel, LiveProvider,
+        SeenModel, discovered_model,
+    },
 };
+use provider::{ListedModel, Models};
+
+use super::{cell, compare::Selection};
 
 /// A list that would mark more than half of what is known is believed when it has not become better for so long: a
 /// server of one model may really have got another one. Half of a day, so that the next night's look decides.
 const SUSPECT_FOR: TimeDelta = TimeDelta::hours(12);
 /// A reason is for people: one line, not a page.
 const MAX_DETAIL: usize = 500;
-
-/// How a look at a provider's list ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Ended {
-    Ok,
-    /// The list has no model.
-    Empty,
-    /// There is no list.
-    Failed,
-    /// The list would mark more than half of the known models.
-    Suspect,
-}
-
-impl Ended {
-    pub const ALL: &'static [Self] = &[Self::Ok, Self::Empty, Self::Failed, Self::Suspect];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ok => "ok",
-            Self::Empty => "empty",
-            Self::Failed => "failed",
-            Self::Suspect => "suspect",
-        }
-    }
-
-    /// What somebody mangled reads as no state at all.
-    pub fn parse(word: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|ended| ended.as_str() == word)
-    }
-}
-
-/// How the last look ended, and since when looks end so.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct State {
-    pub ended: Ended,
-    pub since: DateTime<Utc>,
-    /// What was asked for then.
-    pub policy: String,
-}
-
-/// A model that the provider was seen to list.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
-    pub model_id: Uuid,
-    pub name: String,
-    /// Discovery made its row.
-    pub created: bool,
-    pub vanished_at: Option<DateTime<Utc>>,
-}
-
-/// What discovery remembers of one provider.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Memory {
-    pub state: Option<State>,
-    pub seen: Vec<Seen>,
-}
-
-/// A model that the provider no longer lists.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Gone {
-    pub model_id: Uuid,
-    pub name: String,
-    /// Power levels and user tiers that it serves.
-    pub routes: Vec<String>,
-}
-
-/// What is to be written, in one transaction.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Decision {
-    pub at: DateTime<Utc>,
-    pub ended: Ended,
-    /// Why it did not end well.
-    pub detail: String,
-    /// The state to remember; `None` where it is what is remembered.
-    pub state: Option<State>,
-    /// Rows to create.
-    pub create: Vec<Change>,
-    /// Models seen for the first time, the created ones among them.
-    pub seen: Vec<Seen>,
-    pub gone: Vec<Gone>,
-    pub back: Vec<Seen>,
-    /// Remembered models whose rows are gone.
-    pub forget: Vec<Uuid>,
-    /// How things were before.
-    before: Option<Ended>,
-}
-
-impl Decision {
-    pub const fn is_empty(&self) -> bool {
-        self.state.is_none()
-            && self.create.is_empty()
-            && self.seen.is_empty()
-            && self.gone.is_empty()
-            && self.back.is_empty()
-            && self.forget.is_empty()
-    }
-}
 
 /// Everything a decision follows from.
 pub struct Input<'a> {
@@ -127,14 +33,14 @@ pub struct Input<'a> {
     /// The list, or why there is none.
     pub list: Result<&'a Models, &'a str>,
     pub live: &'a LiveProvider,
-    pub memory: &'a Memory,
+    pub memory: &'a DiscoveryMemory,
     pub now: DateTime<Utc>,
     /// Where new ids come from.
     pub new_id: &'a dyn Fn() -> Uuid,
 }
 
-pub fn decide(input: &Input<'_>) -> Decision {
-    let nothing = |ended, detail: String| Decision {
+pub fn decide(input: &Input<'_>) -> DiscoveryDecision {
+    let nothing = |ended, detail: String| DiscoveryDecision {
         at: input.now,
         ended,
         state: state(input, ended),
@@ -147,19 +53,19 @@ pub fn decide(input: &Input<'_>) -> Decision {
         before: input.memory.state.as_ref().map(|state| state.ended),
     };
     let list = match input.list {
-        Ok(list) if list.models.is_empty() => return nothing(Ended::Empty, "the list has no model".into()),
+        Ok(list) if list.models.is_empty() => return nothing(ListEnd::Empty, "the list has no model".into()),
         Ok(list) => list,
-        Err(why) => return nothing(Ended::Failed, why.to_owned()),
+        Err(why) => return nothing(ListEnd::Failed, why.to_owned()),
     };
     let offered: HashSet<&str> = list.models.iter().map(|model| model.id.as_str()).collect();
     let by_id: HashMap<Uuid, &LiveModel> = input.live.models.iter().map(|live| (live.id, live)).collect();
 
-    let (present, lost): (Vec<&Seen>, Vec<&Seen>) =
+    let (present, lost): (Vec<&SeenModel>, Vec<&SeenModel>) =
         input.memory.seen.iter().partition(|seen| by_id.contains_key(&seen.model_id));
-    let (known, marked): (Vec<&Seen>, Vec<&Seen>) =
+    let (known, marked): (Vec<&SeenModel>, Vec<&SeenModel>) =
         present.iter().copied().partition(|seen| seen.vanished_at.is_none());
     // What a shortened list does not name may be offered all the same.
-    let gone: Vec<&Seen> = match list.truncated {
+    let gone: Vec<&SeenModel> = match list.truncated {
         true => Vec::new(),
         false => known.iter().copied().filter(|seen| !offered.contains(&*seen.name)).collect(),
     };
@@ -171,10 +77,10 @@ pub fn decide(input: &Input<'_>) -> Decision {
             known.len(),
             input.provider.name
         );
-        return nothing(Ended::Suspect, detail);
+        return nothing(ListEnd::Suspect, detail);
     }
 
-    let mut decision = nothing(Ended::Ok, String::new());
+    let mut decision = nothing(ListEnd::Ok, String::new());
     decision.forget = lost.iter().map(|seen| seen.model_id).collect();
     decision.back = marked.into_iter().filter(|seen| offered.contains(&*seen.name)).cloned().collect();
     let serves = input.live.enabled != Some(false);
@@ -187,7 +93,7 @@ pub fn decide(input: &Input<'_>) -> Decision {
             let mut routes: Vec<String> = active.filter_map(cell).collect();
             routes.sort();
             routes.dedup();
-            Gone { model_id: seen.model_id, name: seen.name.clone(), routes }
+            GoneModel { model_id: seen.model_id, name: seen.name.clone(), routes }
         })
         .collect();
 
@@ -219,19 +125,19 @@ pub fn decide(input: &Input<'_>) -> Decision {
     decision
 }
 
-fn seen(model_id: Uuid, name: &str, created: bool) -> Seen {
-    Seen { model_id, name: name.to_owned(), created, vanished_at: None }
+fn seen(model_id: Uuid, name: &str, created: bool) -> SeenModel {
+    SeenModel { model_id, name: name.to_owned(), created, vanished_at: None }
 }
 
 /// The state to remember, if it differs from the one that is.
-fn state(input: &Input<'_>, ended: Ended) -> Option<State> {
+fn state(input: &Input<'_>, ended: ListEnd) -> Option<ListState> {
     let before = input.memory.state.as_ref();
     let same = before.filter(|state| state.ended == ended);
     if same.is_some_and(|state| state.policy == input.policy) {
         return None;
     }
     let since = same.map_or(input.now, |state| state.since);
-    Some(State { ended, since, policy: input.policy.to_owned() })
+    Some(ListState { ended, since, policy: input.policy.to_owned() })
 }
 
 /// Whether lists have been suspect for so long that this one is believed.
@@ -240,7 +146,7 @@ fn is_old(input: &Input<'_>) -> bool {
         .memory
         .state
         .as_ref()
-        .is_some_and(|state| state.ended == Ended::Suspect && input.now - state.since >= SUSPECT_FOR)
+        .is_some_and(|state| state.ended == ListEnd::Suspect && input.now - state.since >= SUSPECT_FOR)
 }
 
 fn lowered(provider: &Provider, model: &ListedModel) -> Model {
@@ -256,72 +162,12 @@ fn lowered(provider: &Provider, model: &ListedModel) -> Model {
     }
 }
 
-impl Decision {
-    /// The rows of the audit trail for what is written. What is only remembered has none.
-    pub fn audit(&self, provider: &Provider, provider_id: Uuid) -> Vec<AuditEntry> {
-        let entry = |detail: Value, reason: String| AuditEntry {
-            kind: EventKind::Discovery,
-            provider: Some(provider.name.clone()),
-            provider_id: Some(provider_id),
-            detail,
-            reason,
-            origin: Some(provider.origin.clone()),
-        };
-        let mut entries = Vec::new();
-        if self.ended != self.before.unwrap_or(Ended::Ok) {
-            let reason = match self.ended {
-                Ended::Ok => "the list is good again".to_owned(),
-                Ended::Empty | Ended::Failed | Ended::Suspect => {
-                    format!("{}: {}", self.ended.as_str(), self.detail)
-                }
-            };
-            entries.push(entry(json!({ "state": self.ended.as_str() }), reason));
-        }
-        // In the shape of every other change, so that whoever shows those shows these.
-        let name = |model: &str| format!("{}/{model}", provider.name);
-        let values = |change: &Change| -> JsonMap {
-            change.fields.iter().map(|field| (field.field.to_string(), field.new.clone())).collect()
-        };
-        let made = self.create.iter().map(
-            |it| json!({ "kind": "model", "action": "create", "name": it.name, "id": it.id, "values": values(it) }),
-        );
-        let gone = self.gone.iter().map(|it| {
-            json!({ "kind": "model", "action": "vanish", "name": name(&it.name), "id": it.model_id, "routes": it.routes })
-        });
-        let back = self.back.iter().map(
-            |it| json!({ "kind": "model", "action": "return", "name": name(&it.name), "id": it.model_id }),
-        );
-        let changes: Vec<Value> = made.chain(gone).chain(back).collect();
-        let counts = [
-            (self.create.len(), "found"),
-            (self.gone.len(), "no longer offered"),
-            (self.back.len(), "offered again"),
-        ];
-        let said: Vec<String> = counts
-            .iter()
-            .filter(|(count, _)| *count > 0)
-            .map(|(count, what)| format!("{count} {what}"))
-            .collect();
-        if !changes.is_empty() {
-            entries.push(entry(json!({ "changes": changes }), format!("models: {}", said.join(", "))));
-        }
-        for gone in self.gone.iter().filter(|gone| !gone.routes.is_empty()) {
-            let reason = format!(
-                "{}/{} is no longer offered and still serves {}",
-                provider.name,
-                gone.name,
-                gone.routes.join(", ")
-            );
-            entries.push(entry(json!({ "model": gone.name, "routes": gone.routes }), reason));
-        }
-        entries
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
-    use crate::plan::{LiveKey, LiveRule};
+    use catalog::plan::{LiveKey, LiveRule};
 
     const POLICY: &str = "p";
 
@@ -339,7 +185,7 @@ mod tests {
         for name in declared {
             text += &format!("[[providers.x.models]]\nname = \"{name}\"\n");
         }
-        let parsed = crate::manifest::parse(&"a.toml".into(), &text);
+        let parsed = catalog::manifest::parse(&"a.toml".into(), &text);
         assert!(!parsed.has_errors(), "{:?}", parsed.diagnostics);
         Provider::clone(&parsed.providers[0])
     }
@@ -348,7 +194,7 @@ mod tests {
     struct World {
         provider: Provider,
         live: LiveProvider,
-        memory: Memory,
+        memory: DiscoveryMemory,
         now: DateTime<Utc>,
     }
 
@@ -371,7 +217,7 @@ mod tests {
             let mut world = Self {
                 provider: provider(discover, declared),
                 live,
-                memory: Memory::default(),
+                memory: DiscoveryMemory::default(),
                 now: DateTime::UNIX_EPOCH + TimeDelta::days(20_000),
             };
             declared.iter().for_each(|name| world.row(Uuid::new_v4(), name));
@@ -401,7 +247,7 @@ mod tests {
             });
         }
 
-        fn hear(&mut self, list: Result<&Models, &str>) -> Decision {
+        fn hear(&mut self, list: Result<&Models, &str>) -> DiscoveryDecision {
             let decision = decide(&Input {
                 provider: &self.provider,
                 policy: POLICY,
@@ -432,7 +278,7 @@ mod tests {
 
         /// `+created -gone ~back`, and how it ended.
         #[track_caller]
-        fn check(&mut self, list: Result<&Models, &str>, expected: &str) -> Decision {
+        fn check(&mut self, list: Result<&Models, &str>, expected: &str) -> DiscoveryDecision {
             let decision = self.hear(list);
             let mut said: Vec<String> = decision
                 .create

@@ -5,8 +5,6 @@
 
 pub mod compare;
 pub mod decide;
-pub mod edit;
-pub mod file;
 pub mod run;
 pub mod schedule;
 
@@ -15,15 +13,14 @@ use std::{collections::BTreeMap, sync::Arc};
 use chrono::{DateTime, Utc};
 use url::Url;
 
-use self::decide::Ended;
+use catalog::{
+    model::{Catalog, Provider, SecretRef},
+    plan::{ListEnd, LiveRule, Notice, NoticeKind},
+};
+use net::probe::{ListFailure, Lister};
+use provider::{BaseError, Models, ProviderType, parse_base};
 
 use crate::{
-    health::{
-        probe::{ListFailure, Lister},
-        protocol::{BaseError, Models, parse_base},
-    },
-    model::{Catalog, Provider, ProviderType, SecretRef},
-    plan::{LiveRule, Notice, NoticeKind},
     secret::{Byok, ResolveError, Resolver, Secret},
     store::DiscoveryNotice,
 };
@@ -120,11 +117,11 @@ pub fn notices(found: Vec<DiscoveryNotice>, catalog: &Catalog) -> Vec<Notice> {
         match notice {
             DiscoveryNotice::Trouble { provider, ended, detail, since } if asks(&provider) => {
                 let what = match ended {
-                    Ended::Suspect => "its list of models is not believed",
-                    Ended::Empty => "its list of models is empty",
+                    ListEnd::Suspect => "its list of models is not believed",
+                    ListEnd::Empty => "its list of models is empty",
                     _ => "its list of models cannot be had",
                 };
-                let why = if ended == Ended::Empty { String::new() } else { format!(": {detail}") };
+                let why = if ended == ListEnd::Empty { String::new() } else { format!(": {detail}") };
                 say(provider, NoticeKind::Discovery, format!("{what} since {}{why}", day(since)));
             }
             DiscoveryNotice::Vanished { provider, model, since, routes } if asks(&provider) => {

@@ -13,16 +13,19 @@ use chrono::Utc;
 use sha2::Digest as _;
 use uuid::Uuid;
 
+use catalog::{
+    model::{Provider, Revision},
+    plan::{AuditEntry, DiscoveryDecision, EventKind, ListEnd, ProviderPlan},
+};
+use net::probe::Lister;
+use provider::Models;
+
 use super::{
     AskError, Stored, Target,
-    decide::{Decision, Ended, Input, decide},
+    decide::{Input, decide},
 };
 use crate::{
-    app,
     config::Egress,
-    health::{probe::Lister, protocol::Models},
-    model::{Provider, Revision},
-    plan::{AuditEntry, EventKind, ProviderPlan},
     secret::{Keyring, Resolver},
     store::{Lease, NewEvent, ReconcileTx, Scope, Store, StoreError},
 };
@@ -46,7 +49,7 @@ pub enum DiscoverError {
 /// What a look found and wrote.
 #[derive(Debug)]
 pub struct Looked {
-    pub decision: Decision,
+    pub decision: DiscoveryDecision,
     /// Rows of the audit trail that were written.
     pub events: usize,
 }
@@ -73,7 +76,12 @@ impl LazyLister {
     }
 
     fn get(&self) -> Result<&Lister, &str> {
-        let make = || app::lister(&self.settings).map_err(|error| format!("{error:#}"));
+        let make = || {
+            self.settings
+                .net_config()
+                .and_then(|config| Ok(Lister::new(config, Lister::LIMITS)?))
+                .map_err(|error| format!("{error:#}"))
+        };
         self.made.get_or_init(make).as_ref().map_err(String::as_str)
     }
 }
@@ -209,7 +217,7 @@ impl Discoverer {
         tx: &mut ReconcileTx,
         provider: &Provider,
         list: Result<&Models, &str>,
-    ) -> Result<(Uuid, Decision), DiscoverError> {
+    ) -> Result<(Uuid, DiscoveryDecision), DiscoverError> {
         let suspended = tx.suspended().await?;
         if suspended.all.is_some() || suspended.providers.contains_key(&provider.name) {
             return Err(DiscoverError::Suspended);
@@ -292,7 +300,7 @@ impl Looked {
     pub fn log(&self, provider: &str) {
         let decision = &self.decision;
         match decision.ended {
-            Ended::Ok => {}
+            ListEnd::Ok => {}
             ended if decision.state.is_some() => {
                 tracing::warn!(%provider, ended = ended.as_str(), "discovery: {}", decision.detail);
             }

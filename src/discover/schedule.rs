@@ -21,16 +21,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use super::{
-    decide::Ended,
-    run::{DiscoverError, Discoverer, Looked, policy},
-};
-use crate::{
-    health::protocol::parse_base,
-    metrics::Metrics,
+use catalog::{
     model::{Catalog, Provider, Revision},
-    store::Lease,
+    plan::ListEnd,
 };
+use provider::parse_base;
+
+use super::run::{DiscoverError, Discoverer, Looked, policy};
+use crate::{metrics::Metrics, store::Lease};
 
 /// Lists under way at once: all providers without a time of their own are due at the same second of the night.
 const IN_FLIGHT: usize = 16;
@@ -275,7 +273,7 @@ fn took(provider: &Provider, looked: &Result<Looked, DiscoverError>, metrics: &M
             "database"
         }
     };
-    debug_assert!(Ended::ALL.iter().any(|it| it.as_str() == outcome) || looked.is_err());
+    debug_assert!(ListEnd::ALL.iter().any(|it| it.as_str() == outcome) || looked.is_err());
     metrics.discovery_runs.with_label_values(&[outcome]).inc();
     outcome
 }
@@ -283,7 +281,7 @@ fn took(provider: &Provider, looked: &Result<Looked, DiscoverError>, metrics: &M
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest;
+    use catalog::manifest;
 
     fn catalog(texts: &[&str]) -> Catalog {
         let mut catalog = Catalog::default();

@@ -11,8 +11,9 @@ use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use catalog::plan::{Fingerprint, LiveKey};
+
 use super::{Byok, Secret, Undecryptable};
-use crate::plan::{Fingerprint, LiveKey};
 
 /// Bytes of the fingerprint key: the output size of SHA-256, beyond which HMAC gains nothing.
 const KEY_BYTES: usize = 32;

@@ -9,7 +9,6 @@
 
 mod byok;
 mod fingerprint;
-mod harden;
 mod resolve;
 mod source;
 
@@ -20,7 +19,6 @@ use zeroize::Zeroizing;
 
 pub use byok::{Byok, CanaryError, KeyError, Undecryptable, check_canary, create_canary};
 pub use fingerprint::{FingerprintKey, Keyring};
-pub use harden::{HardenError, harden_process, take_env};
 pub use resolve::{EnvLookup, ResolveError, ResolveProblem, Resolver};
 pub use source::{BYOK_CREDENTIAL, BYOK_ENV, LoadError, Source, load_byok, load_byok_file, load_or_generate};
 

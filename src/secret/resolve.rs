@@ -17,8 +17,9 @@ use std::{
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use zeroize::Zeroizing;
 
+use catalog::model::SecretRef;
+
 use super::{BYOK_CREDENTIAL, BYOK_ENV, Byok, Secret, Undecryptable};
-use crate::model::SecretRef;
 
 /// The largest secret: 64 KiB holds every key and certificate, and bounds what a wrong path costs.
 const MAX_BYTES: usize = 64 * 1024;

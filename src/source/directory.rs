@@ -24,12 +24,13 @@ use rustix::{
     io::Errno,
 };
 
+use catalog::model::ManifestPath;
+
 use super::{
     FileState, Problem, Scan, names,
     read::{self, DirId, Reading, Root, Stamp},
     walk::{self, Found, Kind},
 };
-use crate::model::ManifestPath;
 
 /// A file that was modified this shortly before it was read may be modified again within the same tick of
 /// the file system's clock, invisibly to its stamp: it is read again at the next look. Ticks are 1 to 10 ms.

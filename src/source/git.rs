@@ -16,12 +16,13 @@ use std::{
     time::Duration,
 };
 
+use catalog::model::{ManifestPath, Revision};
+
 use super::{
     names::{is_manifest, is_visible},
     pull,
     read::last_name,
 };
-use crate::model::{ManifestPath, Revision};
 
 /// `git status` of 100,000 files on a slow disk takes seconds; a hung network file system takes forever.
 const TIMEOUT: Duration = Duration::from_secs(10);

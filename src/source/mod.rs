@@ -16,6 +16,7 @@ mod notice;
 pub mod pull;
 mod read;
 mod trace;
+mod wake;
 mod walk;
 mod watch;
 mod watches;
@@ -26,9 +27,10 @@ pub use self::{
     directory::Directory,
     git::{RevisionTracker, manifests_at, manifests_in, revision},
     notice::watch_file,
+    wake::{RESYNC, Wake},
     watch::{Handle, Options, Watcher},
 };
-use crate::model::ManifestPath;
+use catalog::model::ManifestPath;
 
 /// What one manifest file turned out to hold.
 #[derive(Debug, Clone, PartialEq, Eq)]

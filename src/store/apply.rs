@@ -17,6 +17,11 @@ use serde_json::Value;
 use sqlx::Row;
 use uuid::Uuid;
 
+use catalog::{
+    model::Revision,
+    plan::{Action, Cause, Change, FieldChange, KeyAction, Kind, Managed, ProviderPlan},
+};
+
 use super::{
     NewEvent, ReconcileTx, Result, StoreError, Tx,
     columns::{MODEL, PROVIDER, ROUTE, TABLES, named, table},
@@ -24,8 +29,6 @@ use super::{
     create::Creations,
     events, query, query_built,
 };
-use crate::model::Revision;
-use crate::plan::{Action, Cause, Change, FieldChange, KeyAction, Kind, Managed, ProviderPlan};
 
 /// Rows per UPDATE: the arrays stay below a megabyte, and the planner still joins by hash.
 const CHUNK: usize = 5_000;

@@ -3,7 +3,7 @@
 //! Not its job: the columns that nobody declares; their defaults are the table's. Invariant: a row's JSON column is the
 //! only one that fields of the form `column.key` go to.
 
-use crate::plan::Kind;
+use catalog::plan::Kind;
 
 pub(super) const PROVIDER: usize = 0;
 pub(super) const MODEL: usize = 1;

@@ -13,12 +13,13 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 use uuid::Uuid;
 
+use catalog::plan::{Action, Cause, Change, KeyAction, ProviderPlan};
+
 use super::{
     Result, StoreError, Tx,
     columns::{COLUMNS, MODEL, PROVIDER, ROUTE, Start, TABLES, find, table},
     copy::{Copy, Format, Rows},
 };
-use crate::plan::{Action, Cause, Change, KeyAction, ProviderPlan};
 
 /// More than any of the tables has.
 pub(super) const MAX_COLUMNS: usize = 16;

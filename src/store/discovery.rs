@@ -8,8 +8,9 @@ use chrono::{DateTime, Utc};
 use sqlx::Row;
 use uuid::Uuid;
 
+use catalog::plan::{DiscoveryDecision, DiscoveryMemory, ListEnd, ListState, SeenModel};
+
 use super::{ReconcileTx, Result, Store, query};
-use crate::discover::decide::{Decision, Ended, Memory, Seen, State};
 
 /// A provider that discovery remembers something of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +26,7 @@ pub struct DiscoveryRow {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DiscoveryNotice {
     /// The last look did not end well.
-    Trouble { provider: Arc<str>, ended: Ended, detail: String, since: DateTime<Utc> },
+    Trouble { provider: Arc<str>, ended: ListEnd, detail: String, since: DateTime<Utc> },
     /// The provider no longer offers a model. `routes`: the cells that it serves.
     Vanished { provider: Arc<str>, model: String, since: DateTime<Utc>, routes: Vec<String> },
 }
@@ -72,7 +73,7 @@ impl Store {
 
 impl ReconcileTx {
     /// What is remembered of one provider.
-    pub async fn discovery(&mut self, provider: Uuid) -> Result<Memory> {
+    pub async fn discovery(&mut self, provider: Uuid) -> Result<DiscoveryMemory> {
         let state = query("SELECT state, since, policy FROM providerd.discovery WHERE provider_id = $1")
             .bind(provider)
             .fetch_optional(&mut *self.tx)
@@ -80,7 +81,7 @@ impl ReconcileTx {
         let state = match state {
             Some(row) => {
                 let (since, policy) = (row.try_get(1)?, row.try_get(2)?);
-                Ended::parse(row.try_get(0)?).map(|ended| State { ended, since, policy })
+                ListEnd::parse(row.try_get(0)?).map(|ended| ListState { ended, since, policy })
             }
             None => None,
         };
@@ -93,18 +94,18 @@ impl ReconcileTx {
         .await?;
         let mut seen = Vec::with_capacity(rows.len());
         for row in rows {
-            seen.push(Seen {
+            seen.push(SeenModel {
                 model_id: row.try_get(0)?,
                 name: row.try_get(1)?,
                 created: row.try_get(2)?,
                 vanished_at: row.try_get(3)?,
             });
         }
-        Ok(Memory { state, seen })
+        Ok(DiscoveryMemory { state, seen })
     }
 
     /// Remembers a decision. The rows that it creates are not written here.
-    pub async fn discovery_remember(&mut self, provider: Uuid, decision: &Decision) -> Result<()> {
+    pub async fn discovery_remember(&mut self, provider: Uuid, decision: &DiscoveryDecision) -> Result<()> {
         let now = decision.at;
         if let Some(state) = &decision.state {
             query(
@@ -180,7 +181,7 @@ impl ReconcileTx {
         .fetch_all(&mut *self.tx)
         .await?;
         for row in rows {
-            let Some(ended) = Ended::parse(row.try_get(1)?) else { continue };
+            let Some(ended) = ListEnd::parse(row.try_get(1)?) else { continue };
             let provider: String = row.try_get(0)?;
             let (detail, since) = (row.try_get(2)?, row.try_get(3)?);
             notices.push(DiscoveryNotice::Trouble { provider: provider.into(), ended, detail, since });

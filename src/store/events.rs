@@ -1,20 +1,22 @@
 //! The audit trail: `providerd.events`.
 
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
 use sqlx::Row;
-use std::sync::Arc;
 use uuid::Uuid;
+
+use catalog::{
+    model::{Origin, Revision},
+    plan::{EventKind, ProviderPlan, audit},
+};
 
 use super::{
     Result, Store, Tx,
     copy::{Copy, Format, Rows},
     query,
-};
-use crate::{
-    model::{Origin, Revision},
-    plan::{EventKind, ProviderPlan, audit},
 };
 
 /// An event to be recorded. `detail` holds fields and fingerprints, never a key.

@@ -14,11 +14,10 @@ use serde::Serialize;
 use sqlx::Row;
 use uuid::Uuid;
 
+use catalog::model::{HealthStatus, KeyStatus};
+use provider::rollup::{CLASSES, Rollup};
+
 use super::{Lease, NewEvent, Result, StatusWrite, Store, StoreError, Tx, events, leases, query, status};
-use crate::{
-    health::rollup::{CLASSES, Rollup},
-    model::{HealthStatus, KeyStatus},
-};
 
 /// One provider as it is to be checked. Only what manifests manage is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,8 +6,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use catalog::{model::Revision, plan::EventKind};
+
 use super::{NewEvent, ReconcileTx, Result, Store, StoreError, Tx, events, query};
-use crate::{model::Revision, plan::EventKind};
 
 /// A right to do something alone until it expires.
 #[derive(Debug, Clone, PartialEq, Eq)]

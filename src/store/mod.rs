@@ -6,6 +6,7 @@
 //! transaction-pooling PgBouncer may stand between; the shared tables are found through a `search_path` set for the
 //! transaction only; reading writes nothing, and a transaction that only reads takes no transaction id.
 
+mod admin_reads;
 mod apply;
 mod columns;
 mod copy;
@@ -17,7 +18,6 @@ mod health;
 mod leases;
 mod listen;
 mod migrate;
-mod overview;
 mod status;
 mod unmigrated;
 mod world;
@@ -36,7 +36,8 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-pub use self::{
+pub use crate::store::{
+    admin_reads::{CatalogRows, EventQuery, HourRow, ModelRow, ProviderRow, RuleRow},
     discovery::{DiscoveryNotice, DiscoveryRow},
     error::{Result, StoreError},
     events::{Event, EventFilter, NewEvent},
@@ -44,7 +45,6 @@ pub use self::{
     leases::{Lease, Stopped, Suspended, Suspension},
     listen::DriftListener,
     migrate::{Layout, MigrationReport},
-    overview::{CatalogRows, EventQuery, HourRow, ModelRow, ProviderRow, RuleRow},
     status::{ProviderStatus, StatusWrite, UsageTotals},
     world::Scope,
 };

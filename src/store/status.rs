@@ -7,11 +7,12 @@ use serde::Serialize;
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::{NewEvent, Result, Store, Tx, events, query};
-use crate::{
+use catalog::{
     model::{HealthStatus, KeyStatus, Origin},
     plan::Digest,
 };
+
+use super::{NewEvent, Result, Store, Tx, events, query};
 
 /// One provider as the database holds it now.
 #[derive(Debug, Clone, PartialEq)]

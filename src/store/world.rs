@@ -17,11 +17,12 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-use super::{ReconcileTx, Result, Store, Tx, query, unmigrated::Tables};
-use crate::{
+use catalog::{
     model::{JsonMap, Origin},
     plan::{Digest, LiveKey, LiveModel, LiveProvider, LiveRule, Managed, World},
 };
+
+use super::{ReconcileTx, Result, Store, Tx, query, unmigrated::Tables};
 
 /// Which providers a reading is about. Managed providers are always found by their id too, whatever their name is now.
 #[derive(Debug, Clone)]
@@ -313,7 +314,7 @@ fn live_key<'a>(first: &'a str, second: &'a str, open: Opener<'_>) -> (LiveKey, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Fingerprint;
+    use catalog::plan::Fingerprint;
 
     #[test]
     fn the_column_that_opens_is_the_key() {

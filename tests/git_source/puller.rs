@@ -7,6 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tempfile::TempDir;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
 use providerd::{
     config::git_address,
     metrics::Metrics,
@@ -15,9 +19,6 @@ use providerd::{
         pull::{History, News, Options, Pulled, Puller, Reference, Report, commit_of},
     },
 };
-use tempfile::TempDir;
-use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     host::{Host, Mode},

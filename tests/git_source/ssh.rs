@@ -9,13 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
 use providerd::{
     config::git_address,
     metrics::Metrics,
     source::pull::{Options, Puller, Reference, Report, commit_of},
 };
-use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 
 use crate::{repository::Repository, support::lab::PATIENCE};
 

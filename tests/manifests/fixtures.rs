@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use providerd::manifest::{self, Build, Content, Workspace, render};
+use catalog::manifest::{self, Build, Content, Workspace, render};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -124,7 +124,7 @@ fn invalid_manifests_are_explained() {
 fn codes() -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for file in ["parse.rs", "objects.rs", "values.rs", "workspace.rs"] {
-        let text = fs::read_to_string(root().join("src/manifest").join(file)).unwrap();
+        let text = fs::read_to_string(root().join("crates/catalog/src/manifest").join(file)).unwrap();
         let text: String = text.split_whitespace().collect();
         let calls = [
             ".error(",
@@ -168,8 +168,8 @@ fn every_problem_is_shown_and_documented() {
 fn the_examples_are_valid_and_serve_every_power_level() {
     let build = build(&texts(&root().join("providers.d")));
     assert_eq!(build.diagnostics, []);
-    let table = providerd::routing::Table::resolve(&build.catalog);
-    for level in providerd::model::PowerLevel::ALL {
+    let table = catalog::routing::Table::resolve(&build.catalog);
+    for level in catalog::model::PowerLevel::ALL {
         let any = table
             .rows()
             .iter()

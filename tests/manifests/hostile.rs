@@ -14,7 +14,7 @@ fn check(name: &str, text: &str) {
     // As much stack as the threads have that read manifests.
     let work = std::thread::Builder::new().stack_size(2 << 20).spawn(move || {
         let begin = Instant::now();
-        let _ = providerd::manifest::parse(&"hostile.toml".into(), &text);
+        let _ = catalog::manifest::parse(&"hostile.toml".into(), &text);
         let parsed = begin.elapsed();
         entry::render(&text);
         println!("{label}: {} bytes, parsed in {parsed:?}, all in {:?}", text.len(), begin.elapsed());
@@ -113,7 +113,7 @@ fn noise() {
 
 #[test]
 fn too_many_objects_leave_a_file_out() {
-    use providerd::manifest::{Changed, Content, Workspace, read};
+    use catalog::manifest::{Changed, Content, Workspace, read};
     let model = |at: usize| format!("{{name=\"{at}\"}},");
     let provider = |name: &str| {
         let models: String = (0..40_000).map(model).collect();

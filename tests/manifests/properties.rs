@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, path::Path};
 
 use proptest::prelude::*;
-use providerd::{
+
+use catalog::{
     manifest::{self, Build, Changed, Content, Workspace},
     model::ManifestPath,
 };

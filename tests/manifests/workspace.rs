@@ -1,6 +1,6 @@
 //! What one edit after another leaves behind; each case was once wrong.
 
-use providerd::manifest::{self, Content, Workspace};
+use catalog::manifest::{self, Content, Workspace};
 
 fn set(workspace: &mut Workspace, path: &str, text: &str) {
     let path = path.into();
@@ -30,7 +30,7 @@ fn a_mended_file_is_on_record() {
     workspace.build();
     set(&mut workspace, "a.toml", SAME);
     assert_eq!(workspace.build().catalog.frozen, Default::default());
-    let path: providerd::model::ManifestPath = "a.toml".into();
+    let path: catalog::model::ManifestPath = "a.toml".into();
     let unreadable = Content::Unreadable { code: "permission", reason: "no permission".into() };
     workspace.set_parsed(path.clone(), manifest::read(&path, &unreadable));
     let frozen = workspace.build().catalog.frozen.clone();
@@ -92,8 +92,8 @@ fn interval(workspace: &mut Workspace) -> Option<u64> {
     let catalog = workspace.build().catalog;
     let policy = catalog.health(catalog.providers.get("p").expect("it is declared"));
     match policy.schedule? {
-        providerd::model::Schedule::Every(every) => Some(every.as_secs()),
-        providerd::model::Schedule::Cron(_) => None,
+        catalog::model::Schedule::Every(every) => Some(every.as_secs()),
+        catalog::model::Schedule::Cron(_) => None,
     }
 }
 
@@ -107,7 +107,7 @@ fn the_defaults_of_a_bad_file_stay() {
     assert_eq!(interval(&mut workspace), Some(20));
     set(&mut workspace, "dir/d.toml", &format!("typo = 1\n{}", defaults(30)));
     assert_eq!(interval(&mut workspace), Some(20), "invalid: the last good value");
-    let path: providerd::model::ManifestPath = "dir/d.toml".into();
+    let path: catalog::model::ManifestPath = "dir/d.toml".into();
     let unreadable = Content::Unreadable { code: "permission", reason: "no permission".into() };
     workspace.set_parsed(path.clone(), manifest::read(&path, &unreadable));
     assert_eq!(interval(&mut workspace), Some(20), "unreadable: the same");

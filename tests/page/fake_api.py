@@ -3,7 +3,7 @@
 
     tests/page/fake_api.py --providers 12 --port 7499 --token t
 
-Serves src/http/assets from the disk with the headers of the real server, so that a reload shows an edit.
+Serves web from the disk with the headers of the real server, so that a reload shows an edit.
 Below /_fake/ a test pushes it about: POST /_fake/event {item}, /_fake/set {"database": false, ...},
 /_fake/fail {"status": 503} (every call of the API answers so until {"status": 0}), /_fake/cut (ends streams).
 """
@@ -23,7 +23,7 @@ import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-ASSETS = ROOT / "src/http/assets"
+ASSETS = ROOT / "web"
 KINDS = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8",
          ".css": "text/css; charset=utf-8", ".svg": "image/svg+xml"}
 NAMES = ["ollama-cloud", "openai-prod", "anthropic-prod", "groq-eu", "mistral-fr", "together-batch",
@@ -34,7 +34,7 @@ REVISION = "8a1f3c27d90b4e55a1c0ffee0123456789abcdef"
 
 
 def csp():
-    text = (ROOT / "src/http/page.rs").read_text(encoding="utf-8") if (ROOT / "src/http/page.rs").exists() else ""
+    text = (ROOT / "src/admin/page.rs").read_text(encoding="utf-8") if (ROOT / "src/admin/page.rs").exists() else ""
     found = re.search(r'const POLICY: &str = "([^;].*?)";\n', text, re.S)
     return re.sub(r"\\\s*\n\s*", "", found.group(1)) if found else (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "

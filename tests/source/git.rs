@@ -9,8 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::rig::*;
 use providerd::source::{RevisionTracker, manifests_at, revision};
+
+use crate::rig::*;
 
 pub fn git(dir: &Path, arguments: &[&str]) -> Outcome {
     let output = Command::new("git")

@@ -9,8 +9,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::rig::*;
 use providerd::source::{Directory, FileState, Scan};
+
+use crate::rig::*;
 
 /// What one file in the directory is reported as.
 fn check_file(make: impl FnOnce(&Path) -> std::io::Result<()>, expected: Result<&str, &str>) -> Outcome {

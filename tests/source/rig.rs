@@ -8,8 +8,9 @@ use std::{
     time::Duration,
 };
 
-use providerd::source::{Activation, Directory, FileState, Look, Options, Scan, Watcher};
 use tempfile::TempDir;
+
+use providerd::source::{Activation, Directory, FileState, Look, Options, Scan, Watcher};
 
 pub type Outcome = Result<(), Box<dyn std::error::Error>>;
 

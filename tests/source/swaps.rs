@@ -6,8 +6,9 @@ use std::{
     os::unix::fs::symlink,
 };
 
-use crate::rig::*;
 use providerd::source::Look;
+
+use crate::rig::*;
 
 #[tokio::test]
 async fn a_directory_that_goes_and_comes_back_loses_nothing() -> Outcome {

@@ -10,8 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::rig::*;
 use providerd::source::{Directory, Look, Options};
+
+use crate::rig::*;
 
 #[tokio::test]
 async fn a_completed_write_arrives_within_milliseconds() -> Outcome {

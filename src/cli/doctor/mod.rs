@@ -16,17 +16,21 @@ use clap::Args;
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
+use catalog::{
+    manifest::{Build, Severity},
+    plan::{Fingerprint, LiveKey},
+};
+use net::probe::Prober;
+
 use super::{
     Format, Global, context,
     output::{self, Exit},
 };
 use crate::{
-    app::{self, Backend},
+    backend,
     checks::once,
     config::Settings,
     loader::Loader,
-    manifest::{Build, Severity},
-    plan::{Fingerprint, LiveKey},
     secret::{self, Byok, FingerprintKey, Keyring, Resolver, Source},
     source::pull,
     store::{Layout, Scope, Store, StoreError},
@@ -103,7 +107,7 @@ impl Doctor {
         let mut report = Report::default();
         report.checked.push("settings");
         match context::settings(global) {
-            Ok(settings) => app::runtime()?.block_on(examine(&settings, &mut report))?,
+            Ok(settings) => crate::process::runtime()?.block_on(examine(&settings, &mut report))?,
             Err(error) => report.error("settings", "settings", &error, "mend the settings file or variable"),
         }
         match global.output {
@@ -147,7 +151,7 @@ async fn daemon(settings: &Settings, report: &mut Report) -> anyhow::Result<()> 
 async fn examine(settings: &Settings, report: &mut Report) -> anyhow::Result<()> {
     daemon(settings, report).await?;
     exposed_password(settings, report);
-    if let Some(options) = app::pull(settings) {
+    if let Some(options) = pull::Options::of(settings) {
         report.checked.push("git");
         for found in pull::examine(&options) {
             report.find("git", found.subject, found.message, found.hint);
@@ -156,17 +160,17 @@ async fn examine(settings: &Settings, report: &mut Report) -> anyhow::Result<()>
     let build = manifests(settings, report);
     let key = byok(settings, report);
     if let Some((byok, source)) = &key {
-        references(&build, &app::resolver(settings, byok.clone(), source), report);
+        references(&build, &backend::resolver(settings, byok.clone(), source), report);
     }
     report.checked.push("database");
-    let (url, embedded) = match app::database(settings).await {
+    let (url, embedded) = match backend::database(settings).await {
         Ok(found) => found,
         Err(error) => {
             report.error("database", "embedded PostgreSQL", &error, "look at its log in the state directory");
             return Ok(());
         }
     };
-    let (store, looked) = match Store::connect(&app::store_settings(settings, url)).await {
+    let (store, looked) = match Store::connect(&backend::store_settings(settings, url)).await {
         Ok(store) => {
             let looked = database(&store, &build, key.as_ref().map(|(byok, _)| byok), report).await;
             (Some(store), looked)
@@ -213,18 +217,17 @@ async fn providers(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     report.checked.push("providers");
-    let prober = match app::prober(settings) {
+    let prober = match settings.egress.net_config().and_then(|config| Ok(Prober::new(config)?)) {
         Ok(prober) => prober,
         Err(error) => {
             report.error("egress", "egress", &error, "mend `egress` in the settings");
             return Ok(());
         }
     };
-    let resolver = Arc::new(app::resolver(settings, byok.clone(), &source));
+    let resolver = Arc::new(backend::resolver(settings, byok.clone(), &source));
     // Nothing is compared here, so any fingerprint key will do.
     let keyring = Arc::new(Keyring { byok, fp: FingerprintKey::generate() });
-    let backend = Backend { store, keyring, resolver, embedded: None };
-    let candidates = once::candidates(&backend, build, &app::health_policy(settings)).await?;
+    let candidates = once::candidates(&store, &keyring, &resolver, build, &settings.health.policy()).await?;
     report.findings.extend(network::ask(&prober, candidates).await);
     Ok(())
 }
@@ -320,7 +323,7 @@ fn byok(settings: &Settings, report: &mut Report) -> Option<(Byok, Source)> {
     if let Some(path) = &settings.keys.file {
         permissions(path, report);
     }
-    match app::byok(settings, app::byok_env()) {
+    match backend::byok(settings, backend::byok_env()) {
         Ok((byok, source)) => {
             if let Source::File(path) = &source
                 && settings.keys.file.as_ref() != Some(path)
@@ -394,7 +397,7 @@ async fn database(
     };
     let world = store.read_world(&Scope::Everything, &key).await?;
     if let Some(byok) = byok {
-        let canary = app::canary(store).await?;
+        let canary = backend::canary(store).await?;
         if let Some(Err(error)) = canary.map(|canary| secret::check_canary(byok, &canary)) {
             report.error(
                 "byok-key",

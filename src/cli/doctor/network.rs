@@ -5,14 +5,13 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::{StreamExt as _, stream};
 
+use net::{ProbeError, probe::Prober};
+use provider::{Failure, Method, Outcome, Request};
+
 use super::{super::progress::Progress, Finding, SKEW};
-use crate::{
-    checks::once::{self, Candidate},
-    health::{
-        monitor::Target,
-        probe::{ProbeError, Prober},
-        protocol::{Failure, Method, Outcome, Request},
-    },
+use crate::checks::{
+    monitor::Target,
+    once::{self, Candidate},
 };
 
 /// As many at once as a slow network bears.

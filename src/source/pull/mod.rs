@@ -32,11 +32,11 @@ pub use self::{
     report::Report,
 };
 use crate::{
-    config::Transport,
+    config::{self, GitVerify, Settings, Transport},
     metrics::Metrics,
-    model::SecretRef,
     secret::{Resolver, Secret},
 };
+use catalog::model::SecretRef;
 
 /// The wait after a first failure; it doubles up to the interval, or to a minute where that is longer.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -95,6 +95,41 @@ pub struct Options {
     pub ca_files: Vec<PathBuf>,
     /// Directory for mirrors and checkouts.
     pub state: PathBuf,
+}
+
+impl Options {
+    /// What `source.git` asks to be pulled, and how; `None` where it is not set.
+    pub fn of(settings: &Settings) -> Option<Self> {
+        let source = &settings.source;
+        let url = source.git_url.clone()?;
+        let (transport, origin) = config::git_address(&url).ok()?;
+        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+        Some(Self {
+            transport,
+            origin,
+            url,
+            reference: match (&source.git_tag, &source.git_branch) {
+                (Some(tag), _) => Reference::Tag(tag.clone()),
+                (None, Some(branch)) => Reference::Branch(branch.clone()),
+                (None, None) => Reference::Head,
+            },
+            path: source.git_path.clone(),
+            interval: source.git_interval,
+            timeout: source.git_timeout,
+            max_bytes: u64::from(source.git_max_mib.get()) << 20,
+            ssh_key: source.ssh_key_file().map(absolute),
+            known_hosts: source.git_known_hosts.clone().map(absolute),
+            token: source.token_file().map(absolute),
+            username: source.git_username.clone(),
+            allowed_signers: match source.git_verify {
+                GitVerify::Ssh => source.git_allowed_signers.clone().map(absolute),
+                GitVerify::Off => None,
+            },
+            proxy: settings.egress.proxy.clone(),
+            ca_files: settings.egress.ca_files.iter().cloned().map(absolute).collect(),
+            state: absolute(config::state_dir().join("git")),
+        })
+    }
 }
 
 impl Options {

@@ -1,0 +1,649 @@
+//! (desired, recorded, live) → [`Plan`]: which rows are created, adopted, changed, given up and pruned.
+//!
+//! Not its job: reading or writing anything, and holding secrets. Invariants: applying a plan and planning
+//! again yields nothing; no row is deleted that providerd did not create or adopt; no field changes that no
+//! manifest sets.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use rayon::prelude::*;
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use super::{
+    Action, Cause, Change, FieldChange, Fingerprint, Hold, HoldKind, KeyAction, KeyChange, Kind, LiveKey,
+    LiveModel, LiveProvider, LiveRule, Managed, Notice, NoticeKind, Plan, ProviderPlan, Record, RecordedRow,
+    RecordedRule, World,
+    diff::{self, Lowered, Row},
+    record::{Next, NextFields, NextRow, NextRule, Said},
+};
+use crate::{
+    model::{Cell, Frozen, Model, Origin, Provider},
+    policy::DriftPolicy,
+    routing::DesiredRule,
+};
+
+/// One declared provider with the rules its models serve and the key its reference holds.
+#[derive(Debug, Clone)]
+pub struct Desired {
+    pub provider: Arc<Provider>,
+    pub rules: Vec<DesiredRule>,
+    pub key: DesiredKey,
+}
+
+/// What a provider's key reference yields now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DesiredKey {
+    /// The manifest has no `api_key`: whatever is stored is nobody's business.
+    Undeclared,
+    Resolved(Fingerprint),
+    /// Why it cannot be resolved; names the reference, never a value.
+    Unresolved(String),
+}
+
+/// What a provider says about a declared key before it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyTrial {
+    /// It was proven.
+    Works,
+    /// It is definitively rejected.
+    Rejected,
+    /// The provider does not tell.
+    Unclear,
+}
+
+/// How many providers may be pruned at once without a person's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PruneLimit {
+    /// Share of the managed providers.
+    pub percent: u8,
+    /// At least so many, whatever the share yields.
+    pub at_least: usize,
+}
+
+impl PruneLimit {
+    /// Whether pruning `count` of `managed` providers needs to be confirmed.
+    pub fn exceeded(self, count: usize, managed: usize) -> bool {
+        let share = managed.saturating_mul(usize::from(self.percent)) / 100;
+        count > share.max(self.at_least) || (count > 0 && count == managed)
+    }
+}
+
+/// What decides besides the manifests and the database.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    pub drift: DriftPolicy,
+    pub prune_limit: PruneLimit,
+    /// Digest of the prune that a person confirmed.
+    pub confirmed: Option<String>,
+    /// Providers that an operator suspended.
+    pub suspended: BTreeSet<Arc<str>>,
+    /// Cells (power level, user tier) that must keep the usable models they have.
+    pub hold_cells: BTreeSet<(String, String)>,
+    /// Verdicts about declared keys, by provider and key. `None`: nobody can try keys, and a declared key replaces
+    /// whatever is stored.
+    pub trials: Option<HashMap<(Arc<str>, Fingerprint), KeyTrial>>,
+    /// A declared key replaces a working one only if its provider does not reject it.
+    pub require_valid: bool,
+}
+
+/// Everything a plan follows from.
+pub struct Input<'a> {
+    /// The declared providers in scope.
+    pub desired: &'a BTreeMap<Arc<str>, Desired>,
+    /// The rows of everything in scope.
+    pub world: &'a World,
+    pub frozen: &'a Frozen,
+    pub policy: &'a Policy,
+    /// Providers with usage history, among those that [`prunable`] names.
+    pub with_usage: &'a HashSet<Uuid>,
+    /// Where new ids come from.
+    pub new_id: &'a (dyn Fn() -> Uuid + Sync),
+}
+
+/// What is recorded and no longer declared, and no bad file may still mean.
+fn prunable<'a>(input: &'a Input<'_>) -> impl Iterator<Item = &'a Managed> {
+    input.world.managed.values().filter(|managed| {
+        !input.desired.contains_key(&managed.name)
+            && !input.frozen.files.contains(&managed.origin.file)
+            && !input.frozen.providers.contains(&managed.name)
+            && !input.policy.suspended.contains(&managed.name)
+    })
+}
+
+impl Input<'_> {
+    /// Ids of providers whose usage history decides between deleting and retiring.
+    pub fn prune_candidates(&self) -> Vec<Uuid> {
+        prunable(self).map(|managed| managed.provider_id).collect()
+    }
+}
+
+/// Plans everything in scope. Pure and deterministic but for the ids of new rows.
+pub fn plan(input: &Input<'_>) -> Plan {
+    let by_id: BTreeMap<Uuid, &LiveProvider> =
+        input.world.live.values().map(|live| (live.id, live)).collect();
+    let planned: Vec<(Option<ProviderPlan>, Vec<Notice>)> = input
+        .desired
+        .par_iter()
+        .map(|(name, desired)| {
+            let managed = input.world.managed.get(name);
+            if input.policy.suspended.contains(name) {
+                return (
+                    None,
+                    vec![notice(name, NoticeKind::Suspended, "suspended by an operator: nothing is applied")],
+                );
+            }
+            let live = input
+                .world
+                .live
+                .get(name)
+                .or_else(|| managed.and_then(|managed| by_id.get(&managed.provider_id).copied()));
+            One { input, desired, managed, live, notices: Vec::new() }.plan()
+        })
+        .collect();
+    let mut plan = Plan::default();
+    for (provider, notices) in planned {
+        plan.providers.extend(provider);
+        plan.notices.extend(notices);
+    }
+    for name in &input.frozen.providers {
+        if input.world.managed.contains_key(name) && !input.desired.contains_key(name) {
+            plan.notices.push(notice(
+                name,
+                NoticeKind::Frozen,
+                "declared in an invalid file: its last good state stays",
+            ));
+        }
+    }
+    prune(input, &by_id, &mut plan);
+    plan.providers.sort_by(|a, b| a.name.cmp(&b.name));
+    plan
+}
+
+pub(super) fn notice(provider: &Arc<str>, kind: NoticeKind, message: impl Into<String>) -> Notice {
+    Notice { provider: provider.clone(), kind, message: message.into(), fields: Vec::new() }
+}
+
+/// Adds the prune to the plan, or the reason why it is held back.
+fn prune(input: &Input<'_>, by_id: &BTreeMap<Uuid, &LiveProvider>, plan: &mut Plan) {
+    let (mut gone, mut stay) = (Vec::new(), Vec::new());
+    for managed in prunable(input) {
+        match by_id.get(&managed.provider_id) {
+            // A declared provider may have taken over the row under its own name.
+            Some(live) if !input.desired.contains_key(&live.name) => {
+                let held = input.policy.hold_cells.iter().any(|cell| serves(live, cell));
+                if held { &mut stay } else { &mut gone }.push((managed, Some(*live)));
+            }
+            _ => gone.push((managed, None)),
+        }
+    }
+    let deleted: Vec<&Managed> =
+        gone.iter().filter(|(_, live)| live.is_some()).map(|(managed, _)| *managed).collect();
+    let digest = prune_digest(&deleted);
+    // Providers that this plan takes under management count, or applying it would change its own verdict.
+    let fresh =
+        plan.providers.iter().filter(|provider| !input.world.managed.contains_key(&provider.name)).count();
+    let managed_total = input.world.managed_total.saturating_add(fresh);
+    let reason = if deleted.is_empty() {
+        None
+    } else if let Some(reason) = &input.frozen.no_prune {
+        Some(format!("nothing is pruned while {reason}"))
+    } else if input.policy.prune_limit.exceeded(deleted.len(), managed_total)
+        && input.policy.confirmed.as_deref() != Some(digest.as_str())
+    {
+        Some(format!("{} of {} managed providers would be pruned", deleted.len(), managed_total))
+    } else {
+        None
+    };
+    if let Some(reason) = reason {
+        let confirmable = input.frozen.no_prune.is_none().then_some(digest);
+        let objects = deleted.iter().map(|managed| managed.name.to_string()).collect();
+        plan.held.push(Hold { kind: HoldKind::Prune, objects, digest: confirmable, reason });
+        return;
+    }
+    for (managed, live) in gone {
+        plan.providers.push(removal(managed, live, input.with_usage.contains(&managed.provider_id)));
+    }
+}
+
+/// Twelve hexadecimal digits that name exactly this set of providers.
+fn prune_digest(managed: &[&Managed]) -> String {
+    let mut hash = Sha256::new();
+    for managed in managed {
+        hash.update(managed.provider_id);
+        hash.update(managed.name.as_bytes());
+        hash.update([0]);
+    }
+    hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn removal(managed: &Managed, live: Option<&LiveProvider>, has_usage: bool) -> ProviderPlan {
+    let mut plan = ProviderPlan {
+        name: managed.name.clone(),
+        id: managed.provider_id,
+        changes: Vec::new(),
+        key: None,
+        record: None,
+        forget: true,
+    };
+    let Some(live) = live else { return plan };
+    let mut change = Change {
+        kind: Kind::Provider,
+        action: Action::Delete,
+        id: live.id,
+        parent: live.id,
+        name: managed.name.to_string(),
+        fields: Vec::new(),
+        origin: Some(managed.origin.clone()),
+    };
+    if has_usage {
+        change.action = Action::Retire;
+        let old = Some(live.value("enabled"));
+        change.fields.push(FieldChange {
+            field: "enabled".into(),
+            old,
+            new: false.into(),
+            cause: Cause::Declared,
+        });
+        let old = match &live.key {
+            LiveKey::Known { fingerprint, .. } => Some(fingerprint.clone()),
+            LiveKey::Absent | LiveKey::Undecryptable => None,
+        };
+        if live.key != LiveKey::Absent {
+            let reason = "pruned; its usage history stays".into();
+            plan.key = Some(KeyChange { action: KeyAction::Wipe, old, new: None, reason });
+        }
+    }
+    plan.changes.push(change);
+    plan
+}
+
+/// Whether a caller of `cell` would be served by one of the provider's models.
+fn serves(live: &LiveProvider, cell: &(String, String)) -> bool {
+    live.enabled != Some(false) && live.models.iter().any(|model| model_serves(model, cell))
+}
+
+fn model_serves(model: &LiveModel, cell: &(String, String)) -> bool {
+    model.enabled != Some(false)
+        && model.rules.iter().any(|rule| rule.is_active != Some(false) && in_cell(rule, cell))
+}
+
+fn in_cell(rule: &LiveRule, (power_level, user_tier): &(String, String)) -> bool {
+    rule.power_level.as_ref() == Some(power_level) && rule.user_tier.as_ref() == Some(user_tier)
+}
+
+/// The planning of one declared provider.
+pub(super) struct One<'a> {
+    pub(super) input: &'a Input<'a>,
+    pub(super) desired: &'a Desired,
+    pub(super) managed: Option<&'a Managed>,
+    pub(super) live: Option<&'a LiveProvider>,
+    pub(super) notices: Vec<Notice>,
+}
+
+impl<'a> One<'a> {
+    fn plan(mut self) -> (Option<ProviderPlan>, Vec<Notice>) {
+        let name = self.desired.provider.name.clone();
+        let known: Option<Record> =
+            self.managed.and_then(|managed| serde_json::from_str(&managed.record).ok());
+        let record = known.clone().unwrap_or_default();
+        let mut next = Next::default();
+        let mut said = Said::new(&self.desired.provider);
+        let id = self
+            .live
+            .map(|live| live.id)
+            .or(self.managed.map(|it| it.provider_id))
+            .unwrap_or_else(self.input.new_id);
+
+        let mut changes = Vec::new();
+        self.row(known.is_some(), &record, &mut next, &mut said, id, &mut changes);
+        self.models(id, &record, &mut next, &mut said, &mut changes);
+        let key = self.key(&record, &mut next.keys);
+        let digest = said.finish(&self.desired.rules, &self.desired.key, self.live.map(|live| &live.key));
+
+        if self.input.policy.drift == DriftPolicy::Report {
+            self.report_drift(&mut changes);
+        }
+        let written = changes.iter().any(|change| change.action != Action::Release) || key.is_some();
+        let up_to_date =
+            self.managed.is_some_and(|managed| managed.digest == digest && managed.provider_id == id);
+        if !written
+            && up_to_date
+            && next.keys.key == record.key
+            && next.keys.foreign_key == record.foreign_key
+        {
+            return (None, self.notices);
+        }
+        let origin = self.desired.provider.origin.clone();
+        if changes.is_empty() && key.is_none() {
+            changes.push(self.change(Kind::Provider, Action::Release, id, id, name.to_string(), Vec::new()));
+        }
+        // Serializing plain values with string keys cannot fail; an empty record would only mean re-adoption.
+        let text = serde_json::to_string(&next).unwrap_or_default();
+        let record = Managed { name: name.clone(), provider_id: id, digest, origin, record: text.into() };
+        (Some(ProviderPlan { name, id, changes, key, record: Some(record), forget: false }), self.notices)
+    }
+
+    fn change(
+        &self,
+        kind: Kind,
+        action: Action,
+        id: Uuid,
+        parent: Uuid,
+        name: String,
+        fields: Vec<FieldChange>,
+    ) -> Change {
+        let origin = Some(self.desired.provider.origin.clone());
+        Change { kind, action, id, parent, name, fields, origin }
+    }
+
+    fn row(
+        &self,
+        known: bool,
+        record: &Record,
+        next: &mut Next<'_>,
+        said: &mut Said,
+        id: Uuid,
+        changes: &mut Vec<Change>,
+    ) {
+        let provider = &self.desired.provider;
+        let lowered = diff::lower_provider(provider);
+        said.fields(&lowered);
+        let name = provider.name.to_string();
+        match self.live {
+            None => changes.push(self.change(
+                Kind::Provider,
+                Action::Create,
+                id,
+                id,
+                name,
+                diff::creation(&lowered),
+            )),
+            Some(live) => {
+                let recorded = known.then_some(&record.provider);
+                let mut fields = diff::changes(&lowered, live, recorded);
+                if live.name != provider.name {
+                    let (old, new) = (Some((&*live.name).into()), (&*provider.name).into());
+                    fields.push(FieldChange { field: "name".into(), old, new, cause: Cause::Drift });
+                }
+                if self.keeps_serving(live) {
+                    fields.retain(|field| !(field.field == "enabled" && field.new == false));
+                }
+                self.push(
+                    Kind::Provider,
+                    known,
+                    id,
+                    id,
+                    name,
+                    fields,
+                    diff::released(&lowered, &record.provider),
+                    changes,
+                );
+            }
+        }
+        next.provider = NextFields::New(lowered);
+    }
+
+    /// Disabling this provider would empty a cell that must be kept.
+    fn keeps_serving(&self, live: &LiveProvider) -> bool {
+        self.input.policy.hold_cells.iter().any(|cell| serves(live, cell))
+    }
+
+    /// An existing row: adopt it, update it, give fields up, or leave it alone.
+    #[allow(clippy::too_many_arguments)]
+    fn push(
+        &self,
+        kind: Kind,
+        known: bool,
+        id: Uuid,
+        parent: Uuid,
+        name: String,
+        fields: Vec<FieldChange>,
+        released: Vec<FieldChange>,
+        changes: &mut Vec<Change>,
+    ) {
+        let action = if known { Action::Update } else { Action::Adopt };
+        if !known || !fields.is_empty() {
+            changes.push(self.change(kind, action, id, parent, name.clone(), fields));
+        }
+        if !released.is_empty() {
+            changes.push(self.change(kind, Action::Release, id, parent, name, released));
+        }
+    }
+
+    fn models<'r>(
+        &self,
+        provider_id: Uuid,
+        record: &'r Record,
+        next: &mut Next<'r>,
+        said: &mut Said,
+        changes: &mut Vec<Change>,
+    ) where
+        'a: 'r,
+    {
+        let live_models = self.live.map(|live| live.models.as_slice()).unwrap_or_default();
+        let by_name: BTreeMap<&str, &LiveModel> =
+            live_models.iter().map(|live| (live.name.as_str(), live)).collect();
+        let rules = self.rules_by_model();
+        let provider: &'a Provider = &self.desired.provider;
+        for model in &provider.models {
+            let recorded = record.models.get(&model.name);
+            let live = by_name
+                .get(&*model.name)
+                .copied()
+                .or_else(|| recorded.and_then(|known| live_models.iter().find(|live| live.id == known.id)));
+            let id = live.map(|live| live.id).unwrap_or_else(self.input.new_id);
+            let blended = live.is_none()
+                || recorded.is_some_and(|known| known.fields.contains_key("cost_per_1m_tokens"));
+            let lowered = diff::lower_model(model, blended);
+            said.model(&model.name, &lowered);
+            let name = format!("{}/{}", provider.name, model.name);
+            let at = changes.len();
+            match live {
+                None => changes.push(self.change(
+                    Kind::Model,
+                    Action::Create,
+                    id,
+                    provider_id,
+                    name,
+                    diff::creation(&lowered),
+                )),
+                Some(live) => self.model_row(model, live, recorded, &lowered, provider_id, name, changes),
+            }
+            for change in changes.iter_mut().skip(at) {
+                change.origin = Some(Origin { line: model.line, ..provider.origin.clone() });
+            }
+            self.rules(model, id, live, rules.get(&*model.name), record, next, changes);
+            next.models.insert(&model.name, NextRow { id, fields: NextFields::New(lowered) });
+        }
+        for (name, recorded) in &record.models {
+            let declared = provider.models.iter().any(|model| model.name == *name);
+            let live = live_models.iter().find(|live| live.id == recorded.id);
+            if let (false, Some(live)) = (declared, live) {
+                if self.input.policy.hold_cells.iter().any(|cell| model_serves(live, cell)) {
+                    let fields = NextFields::Kept(&recorded.fields);
+                    next.models.insert(name, NextRow { id: recorded.id, fields });
+                    let rules = record.rules.iter().filter(|rule| rule.model == *name);
+                    next.rules.extend(rules.map(NextRule::kept));
+                } else {
+                    let name = format!("{}/{name}", provider.name);
+                    changes.push(self.change(
+                        Kind::Model,
+                        Action::Delete,
+                        live.id,
+                        provider_id,
+                        name,
+                        Vec::new(),
+                    ));
+                }
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn model_row(
+        &self,
+        model: &Model,
+        live: &LiveModel,
+        recorded: Option<&RecordedRow>,
+        lowered: &Lowered,
+        provider_id: Uuid,
+        name: String,
+        changes: &mut Vec<Change>,
+    ) {
+        let mut fields = diff::changes(lowered, live, recorded.map(|known| &known.fields));
+        if live.name != *model.name {
+            let (old, new) = (Some(live.name.as_str().into()), (&*model.name).into());
+            fields.push(FieldChange { field: "name".into(), old, new, cause: Cause::Drift });
+        }
+        if self.input.policy.hold_cells.iter().any(|cell| model_serves(live, cell)) {
+            fields.retain(|field| !(field.field == "enabled" && field.new == false));
+        }
+        let released = recorded.map(|known| diff::released(lowered, &known.fields)).unwrap_or_default();
+        self.push(Kind::Model, recorded.is_some(), live.id, provider_id, name, fields, released, changes);
+    }
+
+    fn rules_by_model(&self) -> BTreeMap<&'a str, Vec<&'a DesiredRule>> {
+        let mut rules: BTreeMap<&str, Vec<&DesiredRule>> = BTreeMap::new();
+        for rule in &self.desired.rules {
+            rules.entry(&rule.model).or_default().push(rule);
+        }
+        rules
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn rules<'r>(
+        &self,
+        model: &Model,
+        model_id: Uuid,
+        live: Option<&LiveModel>,
+        desired: Option<&Vec<&'r DesiredRule>>,
+        record: &'r Record,
+        next: &mut Next<'r>,
+        changes: &mut Vec<Change>,
+    ) {
+        let live_rules = live.map(|live| live.rules.as_slice()).unwrap_or_default();
+        let recorded: Vec<&'r RecordedRule> =
+            record.rules.iter().filter(|rule| rule.model == model.name).collect();
+        let full_name = |cell: &Cell| format!("{}/{} {cell}", self.desired.provider.name, model.name);
+        for rule in desired.into_iter().flatten() {
+            let known = recorded.iter().find(|known| known.cell == rule.cell).copied();
+            if let Some(known) = known
+                && known.file != rule.origin.file
+                && self.input.frozen.files.contains(&known.file)
+            {
+                // The file that the rule came from is bad now: its last good state stays.
+                next.rules.push(NextRule::kept(known));
+                continue;
+            }
+            let live =
+                known.and_then(|known| live_rules.iter().find(|live| live.id == known.id)).or_else(|| {
+                    live_rules.iter().filter(|live| same_cell(live, &rule.cell)).min_by_key(|live| live.id)
+                });
+            let id = live.map(|live| live.id).unwrap_or_else(self.input.new_id);
+            let lowered = diff::lower_rule(rule);
+            let at = changes.len();
+            match live {
+                None => {
+                    let mut fields = cell_fields(&rule.cell);
+                    fields.extend(diff::creation(&lowered));
+                    changes.push(self.change(
+                        Kind::Route,
+                        Action::Create,
+                        id,
+                        model_id,
+                        full_name(&rule.cell),
+                        fields,
+                    ));
+                }
+                Some(live) => {
+                    let mut fields = diff::changes(&lowered, live, known.map(|known| &known.fields));
+                    if self.input.policy.hold_cells.iter().any(|cell| in_cell(live, cell)) {
+                        fields.retain(|field| !(field.field == "is_active" && field.new == false));
+                    }
+                    if !same_cell(live, &rule.cell) {
+                        fields.extend(
+                            cell_fields(&rule.cell)
+                                .into_iter()
+                                .map(|field| FieldChange { cause: Cause::Drift, ..field }),
+                        );
+                    }
+                    let released =
+                        known.map(|known| diff::released(&lowered, &known.fields)).unwrap_or_default();
+                    let name = full_name(&rule.cell);
+                    self.push(Kind::Route, known.is_some(), id, model_id, name, fields, released, changes);
+                }
+            }
+            for change in changes.iter_mut().skip(at) {
+                change.origin = Some(rule.origin.clone());
+            }
+            next.rules.push(NextRule {
+                id,
+                model: &rule.model,
+                cell: &rule.cell,
+                file: &rule.origin.file,
+                fields: NextFields::New(lowered),
+            });
+        }
+        for known in recorded {
+            if next.rules.iter().any(|kept| kept.id == known.id) {
+                continue;
+            }
+            let Some(live) = live_rules.iter().find(|live| live.id == known.id) else { continue };
+            let held = self.input.policy.hold_cells.iter().any(|cell| in_cell(live, cell));
+            if held || self.input.frozen.files.contains(&known.file) {
+                next.rules.push(NextRule::kept(known));
+            } else {
+                changes.push(self.change(
+                    Kind::Route,
+                    Action::Delete,
+                    live.id,
+                    model_id,
+                    full_name(&known.cell),
+                    Vec::new(),
+                ));
+            }
+        }
+    }
+
+    /// Under `reconcile.drift = "report"` what somebody else changed is said, not corrected.
+    fn report_drift(&mut self, changes: &mut Vec<Change>) {
+        for change in changes.iter_mut().filter(|change| change.action == Action::Update) {
+            let (drift, declared) =
+                std::mem::take(&mut change.fields).into_iter().partition(|field| field.cause == Cause::Drift);
+            change.fields = declared;
+            let drift: Vec<FieldChange> = drift;
+            if !drift.is_empty() {
+                let message = format!("{} was changed by someone else", change.name);
+                let provider = self.desired.provider.name.clone();
+                self.notices.push(Notice { provider, kind: NoticeKind::Drift, message, fields: drift });
+            }
+        }
+        changes.retain(|change| change.action != Action::Update || !change.fields.is_empty());
+    }
+}
+
+fn same_cell(live: &LiveRule, cell: &Cell) -> bool {
+    live.power_level.as_deref() == Some(cell.power_level.as_str())
+        && live.user_tier.as_deref() == Some(&*cell.user_tier)
+        && live.task_type.as_deref() == cell.task_type.as_deref()
+}
+
+/// The columns that say which cell a rule is for.
+fn cell_fields(cell: &Cell) -> Vec<FieldChange> {
+    let field = |field: &'static str, new| FieldChange {
+        field: field.into(),
+        old: None,
+        new,
+        cause: Cause::Declared,
+    };
+    let mut fields = vec![
+        field("power_level", cell.power_level.as_str().into()),
+        field("user_tier", (&*cell.user_tier).into()),
+    ];
+    fields.extend(cell.task_type.as_deref().map(|task| field("task_type", task.into())));
+    fields
+}

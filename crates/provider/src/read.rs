@@ -1,0 +1,359 @@
+//! Reads an error reply: the body decides before the status, and a type's own habits before the general rule.
+
+use serde_json::Value;
+
+use super::{
+    KeyVerdict, Reply,
+    markers::{self, INVALID, OVERLOAD, QUOTA, RATE, REFUSED, RESTRICTED},
+};
+use crate::ProviderType as P;
+
+/// Characters of a provider's message that are kept.
+const MAX_SAID: usize = 1024;
+/// Lines of a stream that are searched for an error.
+const MAX_LINES: usize = 64;
+
+/// What an error body says, whatever its shape.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    /// Codes, types and statuses, lower case.
+    pub codes: Vec<String>,
+    /// Messages, as written.
+    pub message: String,
+    /// Messages and codes, lower case: what markers are looked for in.
+    pub text: String,
+    /// An error is present in the body, whatever the status.
+    pub is_error: bool,
+    /// A page for people: some gateway in between, not the API.
+    pub is_page: bool,
+}
+
+impl Said {
+    pub(super) fn read(reply: &Reply<'_>) -> (Self, Option<Value>) {
+        let mut said = Self::default();
+        let json = serde_json::from_slice::<Value>(reply.body).ok();
+        match &json {
+            Some(json) => said.take(json),
+            None => said.take_text(reply),
+        }
+        said.message = said.message.chars().take(MAX_SAID).collect();
+        said.text = format!("{} {}", said.message, said.codes.join(" ")).to_lowercase();
+        (said, json)
+    }
+
+    fn code(&mut self, value: Option<&Value>) {
+        match value {
+            Some(Value::String(text)) if !text.is_empty() => {
+                self.codes.push(text.chars().take(128).collect::<String>().to_lowercase());
+            }
+            Some(Value::Number(number)) => self.codes.push(number.to_string()),
+            _ => {}
+        }
+    }
+
+    fn say(&mut self, value: Option<&Value>) {
+        let add = |message: &mut String, text: &str| {
+            if !text.is_empty() && message.len() < 4 * MAX_SAID {
+                if !message.is_empty() {
+                    message.push_str("; ");
+                }
+                message.extend(text.chars().take(MAX_SAID));
+            }
+        };
+        match value {
+            Some(Value::String(text)) => add(&mut self.message, text.trim()),
+            // A list of validation errors: `[{loc, msg, type}]`.
+            Some(Value::Array(items)) => {
+                for item in items.iter().take(4) {
+                    let text = item.as_str().or_else(|| item.get("msg").and_then(Value::as_str));
+                    add(&mut self.message, text.unwrap_or_default().trim());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn take(&mut self, json: &Value) {
+        // Google answers streams with a list of one error.
+        let json = match json {
+            Value::Array(items) if items.first().is_some_and(|item| item.get("error").is_some()) => &items[0],
+            other => other,
+        };
+        let Value::Object(fields) = json else {
+            if let Value::String(text) = json {
+                self.say(Some(&Value::String(text.clone())));
+            }
+            return;
+        };
+        match fields.get("error") {
+            Some(Value::String(text)) => {
+                self.say(Some(&Value::String(text.clone())));
+                self.is_error |= !text.is_empty();
+            }
+            Some(error @ Value::Object(inner)) => {
+                self.is_error |= !inner.is_empty();
+                for name in ["code", "type", "status"] {
+                    self.code(error.get(name));
+                }
+                self.say(error.get("message"));
+                for detail in error.get("details").and_then(Value::as_array).into_iter().flatten().take(16) {
+                    self.code(detail.get("reason"));
+                }
+            }
+            Some(Value::Bool(true)) => self.is_error = true,
+            _ => {}
+        }
+        for name in ["code", "type", "status", "__type"] {
+            self.code(fields.get(name));
+        }
+        for name in ["message", "Message", "detail", "title", "msg"] {
+            self.say(fields.get(name));
+        }
+        if let Some(first) = fields.get("errors").and_then(Value::as_array).and_then(|errors| errors.first())
+        {
+            self.is_error = true;
+            self.code(first.get("code"));
+            self.say(first.get("message").or(Some(first)));
+        }
+        if let Some(fault) = fields.get("fault").filter(|fault| fault.is_object()) {
+            self.is_error = true;
+            self.say(fault.get("faultstring"));
+        }
+        if let Some(base) = fields.get("base_resp")
+            && base.get("status_code").and_then(Value::as_i64).is_some_and(|code| code != 0)
+        {
+            self.is_error = true;
+            self.code(base.get("status_code"));
+            self.say(base.get("status_msg"));
+        }
+        let text = |name: &str| fields.get(name).and_then(Value::as_str);
+        self.is_error |= text("type") == Some("error")
+            || text("object") == Some("error")
+            || fields.get("success").and_then(Value::as_bool) == Some(false);
+    }
+
+    fn take_text(&mut self, reply: &Reply<'_>) {
+        let text =
+            String::from_utf8_lossy(reply.body.get(..reply.body.len().min(64 * 1024)).unwrap_or_default());
+        let text = text.trim_start_matches('\u{feff}').trim();
+        let html =
+            reply.header("content-type").is_some_and(|kind| kind.to_ascii_lowercase().contains("html"));
+        if html || text.starts_with('<') {
+            self.is_page = true;
+            return;
+        }
+        // A stream of JSON lines keeps status 200 when it breaks off with an error.
+        for line in text.lines().take(MAX_LINES) {
+            let line = line.trim().strip_prefix("data:").unwrap_or(line).trim();
+            if line.starts_with('{')
+                && let Ok(json) = serde_json::from_str::<Value>(line)
+                && json.get("error").is_some()
+            {
+                return self.take(&json);
+            }
+        }
+        if !reply.is_success() {
+            self.say(Some(&Value::String(text.chars().take(MAX_SAID).collect())));
+        }
+    }
+
+    pub(super) fn has_code(&self, codes: &[&str]) -> bool {
+        self.codes.iter().any(|code| codes.contains(&code.as_str()))
+    }
+}
+
+/// What an error reply says about the key; `None` where the reply holds no error.
+///
+/// A success is never a proof here: that depends on which endpoint gave it.
+pub fn read_error(kind: P, reply: &Reply<'_>) -> Option<KeyVerdict> {
+    let (said, _) = Said::read(reply);
+    read_said(kind, reply.status, &said)
+}
+
+pub(super) fn read_said(kind: P, status: u16, said: &Said) -> Option<KeyVerdict> {
+    if (200..300).contains(&status) && !said.is_error {
+        return None;
+    }
+    Some(
+        own_habits(kind, status, said)
+            .or_else(|| general_markers(kind, status, said))
+            .unwrap_or_else(|| by_status(kind, status, said)),
+    )
+}
+
+/// The provider's message with its status, for a person.
+fn reason(status: u16, said: &Said) -> String {
+    let words = if !said.message.is_empty() {
+        said.message.clone()
+    } else if !said.codes.is_empty() {
+        said.codes.join(" ")
+    } else if said.is_page {
+        "a web page instead of an API answer".into()
+    } else {
+        return format!("HTTP {status}");
+    };
+    format!("HTTP {status}: {words}")
+}
+
+/// Exceptions that only one type makes, and where a general marker would mislead.
+fn own_habits(kind: P, status: u16, said: &Said) -> Option<KeyVerdict> {
+    let has = |marker: &str| said.text.contains(marker);
+    let reason = || reason(status, said);
+    let invalid = || Some(KeyVerdict::Invalid { reason: reason() });
+    let quota = || Some(KeyVerdict::Quota { reason: reason(), proven: true });
+    let rate = |proven| Some(KeyVerdict::Rate { reason: reason(), proven });
+    let restricted = |proven| Some(KeyVerdict::Restricted { reason: reason(), proven });
+    let overload = || Some(KeyVerdict::Overload { reason: reason() });
+    let unclear = || Some(KeyVerdict::Inconclusive { reason: reason() });
+    let doubtful_quota = || Some(KeyVerdict::Quota { reason: reason(), proven: false });
+    match kind {
+        // Said to mean billing, but not seen: no proof of the key.
+        P::OpenAi if has("billing_not_active") => doubtful_quota(),
+        P::Moonshot if has("exceeded_current_quota_error") => doubtful_quota(),
+        P::Perplexity if status == 402 || has("insufficient credit") => doubtful_quota(),
+        // Its text for a limit per minute speaks of a quota as well; the status word tells.
+        P::Google if has("dunning") => quota(),
+        P::Google if status == 429 => rate(has("resource_exhausted")),
+        P::Google if has("unregistered callers") => unclear(),
+        P::Google if status == 401 && has("expected oauth 2 access token") => invalid(),
+        P::Google if status == 400 && has("failed_precondition") => restricted(false),
+        P::Google if status == 403 && has("permission_denied") => restricted(true),
+        P::AzureOpenAi if status == 404 && has("deploymentnotfound") => Some(KeyVerdict::Valid),
+        P::AzureOpenAi if status == 401 => Some(KeyVerdict::Invalid {
+            reason: format!("{} (or base_url names another resource than the key's)", reason()),
+        }),
+        P::Together if status == 403 => unclear(),
+        P::Together if status == 400 && (has("model_not_available") || has("unable to access model")) => {
+            Some(KeyVerdict::Valid)
+        }
+        P::Mistral if status == 422 => Some(KeyVerdict::Valid),
+        P::Cohere if status == 429 && has("month") => quota(),
+        P::Cohere if status == 498 => unclear(),
+        P::Groq if status == 498 => overload(),
+        P::Xai if status == 403 && has("credits or licenses") => quota(),
+        P::Fireworks if has("fire pass api keys") => Some(KeyVerdict::Valid),
+        P::Fireworks if status == 412 => quota(),
+        P::Moonshot if status == 404 && (has("resource_not_found_error") || has("not found the model")) => {
+            Some(KeyVerdict::Valid)
+        }
+        P::NvidiaNim if status == 403 && has("authorization failed") => invalid(),
+        P::NvidiaNim if status == 404 && has("not found for account") => Some(KeyVerdict::Valid),
+        P::NvidiaNim if status == 400 && has("degraded function") => overload(),
+        P::OllamaCloud if status == 403 && has("subscription") => restricted(true),
+        P::Zhipu => zhipu(said, &reason()),
+        P::Qwen => qwen(status, said, &reason()),
+        P::MiniMax => minimax(said, &reason()),
+        P::Bedrock if has("security token") && has("invalid") => invalid(),
+        P::Bedrock if has("on-demand throughput") => Some(KeyVerdict::Valid),
+        P::Bedrock if has("throttlingexception") => rate(false),
+        // Permissions are per region: in the wrong one this says nothing about the key.
+        P::Bedrock if has("accessdeniedexception") => restricted(false),
+        P::GithubModels => {
+            Some(KeyVerdict::Untestable { reason: "GitHub Models was retired on 2026-07-30".into() })
+        }
+        _ => None,
+    }
+}
+
+/// Business codes under an HTTP status.
+fn zhipu(said: &Said, reason: &str) -> Option<KeyVerdict> {
+    let reason = reason.to_owned();
+    if said.has_code(&["1113", "1304", "1308", "1309", "1310"]) {
+        Some(KeyVerdict::Quota { reason, proven: true })
+    } else if said.has_code(&["1311", "1220"]) {
+        Some(KeyVerdict::Restricted { reason, proven: true })
+    } else if said.has_code(&["1110", "1111", "1112", "1121"]) {
+        Some(KeyVerdict::Restricted { reason, proven: false })
+    } else if said.has_code(&["1000", "1001", "1002", "1003", "1004", "1005"]) {
+        Some(KeyVerdict::Invalid { reason })
+    } else if said.has_code(&["1302", "1303", "1305", "1312"]) {
+        Some(KeyVerdict::Rate { reason, proven: false })
+    } else {
+        None
+    }
+}
+
+/// One code for two things under 429: a limit per minute, or an exhausted quota. The message tells.
+fn qwen(status: u16, said: &Said, reason: &str) -> Option<KeyVerdict> {
+    let has = |marker: &str| said.text.contains(marker);
+    let ambiguous = has("throttling.allocationquota") || (status == 429 && has("insufficient_quota"));
+    if ambiguous
+        && !has("freetieronly")
+        && !(has("free") && (has("exhausted") || has("expired") || has("used up")))
+    {
+        return Some(KeyVerdict::Rate { reason: reason.to_owned(), proven: false });
+    }
+    None
+}
+
+/// The number stands in `base_resp`, or in brackets at the end of a compatible surface's message.
+fn minimax(said: &Said, reason: &str) -> Option<KeyVerdict> {
+    let reason = reason.to_owned();
+    let code = |code: &str| said.has_code(&[code]) || said.text.contains(&format!("({code})"));
+    if code("1008") {
+        Some(KeyVerdict::Quota { reason, proven: true })
+    } else if code("1004") || code("2049") || said.has_code(&["authorized_error"]) {
+        Some(KeyVerdict::Invalid { reason })
+    } else if code("1002") {
+        Some(KeyVerdict::Rate { reason, proven: false })
+    } else {
+        None
+    }
+}
+
+/// Quota, then restricted, invalid, rate, overload. Server errors are never read for a verdict on the key:
+/// a gateway may be quoting its own upstream there.
+fn general_markers(kind: P, status: u16, said: &Said) -> Option<KeyVerdict> {
+    if (500..600).contains(&status) || said.is_page {
+        return None;
+    }
+    let text = said.text.as_str();
+    let reason = || reason(status, said);
+    if markers::any(text, QUOTA) {
+        return Some(KeyVerdict::Quota { reason: reason(), proven: is_known(kind) });
+    }
+    if markers::any(text, RESTRICTED) && matches!(status, 200..=299 | 400 | 401 | 403) {
+        return Some(KeyVerdict::Restricted { reason: reason(), proven: is_known(kind) });
+    }
+    // A 401 that calls the key invalid is about the key, whatever else the sentence mentions.
+    let invalid = markers::any(text, INVALID) && matches!(status, 200..=299 | 400 | 401 | 403);
+    if invalid && status == 401 {
+        return Some(KeyVerdict::Invalid { reason: reason() });
+    }
+    if markers::any(text, REFUSED) && matches!(status, 200..=299 | 400 | 403) {
+        return Some(KeyVerdict::Restricted { reason: reason(), proven: false });
+    }
+    if invalid {
+        return Some(KeyVerdict::Invalid { reason: reason() });
+    }
+    if markers::any(text, OVERLOAD) {
+        return Some(KeyVerdict::Overload { reason: reason() });
+    }
+    if matches!(status, 200..=299 | 429) && markers::any(text, RATE) {
+        return Some(KeyVerdict::Rate { reason: reason(), proven: false });
+    }
+    None
+}
+
+/// Whether it is the vendor's own protocol, whose billing words mean its own account.
+const fn is_known(kind: P) -> bool {
+    !matches!(kind, P::OpenAiCompatible | P::Custom | P::Vllm | P::LlamaCpp | P::Ollama)
+}
+
+fn by_status(kind: P, status: u16, said: &Said) -> KeyVerdict {
+    let reason = reason(status, said);
+    match status {
+        401 => KeyVerdict::Invalid { reason },
+        402 => KeyVerdict::Quota { reason, proven: is_known(kind) && !said.is_page },
+        403 if forbidden_is_invalid(kind) && !said.is_page => KeyVerdict::Invalid { reason },
+        403 | 434 | 451 => KeyVerdict::Restricted { reason, proven: false },
+        429 => KeyVerdict::Rate { reason, proven: false },
+        500..=599 => KeyVerdict::Overload { reason },
+        _ => KeyVerdict::Inconclusive { reason },
+    }
+}
+
+/// Types that answer 403 to a key they do not know.
+const fn forbidden_is_invalid(kind: P) -> bool {
+    matches!(kind, P::Cerebras | P::Fireworks | P::OllamaCloud | P::Zhipu)
+}

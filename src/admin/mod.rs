@@ -1,0 +1,151 @@
+//! The HTTP server: metrics, the two health endpoints of the daemon itself, and the admin API.
+//!
+//! One file per resource; `server`, `tls` and `listen` are the sockets below, `guard`, `auth` and `extract` what
+//! holds for all requests. Invariants: what the catalog holds is answered from memory, and waits for PostgreSQL no
+//! more than `/metrics` does; everything below `/api/v1` but its own description wants a token; every answer
+//! carries the security headers, every failure the same JSON.
+
+#![allow(unused_qualifications, reason = "the derives of utoipa write paths in full")]
+
+mod actions;
+mod auth;
+mod error;
+mod event_stream;
+mod events;
+mod extract;
+mod guard;
+pub mod hooks;
+mod key_test;
+mod keys;
+mod list;
+mod models;
+mod openapi;
+mod page;
+mod providers;
+mod public;
+mod routes;
+mod status;
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, AtomicUsize},
+};
+
+use axum::{Router, middleware};
+use tokio::net::TcpListener;
+use utoipa::OpenApi as _;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use self::error::ApiError;
+pub use crate::admin::{
+    auth::{Fresh, TokenError, Tokens},
+    event_stream::Tail,
+    guard::Hosts,
+    key_test::Budget,
+};
+use crate::{
+    checks::Checks,
+    metrics::Metrics,
+    process::lifecycle::Supervisor,
+    secret::Keyring,
+    source::Wake,
+    status::{Latest, Snapshot},
+    store::Store,
+};
+use net::{
+    probe::Prober,
+    server::{Limits, Tls},
+};
+
+/// What the daemon tells about itself.
+#[derive(Default)]
+pub struct Readiness {
+    /// The database answered the last time it was asked, and is migrated.
+    pub database: AtomicBool,
+    /// The first reconcile is done, by this daemon or, where another one leads, by that one.
+    pub reconciled: AtomicBool,
+}
+
+/// What exists once the database was reached for the first time.
+pub struct Live {
+    pub wake: Wake,
+    pub keyring: Arc<Keyring>,
+}
+
+/// What handlers share.
+#[derive(Clone)]
+pub struct Shared {
+    pub metrics: Arc<Metrics>,
+    pub readiness: Arc<Readiness>,
+    /// The webhook of the Git repository, where there is one.
+    pub hook: Option<Arc<hooks::Hook>>,
+    /// Set once the checks run.
+    pub checked: Arc<OnceLock<Checked>>,
+    /// Whether the series that carry a provider's name are shown.
+    pub per_provider: bool,
+    pub tokens: Tokens,
+    pub hosts: Hosts,
+    pub store: Store,
+    pub latest: Latest,
+    pub live: Arc<OnceLock<Live>>,
+    pub tail: Tail,
+    pub prober: Arc<Prober>,
+    pub budget: Arc<Budget>,
+    pub tls: Option<Tls>,
+}
+
+/// The checks, as far as they are shown.
+pub struct Checked {
+    pub checks: Checks,
+    /// Turns under way.
+    pub in_flight: Arc<AtomicUsize>,
+}
+
+impl Shared {
+    fn snapshot(&self) -> Result<Arc<Snapshot>, ApiError> {
+        self.latest.borrow().clone().ok_or(ApiError::Unavailable("the database was not read yet"))
+    }
+
+    fn live(&self) -> Result<&Live, ApiError> {
+        self.live.get().ok_or(ApiError::Unavailable("the start-up is not over"))
+    }
+}
+
+/// Everything that is served.
+pub fn router(shared: Shared) -> Router {
+    let (admin, document) = admin().split_for_parts();
+    let admin = admin.route_layer(middleware::from_fn_with_state(shared.clone(), auth::authorize));
+    Router::new()
+        .merge(public::router())
+        .merge(page::router())
+        .merge(hooks::router(shared.hook.clone()))
+        .merge(admin)
+        .merge(openapi::serve(&document))
+        .fallback(async || ApiError::NoSuchPath)
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .layer(middleware::from_fn_with_state(shared.clone(), guard::guard))
+        .with_state(shared)
+}
+
+fn admin() -> OpenApiRouter<Shared> {
+    OpenApiRouter::with_openapi(openapi::Document::openapi())
+        .routes(routes!(status::show))
+        .routes(routes!(providers::all))
+        .routes(routes!(providers::one))
+        .routes(routes!(models::all))
+        .routes(routes!(routes::all))
+        .routes(routes!(events::all))
+        .routes(routes!(keys::all))
+        .routes(routes!(key_test::test))
+        .routes(routes!(actions::sync))
+        .routes(routes!(actions::suspend))
+        .routes(routes!(actions::resume))
+}
+
+/// Serves until the supervisor stops; requests under way are finished.
+pub async fn serve(listener: TcpListener, shared: Shared, supervisor: Supervisor) {
+    let tls = shared.tls.clone();
+    let stop = supervisor.token();
+    let spawn = move |connection| supervisor.spawn_brief("http-connection", connection);
+    net::server::serve(listener, tls, router(shared), Limits::default(), stop, spawn).await;
+}

@@ -1,0 +1,606 @@
+//! Checks every provider and tests every key when their turn comes, and tells what changed.
+//!
+//! One task owns the schedule and all machines; it takes commands and sends events. Not its job: remembering
+//! beyond its own life (events carry what is to be stored, [`Memory`] brings it back) and deciding which daemon
+//! checks what. Invariants: a result is never credited to a provider or key that has been replaced meanwhile, and
+//! while the prober suspects itself no machine sees a result.
+
+mod target;
+
+pub use target::{Label, Rhythm, Target, TargetError};
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use chrono::{DateTime, Utc};
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use secrecy::ExposeSecret as _;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use url::Url;
+
+use crate::checks::{
+    impairment::{Impaired, Impairment},
+    schedule::{Caps, Dues, Job, Next, Schedule, Turn, jittered, place, unit},
+    state::{HealthMachine, KeyMachine, KeyTransition, Transition},
+};
+use catalog::model::{HealthStatus, KeyStatus};
+use net::{
+    Limits,
+    probe::{Checked, HealthCheck, KeyTested, Prober},
+};
+use provider::{Controls, KeyReport, Outcome};
+
+/// Turns start at multiples of this, so that thousands of checks wake the thread for a handful at a time.
+const TICK: Duration = Duration::from_millis(20);
+/// How often ages are looked at: stale results, lingering turns, the canary.
+const HOUSEKEEPING: Duration = Duration::from_millis(500);
+/// How often all are looked at for results that have gone stale, after three intervals or more.
+const SWEEP: Duration = Duration::from_secs(1);
+/// A turn that takes longer than this makes room for others.
+const LINGERS: Duration = Duration::from_secs(1);
+/// How much longer a result may count while turns wait for each other.
+const MAX_WAIT: Duration = Duration::from_secs(120);
+/// How often the canary is asked while frozen.
+const CANARY_EVERY: Duration = Duration::from_secs(5);
+/// First checks are spread over no more than this, so that a new provider is soon known.
+const FIRST_WITHIN: Duration = Duration::from_secs(30);
+/// What another daemon has left is checked within this: its death has cost an interval or more already.
+const TAKEN_WITHIN: Duration = Duration::from_secs(3);
+/// A new key is tested at once; of many at once each waits so long for the one before, so that they do not take the turns
+/// of all checks.
+const FIRST_TESTS_APART: Duration = Duration::from_millis(10);
+/// Overdue key tests after a restart are spread over this.
+const TESTS_WITHIN: Duration = Duration::from_secs(60);
+
+/// What outlives the process.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Memory {
+    pub health: HealthMachine,
+    pub key: KeyMachine,
+    /// Shared: it changes with a key test, and a memory is handed on with every check.
+    pub controls: Arc<Controls>,
+}
+
+/// What the monitor is told.
+#[derive(Debug)]
+pub enum Command {
+    /// Check this provider, or check it differently. The rest counts only where the provider is new here.
+    Set {
+        target: Box<Target>,
+        memory: Option<Box<Memory>>,
+        /// Another daemon has checked it so far: what is overdue is checked within moments.
+        taken: bool,
+    },
+    Remove(Arc<str>),
+    /// Check and test at once; answered by the next events of this provider.
+    Now(Arc<str>),
+    /// All machines as they stand, for storing at shutdown or showing.
+    Snapshot(oneshot::Sender<Vec<(Arc<str>, Memory)>>),
+}
+
+/// What the monitor tells. Texts are redacted. `target` is what the event is about: its label says which row and
+/// which key, however often the provider has been set anew since.
+#[derive(Debug)]
+pub enum Event {
+    Checked {
+        target: Arc<Target>,
+        checked: Checked,
+        transition: Option<Transition>,
+        /// The result was not believed, since the prober suspects itself.
+        frozen: bool,
+        lag: Duration,
+        memory: Box<Memory>,
+    },
+    KeyTested {
+        target: Arc<Target>,
+        report: KeyReport,
+        took: Duration,
+        transition: Option<KeyTransition>,
+        memory: Box<Memory>,
+    },
+    /// A status changed without a check: it went stale, or the key was replaced.
+    Health {
+        target: Arc<Target>,
+        transition: Transition,
+        memory: Box<Memory>,
+    },
+    Key {
+        target: Arc<Target>,
+        transition: KeyTransition,
+        memory: Box<Memory>,
+    },
+    Impaired(Impaired),
+}
+
+/// How the monitor works.
+#[derive(Debug, Clone)]
+pub struct MonitorConfig {
+    pub caps: Caps,
+    /// The usual interval of checks: what "at once" means when hosts fail together.
+    pub interval: Duration,
+    /// Asked whether our own side works, when it is in doubt.
+    pub canary: Option<Url>,
+    /// Kept at the number of turns under way, for showing.
+    pub in_flight: Arc<AtomicUsize>,
+}
+
+impl MonitorConfig {
+    /// How many checks at once, and which host is asked when everything seems dead.
+    pub fn of(health: &crate::config::Health) -> Self {
+        let count = |number: std::num::NonZeroU32| usize::try_from(number.get()).unwrap_or(usize::MAX);
+        let total = count(health.max_in_flight);
+        let canary = health.canary.as_deref().and_then(|canary| {
+            // `host:port` is asked whether it opens a connection.
+            let url = if canary.contains("://") { canary.to_owned() } else { format!("http://{canary}") };
+            Url::parse(&url).ok()
+        });
+        Self {
+            caps: Caps {
+                origin_in_flight: count(health.per_origin_in_flight),
+                origin_per_second: f64::from(health.per_origin_rate.get()),
+                total,
+                suspects: (total / 2).max(1),
+                lingering: total.saturating_mul(8),
+            },
+            interval: health.interval,
+            canary,
+            ..Self::default()
+        }
+    }
+}
+
+impl Default for MonitorConfig {
+    fn default() -> Self {
+        Self {
+            caps: Caps::default(),
+            interval: Duration::from_secs(30),
+            canary: None,
+            in_flight: Arc::default(),
+        }
+    }
+}
+
+struct Watched {
+    target: Arc<Target>,
+    memory: Memory,
+    /// Turns taken; varies the jitter.
+    turns: u64,
+    /// No check since the last good one was refused: the first refusal of a valid key is news, and worth a test.
+    accepted: bool,
+}
+
+enum Finished {
+    Check { target: Arc<Target>, checked: Checked, lag: Duration },
+    Key { target: Arc<Target>, tested: KeyTested },
+    Canary { answered: bool },
+}
+
+struct Monitor {
+    prober: Arc<Prober>,
+    config: MonitorConfig,
+    epoch: Instant,
+    schedule: Schedule,
+    watched: HashMap<Arc<str>, Watched>,
+    impairment: Impairment,
+    running: FuturesUnordered<BoxFuture<'static, Finished>>,
+    /// Turns by their start, to see which linger.
+    started: BTreeSet<(Duration, Arc<str>)>,
+    canary_asked: Option<Instant>,
+    /// When all were last looked at for stale results.
+    swept: Option<Instant>,
+    /// When the next new key may be tested.
+    first_test: Duration,
+    events: mpsc::Sender<Event>,
+}
+
+/// Runs until told to stop, or until nobody sends commands or takes events any more. The receiver of the events
+/// must keep receiving: a full channel halts all checks rather than lose a transition.
+pub async fn run(
+    prober: Arc<Prober>,
+    config: MonitorConfig,
+    mut commands: mpsc::Receiver<Command>,
+    events: mpsc::Sender<Event>,
+    stop: CancellationToken,
+) {
+    let impairment = Impairment::new(config.interval, config.canary.is_some());
+    let schedule = Schedule::new(config.caps);
+    let mut monitor = Monitor {
+        prober,
+        config,
+        epoch: Instant::now(),
+        schedule,
+        watched: HashMap::new(),
+        impairment,
+        running: FuturesUnordered::new(),
+        started: BTreeSet::new(),
+        canary_asked: None,
+        swept: None,
+        first_test: Duration::ZERO,
+        events,
+    };
+    let mut housekeeping = interval(HOUSEKEEPING);
+    housekeeping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let wake = monitor.start_turns();
+        monitor.config.in_flight.store(monitor.running.len(), Ordering::Relaxed);
+        let told = tokio::select! {
+            biased;
+            () = stop.cancelled() => break,
+            () = monitor.events.closed() => break,
+            command = commands.recv() => match command {
+                Some(command) => monitor.obey(command),
+                None => break,
+            },
+            Some(finished) = monitor.running.next() => monitor.finish(finished),
+            _ = housekeeping.tick() => monitor.keep_house(),
+            () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => Vec::new(),
+        };
+        for event in told {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                sent = monitor.events.send(event) => if sent.is_err() { return },
+            }
+        }
+    }
+}
+
+impl Monitor {
+    fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    /// Starts whatever may start now, and says when to look again.
+    fn start_turns(&mut self) -> Option<Instant> {
+        loop {
+            let now = self.now();
+            match self.schedule.next(floor(now)) {
+                Next::Run(turn) => self.start(turn, now),
+                Next::At(at) => return Some(self.epoch + ceil(at)),
+                Next::Wait => return None,
+            }
+        }
+    }
+
+    fn start(&mut self, turn: Turn, now: Duration) {
+        let Some(watched) = self.watched.get_mut(&turn.provider) else {
+            self.schedule.remove(&turn.provider);
+            return;
+        };
+        watched.turns += 1;
+        let (target, prober) = (watched.target.clone(), self.prober.clone());
+        self.started.insert((now, turn.provider));
+        self.running.push(match turn.job {
+            Job::Check => async move {
+                let checked = prober.check(target.health_check()).await;
+                Finished::Check { target, checked, lag: turn.lag }
+            }
+            .boxed(),
+            Job::KeyTest => {
+                let controls = Controls::clone(&watched.memory.controls);
+                async move {
+                    let key = target.key.as_ref().map(|key| key.expose_secret());
+                    let tested =
+                        prober.test_key(target.kind, &target.base, key, controls, target.limits).await;
+                    Finished::Key { target, tested }
+                }
+                .boxed()
+            }
+        });
+    }
+
+    fn obey(&mut self, command: Command) -> Vec<Event> {
+        match command {
+            Command::Set { target, memory, taken } => self.set(*target, memory, taken),
+            Command::Remove(name) => {
+                self.schedule.remove(&name);
+                if let Some(gone) = self.watched.remove(&name) {
+                    self.forget_origin(&gone.target.origin);
+                }
+                Vec::new()
+            }
+            Command::Now(name) => {
+                let now = self.now();
+                if let Some(watched) = self.watched.get(&name) {
+                    let key_test = watched.target.key.as_ref().map(|_| now);
+                    let dues = Dues { check: Some(now), key_test, suspect: is_suspect(watched) };
+                    self.schedule.set(&name, &watched.target.origin, dues);
+                }
+                Vec::new()
+            }
+            Command::Snapshot(answer) => {
+                let all = self.watched.iter().map(|(name, watched)| (name.clone(), watched.memory.clone()));
+                // Whoever asked may have gone; that is no concern of ours.
+                let _ = answer.send(all.collect());
+                Vec::new()
+            }
+        }
+    }
+
+    fn set(&mut self, target: Target, memory: Option<Box<Memory>>, taken: bool) -> Vec<Event> {
+        let (name, wall) = (target.name.clone(), Utc::now());
+        let mut told = Vec::new();
+        let old = self.watched.remove(&name);
+        let same_place =
+            old.as_ref().is_some_and(|old| old.target.kind == target.kind && old.target.base == target.base);
+        let same_key = old.as_ref().is_some_and(|old| old.target.has_key_of(&target));
+        let known = old.is_some();
+        let turns = old.as_ref().map_or(0, |old| old.turns);
+        let old_origin = old.as_ref().map(|old| old.target.origin.clone());
+        let mut memory = match old {
+            Some(old) => old.memory,
+            None => memory.map(|memory| *memory).unwrap_or_default(),
+        };
+        let mut key_changed = None;
+        if known && !(same_place && same_key) {
+            // Another place may know another key; either way the old verdict says nothing about this pair.
+            key_changed = memory.key.key_changed(wall);
+        }
+        if known && !same_place {
+            memory.health = HealthMachine::default();
+        }
+        let watched = Watched { target: Arc::new(target), memory, turns, accepted: true };
+        if let Some(transition) = key_changed {
+            told.push(Event::Key {
+                target: watched.target.clone(),
+                transition,
+                memory: Box::new(watched.memory.clone()),
+            });
+        }
+        if let Some(origin) = old_origin
+            && !same_place
+        {
+            self.forget_origin(&origin);
+            // A check of the old place may still run; it must not stand in the way of the first one here.
+            self.schedule.remove(&name);
+        }
+        let within = if taken && !known { TAKEN_WITHIN } else { FIRST_WITHIN };
+        let (check, key_test) = (Some(self.check_due(&watched, within)), self.key_due(&watched));
+        let dues = Dues { check, key_test, suspect: is_suspect(&watched) };
+        self.schedule.set(&name, &watched.target.origin, dues);
+        self.watched.insert(name, watched);
+        told
+    }
+
+    /// An origin that nobody uses any more has no say in whether we are impaired.
+    fn forget_origin(&mut self, origin: &str) {
+        if !self.watched.values().any(|watched| *watched.target.origin == *origin) {
+            self.impairment.remove(origin);
+        }
+    }
+
+    /// Where nothing is known, or it is overdue, its turn comes `within` this time.
+    fn check_due(&self, watched: &Watched, within: Duration) -> Duration {
+        let (wall, now, name) = (Utc::now(), self.now(), &watched.target.name);
+        let health = &watched.memory.health;
+        let regular = watched.target.rhythm.regular(health.last_result().unwrap_or(wall));
+        let Some(last) = health.last_result() else {
+            return now
+                + match &watched.target.rhythm {
+                    Rhythm::Every(every) => place(name, within.min(*every), wall),
+                    Rhythm::Cron(_) => place(name, within, wall),
+                };
+        };
+        let delay = health.delay(wall, regular);
+        // A cron expression means its very moment.
+        let exact = matches!(watched.target.rhythm, Rhythm::Cron(_)) && delay == regular;
+        let delay = if exact { delay } else { jittered(delay, name, watched.turns).max(delay.mul_f64(0.95)) };
+        match (last + delay - wall).to_std() {
+            // A wall clock that was set back must not silence checks.
+            Ok(wait) => now + wait.min(delay),
+            // Overdue from before a restart: back to its own place.
+            Err(_) => now + place(name, regular.min(within), wall),
+        }
+    }
+
+    fn key_due(&mut self, watched: &Watched) -> Option<Duration> {
+        watched.target.key.as_ref()?;
+        let (wall, now, name) = (Utc::now(), self.now(), &watched.target.name);
+        let key = &watched.memory.key;
+        if key.last_test().is_none() {
+            let at = self.first_test.max(now);
+            self.first_test = at + FIRST_TESTS_APART;
+            return Some(at);
+        }
+        Some(match (key.next_test(wall, unit(name, watched.turns)) - wall).to_std() {
+            Ok(wait) => now + wait.min(key.delay().mul_f64(1.1)),
+            Err(_) => now + place(name, TESTS_WITHIN, wall),
+        })
+    }
+
+    fn finish(&mut self, finished: Finished) -> Vec<Event> {
+        match finished {
+            Finished::Check { target, checked, lag } => self.finish_check(&target, checked, lag),
+            Finished::Key { target, tested } => self.finish_key(&target, tested),
+            Finished::Canary { answered } => {
+                self.impairment.canary(answered).map(Event::Impaired).into_iter().collect()
+            }
+        }
+    }
+
+    fn finish_check(&mut self, target: &Arc<Target>, checked: Checked, lag: Duration) -> Vec<Event> {
+        let wall = Utc::now();
+        let mut told = Vec::new();
+        let failed = matches!(checked.outcome, Outcome::Hard { .. } | Outcome::Local { .. });
+        let name = &target.name;
+        let Some(mut watched) = self.watched.remove(name) else { return told };
+        if watched.target.kind == target.kind && watched.target.base == target.base {
+            told.extend(self.impairment.observe(wall, &target.origin, failed).map(Event::Impaired));
+            let frozen = self.impairment.is_frozen();
+            let transition = if frozen {
+                watched.memory.health.hold(wall);
+                None
+            } else {
+                watched.memory.health.observe(wall, &checked.outcome)
+            };
+            let doubted = !frozen && doubts_key(&mut watched, &checked.outcome);
+            let memory = Box::new(watched.memory.clone());
+            let target = watched.target.clone();
+            told.push(Event::Checked { target, checked, transition, frozen, lag, memory });
+            // A local failure, or a frozen first result, leaves no time to count from.
+            let due = match watched.memory.health.last_result() {
+                Some(last) if last >= wall => self.check_due(&watched, FIRST_WITHIN),
+                _ => self.now() + jittered(watched.target.rhythm.regular(wall), name, watched.turns),
+            };
+            self.schedule.done(name, Job::Check, Some(due), is_suspect(&watched));
+            if doubted {
+                let dues =
+                    Dues { check: Some(due), key_test: Some(self.now()), suspect: is_suspect(&watched) };
+                self.schedule.set(name, &watched.target.origin, dues);
+            }
+        }
+        self.watched.insert(name.clone(), watched);
+        told
+    }
+
+    fn finish_key(&mut self, target: &Arc<Target>, tested: KeyTested) -> Vec<Event> {
+        let wall = Utc::now();
+        let name = &target.name;
+        let Some(mut watched) = self.watched.remove(name) else { return Vec::new() };
+        let mut told = Vec::new();
+        let same_place = watched.target.kind == target.kind && watched.target.base == target.base;
+        let due = if same_place && watched.target.has_key_of(target) {
+            watched.memory.controls = Arc::new(tested.controls);
+            let believed = tested.local.is_none() && !self.impairment.is_frozen();
+            let report = tested.report;
+            if believed {
+                let wait = report.facts.retry_after;
+                let transition = watched.memory.key.observe(wall, &report.verdict, wait);
+                let memory = Box::new(watched.memory.clone());
+                let (target, took) = (watched.target.clone(), tested.took);
+                told.push(Event::KeyTested { target, report, took, transition, memory });
+                self.key_due(&watched)
+            } else {
+                Some(self.now() + jittered(Duration::from_secs(60), name, watched.turns))
+            }
+        } else {
+            // It was the old key; the new one is due.
+            self.key_due(&watched)
+        };
+        if same_place {
+            self.schedule.done(name, Job::KeyTest, due, is_suspect(&watched));
+        }
+        self.watched.insert(name.clone(), watched);
+        told
+    }
+
+    fn keep_house(&mut self) -> Vec<Event> {
+        let (now, wall) = (self.now(), Utc::now());
+        let mut told = Vec::new();
+        while let Some((started, name)) =
+            self.started.first().filter(|(at, _)| now.saturating_sub(*at) >= LINGERS).cloned()
+        {
+            self.started.remove(&(started, name.clone()));
+            self.schedule.linger(&name);
+        }
+        told.extend(self.impairment.tick(wall).map(Event::Impaired));
+        if self.impairment.is_frozen() {
+            self.ask_canary();
+            for watched in self.watched.values_mut() {
+                watched.memory.health.hold(wall);
+            }
+            return told;
+        }
+        if self.swept.is_some_and(|at| at.elapsed() < SWEEP) {
+            return told;
+        }
+        self.swept = Some(Instant::now());
+        let mut waits = None;
+        for watched in self.watched.values_mut() {
+            if watched.memory.health.status() == HealthStatus::Unknown {
+                continue;
+            }
+            let last = watched.memory.health.last_result().unwrap_or(wall);
+            let regular = watched.target.rhythm.regular(last);
+            // Most are fresh, and that is seen without looking anything up.
+            if (wall - last).to_std().is_ok_and(|age| age <= regular * 2) {
+                continue;
+            }
+            let regular = self.schedule.stretched(&watched.target.origin, regular);
+            // A turn that is under way may take as long as it may, and one that our caps hold up makes nothing stale.
+            let waits = *waits.get_or_insert_with(|| self.schedule.lag(now).min(MAX_WAIT));
+            if let Some(transition) =
+                watched.memory.health.expire(wall, regular + watched.target.limits.total + waits)
+            {
+                let memory = Box::new(watched.memory.clone());
+                told.push(Event::Health { target: watched.target.clone(), transition, memory });
+            }
+        }
+        told
+    }
+
+    fn ask_canary(&mut self) {
+        let Some(canary) = self.config.canary.clone() else { return };
+        if self.canary_asked.is_some_and(|asked| asked.elapsed() < CANARY_EVERY) {
+            return;
+        }
+        self.canary_asked = Some(Instant::now());
+        let prober = self.prober.clone();
+        self.running.push(
+            async move { Finished::Canary { answered: prober.reach(&canary, Limits::default()).await.is_ok() } }.boxed(),
+        );
+    }
+}
+
+/// The last tick not after a time.
+const fn floor(at: Duration) -> Duration {
+    Duration::from_nanos_u128(at.as_nanos() / TICK.as_nanos() * TICK.as_nanos())
+}
+
+/// The first tick not before a time.
+const fn ceil(at: Duration) -> Duration {
+    Duration::from_nanos_u128(at.as_nanos().div_ceil(TICK.as_nanos()) * TICK.as_nanos())
+}
+
+/// Whether a check speaks against a key that was proven: a revoked key should not wait for its next regular test. Only
+/// the first refusal after a good check does, or an endpoint that refuses every key would be tested all the time.
+fn doubts_key(watched: &mut Watched, outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Auth { .. } => {
+            let was_accepted = std::mem::replace(&mut watched.accepted, false);
+            was_accepted && watched.target.key.is_some() && watched.memory.key.status() == KeyStatus::Valid
+        }
+        Outcome::Ok | Outcome::Slow => {
+            watched.accepted = true;
+            false
+        }
+        _ => false,
+    }
+}
+
+/// Failing, or about to be: its turns come out of the smaller share.
+fn is_suspect(watched: &Watched) -> bool {
+    watched.memory.health.is_pending() || watched.memory.health.status() == HealthStatus::Unhealthy
+}
+
+/// The wall clock's time of the next check, for showing.
+pub fn next_check(memory: &Memory, rhythm: &Rhythm, now: DateTime<Utc>) -> DateTime<Utc> {
+    memory.health.next_check(now, rhythm.regular(memory.health.last_result().unwrap_or(now)))
+}
+
+impl Target {
+    /// What is asked to find out about its health.
+    pub fn health_check(&self) -> HealthCheck<'_> {
+        HealthCheck {
+            kind: self.kind,
+            base: &self.base,
+            key: self.key.as_ref().map(|key| key.expose_secret()),
+            path: self.path.as_deref(),
+            expect_status: self.expect_status.as_deref(),
+            slow_after: self.slow_after,
+            limits: self.limits,
+        }
+    }
+}

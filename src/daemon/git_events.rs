@@ -1,0 +1,86 @@
+//! What pulling from Git has to say, written to the audit trail.
+//!
+//! Not its job: pulling (`source::pull`). Invariant: of several daemons that pull, the one that reconciles tells.
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::{sync::mpsc, time::timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use catalog::{model::Revision, plan::EventKind};
+
+use crate::{
+    daemon::{Leader, Leadership},
+    source::pull::{History, News},
+    store::{NewEvent, Store},
+};
+
+/// A crashed leader is replaced within 10 s; whoever does not lead by then has somebody who tells.
+const LEAD_WITHIN: Duration = Duration::from_secs(15);
+/// First and longest wait before writing is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+
+/// Writes all news until `stop`.
+pub(crate) async fn record(
+    store: Store,
+    mut news: mpsc::Receiver<News>,
+    mut leadership: Leadership,
+    stop: CancellationToken,
+) {
+    while let Some(Some(news)) = stop.run_until_cancelled(news.recv()).await {
+        let event = event_of(news);
+        if stop.run_until_cancelled(write(&store, &event, &mut leadership)).await.is_none() {
+            return;
+        }
+    }
+    // Ending before the stop would end the process; nobody sends any more only when it is stopping.
+    stop.cancelled().await;
+}
+
+async fn write(store: &Store, event: &NewEvent, leadership: &mut Leadership) {
+    let mut wait = RETRY.0;
+    loop {
+        let leads = timeout(LEAD_WITHIN, leadership.wait_for(|it| matches!(it, Leader::Us(_)))).await;
+        match leads.map(|leads| leads.is_ok()) {
+            Ok(true) => match store.record(std::slice::from_ref(event)).await {
+                Ok(()) => return,
+                Err(error) => debug!(%error, "an event of Git is not recorded yet"),
+            },
+            Ok(false) => return,
+            Err(_) if *leadership.borrow() == Leader::Somebody => return,
+            Err(_) => {}
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(RETRY.1);
+    }
+}
+
+/// The audit row of one piece of news.
+pub fn event_of(news: News) -> NewEvent {
+    let of = |detail, reason: String, commit| NewEvent {
+        kind: EventKind::Source,
+        provider: None,
+        provider_id: None,
+        detail,
+        reason,
+        origin: None,
+        revision: Some(Revision { commit, dirty: false }),
+    };
+    match news {
+        News::Switched { from, to, history } => {
+            let reason = match history {
+                History::Rewritten => "the history was rewritten (a forced push?); it is followed",
+                History::Unknown => "a new commit; whether it came after the last one is not known",
+                History::First | History::Forward => "a new commit",
+            };
+            let detail = json!({ "from": from, "to": to, "history": history.as_str() });
+            of(detail, reason.to_owned(), to)
+        }
+        News::Refused { commit, reason } => {
+            let detail = json!({ "refused": commit, "why": reason });
+            of(detail, "the commit is not signed by an allowed signer; it is not applied".to_owned(), commit)
+        }
+    }
+}

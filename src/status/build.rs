@@ -1,0 +1,561 @@
+//! From rows and a plan to one picture.
+//!
+//! PURE but for the keyring, which opens the stored keys to preview and fingerprint them; each is wiped at once.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use chrono::{DateTime, Utc};
+use rayon::prelude::*;
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use uuid::Uuid;
+
+use catalog::{
+    manifest::{Build, Severity},
+    model::{JsonMap, KeyStatus, Provider},
+    plan::{HoldKind, NoticeKind, Plan},
+};
+
+use super::{
+    Json, Model, Row, Seen, Snapshot, Sort,
+    live::{Live, Strips},
+    mask,
+    view::{
+        Attention, AttentionKind, Health, Held, HeldKind, Key, KeyCounts, ManifestProblem, ModelItem,
+        ProviderCounts, ProviderItem, ProviderKey, ProviderKeys, RouteCell, RouteModel, Routes, State,
+        Status,
+    },
+};
+use crate::{
+    secret::{self, Keyring, Secret},
+    status::judge::{Judge, Line},
+    store::{CatalogRows, ModelRow, ProviderRow, ProviderStatus, Suspended},
+};
+
+/// Matters of attention, and problems of manifests, that one answer lists.
+const LISTED: usize = 200;
+
+pub(super) struct Input<'a> {
+    pub build: &'a Build,
+    pub seen: &'a Seen,
+    pub plan: &'a Plan,
+    pub rows: Vec<ProviderStatus>,
+    pub catalog: CatalogRows,
+    pub suspended: Suspended,
+    pub live: Live,
+    pub strips: Option<&'a Strips>,
+}
+
+/// What all drafts are made with.
+struct Common<'a> {
+    judge: Judge<'a>,
+    seen: &'a Seen,
+    keyring: &'a Keyring,
+    suspended: &'a Suspended,
+    live: &'a Live,
+    strips: Option<&'a Strips>,
+    at: DateTime<Utc>,
+}
+
+/// One provider before it is written down.
+struct Draft {
+    name: Arc<str>,
+    item: ProviderItem,
+    has_key: bool,
+    test_status: Option<String>,
+    config: JsonMap,
+    preview: Option<String>,
+    fingerprint: Option<String>,
+}
+
+pub(super) fn snapshot(input: Input<'_>, keyring: &Keyring, at: DateTime<Utc>) -> Snapshot {
+    let Input { build, seen, plan, rows, catalog, suspended, live, strips } = input;
+    let judge = Judge::new(build, plan, &suspended);
+    let common = Common { judge, seen, keyring, suspended: &suspended, live: &live, strips, at };
+    let judge = &common.judge;
+    let CatalogRows { providers, mut models, rules } = catalog;
+    let mut details: HashMap<Uuid, ProviderRow> = providers.into_iter().map(|row| (row.id, row)).collect();
+
+    let paired: Vec<(ProviderStatus, Option<ProviderRow>)> =
+        rows.into_iter().map(|row| (row.id, row)).map(|(id, row)| (row, details.remove(&id))).collect();
+    let mut drafts: Vec<Draft> =
+        paired.into_par_iter().map(|(row, detail)| draft(row, detail, &common)).collect();
+    let known: std::collections::HashSet<&str> = drafts.iter().map(|draft| &*draft.name).collect();
+    let absent = judge.absent(|name| known.contains(name));
+    drop(known);
+    drafts.extend(absent.iter().map(|provider| absent_draft(provider, judge)));
+    drafts.sort_by(|a, b| a.name.cmp(&b.name));
+
+    let status = status(&drafts, build, plan, &common);
+    let names: HashMap<Uuid, (Arc<str>, Health, bool, i32)> = drafts
+        .iter()
+        .filter_map(|draft| {
+            let item = &draft.item;
+            let place = (draft.name.clone(), item.health, item.enabled, item.priority.unwrap_or(0));
+            Some((item.id?, place))
+        })
+        .collect();
+    models.retain(|model| names.contains_key(&model.provider_id));
+    let name_of =
+        |model: &ModelRow| names.get(&model.provider_id).map(|(name, ..)| name.clone()).unwrap_or_default();
+    models.sort_by(|a, b| (name_of(a), &a.name, a.id).cmp(&(name_of(b), &b.name, b.id)));
+    let routes = json(&routes(&models, &rules, &names));
+    let written: Vec<Model> = models
+        .iter()
+        .map(|row| {
+            let provider = name_of(row);
+            let sort_key = hex(&[provider.as_bytes(), b"\0", row.name.as_bytes(), b"\0", row.id.as_bytes()]);
+            let item = text(&model_item(&provider, row));
+            Model { provider, sort_key, item }
+        })
+        .collect();
+
+    let mut best: HashMap<String, (i32, Arc<str>)> = HashMap::new();
+    for draft in drafts.iter().filter(|draft| draft.has_key && draft.item.enabled) {
+        let Some(kind) = draft.item.kind.clone() else { continue };
+        let priority = draft.item.priority.unwrap_or(0);
+        // Names come in order, so the first of equals stays.
+        if best.get(&kind).is_none_or(|(other, _)| priority > *other) {
+            best.insert(kind, (priority, draft.name.clone()));
+        }
+    }
+    let best_with_key = best.into_iter().map(|(kind, (_, name))| (kind, name)).collect();
+
+    let keys: Vec<ProviderKey> = drafts.iter().filter_map(provider_key).collect();
+    let keys = json(&ProviderKeys { total: keys.len(), providers: keys });
+    let mut at_model = 0;
+    let mut finished: Vec<Row> = Vec::with_capacity(drafts.len());
+    for draft in drafts {
+        let from = at_model;
+        while written.get(at_model).is_some_and(|model| model.provider == draft.name) {
+            at_model += 1;
+        }
+        finished.push(row(draft, from..at_model));
+    }
+    let by_name = finished.iter().enumerate().map(|(at, row)| (row.name.clone(), at)).collect();
+    let orders = Sort::ALL.map(|sort| {
+        let mut order: Vec<u32> = (0..u32::try_from(finished.len()).unwrap_or(u32::MAX)).collect();
+        let key = |at: &u32| finished.get(*at as usize).map(|row| row.sort_keys[sort as usize].clone());
+        order.sort_by_cached_key(key);
+        order
+    });
+
+    let mut digest = Sha256::new();
+    for row in &finished {
+        digest.update(row.item.as_bytes());
+        digest.update(row.config.as_bytes());
+    }
+    written.iter().for_each(|model| digest.update(model.item.as_bytes()));
+    digest.update(keys.digest.as_bytes());
+    let digest = short(digest);
+    Snapshot {
+        at,
+        digest,
+        status,
+        keys,
+        routes,
+        rows: finished,
+        orders,
+        by_name,
+        models: written,
+        best_with_key,
+    }
+}
+
+fn draft(status: ProviderStatus, detail: Option<ProviderRow>, common: &Common<'_>) -> Draft {
+    let Common { judge, keyring, .. } = common;
+    let (name, id, key_source, has_key) =
+        (status.name.clone(), status.id, status.key_source.clone(), status.has_key);
+    let base_url = status.api_base_url.clone();
+    let test_status = status.key_test_status.clone();
+    let mut line = judge.line(status);
+    let live = common.live.providers.get(&name);
+    if let Some(live) = live {
+        line.health_since = live.since;
+        line.health_reason.clone_from(&live.reason);
+        line.key_reason.clone_from(&live.key_reason);
+        line.latency_ms = live.latency_ms;
+        line.last_check = live.last_check.max(line.last_check);
+    }
+    let unwritten = live.map_or(&[][..], |live| &live.hours);
+    let strip = common.strips.and_then(|strips| strips.of(id, unwritten));
+    let (tokens, priority, config) =
+        detail.map_or_else(Default::default, |row| (row.tokens, row.priority, row.config));
+    // The first column is what programs read to use the key, so it is believed if it opens.
+    let opened = tokens.iter().filter(|token| !token.is_empty());
+    let opened: Vec<Secret> = opened.filter_map(|token| keyring.byok.decrypt(token).ok()).collect();
+    let config = mask::config(config, &opened.iter().collect::<Vec<_>>());
+    let first = opened.first();
+    let item = ProviderItem {
+        id: Some(id),
+        name: line.name.clone(),
+        kind: line.kind.clone(),
+        state: line.state,
+        enabled: line.enabled.unwrap_or(true),
+        priority,
+        base_url: base_url.as_deref().map(mask::base_url),
+        health: Health::of(line.health.as_deref()),
+        health_since: line.health_since,
+        health_reason: said(&line.health_reason),
+        latency_ms: line.latency_ms,
+        last_check: line.last_check,
+        next_check: live.and_then(|live| live.next_check),
+        key: key_word(&line),
+        key_reason: key_notice(&name, judge).or_else(|| said(&line.key_reason)),
+        key_last_tested: line.key_last_tested,
+        key_source,
+        models: u64::try_from(line.models).unwrap_or_default(),
+        source: line.source,
+        revision: line.revision,
+        notices: line.notices,
+        strip,
+    };
+    Draft {
+        name,
+        item,
+        has_key,
+        test_status: test_status.filter(|_| has_key),
+        config,
+        preview: first.map(secret::preview),
+        fingerprint: first.map(|secret| keyring.fp.fingerprint(secret).to_string()),
+    }
+}
+
+fn absent_draft(provider: &Provider, judge: &Judge<'_>) -> Draft {
+    let notices = judge.notices(&provider.name);
+    let unresolved = notices.iter().any(|notice| notice.kind == NoticeKind::KeyUnresolved);
+    let item = ProviderItem {
+        id: None,
+        name: provider.name.to_string(),
+        kind: Some(provider.kind.to_string()),
+        state: State::Pending,
+        enabled: provider.enabled.unwrap_or(true),
+        priority: provider.priority,
+        base_url: provider.effective_base_url().map(mask::base_url),
+        health: Health::Unknown,
+        health_since: None,
+        health_reason: None,
+        latency_ms: None,
+        last_check: None,
+        next_check: None,
+        key: match (&provider.api_key, unresolved) {
+            (None, _) => Key::None,
+            (Some(_), true) => Key::Missing,
+            (Some(_), false) => Key::Pending,
+        },
+        key_reason: key_notice(&provider.name, judge),
+        key_last_tested: None,
+        key_source: provider.api_key_source.map(|source| source.to_string()),
+        models: 0,
+        source: Some(provider.origin.to_string()),
+        revision: None,
+        notices: notices.iter().map(|notice| notice.message.clone()).collect(),
+        strip: None,
+    };
+    let config = mask::config(provider.config.clone(), &[]);
+    Draft {
+        name: provider.name.clone(),
+        item,
+        has_key: false,
+        test_status: None,
+        config,
+        preview: None,
+        fingerprint: None,
+    }
+}
+
+fn said(reason: &str) -> Option<String> {
+    (!reason.is_empty()).then(|| reason.to_owned())
+}
+
+fn key_word(line: &Line) -> Key {
+    if line.key.as_deref() == Some("missing") {
+        return Key::Missing;
+    }
+    if !line.has_key {
+        return Key::None;
+    }
+    match line.key.as_deref().and_then(KeyStatus::parse) {
+        Some(KeyStatus::Valid) => Key::Valid,
+        Some(KeyStatus::Failed) => Key::Failed,
+        Some(KeyStatus::Error) => Key::Error,
+        Some(KeyStatus::Pending) | None => Key::Pending,
+    }
+}
+
+/// Why a key is missing, or cannot be opened.
+fn key_notice(name: &str, judge: &Judge<'_>) -> Option<String> {
+    let about = |kind: &NoticeKind| matches!(kind, NoticeKind::KeyUnresolved | NoticeKind::KeyUndecryptable);
+    judge.notices(name).iter().find(|notice| about(&notice.kind)).map(|notice| notice.message.clone())
+}
+
+fn provider_key(draft: &Draft) -> Option<ProviderKey> {
+    let item = &draft.item;
+    Some(ProviderKey {
+        id: item.id?,
+        name: item.name.clone(),
+        provider_type: item.kind.clone(),
+        has_key: draft.has_key,
+        key_source: item.key_source.clone(),
+        enabled: item.enabled,
+        health_status: item.health,
+        test_status: draft.test_status.clone(),
+        last_tested: item.key_last_tested,
+        key_preview: draft.preview.clone(),
+        key_fingerprint: draft.fingerprint.clone(),
+        config: draft.config.clone(),
+    })
+}
+
+fn model_item(provider: &str, row: &ModelRow) -> ModelItem {
+    ModelItem {
+        id: row.id,
+        provider: provider.to_owned(),
+        name: row.name.clone(),
+        display_name: row.display_name.clone(),
+        enabled: row.enabled,
+        context_length: row.context_length,
+        cost_per_1m_input_tokens: row.cost_per_1m_input_tokens,
+        cost_per_1m_output_tokens: row.cost_per_1m_output_tokens,
+        avg_latency_ms: row.avg_latency_ms,
+    }
+}
+
+fn row(draft: Draft, models: std::ops::Range<usize>) -> Row {
+    let item = &draft.item;
+    let name = item.name.as_bytes();
+    // The slowest and the one not looked at for longest come first; what is not known comes last, and first.
+    let slowness = item.latency_ms.map_or(u64::MAX, |latency| u64::MAX - 1 - latency.min(u64::MAX / 2));
+    let checked = item.last_check.map_or(0, |at| u64::try_from(at.timestamp_millis()).unwrap_or_default());
+    let sort_keys = [
+        hex(&[name]),
+        hex(&[&[item.health as u8], name]),
+        hex(&[&slowness.to_be_bytes(), name]),
+        hex(&[&checked.to_be_bytes(), name]),
+    ];
+    let words = [Some(&item.name), item.kind.as_ref(), item.base_url.as_ref(), item.source.as_ref()];
+    let haystack: Vec<&str> = words.into_iter().flatten().map(String::as_str).collect();
+    Row {
+        haystack: haystack.join("\n").to_lowercase().into(),
+        id: item.id,
+        health: item.health,
+        key: item.key,
+        sort_keys,
+        item: text(item),
+        config: text(&draft.config),
+        key_preview: draft.preview.map(Into::into),
+        key_fingerprint: draft.fingerprint.map(Into::into),
+        models,
+        name: draft.name,
+    }
+}
+
+type Places = HashMap<Uuid, (Arc<str>, Health, bool, i32)>;
+
+fn routes(models: &[ModelRow], rules: &[crate::store::RuleRow], places: &Places) -> Routes {
+    let by_id: HashMap<Uuid, &ModelRow> = models.iter().map(|model| (model.id, model)).collect();
+    let mut cells: BTreeMap<_, Vec<(i32, RouteModel)>> = BTreeMap::new();
+    for rule in rules {
+        let Some(model) = by_id.get(&rule.model_id) else { continue };
+        let Some((provider, health, on, provider_priority)) = places.get(&model.provider_id) else {
+            continue;
+        };
+        let cell = (level_rank(&rule.power_level), &rule.power_level, &rule.user_tier, &rule.task_type);
+        let entry = RouteModel {
+            provider: provider.to_string(),
+            model: model.name.clone(),
+            priority: rule.priority,
+            weight: rule.weight,
+            enabled: rule.enabled && model.enabled && *on,
+            health: *health,
+        };
+        cells.entry(cell).or_default().push((*provider_priority, entry));
+    }
+    let cells = cells.into_iter().map(|((_, level, tier, task), mut models)| {
+        // As the resolved table orders them: priority, the provider's own, the share.
+        models.sort_by(|(a_own, a), (b_own, b)| {
+            (b.priority, b_own, b.weight)
+                .cmp(&(a.priority, a_own, a.weight))
+                .then_with(|| (&a.provider, &a.model).cmp(&(&b.provider, &b.model)))
+        });
+        RouteCell {
+            power_level: level.clone(),
+            user_tier: tier.clone(),
+            task_type: task.clone(),
+            models: models.into_iter().map(|(_, model)| model).collect(),
+        }
+    });
+    Routes { cells: cells.collect() }
+}
+
+/// The cheap level first; what others made up comes last.
+fn level_rank(level: &str) -> usize {
+    catalog::model::PowerLevel::ALL.iter().position(|known| known.as_str() == level).unwrap_or(usize::MAX)
+}
+
+fn status(drafts: &[Draft], build: &Build, plan: &Plan, common: &Common<'_>) -> Status {
+    let Common { judge, seen, suspended, .. } = common;
+    let mut providers = ProviderCounts { total: drafts.len(), ..ProviderCounts::default() };
+    let mut keys = KeyCounts::default();
+    for item in drafts.iter().map(|draft| &draft.item) {
+        *match (item.enabled, item.health) {
+            (false, _) => &mut providers.disabled,
+            (true, Health::Healthy) => &mut providers.healthy,
+            (true, Health::Degraded) => &mut providers.degraded,
+            (true, Health::Unhealthy) => &mut providers.unhealthy,
+            (true, Health::Unknown) => &mut providers.unknown,
+        } += 1;
+        *match item.key {
+            Key::Valid => &mut keys.valid,
+            Key::Failed => &mut keys.failed,
+            Key::Error => &mut keys.error,
+            Key::Pending => &mut keys.pending,
+            Key::None | Key::Missing => &mut keys.none,
+        } += 1;
+    }
+    let held: Vec<Held> = plan
+        .held
+        .iter()
+        .map(|hold| Held {
+            kind: match hold.kind {
+                HoldKind::Prune => HeldKind::Prune,
+                HoldKind::Route => HeldKind::Route,
+            },
+            reason: hold.reason.clone(),
+            objects: hold.objects.clone(),
+            digest: hold.digest.clone(),
+            command: hold.digest.as_ref().map(|digest| format!("providerd apply --confirm-prune {digest}")),
+        })
+        .collect();
+    let bad = || build.diagnostics.iter().filter(|it| it.severity == Severity::Error);
+    let problem = |file: &str, line, column, message: &str| ManifestProblem {
+        file: file.to_owned(),
+        line,
+        column,
+        message: message.to_owned(),
+    };
+    let mut manifests: Vec<ManifestProblem> =
+        bad().take(LISTED).map(|it| problem(&it.path, it.line, it.column, &it.message)).collect();
+    // The directory as a whole is the file `.`.
+    manifests.extend(seen.problem.iter().map(|reason| problem(".", 1, 1, reason)));
+    let managed = |draft: &&Draft| draft.item.state != State::Unmanaged;
+    let synced = held.is_empty()
+        && manifests.is_empty()
+        && seen.refused.is_empty()
+        && suspended.all.is_none()
+        && drafts.iter().filter(managed).all(|draft| draft.item.state == State::Synced);
+    let attention = attention(drafts, seen, judge, suspended, &held, &manifests);
+    Status {
+        synced,
+        suspended: suspended.all.is_some(),
+        leader: false,
+        database: false,
+        impaired: common.live.impaired.clone(),
+        revision: seen.revision.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        providers,
+        keys,
+        attention,
+        held,
+        manifests,
+        checked_at: Some(common.at),
+    }
+}
+
+fn attention(
+    drafts: &[Draft],
+    seen: &Seen,
+    judge: &Judge<'_>,
+    suspended: &Suspended,
+    held: &[Held],
+    manifests: &[ManifestProblem],
+) -> Vec<Attention> {
+    let mut found = Vec::new();
+    let mut add = |provider: Option<&str>, kind, message: String, command: Option<String>| {
+        found.push(Attention { provider: provider.map(str::to_owned), kind, message, command });
+    };
+    if let Some(all) = &suspended.all {
+        let message = format!("applying is suspended: {}", all.reason);
+        add(None, AttentionKind::Suspended, message, Some("providerd resume".to_owned()));
+    }
+    for hold in held {
+        add(None, AttentionKind::Held, hold.reason.clone(), hold.command.clone());
+    }
+    for problem in manifests {
+        let message = format!("{}:{}:{}: {}", problem.file, problem.line, problem.column, problem.message);
+        add(None, AttentionKind::Invalid, message, Some("providerd validate".to_owned()));
+    }
+    for refusal in &seen.refused {
+        add(Some(&refusal.provider), AttentionKind::Refused, refusal.message.clone(), None);
+    }
+    for item in drafts.iter().map(|draft| &draft.item) {
+        let name = Some(item.name.as_str());
+        let reason =
+            |text: &Option<String>, otherwise: &str| text.clone().unwrap_or_else(|| otherwise.into());
+        let check = || Some(format!("providerd check {}", item.name));
+        if item.enabled && item.health == Health::Unhealthy {
+            let message = reason(&item.health_reason, "does not answer properly");
+            add(name, AttentionKind::Unhealthy, message, check());
+        }
+        if item.enabled && item.key == Key::Failed {
+            add(name, AttentionKind::KeyFailed, reason(&item.key_reason, "the key is rejected"), check());
+        }
+        if item.key == Key::Missing {
+            let message = reason(&item.key_reason, "the declared key cannot be found");
+            add(name, AttentionKind::KeyMissing, message, None);
+        }
+        for notice in judge.notices(&item.name) {
+            let (kind, command) = match notice.kind {
+                NoticeKind::Drift | NoticeKind::KeyForeign => {
+                    (AttentionKind::Drift, Some("providerd plan".into()))
+                }
+                NoticeKind::KeyUndecryptable => {
+                    (AttentionKind::Undecryptable, Some("providerd key verify".to_owned()))
+                }
+                NoticeKind::Suspended => {
+                    (AttentionKind::Suspended, Some(format!("providerd resume {}", item.name)))
+                }
+                NoticeKind::KeyRefused => (AttentionKind::Refused, None),
+                // A missing key is told above, and a frozen provider by its file's problem; the others can wait.
+                NoticeKind::KeyUnresolved
+                | NoticeKind::Frozen
+                | NoticeKind::KeyUntried
+                | NoticeKind::Vanished
+                | NoticeKind::Discovery => continue,
+            };
+            add(name, kind, notice.message.clone(), command);
+        }
+    }
+    found.sort_by_key(|matter| matter.kind);
+    found.truncate(LISTED);
+    found
+}
+
+fn text(value: &impl Serialize) -> Box<str> {
+    // Maps with text keys and finite numbers: nothing that JSON cannot hold.
+    serde_json::to_string(value).unwrap_or_default().into()
+}
+
+fn json(value: &impl Serialize) -> Json {
+    let text = serde_json::to_vec(value).unwrap_or_default();
+    let digest = short(Sha256::new_with_prefix(&text));
+    Json { text: text.into(), digest }
+}
+
+fn short(digest: Sha256) -> Box<str> {
+    let bytes = digest.finalize();
+    hex(&[bytes.get(..8).unwrap_or_default()])
+}
+
+fn hex(parts: &[&[u8]]) -> Box<str> {
+    use std::fmt::Write as _;
+    let mut text = String::with_capacity(2 * parts.iter().map(|part| part.len()).sum::<usize>());
+    for byte in parts.iter().copied().flatten() {
+        // Writing to a text cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text.into()
+}

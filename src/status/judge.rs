@@ -1,0 +1,249 @@
+//! What `status` and the admin API say about each provider: one judgement of its state.
+//!
+//! Not its job: reading the database or the manifests. Invariant: a state comes from rows and a plan that were
+//! read, never from memory of what was written.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+
+use catalog::{
+    manifest::Build,
+    model::{HealthPolicy, Provider, Schedule},
+    plan::{Notice, NoticeKind, Plan},
+};
+use provider::{ProviderType, origin_of, parse_base};
+
+use crate::{
+    checks::Kept,
+    store::{ProviderStatus, Suspended},
+};
+
+/// How a provider's rows stand to its manifest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// The rows hold what the manifest declares.
+    Synced,
+    /// A declared change is not applied yet.
+    Pending,
+    /// Someone else changed a managed value, and the settings say to report it.
+    Drifted,
+    /// Its manifest cannot be read: the last good state stays.
+    Frozen,
+    /// An operator suspended applying it.
+    Suspended,
+    /// Its deletion waits for a person's word.
+    Held,
+    /// No manifest names it.
+    Unmanaged,
+}
+
+impl State {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Synced => "synced",
+            Self::Pending => "pending",
+            Self::Drifted => "drifted",
+            Self::Frozen => "frozen",
+            Self::Suspended => "suspended",
+            Self::Held => "held",
+            Self::Unmanaged => "unmanaged",
+        }
+    }
+}
+
+/// Origins that may not be asked as often as their providers want to be checked, in words. `rate`: checks a second that
+/// one origin takes, of all daemons together. `outer`: how providers are checked whose manifests say nothing else.
+pub fn paced(build: &Build, rows: &[ProviderStatus], rate: f64, outer: &HealthPolicy) -> Vec<String> {
+    let mut wanted: BTreeMap<Arc<str>, (usize, f64)> = BTreeMap::new();
+    for row in rows.iter().filter(|row| row.managed.is_some() && row.enabled != Some(false)) {
+        let declared = build.catalog.providers.get(&row.name);
+        let own = declared.map(|provider| build.catalog.health(provider)).unwrap_or_default();
+        let kind = row.kind.as_deref().and_then(ProviderType::parse);
+        let base = kind.and_then(|kind| parse_base(kind, row.api_base_url.as_deref()).ok());
+        // A time of day is nothing that could stretch.
+        if let (Some(base), Some(Schedule::Every(interval))) = (base, own.or(outer).schedule) {
+            let (count, checks) = wanted.entry(origin_of(&base)).or_default();
+            *count += 1;
+            *checks += 1.0 / interval.as_secs_f64().max(1.0);
+        }
+    }
+    let crowded = wanted.into_iter().filter(|(_, (_, checks))| *checks > rate);
+    let said = crowded.map(|(origin, (count, checks))| {
+        format!(
+            "{origin} takes {rate:.0} checks a second, and its {count} providers want {checks:.0}: their intervals \
+             stretch by {:.1} (hint: raise health.per_origin_rate, or their intervals)",
+            checks / rate
+        )
+    });
+    said.collect()
+}
+
+/// One provider, as `status --output json` prints it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Line {
+    pub name: String,
+    #[serde(rename = "type")]
+    pub kind: Option<String>,
+    pub state: State,
+    pub enabled: Option<bool>,
+    pub health: Option<String>,
+    pub last_check: Option<DateTime<Utc>>,
+    pub has_key: bool,
+    pub key: Option<String>,
+    pub key_last_tested: Option<DateTime<Utc>>,
+    /// Since when the health is what it is.
+    pub health_since: Option<DateTime<Utc>>,
+    /// Why the last check was not good; empty when it was.
+    pub health_reason: String,
+    /// What the last key test said; empty for a plainly valid key.
+    pub key_reason: String,
+    /// Of the last check that was answered, as of the last time it was written down.
+    pub latency_ms: Option<u64>,
+    /// `false`: the key is real, yet completions will be refused.
+    pub can_serve: Option<bool>,
+    pub models: i64,
+    /// Manifest and line.
+    pub source: Option<String>,
+    /// The commit from which it was last changed, abbreviated.
+    pub revision: Option<String>,
+    /// What a person should know.
+    pub notices: Vec<String>,
+}
+
+/// A plan, looked up by provider.
+pub struct Judge<'a> {
+    build: &'a Build,
+    planned: HashSet<&'a str>,
+    held: HashSet<&'a str>,
+    notices: HashMap<&'a str, Vec<&'a Notice>>,
+    suspended: &'a Suspended,
+    now: DateTime<Utc>,
+}
+
+impl<'a> Judge<'a> {
+    pub fn new(build: &'a Build, plan: &'a Plan, suspended: &'a Suspended) -> Self {
+        let mut notices: HashMap<&str, Vec<&Notice>> = HashMap::new();
+        for notice in &plan.notices {
+            notices.entry(&notice.provider).or_default().push(notice);
+        }
+        Self {
+            build,
+            planned: plan.providers.iter().map(|provider| &*provider.name).collect(),
+            held: plan.held.iter().flat_map(|hold| hold.objects.iter().map(String::as_str)).collect(),
+            notices,
+            suspended,
+            now: Utc::now(),
+        }
+    }
+
+    /// What the plan has to say about a provider.
+    pub fn notices(&self, name: &str) -> &[&'a Notice] {
+        self.notices.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    pub fn line(&self, row: ProviderStatus) -> Line {
+        let declared = self.build.catalog.providers.get(&row.name);
+        let about = self.notices(&row.name);
+        let is = |kind| about.iter().any(|notice| notice.kind == kind);
+        let state = if is(NoticeKind::Suspended) {
+            State::Suspended
+        } else if is(NoticeKind::Frozen) {
+            State::Frozen
+        } else if is(NoticeKind::Drift) {
+            State::Drifted
+        } else if self.held.contains(&*row.name) {
+            State::Held
+        } else if self.planned.contains(&*row.name) {
+            State::Pending
+        } else if declared.is_some() {
+            State::Synced
+        } else if row.managed.is_some() {
+            State::Frozen
+        } else {
+            State::Unmanaged
+        };
+        let source = declared
+            .map(|provider| provider.origin.to_string())
+            .or_else(|| Some(row.managed.as_ref()?.0.to_string()));
+        let missing = is(NoticeKind::KeyUnresolved) && !row.has_key;
+        let kept = row.memory.as_deref().and_then(Kept::parse).unwrap_or_default();
+        let mut notices: Vec<String> = about.iter().map(|notice| notice.message.clone()).collect();
+        notices.extend(self.paused(&row.name));
+        Line {
+            name: row.name.to_string(),
+            kind: row.kind,
+            state,
+            enabled: row.enabled,
+            health: row.health_status,
+            last_check: row.last_health_check,
+            has_key: row.has_key,
+            key: if missing { Some("missing".to_owned()) } else { row.key_test_status },
+            key_last_tested: row.key_last_tested,
+            health_since: kept.memory.health.since(),
+            health_reason: kept.memory.health.last_reason().to_owned(),
+            key_reason: kept.memory.key.last_reason().to_owned(),
+            latency_ms: kept.latency_ms,
+            can_serve: kept.facts.can_serve,
+            models: row.models,
+            source,
+            revision: row.revision,
+            notices,
+        }
+    }
+
+    /// That a provider is not checked for now.
+    fn paused(&self, name: &str) -> Option<String> {
+        let pause = self.suspended.checks.get(name)?;
+        let until = match pause.until {
+            Some(until) if until <= self.now => return None,
+            Some(until) => format!(" until {}", until.format("%Y-%m-%dT%H:%M:%SZ")),
+            None => String::new(),
+        };
+        Some(format!("not checked{until}: {}", pause.reason))
+    }
+
+    /// A line for every row, and one for every declared provider that has none yet.
+    pub fn lines(&self, rows: Vec<ProviderStatus>) -> BTreeMap<String, Line> {
+        let mut lines: BTreeMap<String, Line> =
+            rows.into_iter().map(|row| (row.name.to_string(), self.line(row))).collect();
+        for provider in self.absent(|name| lines.contains_key(name)) {
+            let line = Self::absent_line(&provider);
+            lines.insert(line.name.clone(), line);
+        }
+        lines
+    }
+
+    /// Declared providers without a row.
+    pub fn absent(&self, has_row: impl Fn(&str) -> bool) -> Vec<Arc<Provider>> {
+        self.build.catalog.providers.values().filter(|it| !has_row(&it.name)).cloned().collect()
+    }
+
+    fn absent_line(provider: &Provider) -> Line {
+        Line {
+            name: provider.name.to_string(),
+            kind: Some(provider.kind.to_string()),
+            state: State::Pending,
+            enabled: provider.enabled,
+            health: None,
+            last_check: None,
+            has_key: false,
+            key: None,
+            key_last_tested: None,
+            health_since: None,
+            health_reason: String::new(),
+            key_reason: String::new(),
+            latency_ms: None,
+            can_serve: None,
+            models: 0,
+            source: Some(provider.origin.to_string()),
+            revision: None,
+            notices: Vec::new(),
+        }
+    }
+}
