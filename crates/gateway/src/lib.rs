@@ -9,5 +9,6 @@ pub mod decide;
 pub mod error;
 pub mod picture;
 pub mod serve;
+pub mod spool;
 pub mod tick;
 mod words;
