@@ -5,9 +5,11 @@
 
 pub mod allow;
 pub mod ask;
+pub mod course;
 pub mod decide;
 pub mod error;
 pub mod picture;
+pub mod pulse;
 pub mod serve;
 pub mod spool;
 pub mod tick;
