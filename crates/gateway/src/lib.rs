@@ -11,6 +11,8 @@ pub mod error;
 pub mod picture;
 pub mod pulse;
 pub mod serve;
+pub mod skim;
+pub mod splice;
 pub mod spool;
 pub mod tick;
 mod words;
