@@ -1,11 +1,12 @@
 //! What each type of provider speaks: base URL, authentication, endpoints, errors, lists of models, proofs of a key,
-//! redaction.
+//! redaction, and the dialects of requests and streams.
 //!
 //! PURE: this crate depends on no runtime, socket, clock or database. Requests are descriptions, replies are values.
 //! Nothing here costs money: no well-formed completion is ever asked of a model. Invariant: a key is called valid only
 //! by an answer that no caller gets without it; where a provider's behaviour is not known for certain, the verdict
 //! stays inconclusive.
 
+pub mod dialect;
 mod family;
 mod kind;
 mod list;
