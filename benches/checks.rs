@@ -12,7 +12,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, clippy::panic)]
 #![allow(clippy::disallowed_methods, reason = "the bench's own tasks")]
 
-#[path = "../tests/support/targets.rs"]
+#[path = "proc.rs"]
+mod process;
+#[path = "../tests/it/support/targets.rs"]
 mod targets;
 
 use std::{
@@ -25,7 +27,7 @@ use std::{
 };
 
 use sqlx::{Connection, PgConnection, Row};
-use targets::{KEY, address, arrivals, fetch, process, sum, write_manifests};
+use targets::{KEY, address, arrivals, fetch, sum, write_manifests};
 
 use providerd::embedded::Embedded;
 

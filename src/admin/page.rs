@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn every_file_of_the_directory_is_served() {
-        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/src/http/assets");
+        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/web");
         let entries = std::fs::read_dir(directory).unwrap();
         let there: BTreeSet<String> =
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();

@@ -34,7 +34,7 @@ pub fn markdown() -> String {
 const INTRODUCTION: &str = "\
 # Settings
 
-Generated from the code; a test compares this page with it (`UPDATE_DOCS=1 scripts/test --test config` writes it).
+Generated from the code; a test compares this page with it (`UPDATE_DOCS=1 scripts/test --test it config::` writes it).
 
 Settings come from `/etc/providerd/providerd.toml`, if it exists, or from the file that `--config` names.
 A key `section.key` is also set by the environment variable `PROVIDERD_SECTION__KEY`, with two underscores

@@ -1,0 +1,181 @@
+//! Every command as a user runs it: exit codes, JSON, real Git, real PostgreSQL.
+
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::fs::PermissionsExt as _,
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+
+use crate::support::lab::{Lab, provider};
+
+/// The words of the findings of `doctor`.
+fn findings(lab: &Lab, adjust: impl FnOnce(&mut Command) -> &mut Command) -> Vec<String> {
+    let mut command = lab.command(&["doctor", "--output", "json"]);
+    adjust(&mut command);
+    let output = command.output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let found = report["findings"].as_array().unwrap();
+    assert_eq!(output.status.code(), Some(if found.is_empty() { 0 } else { 2 }), "{report}");
+    assert!(found.iter().all(|it| !it["hint"].as_str().unwrap().is_empty()), "{report}");
+    found.iter().map(|it| it["check"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn looking_at_a_database_that_was_never_migrated_writes_nothing() {
+    let lab = Lab::new().await;
+    lab.execute(include_str!("../layouts/a.sql")).await;
+    lab.write("a.toml", &provider("alpha", 1));
+    let shape = "SELECT string_agg(n.nspname || '.' || c.relname || a.attname, ',' ORDER BY 1) FROM pg_class c \
+                 JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_attribute a ON a.attrelid = c.oid \
+                 WHERE n.nspname NOT LIKE 'pg\\_%'";
+    let before = lab.value(shape).await;
+    let ran = lab.run(&["plan"]).expect(2);
+    assert!(ran.stdout.contains("alpha") && ran.stderr.contains("no tables of providerd yet"), "{ran:?}");
+    lab.run(&["status"]).expect(2);
+    lab.run(&["events"]).expect(0);
+    lab.run(&["key", "verify"]).expect(0);
+    assert_eq!(findings(&lab, |it| it), ["migrations"]);
+    assert_eq!(lab.value(shape).await, before);
+    lab.run(&["apply"]).expect(0);
+    lab.run(&["plan"]).expect(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn doctor_finds_each_broken_thing() {
+    let lab = Lab::new().await;
+    lab.write("a.toml", &provider("alpha", 1));
+    lab.run(&["apply"]).expect(0);
+    assert!(findings(&lab, |it| it).is_empty());
+    let other = "d3Jvbmctd3JvbmctYnlvay1rZXktdGVzdC0wMDAwMDI=";
+    assert_eq!(findings(&lab, |it| it.env("BYOK_ENCRYPTION_KEY", other)), ["byok-key"]);
+    assert_eq!(findings(&lab, |it| it.env_remove("BYOK_ENCRYPTION_KEY")), ["byok-key"]);
+    assert_eq!(findings(&lab, |it| it.env("DATABASE_URL", "postgres://u@127.0.0.1:9/x")), ["database"]);
+    assert_eq!(findings(&lab, |it| it.args(["--manifests", "nowhere"])), ["manifests"]);
+    lab.execute("UPDATE llm_providers SET api_key_encrypted = 'junk', encrypted_api_key = 'junk'").await;
+    assert_eq!(findings(&lab, |it| it), ["stored-key"]);
+    lab.run(&["key", "verify"]).expect(2);
+    lab.execute("UPDATE llm_providers SET api_key_encrypted = '', encrypted_api_key = ''").await;
+    lab.write("bad.toml", "[providers.x]\n");
+    assert_eq!(findings(&lab, |it| it), ["manifests"]);
+    let file = lab.dir.path().join("open.key");
+    fs::write(&file, "fake-open-key").unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+    lab.write("bad.toml", &format!("[providers.x]\ntype = \"openai\"\napi_key = {{ file = {file:?} }}\n"));
+    assert_eq!(findings(&lab, |it| it), ["permissions", "providers"]);
+    lab.write("bad.toml", "[providers.x]\ntype = \"openai\"\napi_key = { env = \"LAB_NOWHERE\" }\n");
+    assert_eq!(findings(&lab, |it| it), ["reference", "providers"]);
+
+    let foreign = Lab::new().await;
+    foreign.execute(include_str!("../layouts/c.sql")).await;
+    foreign.write("a.toml", &provider("alpha", 1));
+    assert_eq!(findings(&foreign, |it| it), ["layout"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_key_applies_and_a_changed_one_shows_as_fingerprints() {
+    let lab = Lab::new().await;
+    let seal = |key: &str| {
+        let mut command = lab.command(&["key", "seal"]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(key.as_bytes()).unwrap();
+        String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
+    };
+    let generated = lab.run(&["key", "generate"]).expect(0);
+    assert_eq!(generated.stdout.trim().len(), 44);
+    lab.write("a.toml", &format!("[providers.alpha]\ntype = \"openai\"\n{}", seal("fake-first-key")));
+    lab.run(&["apply"]).expect(0);
+    let proofs = lab.run(&["key", "verify", "--output", "json"]).expect(0).json();
+    assert_eq!(proofs[0]["verdict"], "matches");
+    lab.write("a.toml", &format!("[providers.alpha]\ntype = \"openai\"\n{}", seal("fake-second-key")));
+    let plan = lab.run(&["plan"]).expect(2).stdout;
+    assert!(plan.contains("… → ") && plan.contains("changed (") && !plan.contains("fake-"), "{plan}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_are_recorded_and_routes_are_compared() {
+    let lab = Lab::new().await;
+    let git = |args: &[&str]| {
+        let output = Command::new("git")
+            .args(["-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false"])
+            .args(args)
+            .current_dir(lab.manifests())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    lab.write("a.toml", &provider("alpha", 1));
+    git(&["init", "-q"]);
+    git(&["add", "."]);
+    git(&["commit", "-qm", "first"]);
+    let commit = git(&["rev-parse", "HEAD"]);
+    lab.run(&["apply"]).expect(0);
+    let revision = || lab.run(&["status", "--output", "json"]).json()["providers"][0]["revision"].clone();
+    assert_eq!(revision(), commit[..12]);
+    lab.write("a.toml", &provider("alpha", 2));
+    lab.run(&["apply"]).expect(0);
+    assert_eq!(revision(), format!("{}+dirty", &commit[..12]));
+    let table = lab.run(&["status"]).stdout;
+    assert!(table.contains("REVISION") && table.contains(&format!("{}+dirty", &commit[..12])), "{table}");
+    let events =
+        lab.run(&["events", "--output", "json", "--provider", "alpha", "--since", "1h"]).expect(0).json();
+    let revisions: Vec<&str> =
+        events.as_array().unwrap().iter().filter_map(|event| event["revision"].as_str()).collect();
+    assert_eq!(revisions, [commit[..12].to_owned(), format!("{}+dirty", &commit[..12])]);
+
+    lab.run(&["routes"]).expect(0);
+    lab.run(&["routes", "--diff", "HEAD"]).expect(0);
+    lab.write("a.toml", "[providers.alpha]\ntype = \"openai\"\n");
+    lab.run(&["routes", "--diff", "HEAD"]).expect(2);
+    lab.run(&["routes", "--diff", "no-such-revision"]).expect(1);
+    let other = lab.dir.path().join("other");
+    fs::create_dir(&other).unwrap();
+    fs::write(other.join("a.toml"), provider("alpha", 1)).unwrap();
+    lab.run(&["routes", "--diff", other.to_str().unwrap()]).expect(2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exit_codes_and_what_needs_no_database() {
+    let lab = Lab::new().await;
+    for args in [&["nonsense"][..], &["plan", "--nonsense"], &["events", "--since", "yesterday"], &[]] {
+        lab.run(args).expect(64);
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(lab.run(&["completions", shell]).expect(0).stdout.contains("providerd"));
+    }
+    lab.run(&["man", "pages"]).expect(0);
+    assert!(lab.dir.path().join("pages/providerd-plan.1").exists());
+    assert!(lab.run(&["schema"]).expect(0).json().is_object());
+    lab.write("a.toml", "[providers.alpha]\ntyp = \"openai\"\n");
+    assert!(lab.run(&["validate"]).expect(2).stdout.contains("did you mean"));
+    let problems = lab.run(&["validate", "--output", "json"]).expect(2).json().to_string();
+    assert!(problems.contains("\"unknown-key\"") && problems.contains("\"a.toml\""), "{problems}");
+    assert!(lab.run(&["validate", "--output", "github"]).expect(2).stdout.contains("::error "));
+    lab.run(&["validate", "nowhere"]).expect(1);
+    lab.write("a.toml", &provider("alpha", 1));
+    lab.run(&["validate"]).expect(0);
+    lab.run(&["apply"]).expect(0);
+    lab.run(&["status", "alpha"]).expect(0);
+    lab.run(&["status", "nobody"]).expect(1);
+    lab.run(&["plan", "--database-url", "postgres://u@127.0.0.1:9/x"]).expect(1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn followed_events_go_on() {
+    let lab = Lab::new().await;
+    lab.write("a.toml", &provider("alpha", 1));
+    lab.run(&["apply"]).expect(0);
+    let mut child =
+        lab.command(&["events", "--follow", "--output", "json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    let mut next = || -> Value { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
+    assert_eq!(next()["provider"], "alpha");
+    lab.write("b.toml", &provider("beta", 1));
+    lab.run(&["apply"]).expect(0);
+    assert_eq!(next()["provider"], "beta");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}

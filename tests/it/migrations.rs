@@ -1,0 +1,228 @@
+//! Every layout found in the field is joined without loss, and programs written for it go on as before.
+
+use providerd::store::{Settings, Store, StoreError};
+
+use crate::support::pg::{self, TestDb, pg};
+
+const TABLES: [&str; 4] = ["llm_providers", "llm_models", "llm_routing_rules", "llm_usage_logs"];
+
+async fn store(db: &TestDb) -> Store {
+    Store::connect(&Settings::new(db.url.clone().into())).await.expect("the URL is valid")
+}
+
+/// The columns of a table as they are now.
+async fn columns(db: &TestDb, table: &str) -> String {
+    db.text(&format!(
+        "SELECT string_agg(quote_ident(attname::text), ', ' ORDER BY attnum) AS c FROM pg_attribute
+         WHERE attrelid = '{table}'::regclass AND attnum > 0 AND NOT attisdropped"
+    ))
+    .await
+    .trim_start_matches("{\"c\": \"")
+    .trim_end_matches("\"}")
+    .to_owned()
+}
+
+/// Constraints, column types and nullability, restricted to `columns` by the caller's snapshot of names.
+async fn shape(db: &TestDb, table: &str, columns: &str) -> String {
+    db.text(&format!(
+        "SELECT attname, format_type(atttypid, atttypmod), attnotnull FROM pg_attribute
+         WHERE attrelid = '{table}'::regclass AND attnum > 0 AND quote_ident(attname::text) = ANY (string_to_array('{columns}', ', '))
+         ORDER BY attnum"
+    ))
+    .await
+        + &db
+            .text(&format!(
+                "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint
+                 WHERE conrelid = '{table}'::regclass AND contype <> 'f' ORDER BY 1"
+            ))
+            .await
+}
+
+/// How many files there are in `migrations/`: each is a step.
+fn steps() -> usize {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/migrations");
+    std::fs::read_dir(dir).expect("the directory of migrations").count()
+}
+
+async fn adopt(layout: &str, sql: &[&str], programs: &str) {
+    let db = pg().database(layout).await;
+    for text in sql {
+        db.run(text).await;
+    }
+    db.run(programs).await;
+    let mut before = Vec::new();
+    for table in TABLES {
+        let columns = columns(&db, table).await;
+        let rows = db.text(&format!("SELECT {columns} FROM {table} ORDER BY id")).await;
+        let file = db.text(&format!("SELECT pg_relation_filenode('{table}')")).await;
+        before.push((table, columns.clone(), rows, file, shape(&db, table, &columns).await));
+    }
+
+    let store = store(&db).await;
+    assert!(!store.migrated().await.expect("readable"));
+    let report = store.migrate().await.expect("the layout is joined");
+    assert_eq!(report.applied.len(), steps());
+    for (table, columns, rows, file, shape_before) in &before {
+        let now = db.text(&format!("SELECT {columns} FROM {table} ORDER BY id")).await;
+        assert_eq!(rows, &now, "{layout}: rows of {table}");
+        let now = db.text(&format!("SELECT pg_relation_filenode('{table}')")).await;
+        assert_eq!(file, &now, "{layout}: {table} was rewritten");
+        assert_eq!(shape_before, &shape(&db, table, columns).await, "{layout}: shape of {table}");
+    }
+    assert!(store.migrate().await.expect("twice is once").applied.is_empty());
+
+    // Both generations see names, keys and numbers.
+    let none = |what: &'static str, sql: &'static str| {
+        let db = &db;
+        async move { assert_eq!(db.text(sql).await, "", "{what}") }
+    };
+    none("model names differ", "SELECT 1 FROM llm_models WHERE name IS DISTINCT FROM model_name").await;
+    none(
+        "counters are missing",
+        "SELECT 1 FROM llm_usage_logs WHERE prompt_tokens IS NULL OR completion_tokens IS DISTINCT FROM 2 * prompt_tokens
+            OR cost_total_usd IS DISTINCT FROM 0.001",
+    )
+    .await;
+    db.run(programs).await;
+    db.run(programs).await;
+    none("programs changed names", "SELECT 1 FROM llm_models WHERE name IS DISTINCT FROM model_name").await;
+    contract(&db).await;
+}
+
+/// The statements that other programs are promised, and that the global strategy row stays the newest.
+async fn contract(db: &TestDb) {
+    let global = db.text("SELECT count(*) FROM llm_routing_rules WHERE model_id IS NULL").await;
+    db.run(
+        "INSERT INTO llm_providers (id, name, type, api_key_encrypted)
+             VALUES ('dd1a38b8-b124-43db-b0d3-1aff0407397a', 'ollama-cloud', 'ollama-cloud', 'token-cloud');
+         INSERT INTO llm_models (provider_id, name) VALUES ('dd1a38b8-b124-43db-b0d3-1aff0407397a', 'llama2-7b');
+         SELECT name FROM llm_providers WHERE name ILIKE '%ollama%';
+         SELECT api_key_encrypted FROM llm_providers WHERE name='ollama-cloud';
+         INSERT INTO llm_routing_rules (model_id, power_level, user_tier, priority, weight, is_active)
+         SELECT id, 'eco', 'all', 100, 100, true FROM llm_models
+         WHERE provider_id = 'dd1a38b8-b124-43db-b0d3-1aff0407397a' AND model_name LIKE '%7b%';
+         SELECT COUNT(*) AS total_calls, SUM(prompt_tokens) AS input_tokens, SUM(completion_tokens) AS output_tokens,
+                SUM(cost_total_usd) AS total_cost FROM llm_usage_logs
+         WHERE provider_id = 'dd1a38b8-b124-43db-b0d3-1aff0407397a' AND created_at >= NOW() - INTERVAL '30 days';",
+    )
+    .await;
+    let check = |sql: &'static str, expected: &'static str| async move {
+        assert_eq!(db.text(sql).await, expected, "{sql}");
+    };
+    check(
+        "SELECT encrypted_api_key k FROM llm_providers WHERE name = 'ollama-cloud'",
+        r#"{"k": "token-cloud"}"#,
+    )
+    .await;
+    check("SELECT count(*) n FROM llm_routing_rules WHERE model_id IS NOT NULL", r#"{"n": 1}"#).await;
+    if global != r#"{"count": 0}"# {
+        for column in ["created_at", "updated_at"] {
+            let sql = format!("SELECT model_id FROM llm_routing_rules ORDER BY {column} DESC LIMIT 1");
+            assert_eq!(db.text(&sql).await, r#"{"model_id": null}"#, "{sql}");
+        }
+        db.run(
+            "UPDATE llm_routing_rules SET updated_at = now() + interval '1 day' WHERE model_id IS NOT NULL",
+        )
+        .await;
+        check(
+            "SELECT model_id FROM llm_routing_rules ORDER BY updated_at DESC LIMIT 1",
+            r#"{"model_id": null}"#,
+        )
+        .await;
+    }
+    // Whichever column a writer sets, the other follows.
+    let sql =
+        "SELECT api_key_encrypted a, encrypted_api_key b FROM llm_providers WHERE name = 'ollama-cloud'";
+    for (set, expected) in [
+        ("encrypted_api_key = 'n1'", r#"{"a": "n1", "b": "n1"}"#),
+        ("api_key_encrypted = 'n2'", r#"{"a": "n2", "b": "n2"}"#),
+        ("api_key_encrypted = ''", r#"{"a": "", "b": ""}"#),
+        ("encrypted_api_key = 'n3'", r#"{"a": "n3", "b": "n3"}"#),
+        ("encrypted_api_key = NULL", r#"{"a": "", "b": null}"#),
+    ] {
+        db.run(&format!("UPDATE llm_providers SET {set} WHERE name = 'ollama-cloud'")).await;
+        assert_eq!(db.text(sql).await, expected, "{set}");
+    }
+    db.run("INSERT INTO llm_models (provider_id, model_name) SELECT id, 'by-model-name' FROM llm_providers WHERE name = 'ollama-cloud'").await;
+    check("SELECT name FROM llm_models WHERE model_name = 'by-model-name'", r#"{"name": "by-model-name"}"#)
+        .await;
+    db.run("UPDATE llm_models SET model_name = 'again' WHERE name = 'by-model-name'").await;
+    check("SELECT name FROM llm_models WHERE model_name = 'again'", r#"{"name": "again"}"#).await;
+}
+
+const A: &str = include_str!("../layouts/a.sql");
+const A_PROGRAMS: &str = include_str!("../layouts/a.programs.sql");
+const B: &str = include_str!("../layouts/b.sql");
+const B_PROGRAMS: &str = include_str!("../layouts/b.programs.sql");
+const KEYS: &str = include_str!("../layouts/keys.sql");
+
+#[tokio::test]
+async fn the_first_generation_is_adopted() {
+    adopt("a", &[A], A_PROGRAMS).await;
+}
+
+#[tokio::test]
+async fn the_first_generation_with_key_columns_is_adopted() {
+    adopt("a_keys", &[A, KEYS], A_PROGRAMS).await;
+}
+
+#[tokio::test]
+async fn the_second_generation_is_adopted() {
+    adopt("b", &[B], B_PROGRAMS).await;
+}
+
+#[tokio::test]
+async fn the_second_generation_with_key_columns_is_adopted() {
+    adopt("b_keys", &[B, KEYS], B_PROGRAMS).await;
+}
+
+#[tokio::test]
+async fn an_empty_database_gets_everything_and_two_daemons_may_start_together() {
+    let db = pg().database("fresh").await;
+    let (one, two) = (store(&db).await, store(&db).await);
+    let (first, second) = tokio::join!(one.migrate(), two.migrate());
+    let applied = first.expect("one migrates").applied.len() + second.expect("the other waits").applied.len();
+    assert_eq!(applied, steps(), "each step ran once");
+    contract(&db).await;
+    db.run("UPDATE llm_providers SET api_key_encrypted = NULL").await;
+}
+
+#[tokio::test]
+async fn a_second_migration_writes_not_one_byte() {
+    // Nobody else may write while the WAL is measured.
+    let cluster = std::sync::Arc::new(pg::Cluster::start_private(pg::Options::default()));
+    let db = cluster.database("quiet").await;
+    db.run(B).await;
+    let store = store(&db).await;
+    store.migrate().await.expect("the layout is joined");
+    let wal = db.wal().await;
+    assert!(store.migrate().await.expect("twice is once").applied.is_empty());
+    assert_eq!(wal, db.wal().await);
+    store.close().await;
+}
+
+async fn refused(layout: &str, sql: &str, expected: &str) {
+    let db = pg().database(layout).await;
+    db.run(sql).await;
+    let store = store(&db).await;
+    let error = store.migrate().await.expect_err("the layout is refused");
+    assert!(matches!(error, StoreError::ForeignLayout(_)), "{error:?}");
+    assert!(error.to_string().contains(expected), "{error}");
+    let left = db.text("SELECT relname FROM pg_class WHERE relname ~ '^llm_' AND relkind = 'r'").await;
+    assert_eq!(left, r#"{"relname": "llm_providers"}"#);
+    let schemas = db.text("SELECT nspname FROM pg_namespace WHERE nspname = 'providerd'").await;
+    assert_eq!(schemas, "", "the schema was made");
+}
+
+#[tokio::test]
+async fn integer_ids_are_refused_untouched() {
+    refused("c", include_str!("../layouts/c.sql"), "llm_providers.id is of type int4").await;
+}
+
+#[tokio::test]
+async fn repeated_names_are_refused_by_name() {
+    let sql = "CREATE TABLE llm_providers (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), name varchar(255), type text,
+                   UNIQUE (name, type));
+               INSERT INTO llm_providers (name, type) VALUES ('twin', 'a'), ('twin', 'b'), ('single', 'a')";
+    refused("twins", sql, "(twin)").await;
+}
