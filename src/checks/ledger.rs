@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -31,6 +31,9 @@ use crate::{
 /// Transitions of one provider that wait for the database at most; one that flaps through a day-long outage must
 /// not fill the memory. The oldest go first.
 const MAX_WAITING: usize = 1000;
+
+/// Freezes that begin sooner than this after the last one in the audit trail are counted there, not written one by one.
+const FREEZES_APART: TimeDelta = TimeDelta::minutes(10);
 
 /// What is stored of a provider between lives of the daemon, and shown by `status`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -56,17 +59,25 @@ pub struct Kept {
 impl Kept {
     /// What the column holds; nothing where a later version wrote something else.
     pub fn parse(text: &str) -> Option<Self> {
-        serde_json::from_str(text).ok()
+        serde_json::from_str(text).ok().or_else(|| {
+            // Earlier versions left zeros out of the facts too, where they mean something.
+            let mut value: Value = serde_json::from_str(text).ok()?;
+            value.as_object_mut()?.remove("facts")?;
+            serde_json::from_value(value).ok()
+        })
     }
 
     /// For the column; what holds its default is left out, since every byte is written for thousands of providers.
     fn text(&self) -> Option<String> {
         let mut value = serde_json::to_value(self).ok()?;
-        // A policy is rare and its zeros mean something.
-        let policy = value.as_object_mut().and_then(|members| members.remove("policy"));
+        // These are rare and their zeros mean something.
+        let whole = ["policy", "facts"].map(|name| {
+            let member = value.as_object_mut().and_then(|members| members.remove(name));
+            (name, member.filter(|_| name == "policy" || self.facts != Facts::default()))
+        });
         strip(&mut value);
-        if let (Some(members), Some(policy)) = (value.as_object_mut(), policy) {
-            members.insert("policy".to_owned(), policy);
+        if let Some(members) = value.as_object_mut() {
+            members.extend(whole.into_iter().filter_map(|(name, member)| Some((name.to_owned(), member?))));
         }
         serde_json::to_string(&value).ok()
     }
@@ -145,11 +156,13 @@ pub struct Batch {
     names: Vec<Arc<str>>,
     /// Transitions of our own trustworthiness.
     pub own: Vec<NewEvent>,
+    /// Why the prober suspects itself, or that it no longer does; `None` where that is written already.
+    pub impaired: Option<Option<String>>,
 }
 
 impl Batch {
     pub fn is_empty(&self) -> bool {
-        self.writes.is_empty() && self.own.is_empty()
+        self.writes.is_empty() && self.own.is_empty() && self.impaired.is_none()
     }
 }
 
@@ -161,6 +174,34 @@ pub struct Ledger {
     leaving: HashMap<Arc<str>, Entry>,
     own: Vec<NewEvent>,
     impaired: Option<String>,
+    /// That is not in the database yet.
+    impaired_unwritten: bool,
+    freezes: Freezes,
+}
+
+/// Which freezes the audit trail tells of.
+#[derive(Default)]
+struct Freezes {
+    /// When the last one that it tells of began.
+    told: Option<DateTime<Utc>>,
+    /// The present one is not told of, and neither is its end.
+    quiet: bool,
+    /// How many were not, since the last one that was.
+    untold: u32,
+}
+
+impl Freezes {
+    /// Whether this one is told of, and how many were not before it.
+    fn begin(&mut self, now: DateTime<Utc>) -> Option<u32> {
+        // Also where the clock was set back meanwhile.
+        self.quiet = self.told.is_some_and(|told| (now - told).abs() < FREEZES_APART);
+        if self.quiet {
+            self.untold = self.untold.saturating_add(1);
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
 }
 
 impl Ledger {
@@ -224,8 +265,8 @@ impl Ledger {
     pub fn absorb(&mut self, mut event: Event, now: DateTime<Utc>) -> bool {
         let (target, memory) = match &mut event {
             Event::Impaired(change) => {
-                let event = self.impairment(change);
-                self.own.push(event);
+                let event = self.impairment(change, now);
+                self.own.extend(event);
                 return true;
             }
             Event::Checked { target, memory, .. }
@@ -245,7 +286,10 @@ impl Ledger {
         };
         match &event {
             Event::Checked { checked, transition, frozen, .. } => {
-                live.last_check = Some(now);
+                if !matches!(checked.outcome, Outcome::Local { .. }) {
+                    live.last_check = Some(now);
+                    waiting.checked = true;
+                }
                 live.last_took = checked.took;
                 let answered = !matches!(checked.outcome, Outcome::Hard { .. } | Outcome::Local { .. });
                 if answered {
@@ -255,7 +299,6 @@ impl Ledger {
                 if *frozen || matches!(checked.outcome, Outcome::Local { .. }) {
                     return false;
                 }
-                waiting.checked = true;
                 waiting.sums.entry(Span::Hour.begin(now)).or_default().add(&checked.outcome, checked.took);
                 let Some(transition) = transition else { return false };
                 let (from, to) = (transition.from, transition.to);
@@ -285,21 +328,31 @@ impl Ledger {
         true
     }
 
-    fn impairment(&mut self, change: &Impaired) -> NewEvent {
+    /// The audit row of a freeze's begin or end, where it gets one.
+    fn impairment(&mut self, change: &Impaired, now: DateTime<Utc>) -> Option<NewEvent> {
+        self.impaired_unwritten = true;
         let (detail, reason) = match change {
             Impaired::Began { failing, hosts } => {
-                let reason = format!(
-                    "{failing} of {hosts} hosts fail at once: the fault is more likely on this side; statuses are frozen"
+                let mut reason = format!(
+                    "{failing} of {hosts} hosts fail at once, which points to this machine or its network: until that is \
+                     clear, failures change no status"
                 );
                 self.impaired = Some(reason.clone());
-                (json!({ "impaired": true, "failing": failing, "hosts": hosts }), reason)
+                let untold = self.freezes.begin(now)?;
+                if untold > 0 {
+                    reason += &format!(" (and {untold} times more since the last such event)");
+                }
+                (json!({ "impaired": true, "failing": failing, "hosts": hosts, "untold": untold }), reason)
             }
             Impaired::Ended { reason } => {
                 self.impaired = None;
-                (json!({ "impaired": false }), format!("results are believed again: {reason}"))
+                if self.freezes.quiet {
+                    return None;
+                }
+                (json!({ "impaired": false }), format!("failures are believed again: {reason}"))
             }
         };
-        NewEvent {
+        Some(NewEvent {
             kind: EventKind::Health,
             provider: None,
             provider_id: None,
@@ -307,12 +360,14 @@ impl Ledger {
             reason,
             origin: None,
             revision: None,
-        }
+        })
     }
 
     /// What is to be written now, at most `limit` providers. Give it back with [`Self::give_back`] if it could not be.
     pub fn take(&mut self, depth: Depth, limit: usize) -> Batch {
-        let mut batch = Batch { writes: Vec::new(), names: Vec::new(), own: std::mem::take(&mut self.own) };
+        let impaired = std::mem::take(&mut self.impaired_unwritten).then(|| self.impaired.clone());
+        let own = std::mem::take(&mut self.own);
+        let mut batch = Batch { writes: Vec::new(), names: Vec::new(), own, impaired };
         for (name, entry) in self.leaving.iter_mut().chain(&mut self.entries) {
             if batch.writes.len() >= limit {
                 break;
@@ -354,6 +409,7 @@ impl Ledger {
     /// Takes back what could not be written.
     pub fn give_back(&mut self, batch: Batch) {
         self.own.splice(0..0, batch.own);
+        self.impaired_unwritten |= batch.impaired.is_some();
         for (name, write) in batch.names.into_iter().zip(batch.writes) {
             let entry = self.entries.get_mut(&name).or_else(|| self.leaving.get_mut(&name));
             let Some(entry) = entry else { continue };
@@ -378,7 +434,7 @@ fn status(live: &Live) -> StatusWrite {
     StatusWrite {
         id: target.label.id,
         health_status: Some(memory.health.status()),
-        last_health_check: memory.health.last_result(),
+        last_health_check: live.last_check,
         key_status: tested.map(|_| memory.key.status()),
         key_last_tested: tested,
         key_updated_at: target.label.key_updated_at,
@@ -424,7 +480,7 @@ fn event(kind: EventKind, target: &Target, detail: Value, reason: &str) -> NewEv
 #[cfg(test)]
 mod tests {
     use super::*;
-    use provider::KeyVerdict;
+    use provider::{KeyVerdict, Quota};
 
     #[test]
     fn how_a_provider_is_checked_is_written_without_waiting_for_a_check() {
@@ -459,11 +515,19 @@ mod tests {
         }
         kept.memory.key.observe(at, &KeyVerdict::Valid, None);
         kept.facts.can_serve = Some(false);
+        kept.facts.retry_after = Some(Duration::from_secs(30));
+        let quota = Quota { remaining: Some(0.0), limit: None, unit: String::new() };
+        kept.facts.quota = Some(quota);
         let text = kept.text().unwrap();
-        assert!(text.len() < 450, "{text}");
+        assert!(text.len() < 550, "{text}");
         // Nobody tells a latency below a millisecond from none.
         let expected = Kept { latency_ms: None, ..kept };
-        assert_eq!(Kept::parse(&text), Some(expected), "{text}");
+        assert_eq!(Kept::parse(&text), Some(expected.clone()), "{text}");
         assert_eq!(Kept::parse(&Kept::default().text().unwrap()), Some(Kept::default()));
+        // As an earlier version wrote it.
+        let earlier = text.replace(r#""nanos":0,"#, "").replace(r#","nanos":0"#, "");
+        assert_ne!(earlier, text);
+        let parsed = Kept::parse(&earlier).unwrap();
+        assert_eq!((parsed.memory, parsed.facts), (expected.memory, Facts::default()));
     }
 }

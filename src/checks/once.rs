@@ -46,15 +46,18 @@ pub struct Finding {
     pub has_key: bool,
     /// `None`: there is no key, or nothing could be asked.
     pub key: Option<KeyFinding>,
-    /// `None`: the list could not be had.
+    /// `None`: the list could not be fetched.
     pub models_found: Option<usize>,
+    /// Why the daemon's own checks doubt their results now; not there where they do not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub impaired: Option<Arc<str>>,
 }
 
 impl Finding {
     fn skipped(provider: Arc<str>, reason: String) -> Self {
         let (outcome, status, latency_ms) = ("skipped", None, 0);
-        let (has_key, key, models_found) = (false, None, None);
-        Self { provider, outcome, reason, status, latency_ms, has_key, key, models_found }
+        let (has_key, key, models_found, impaired) = (false, None, None, None);
+        Self { provider, outcome, reason, status, latency_ms, has_key, key, models_found, impaired }
     }
 
     /// Whether the provider answers and does not refuse its key.
@@ -155,6 +158,7 @@ pub async fn look_at(prober: &Prober, target: &Target) -> Finding {
         has_key: target.key.is_some(),
         key: None,
         models_found: None,
+        impaired: None,
     };
     let answered = !matches!(checked.outcome, Outcome::Hard { .. } | Outcome::Local { .. });
     if !answered {

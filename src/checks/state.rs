@@ -3,7 +3,8 @@
 //! PURE. The time is a parameter, and the state can be stored and taken up again after a restart. Not their job:
 //! asking, and suspecting ourselves (see [`impairment`](super::impairment)).
 //! Invariants: nothing becomes unhealthy without three hard failures in a row, no key becomes valid without a
-//! proof, and what is inconclusive never overwrites a failed key.
+//! proof, what is inconclusive never overwrites a failed key, and no wait that a provider asks for keeps a result
+//! from going stale.
 
 use std::time::Duration;
 
@@ -70,6 +71,20 @@ pub struct HealthMachine {
     backoff_steps: u32,
     /// The provider asked not to be called before.
     not_before: Option<DateTime<Utc>>,
+    /// Until then results were not believed, so that nothing went stale.
+    #[serde(skip)]
+    held: Option<DateTime<Utc>>,
+}
+
+/// How much of a result is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// All of it.
+    Full,
+    /// A failure counts, but no transition to worse comes of it yet: it waits for what other hosts answer.
+    NotWorse,
+    /// The prober suspects itself: answers count, failures do not.
+    Frozen,
 }
 
 impl Default for HealthMachine {
@@ -86,6 +101,7 @@ impl Default for HealthMachine {
             remembered: 0,
             backoff_steps: 0,
             not_before: None,
+            held: None,
         }
     }
 }
@@ -112,6 +128,49 @@ impl HealthMachine {
     /// Failures stand that may yet make the provider unhealthy: it is re-checked fast.
     pub const fn is_pending(&self) -> bool {
         self.hard_in_a_row > 0 && !matches!(self.status, HealthStatus::Unhealthy)
+    }
+
+    /// Until when the provider asked to be left alone, where that is still to come.
+    pub fn asked_to_wait(&self, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        self.not_before.filter(|until| now < *until)
+    }
+
+    /// Takes a result as far as it is believed. An answer always is; what is not believed leaves no trace, but keeps
+    /// what is known from going stale.
+    pub fn take(&mut self, now: DateTime<Utc>, outcome: &Outcome, trust: Trust) -> Option<Transition> {
+        let hard = matches!(outcome, Outcome::Hard { .. });
+        if trust == Trust::Frozen && hard {
+            self.hold(now);
+            return None;
+        }
+        if trust == Trust::Full {
+            return self.observe(now, outcome);
+        }
+        let mut next = self.clone();
+        let transition = next.observe(now, outcome);
+        if transition.as_ref().is_some_and(Transition::is_worse) {
+            self.hold(now);
+            return None;
+        }
+        *self = next;
+        transition
+    }
+
+    /// Takes back the failures in a row that have led to no verdict yet: the prober suspects itself.
+    pub fn forgive(&mut self) {
+        if self.is_pending() {
+            let count = self.hard_in_a_row.min(self.remembered);
+            self.history = self.history.checked_shr(count).unwrap_or(0);
+            self.remembered -= count;
+            self.hard_in_a_row = 0;
+        }
+    }
+
+    /// Moves everything that is remembered by a jump of the wall clock.
+    pub fn shift(&mut self, jump: TimeDelta) {
+        for at in [&mut self.since, &mut self.last_result, &mut self.not_before, &mut self.held] {
+            moved(at, jump);
+        }
     }
 
     /// Takes a result. A refused key (`auth`) is a good answer here; a local failure is no result at all.
@@ -210,43 +269,50 @@ impl HealthMachine {
         Transition { from, to, at: now, reason }
     }
 
-    /// Forgets a status whose last result is older than three intervals. `regular` is the provider's own interval;
-    /// waits that we chose ourselves (backoff, `Retry-After`) make nothing stale.
+    /// Forgets a status whose last result is older than three intervals. `regular` is the provider's own interval; the
+    /// longer one of an unhealthy provider makes nothing stale, a wait that the provider asked for does.
     pub fn expire(&mut self, now: DateTime<Utc>, regular: Duration) -> Option<Transition> {
         if self.status == HealthStatus::Unknown {
             return None;
         }
         let last = self.last_result?;
-        let allowed = regular.max(self.delay(now, regular)).saturating_mul(STALE_INTERVALS);
-        if after(last, allowed).is_none_or(|limit| now <= limit) {
+        let allowed = regular.max(self.wanted(regular)).saturating_mul(STALE_INTERVALS);
+        let counts = self.held.map_or(last, |held| held.max(last));
+        if after(counts, allowed).is_none_or(|limit| now <= limit) {
             return None;
         }
+        let asked = match self.asked_to_wait(now) {
+            Some(until) => format!("; it asked to wait until {}", until.format("%Y-%m-%dT%H:%M:%SZ")),
+            None => String::new(),
+        };
         self.history = 0;
         self.remembered = 0;
         self.hard_in_a_row = 0;
         self.good_in_a_row = 0;
         self.answered_in_a_row = 0;
-        self.not_before = None;
-        let reason = format!("no result since {}", last.format("%Y-%m-%dT%H:%M:%SZ"));
+        let reason = format!("no result since {}{asked}", last.format("%Y-%m-%dT%H:%M:%SZ"));
         Some(self.enter(now, HealthStatus::Unknown, reason))
     }
 
     /// Keeps the status from going stale while results are not believed.
     pub fn hold(&mut self, now: DateTime<Utc>) {
-        if let Some(last) = &mut self.last_result {
-            *last = now.max(*last);
-        }
+        self.held = Some(self.held.map_or(now, |held| held.max(now)));
     }
 
-    /// How long after the last result the next check is due; spread and jitter come on top.
-    pub fn delay(&self, now: DateTime<Utc>, regular: Duration) -> Duration {
-        let wanted = match self.status {
+    /// How long after the last result we would ask again by ourselves.
+    fn wanted(&self, regular: Duration) -> Duration {
+        match self.status {
             HealthStatus::Unhealthy => {
                 UNHEALTHY_FIRST.mul_f64(1.5_f64.powi(self.backoff_steps.min(8) as i32)).min(UNHEALTHY_MAX)
             }
             _ if self.is_pending() => FAST.min(regular),
             _ => regular,
-        };
+        }
+    }
+
+    /// How long after the last result the next check is due; spread and jitter come on top.
+    pub fn delay(&self, now: DateTime<Utc>, regular: Duration) -> Duration {
+        let wanted = self.wanted(regular);
         let asked = self.not_before.zip(self.last_result.or(Some(now)));
         let asked = asked.and_then(|(until, last)| (until - last).to_std().ok()).unwrap_or_default();
         wanted.max(asked)
@@ -259,6 +325,24 @@ impl HealthMachine {
             None => now,
         }
     }
+}
+
+impl Transition {
+    /// Whether it tells that the provider does worse than was known.
+    pub fn is_worse(&self) -> bool {
+        use HealthStatus as H;
+        match (self.from, self.to) {
+            // It answers, though never well: that hides nothing.
+            (H::Unknown, H::Degraded) => false,
+            (_, H::Unhealthy) | (H::Healthy, H::Degraded | H::Unknown) | (H::Degraded, H::Unknown) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Moves a time; one that would leave the calendar is forgotten.
+fn moved(at: &mut Option<DateTime<Utc>>, jump: TimeDelta) {
+    *at = at.and_then(|at| at.checked_add_signed(jump));
 }
 
 /// `None` only beyond the end of the calendar.
@@ -351,6 +435,24 @@ impl KeyMachine {
     /// What the last test said; empty for a plainly valid key.
     pub fn last_reason(&self) -> &str {
         &self.last_reason
+    }
+
+    /// When a key was rejected first, where a second rejection is still to confirm it.
+    pub fn rejected_once(&self) -> Option<DateTime<Utc>> {
+        self.first_rejection.filter(|_| self.status != KeyStatus::Failed)
+    }
+
+    /// Moves everything that is remembered by a jump of the wall clock.
+    pub fn shift(&mut self, jump: TimeDelta) {
+        for at in [
+            &mut self.since,
+            &mut self.last_test,
+            &mut self.last_proof,
+            &mut self.first_rejection,
+            &mut self.not_before,
+        ] {
+            moved(at, jump);
+        }
     }
 
     /// Another key: everything known about the old one is forgotten, and it is tested at once.

@@ -133,6 +133,9 @@ impl Writer {
             let written = async {
                 let news = self.store.checks_write(Some(&held), &batch.writes).await?;
                 self.store.record(&batch.own).await?;
+                if let Some(impaired) = &batch.impaired {
+                    self.store.impaired_set(held.holder, impaired.as_deref()).await?;
+                }
                 Ok(news + batch.own.len())
             };
             match written.await {
@@ -215,10 +218,10 @@ fn count(metrics: &Metrics, event: &Event) {
                     warn!(
                         failing,
                         hosts,
-                        "most hosts fail at once; statuses are frozen until this side is sure of itself"
+                        "most hosts fail at once; failures change no status until this side is sure of itself"
                     );
                 }
-                Impaired::Ended { reason } => info!(reason, "results of checks are believed again"),
+                Impaired::Ended { reason } => info!(reason, "failed checks are believed again"),
             }
         }
     }

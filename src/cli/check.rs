@@ -34,15 +34,19 @@ impl Check {
             candidates.retain(|it| self.names.iter().any(|wanted| wanted == name(it)));
         }
         let progress = Progress::steps("checking", candidates.len());
-        let found = once::look(&prober, candidates, |finding| {
+        let mut found = once::look(&prober, candidates, |finding| {
             progress.step();
             debug!(provider = %finding.provider, outcome = finding.outcome, "checked");
         })
         .await;
         drop(progress);
+        let impaired = context.backend.store.impaired().await?;
+        for finding in &mut found {
+            finding.impaired = impaired.first().map(|why| why.as_str().into());
+        }
         match context.format {
             Format::Json => output::json(&found)?,
-            Format::Table | Format::Github => output::text(&render(&found))?,
+            Format::Table | Format::Github => output::text(&(render(&found) + &doubts(&impaired, &found)))?,
         };
         if found.iter().any(Finding::is_local) {
             return Ok(Exit::Failed);
@@ -76,6 +80,20 @@ fn render(found: &[Finding]) -> String {
     output::table(&["NAME", "HEALTH", "LATENCY", "KEY", "NOTE"], rows)
 }
 
+/// That the daemon does not believe its own checks, or that this look should not be either.
+fn doubts(impaired: &[String], found: &[Finding]) -> String {
+    let mut text: String = impaired.iter().map(|why| format!("! the daemon's checks: {why}\n")).collect();
+    let asked = found.iter().filter(|it| it.outcome != "skipped").count();
+    let failing = found.iter().filter(|it| matches!(it.outcome, "hard" | "local")).count();
+    if asked >= 5 && failing * 2 > asked {
+        text += &format!(
+            "! {failing} of {asked} providers do not answer, which points to this machine or its network \
+             (hint: `providerd doctor` looks step by step)\n"
+        );
+    }
+    text
+}
+
 /// `valid, 15 models found, 450 ms`, `invalid: the provider's words`, `none`.
 fn key(finding: &Finding) -> String {
     let models = finding.models_found.map(|count| format!("{count} models found"));
@@ -86,7 +104,13 @@ fn key(finding: &Finding) -> String {
         return models.map_or_else(|| "none".to_owned(), |models| format!("none, {models}"));
     };
     if !key.reason.is_empty() {
-        return format!("{}: {}", key.verdict, key.reason);
+        // What this word alone would leave open: nothing was learned about the key.
+        let word = match key.verdict {
+            "rate" => "not tested",
+            "overload" | "inconclusive" => "not proven",
+            word => word,
+        };
+        return format!("{word}: {}", key.reason.replacen("\nhint: ", "; hint: ", 1));
     }
     let took = Some(format!("{} ms", key.latency_ms));
     [Some(key.verdict.to_owned()), models, took].into_iter().flatten().collect::<Vec<_>>().join(", ")

@@ -49,6 +49,8 @@ struct Report {
     providers: Vec<Line>,
     /// What is held back, and the command that confirms it.
     held: Vec<String>,
+    /// Why checks doubt their own results now, by daemon: failures change no status meanwhile.
+    impaired: Vec<String>,
     /// Origins whose providers are checked less often than asked for.
     paced: Vec<String>,
     /// Invalid and unreadable manifests.
@@ -105,6 +107,7 @@ impl Status {
         let suspended = context.backend.store.suspended().await?;
         let rows = context.backend.store.provider_status_rows(None).await?;
         let paced = self.paced(context, &build, &rows).await?;
+        let impaired = context.backend.store.impaired().await?;
         let mut lines = Judge::new(&build, &plan, &suspended).lines(rows);
         if !self.names.is_empty() {
             lines.retain(|name, _| self.names.contains(name));
@@ -128,7 +131,7 @@ impl Status {
             && manifests.is_empty()
             && suspended.all.is_none()
             && providers.iter().filter(managed).all(|line| line.state == State::Synced);
-        Ok(Report { synced, suspended: suspended.all.is_some(), providers, held, paced, manifests })
+        Ok(Report { synced, suspended: suspended.all.is_some(), providers, held, impaired, paced, manifests })
     }
 
     async fn paced(
@@ -240,21 +243,23 @@ fn table(lines: &[&Line], now: DateTime<Utc>) -> String {
 /// What a person should know beside the table.
 fn remarks(report: &Report, now: DateTime<Utc>) -> String {
     let mut text = String::new();
+    for why in &report.impaired {
+        text += &format!("! checks: {why} (hint: `providerd doctor` looks from here)\n");
+    }
     for line in report.providers.iter().filter(|line| line.enabled != Some(false)) {
         let since = line.health_since.map_or_else(String::new, |at| format!(" for {}", length(now - at)));
         if let Some(health) = line.health.as_deref().filter(|it| matches!(*it, "degraded" | "unhealthy")) {
-            text += &format!("! {}: {health}{since}: {}\n", line.name, line.health_reason);
+            let reason = said(&line.health_reason, "its last answer was good; more of them make it healthy");
+            text += &format!("! {}: {health}{since}: {reason}\n", line.name);
         }
-        if matches!(line.key.as_deref(), Some("failed" | "error")) {
+        if let Some(until) = line.asked_to_wait.filter(|until| now < *until) {
             text += &format!(
-                "! {}: key {}: {}\n",
+                "! {}: it asked to be left alone until {} (Retry-After)\n",
                 line.name,
-                line.key.as_deref().unwrap_or_default(),
-                line.key_reason
+                until.format("%H:%M:%S UTC")
             );
-        } else if line.can_serve == Some(false) {
-            text += &format!("! {}: the key is valid, but cannot serve: {}\n", line.name, line.key_reason);
         }
+        text.extend(key_remark(line, now));
     }
     let notices =
         report.providers.iter().flat_map(|line| line.notices.iter().map(move |it| (&line.name, it)));
@@ -281,9 +286,38 @@ fn remarks(report: &Report, now: DateTime<Utc>) -> String {
     text
 }
 
-/// `12s ago`, `5m ago`, `3h ago`, `2d ago`.
+/// What is known against a provider's key.
+fn key_remark(line: &Line, now: DateTime<Utc>) -> Option<String> {
+    let (name, reason) = (&line.name, said(&line.key_reason, "its provider gave no reason"));
+    match line.key.as_deref() {
+        Some(status @ ("failed" | "error")) => Some(format!("! {name}: key {status}: {reason}\n")),
+        _ if let Some(first) = line.key_rejected_at => {
+            let again = line.key_next_test.filter(|again| now < *again);
+            let again = again.map_or_else(
+                || ", to be asked again now".to_owned(),
+                |again| format!(", asked again at {}", again.format("%H:%M:%S UTC")),
+            );
+            Some(format!(
+                "! {name}: key rejected once, at {}{again}: {reason}\n",
+                first.format("%H:%M:%S UTC")
+            ))
+        }
+        Some("valid") if line.can_serve == Some(false) => {
+            Some(format!("! {name}: the key is valid, but cannot serve: {reason}\n"))
+        }
+        _ => None,
+    }
+}
+
+/// What there is to say, or else what that means.
+fn said<'a>(reason: &'a str, nothing: &'a str) -> &'a str {
+    if reason.trim().is_empty() { nothing } else { reason }
+}
+
+/// `<1m ago`, `5m ago`, `3h ago`, `2d ago`. A date that is younger than a minute is not told more finely: it is written
+/// once a minute.
 fn age(since: chrono::TimeDelta) -> String {
-    format!("{} ago", length(since))
+    if since.num_seconds() < 60 { "<1m ago".to_owned() } else { format!("{} ago", length(since)) }
 }
 
 /// `12s`, `5m`, `3h`, `2d`.

@@ -101,8 +101,14 @@ pub struct Line {
     pub health_since: Option<DateTime<Utc>>,
     /// Why the last check was not good; empty when it was.
     pub health_reason: String,
+    /// Until when the provider asked to be left alone (`Retry-After`).
+    pub asked_to_wait: Option<DateTime<Utc>>,
     /// What the last key test said; empty for a plainly valid key.
     pub key_reason: String,
+    /// When the key was rejected first, where only a second rejection confirms it.
+    pub key_rejected_at: Option<DateTime<Utc>>,
+    /// When that is looked at again.
+    pub key_next_test: Option<DateTime<Utc>>,
     /// Of the last check that was answered, as of the last time it was written down.
     pub latency_ms: Option<u64>,
     /// `false`: the key is real, yet completions will be refused.
@@ -187,7 +193,10 @@ impl<'a> Judge<'a> {
             key_last_tested: row.key_last_tested,
             health_since: kept.memory.health.since(),
             health_reason: kept.memory.health.last_reason().to_owned(),
+            asked_to_wait: kept.memory.health.asked_to_wait(self.now),
             key_reason: kept.memory.key.last_reason().to_owned(),
+            key_rejected_at: kept.memory.key.rejected_once(),
+            key_next_test: kept.memory.key.rejected_once().map(|_| kept.memory.key.next_test(self.now, 0.0)),
             latency_ms: kept.latency_ms,
             can_serve: kept.facts.can_serve,
             models: row.models,
@@ -237,7 +246,10 @@ impl<'a> Judge<'a> {
             key_last_tested: None,
             health_since: None,
             health_reason: String::new(),
+            asked_to_wait: None,
             key_reason: String::new(),
+            key_rejected_at: None,
+            key_next_test: None,
             latency_ms: None,
             can_serve: None,
             models: 0,

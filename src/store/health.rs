@@ -15,7 +15,7 @@ use sqlx::Row;
 use uuid::Uuid;
 
 use catalog::model::{HealthStatus, KeyStatus};
-use provider::rollup::{CLASSES, Rollup};
+use provider::rollup::Rollup;
 
 use super::{Lease, NewEvent, Result, StatusWrite, Store, StoreError, Tx, events, leases, query, status};
 
@@ -171,19 +171,16 @@ impl Store {
             let count = |index: usize| -> Result<u32> {
                 Ok(u32::try_from(row.try_get::<i32, _>(index)?).unwrap_or_default())
             };
-            let stored: Vec<i32> = row.try_get(7)?;
-            let mut latency = [0; CLASSES];
-            for (class, count) in latency.iter_mut().zip(stored) {
-                *class = u32::try_from(count).unwrap_or_default();
-            }
-            let sums = Rollup {
+            let stored: Vec<Option<i32>> = row.try_get(7)?;
+            let mut sums = Rollup {
                 ok: count(2)?,
                 slow: count(3)?,
                 soft: count(4)?,
                 hard: count(5)?,
                 auth: count(6)?,
-                latency,
+                ..Rollup::default()
             };
+            sums.take_stored(&stored);
             Ok((row.try_get(0)?, row.try_get(1)?, sums))
         };
         rows.iter().map(read).collect()
@@ -285,7 +282,9 @@ async fn add_up(tx: &mut Tx, writes: &[CheckWrite]) -> Result<()> {
         };
         // PostgreSQL's unnest takes nested arrays apart, so the classes travel as one text each.
         let latency = sums.values().map(|sums| {
-            let words: Vec<String> = sums.latency.iter().map(ToString::to_string).collect();
+            let word =
+                |count: Option<i32>| count.map_or_else(|| "NULL".to_owned(), |count| count.to_string());
+            let words: Vec<String> = sums.stored().into_iter().map(word).collect();
             format!("{{{}}}", words.join(","))
         });
         query(
@@ -295,7 +294,7 @@ async fn add_up(tx: &mut Tx, writes: &[CheckWrite]) -> Result<()> {
                   AS u (id, at, ok, slow, soft, hard, auth, latency) JOIN llm_providers p ON p.id = u.id
              ON CONFLICT (provider_id, span, at) DO UPDATE SET ok = r.ok + excluded.ok, slow = r.slow + excluded.slow,
                  soft = r.soft + excluded.soft, hard = r.hard + excluded.hard, auth = r.auth + excluded.auth,
-                 latency = ARRAY(SELECT coalesce(a, 0) + coalesce(b, 0)
+                 latency = ARRAY(SELECT nullif(coalesce(a, 0) + coalesce(b, 0), 0)
                                  FROM unnest(r.latency, excluded.latency) WITH ORDINALITY AS t (a, b, n) ORDER BY n)",
         )
         .bind(span.word())

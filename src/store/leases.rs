@@ -108,6 +108,42 @@ impl Store {
         Ok(tx.commit().await?)
     }
 
+    /// Says why the checks of this daemon doubt their results, or that they do not. What daemons that are gone have
+    /// said is removed.
+    pub async fn impaired_set(&self, holder: Uuid, reason: Option<&str>) -> Result<()> {
+        let mut tx = self.write().await?;
+        query(
+            "DELETE FROM providerd.meta m WHERE m.key LIKE 'impaired:%' AND NOT EXISTS (SELECT FROM providerd.lease l
+             WHERE l.name = 'checks:' || substr(m.key, 10) AND l.expires_at > clock_timestamp())",
+        )
+        .execute(&mut *tx)
+        .await?;
+        let key = format!("impaired:{holder}");
+        match reason {
+            Some(reason) => query(META_SET).bind(key).bind(reason).execute(&mut *tx).await?,
+            None => query("DELETE FROM providerd.meta WHERE key = $1").bind(key).execute(&mut *tx).await?,
+        };
+        Ok(tx.commit().await?)
+    }
+
+    /// Why the checks of daemons that are alive doubt their results.
+    pub async fn impaired(&self) -> Result<Vec<String>> {
+        if self.is_blank() {
+            return Ok(Vec::new());
+        }
+        let mut tx = self.read().await?;
+        let reasons = sqlx::query_scalar(
+            "SELECT left(m.value, 500) FROM providerd.meta m JOIN providerd.lease l
+                ON l.name = 'checks:' || substr(m.key, 10) AND l.expires_at > clock_timestamp()
+             WHERE m.key LIKE 'impaired:%' ORDER BY m.key",
+        )
+        .persistent(false)
+        .fetch_all(&mut *tx)
+        .await?;
+        tx.rollback().await?;
+        Ok(reasons)
+    }
+
     /// Takes the lease if it is free, expired or ours. Looking at a lease that another one holds writes nothing.
     pub async fn lease_acquire(&self, name: &str, holder: Uuid, ttl: Duration) -> Result<Option<Lease>> {
         let mut tx = self.write().await?;

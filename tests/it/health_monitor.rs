@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::{TimeDelta, Utc};
 use secrecy::SecretString;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -25,7 +26,7 @@ use net::{Limits, NetConfig, probe::Prober};
 use provider::{ProviderType as P, origin_of, parse_base};
 use providerd::checks::{
     impairment::Impaired,
-    monitor::{Command, Event, Label, Memory, MonitorConfig, Rhythm, Target, run},
+    monitor::{Command, Event, Label, Memory, MonitorConfig, Rhythm, Target, Wall, run},
 };
 
 const KEY: &str = "sk-fake-key-for-tests-0123456789abcdef";
@@ -258,8 +259,8 @@ async fn an_outage_of_our_own_is_not_blamed_on_providers() {
     let mut checks = 0;
     frozen
         .until("checks while frozen", |event| match event {
-            Event::Checked { frozen, transition, .. } => {
-                assert!(*frozen && transition.is_none());
+            Event::Checked { frozen, transition, checked, .. } => {
+                assert!(transition.is_none() && *frozen == (checked.outcome.word() == "hard"));
                 checks += 1;
                 (checks == 40).then_some(())
             }
@@ -285,6 +286,54 @@ async fn an_outage_of_our_own_is_not_blamed_on_providers() {
         .await;
     real.health("p3", H::Unhealthy).await;
     real.end().await;
+}
+
+#[tokio::test]
+async fn a_jump_of_the_wall_clock_hides_nobody_and_tests_nothing_twice() {
+    for days in [3, -3] {
+        let jumped = Arc::new(std::sync::atomic::AtomicI64::new(0));
+        let read = jumped.clone();
+        let seen = Arc::new(AtomicUsize::new(0));
+        let address = provider(Arc::new(AtomicU16::new(200)), seen.clone()).await;
+        let mut monitor = monitor(MonitorConfig {
+            wall: Wall::new(move || Utc::now() + TimeDelta::days(read.load(Ordering::Relaxed))),
+            ..MonitorConfig::default()
+        });
+        monitor.set(target("p", address, KEY)).await;
+        let (mut healthy, mut valid) = (false, false);
+        monitor
+            .until("healthy and valid", |event| {
+                match event {
+                    Event::Checked { transition: Some(found), .. } => healthy = found.to == H::Healthy,
+                    Event::KeyTested { transition: Some(found), .. } => valid = found.to == K::Valid,
+                    _ => {}
+                }
+                (healthy && valid).then_some(())
+            })
+            .await;
+        jumped.store(days, Ordering::Relaxed);
+        // Long enough for every look at ages to come round: each second, and after three intervals.
+        let (began, mut checks, mut last) = (std::time::Instant::now(), 0, None);
+        monitor
+            .until("three seconds of checks", |event| {
+                match event {
+                    Event::Checked { transition, memory, .. } => {
+                        assert_eq!(*transition, None);
+                        checks += 1;
+                        last = memory.health.last_result();
+                    }
+                    other => panic!("{days}: {other:?}"),
+                }
+                (began.elapsed() > Duration::from_secs(3)).then_some(())
+            })
+            .await;
+        // Every 200 ms, neither in a burst nor with a hole.
+        assert!((8..=17).contains(&checks), "{days}: {checks}");
+        // What is stored is what the wall clock says.
+        let off = last.unwrap() - (Utc::now() + TimeDelta::days(days));
+        assert!(off.abs() < TimeDelta::seconds(5), "{days}: {off}");
+        monitor.end().await;
+    }
 }
 
 #[test]

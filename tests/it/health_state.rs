@@ -1,6 +1,6 @@
-//! Health, key status and self-suspicion over time.
+//! Health and key status over time; when the prober suspects itself stands in `health_freeze.rs`.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, TimeZone, Utc};
 use proptest::prelude::*;
@@ -8,10 +8,7 @@ use proptest::prelude::*;
 use catalog::model::{HealthStatus as H, KeyStatus as K};
 use net::egress::EgressPolicy;
 use provider::{Evidence, Failure, KeyVerdict, Outcome};
-use providerd::checks::{
-    impairment::{Impaired, Impairment},
-    state::{HealthMachine, KeyMachine},
-};
+use providerd::checks::state::{HealthMachine, KeyMachine, Trust};
 
 const INTERVAL: Duration = Duration::from_secs(30);
 
@@ -117,7 +114,7 @@ fn checks_come_when_promised() {
     machine.observe(at(time), &wait(300));
     assert_eq!(machine.next_check(at(time), INTERVAL), at(time + 300));
     machine.observe(at(time), &wait(1_000_000));
-    assert_eq!(machine.next_check(at(time), INTERVAL), at(time + 86_400));
+    assert_eq!(machine.next_check(at(time), INTERVAL), at(time + 600));
     machine.observe(at(time), &wait(1));
     assert_eq!(machine.next_check(at(time), INTERVAL), at(time + 30));
 }
@@ -142,6 +139,64 @@ fn old_results_are_not_believed() {
     assert_eq!(machine.status(), H::Unhealthy);
     assert_eq!(machine.expire(at(163 + 60), Duration::from_secs(1)), None);
     assert!(serde_json::from_str::<HealthMachine>("{}").is_ok());
+    // A wait that the provider asks for does: it may be down by the time that it names.
+    let mut machine = HealthMachine::default();
+    machine.observe(at(0), &outcome('o'));
+    let wait = Outcome::Soft { reason: "slow down".into(), retry_after: Some(Duration::from_secs(86_400)) };
+    machine.observe(at(30), &wait);
+    assert_eq!(machine.asked_to_wait(at(31)), Some(at(630)));
+    assert_eq!(machine.expire(at(120), INTERVAL), None);
+    let gone = machine.expire(at(121), INTERVAL).unwrap();
+    assert!(gone.to == H::Unknown && gone.reason.contains("asked to wait"), "{gone:?}");
+    // It is still left alone, and asked once that is over.
+    assert_eq!(machine.next_check(at(121), INTERVAL), at(630));
+    assert_eq!(machine.asked_to_wait(at(631)), None);
+}
+
+#[test]
+fn nothing_notices_a_jump_of_the_clock() {
+    for jump in [TimeDelta::days(3), TimeDelta::days(-3)] {
+        let mut machine = HealthMachine::default();
+        machine.observe(at(0), &outcome('o'));
+        machine.observe(at(30), &outcome('w'));
+        let mut moved = machine.clone();
+        moved.shift(jump);
+        let (now, then) = (at(40), at(40) + jump);
+        assert_eq!(moved.next_check(then, INTERVAL), machine.next_check(now, INTERVAL) + jump);
+        assert_eq!(moved.expire(at(115) + jump, INTERVAL), None);
+        assert!(moved.expire(at(121) + jump, INTERVAL).is_some());
+    }
+}
+
+#[test]
+fn what_is_doubted_leaves_no_trace() {
+    let mut machine = HealthMachine::default();
+    machine.observe(at(0), &outcome('o'));
+    let sound = machine.clone();
+    for second in 1..10 {
+        assert_eq!(machine.take(at(second), &outcome('h'), Trust::Frozen), None);
+    }
+    assert_eq!((machine.status(), machine.is_pending()), (H::Healthy, false));
+    // Two failures may count and yet wait; when we come to doubt ourselves, they never were.
+    for second in 10..13 {
+        assert_eq!(machine.take(at(second), &outcome('h'), Trust::NotWorse), None);
+    }
+    assert!(machine.is_pending());
+    machine.forgive();
+    assert!(!machine.is_pending());
+    let what = |machine: &HealthMachine| {
+        let fields = serde_json::to_value(machine).unwrap();
+        ["status", "since", "history", "remembered"].map(|name| fields[name].clone())
+    };
+    assert_eq!(what(&machine), what(&sound));
+    // An answer is believed in any case.
+    let mut machine = HealthMachine::default();
+    assert_eq!(machine.take(at(0), &outcome('o'), Trust::Frozen).unwrap().to, H::Healthy);
+    for second in 1..4 {
+        machine.observe(at(second), &outcome('h'));
+    }
+    machine.take(at(5), &outcome('o'), Trust::Frozen);
+    assert_eq!(machine.take(at(6), &outcome('o'), Trust::Frozen).unwrap().to, H::Healthy);
 }
 
 fn verdict(letter: char) -> KeyVerdict {
@@ -280,59 +335,6 @@ proptest! {
             let delay = machine.delay();
             prop_assert!(delay >= Duration::from_secs(30) && delay <= Duration::from_secs(6 * 3600));
         }
-    }
-
-    #[test]
-    fn self_suspicion_counts_rightly(results in proptest::collection::vec((0usize..12, proptest::bool::ANY, 0i64..20), 0..200)) {
-        let mut impairment = Impairment::new(INTERVAL, false);
-        let hosts: Vec<Arc<str>> = (0..12).map(|n| format!("h{n}").into()).collect();
-        let mut latest: Vec<Option<(i64, bool)>> = vec![None; 12];
-        let mut time = 0;
-        for (host, failed, gap) in results {
-            time += gap;
-            latest[host] = Some((time, failed));
-            let live: Vec<bool> = latest.iter().flatten().filter(|(seen, _)| time - seen <= 30).map(|(_, failed)| *failed).collect();
-            let failing = live.iter().filter(|failed| **failed).count();
-            if let Some(Impaired::Began { failing: said, hosts: of }) = impairment.observe(at(time), &hosts[host], failed) {
-                prop_assert_eq!((said, of), (failing, live.len()));
-                prop_assert!(of >= 5 && said * 2 > of);
-            }
-            if let Some(since) = impairment.frozen_since() { prop_assert!(at(time) - since < TimeDelta::minutes(5)); }
-        }
-    }
-}
-
-#[test]
-fn an_outage_of_our_own_freezes_and_ends() {
-    let hosts: Vec<Arc<str>> = (0..6).map(|n| format!("h{n}").into()).collect();
-    let mut impairment = Impairment::new(INTERVAL, false);
-    let fail = |impairment: &mut Impairment, time: i64, upto: usize| {
-        (0..6).filter_map(|n| impairment.observe(at(time), &hosts[n], n < upto)).next_back()
-    };
-    assert_eq!(fail(&mut impairment, 0, 3), None);
-    assert!(matches!(fail(&mut impairment, 10, 4), Some(Impaired::Began { .. })));
-    assert!(impairment.is_frozen());
-    for time in (20..310).step_by(10) {
-        assert_eq!(fail(&mut impairment, time, 5), None);
-    }
-    assert!(matches!(fail(&mut impairment, 310, 5), Some(Impaired::Ended { .. })));
-    // The same outage does not freeze again; the next one does.
-    assert_eq!(fail(&mut impairment, 320, 6), None);
-    assert_eq!(fail(&mut impairment, 330, 0), None);
-    assert!(matches!(fail(&mut impairment, 340, 6), Some(Impaired::Began { .. })));
-    // With a canary it is the canary who decides, however long it takes.
-    let mut impairment = Impairment::new(INTERVAL, true);
-    fail(&mut impairment, 0, 6);
-    for time in (10..1000).step_by(10) {
-        assert_eq!(fail(&mut impairment, time, 6), None);
-    }
-    assert_eq!(impairment.canary(false), None);
-    assert!(matches!(impairment.canary(true), Some(Impaired::Ended { .. })));
-    assert_eq!(fail(&mut impairment, 1000, 6), None);
-    // Four hosts say nothing.
-    let mut impairment = Impairment::new(INTERVAL, true);
-    for host in hosts.iter().take(4) {
-        assert_eq!(impairment.observe(at(0), host, true), None);
     }
 }
 

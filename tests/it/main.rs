@@ -15,6 +15,7 @@ mod doctor;
 mod embedded;
 mod fernet_interop;
 mod git_source;
+mod health_freeze;
 mod health_monitor;
 mod health_schedule;
 mod health_state;

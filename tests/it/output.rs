@@ -114,6 +114,14 @@ async fn every_field_that_is_documented_is_printed_and_the_other_way_round() {
     );
     assert_eq!(daemon.stop(), 0);
     lab.write("bad.toml", "nonsense");
+    // A daemon somewhere else that doubts its own checks.
+    let other = "00000000-0000-4000-8000-000000000001";
+    lab.execute(&format!(
+        "INSERT INTO providerd.lease (name, holder, token, expires_at)
+         VALUES ('checks:{other}', '{other}', 1, now() + interval '1 hour');
+         INSERT INTO providerd.meta (key, value) VALUES ('impaired:{other}', '6 of 9 hosts fail at once')"
+    ))
+    .await;
 
     let slow = |rate: &str| {
         let status = lab.run_with(&["status", "--output", "json"], |command| {

@@ -227,6 +227,9 @@ fn errors_are_read_body_before_status() {
         (P::Custom, 500, r#"{"error":"upstream said: Incorrect API key provided"}"#, "overload"),
         (P::Custom, 404, "not found", "inconclusive"),
         (P::Custom, 401, r#"{"errors":[{"message":"Invalid API key"}]}"#, "invalid"),
+        // A page is some gateway's word.
+        (P::OpenAi, 401, "<html><h1>401 Authorization Required</h1></html>", "inconclusive"),
+        (P::AzureOpenAi, 401, "<!doctype html><title>Sign in</title>", "inconclusive"),
         (P::Custom, 302, "", "inconclusive"),
         (P::Custom, 418, "\u{0}\u{1}garbage", "inconclusive"),
     ];
@@ -239,6 +242,15 @@ fn errors_are_read_body_before_status() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    // So is being asked for a user name and a password, unless the API itself speaks.
+    let asks = |scheme: &str, body: &str| {
+        let headers = [("WWW-Authenticate".to_owned(), scheme.to_owned())];
+        short(read_error(P::OpenAiCompatible, &reply(401, &headers, body)).as_ref())
+    };
+    assert_eq!(asks("Basic realm=\"proxy\"", ""), "inconclusive");
+    assert_eq!(asks("Negotiate", "Unauthorized"), "inconclusive");
+    assert_eq!(asks("Basic realm=\"api\"", r#"{"error":{"message":"Invalid API key"}}"#), "invalid");
+    assert_eq!(asks("Bearer", "Unauthorized"), "invalid");
 }
 
 // ---------------------------------------------------------------- proofs
@@ -439,6 +451,7 @@ fn a_malformed_request_tells_real_from_fake() {
         (402, r#"{"error":{"message":"payment method required"}}"#, "quota!"),
         (429, r#"{"error":{"message":"slow"}}"#, "rate!"),
         (401, r#"{"error":"unauthorized"}"#, "invalid"),
+        (401, "<html>sign in</html>", "inconclusive"),
         (403, r#"{"error":"policy"}"#, "restricted"),
         (500, "", "overload"),
         (400, "<html>bad gateway</html>", "inconclusive"),
@@ -712,6 +725,12 @@ fn health_and_keys_are_two_verdicts() {
     // What was cut off counts by its beginning.
     let cut = Reply { status: 200, headers: &[], body: b" {\"data\":[{\"id\":", truncated: true };
     assert_eq!(read_health(P::Custom, None, false, &cut, now()), Outcome::Ok);
+    // What servers do against all rules: a byte order mark, and a packed body that nobody asked for.
+    let marked = "\u{feff}{\"data\":[]}";
+    assert_eq!(read_health(P::OpenAi, None, false, &reply(200, &[], marked), now()), Outcome::Ok);
+    let packed = [("Content-Encoding".to_owned(), "gzip".to_owned())];
+    let said = read_health(P::OpenAi, None, false, &reply(200, &packed, "\u{1f}\u{8b}"), now());
+    assert!(said.word() == "hard" && said.reason().contains("content-encoding: gzip"), "{said:?}");
     let wait = [("Retry-After".to_owned(), "7".to_owned())];
     let outcome = read_health(P::OpenAi, None, false, &reply(503, &wait, ""), now());
     assert_eq!(outcome.retry_after(), Some(std::time::Duration::from_secs(7)));
@@ -921,7 +940,15 @@ fn every_form_of_retry_after() {
         (429, &[("retry-after", "Mon, 23 Nov 2026 12:00:30 GMT")], "", Some(30.0)),
         (429, &[("retry-after", "Mon, 23 Nov 2026 11:00:30 GMT")], "", Some(0.0)),
         (429, &[("retry-after-ms", "2500"), ("retry-after", "9")], "", Some(2.5)),
-        (429, &[("retry-after", "999999999")], "", Some(86_400.0)),
+        // RFC 850 and asctime.
+        (429, &[("retry-after", "Monday, 23-Nov-26 12:00:45 GMT")], "", Some(45.0)),
+        (503, &[("retry-after", "Monday, 23-Nov-26 11:00:45 GMT")], "", Some(0.0)),
+        (503, &[("retry-after", "Sunday, 06-Nov-94 08:49:37 GMT")], "", Some(0.0)),
+        (429, &[("retry-after", "Mon Nov 23 12:01:00 2026")], "", Some(60.0)),
+        (429, &[("retry-after", "Sun Nov  6 08:49:37 1994")], "", Some(0.0)),
+        (429, &[("retry-after", "Sunday, 99-Nov-94 08:49:37 GMT")], "", None),
+        (429, &[("retry-after", "86400")], "", Some(600.0)),
+        (429, &[("retry-after", "999999999")], "", Some(600.0)),
         (429, &[("retry-after", "-5")], "", None),
         (429, &[("retry-after", "NaN")], "", None),
         (429, &[("retry-after", "1e400")], "", None),

@@ -149,9 +149,8 @@ pub struct KeyReport {
 impl KeyReport {
     pub fn new(verdict: KeyVerdict) -> Self {
         let can_serve = match &verdict {
-            KeyVerdict::Quota { .. } | KeyVerdict::Restricted { .. } | KeyVerdict::Invalid { .. } => {
-                Some(false)
-            }
+            KeyVerdict::Quota { .. } | KeyVerdict::Restricted { .. } => Some(false),
+            // Whether a refused key could serve is no question.
             _ => None,
         };
         Self { verdict, facts: Facts { can_serve, ..Facts::default() } }

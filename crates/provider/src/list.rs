@@ -57,6 +57,11 @@ pub enum ListError {
     TooLarge,
     #[error("the answer is not a list of models\nhint: is base_url right?")]
     Shape,
+    #[error(
+        "the list of models is packed (content-encoding: {0}), although none was asked for\n\
+         hint: turn compression off in what stands before the provider"
+    )]
+    Packed(String),
     #[error("{0}")]
     Unsupported(&'static str),
 }
@@ -124,7 +129,9 @@ impl ModelList {
         if let Some(verdict) = read_said(self.kind, reply.status, &said) {
             return self.next_source(ListError::Refused(verdict));
         }
-        let Some(json) = json else { return self.next_source(ListError::Shape) };
+        let Some(json) = json else {
+            return self.next_source(said.packed.map_or(ListError::Shape, ListError::Packed));
+        };
         let Some(items) = envelope(&json) else { return self.next_source(ListError::Shape) };
         for item in items {
             if self.found.models.len() >= MAX_MODELS {

@@ -190,8 +190,16 @@ pub fn read_health(
     if reply.is_success() && expect.is_none() {
         let needs_json = !own_path && !matches!(kind, P::Vllm);
         if needs_json && !is_api_answer(reply, json.is_some()) {
-            let what = if said.is_page { "a web page" } else { "no JSON" };
-            let reason = format!("{what} where an API answer was expected\nhint: is base_url right?");
+            let reason = match &said.packed {
+                Some(with) => format!(
+                    "the answer is packed (content-encoding: {with}), although none was asked for\n\
+                     hint: turn compression off in what stands before the provider"
+                ),
+                None => {
+                    let what = if said.is_page { "a web page" } else { "no JSON" };
+                    format!("{what} where an API answer was expected\nhint: is base_url right?")
+                }
+            };
             return Outcome::Hard { failure: Failure::Body, reason, retry_after: None };
         }
         return Outcome::Ok;

@@ -204,13 +204,13 @@ impl Proof {
     fn on_control(&mut self, answer: Option<Reply<'_>>) -> Step {
         let Some((attempt, url)) = self.current() else { return self.finish() };
         let Some(reply) = answer else {
-            return self.give_up(inconclusive("the negative control got no answer"));
+            return self.give_up(inconclusive("no answer"));
         };
         let (said, _) = Said::read(&reply);
         let verdict = read_said(self.kind, reply.status, &said);
         let guard = match (&verdict, reply.status) {
             // A web page is a gateway's or a captive portal's answer: it shows nothing about the API.
-            _ if said.is_page && reply.status != 401 => None,
+            _ if said.is_page && reply.status != 401 || said.packed.is_some() => None,
             (None, 200..=299) => Some(Guard::Public),
             // Refused: by status, or by words about the key in a body under 200 or 400.
             (Some(KeyVerdict::Invalid { .. }), _) | (_, 401 | 403) => Some(Guard::Guarded),
@@ -222,11 +222,17 @@ impl Proof {
             _ => None,
         };
         let Some(guard) = guard else {
-            let reason = format!("the negative control answered HTTP {}", reply.status);
+            // What is said without a valid key is said of the endpoint.
+            let status = reply.status;
             let mut report = KeyReport::from(match verdict {
-                Some(KeyVerdict::Overload { .. }) => KeyVerdict::Overload { reason },
-                Some(KeyVerdict::Rate { .. }) => KeyVerdict::Rate { reason, proven: false },
-                _ => KeyVerdict::Inconclusive { reason },
+                Some(KeyVerdict::Overload { .. }) => {
+                    KeyVerdict::Overload { reason: format!("the provider is too busy (HTTP {status})") }
+                }
+                Some(KeyVerdict::Rate { .. }) => {
+                    KeyVerdict::Rate { reason: format!("rate limited (HTTP {status})"), proven: false }
+                }
+                Some(verdict) => KeyVerdict::Inconclusive { reason: verdict.reason().to_owned() },
+                None => KeyVerdict::Inconclusive { reason: format!("an unexpected answer (HTTP {status})") },
             });
             report.facts.retry_after = retry_after(&reply, self.now);
             return self.give_up(report);
@@ -286,8 +292,12 @@ impl Proof {
         let verdict = read_said(self.kind, reply.status, &said);
         match attempt.reads {
             Reads::Shape(shape) => match verdict {
-                None => json.as_ref().and_then(shape).unwrap_or_else(|| {
-                    inconclusive("a success without the expected content\nhint: is base_url right?")
+                None => json.as_ref().and_then(shape).unwrap_or_else(|| match &said.packed {
+                    Some(with) => inconclusive(&format!(
+                        "the answer is packed (content-encoding: {with}), although none was asked for\n\
+                         hint: turn compression off in what stands before the provider"
+                    )),
+                    None => inconclusive("a success without the expected content\nhint: is base_url right?"),
                 }),
                 // Only a key that is known can lack a scope here; the control has shown what a fake one gets.
                 Some(KeyVerdict::Restricted { .. })
@@ -376,6 +386,7 @@ fn differential(verdict: Option<KeyVerdict>, status: u16, said: &Said) -> KeyRep
     match verdict {
         None | Some(KeyVerdict::Valid) => KeyVerdict::Valid.into(),
         Some(_) if said.is_page => inconclusive("a web page instead of an API answer"),
+        Some(verdict) if said.is_gate || said.packed.is_some() => inconclusive(verdict.reason()),
         Some(KeyVerdict::Quota { reason, .. }) => KeyVerdict::Quota { reason, proven: true }.into(),
         // Past the point where the fake key was refused.
         Some(KeyVerdict::Rate { reason, .. }) if status == 429 => {

@@ -26,15 +26,31 @@ pub(super) struct Said {
     pub is_error: bool,
     /// A page for people: some gateway in between, not the API.
     pub is_page: bool,
+    /// Somebody in between wants a user name and a password (`WWW-Authenticate: Basic` and the like, and no word of an
+    /// API): that is not about the key.
+    pub is_gate: bool,
+    /// How the body is packed, so that it cannot be read.
+    pub packed: Option<String>,
 }
+
+/// Schemes that no provider's API asks for: people's browsers and companies' proxies speak them.
+const GATES: &[&str] = &["basic", "digest", "negotiate", "ntlm"];
 
 impl Said {
     pub(super) fn read(reply: &Reply<'_>) -> (Self, Option<Value>) {
         let mut said = Self::default();
-        let json = serde_json::from_slice::<Value>(reply.body).ok();
+        let json = reply.json();
         match &json {
             Some(json) => said.take(json),
-            None => said.take_text(reply),
+            None => {
+                said.packed = reply.packed().map(|with| with.chars().take(32).collect());
+                if said.packed.is_none() {
+                    said.take_text(reply);
+                }
+                let scheme = reply.header("www-authenticate").and_then(|asks| asks.split_whitespace().next());
+                said.is_gate =
+                    scheme.is_some_and(|scheme| GATES.iter().any(|it| scheme.eq_ignore_ascii_case(it)));
+            }
         }
         said.message = said.message.chars().take(MAX_SAID).collect();
         said.text = format!("{} {}", said.message, said.codes.join(" ")).to_lowercase();
@@ -174,6 +190,10 @@ pub(super) fn read_said(kind: P, status: u16, said: &Said) -> Option<KeyVerdict>
     if (200..300).contains(&status) && !said.is_error {
         return None;
     }
+    // Not the API's word, whatever the type is.
+    if status == 401 && (said.is_page || said.is_gate || said.packed.is_some()) {
+        return Some(KeyVerdict::Inconclusive { reason: reason(status, said) });
+    }
     Some(
         own_habits(kind, status, said)
             .or_else(|| general_markers(kind, status, said))
@@ -183,7 +203,11 @@ pub(super) fn read_said(kind: P, status: u16, said: &Said) -> Option<KeyVerdict>
 
 /// The provider's message with its status, for a person.
 fn reason(status: u16, said: &Said) -> String {
-    let words = if !said.message.is_empty() {
+    let words = if let Some(with) = &said.packed {
+        format!("a packed answer (content-encoding: {with}), although none was asked for")
+    } else if said.is_gate {
+        "something in front of the provider asks for a user name and a password".into()
+    } else if !said.message.is_empty() {
         said.message.clone()
     } else if !said.codes.is_empty() {
         said.codes.join(" ")

@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 use serde_json::Value;
 
 use super::Reply;
 
-/// Nobody may silence checks for longer.
-pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+/// No answer may silence checks for longer: an outage would hide behind it.
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(10 * 60);
 
-/// How long to wait before the next request; `None` where the reply does not say. At most 24 h.
+/// How long to wait before the next request; `None` where the reply does not say. At most 10 min.
 ///
 /// Headers come before the body, and the body's fields before its prose. A reset header counts only on a reply
 /// that refuses for its rate: successes carry it as well.
@@ -39,17 +39,32 @@ fn seconds(wait: f64) -> Option<Duration> {
         .then(|| Duration::from_secs_f64(wait.min(MAX_RETRY_AFTER.as_secs_f64())))
 }
 
-/// An HTTP date or an RFC 3339 time; one that is past means "now".
+/// An HTTP date in one of its three forms (RFC 9110, 5.6.7) or an RFC 3339 time; one that is past means "now".
 fn until(text: &str, now: DateTime<Utc>) -> Option<Duration> {
     let at = DateTime::parse_from_rfc3339(text)
         .or_else(|_| DateTime::parse_from_rfc2822(text))
-        .ok()?
-        .with_timezone(&Utc);
+        .map(|at| at.with_timezone(&Utc))
+        .ok()
+        .or_else(|| obsolete(text, now))?;
     Some((at - now).to_std().unwrap_or(Duration::ZERO))
 }
 
+/// The forms of RFC 850 (`Monday, 23-Nov-26 12:00:30 GMT`) and of C's asctime (`Mon Nov 23 12:00:30 2026`), both in GMT.
+fn obsolete(text: &str, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    if let Some((_, date)) = text.split_once(", ") {
+        let date = date.strip_suffix(" GMT").or_else(|| date.strip_suffix(" UTC"))?;
+        let at = NaiveDateTime::parse_from_str(date, "%d-%b-%y %H:%M:%S").ok()?.and_utc();
+        // Two digits name the year that lies no more than fifty years ahead.
+        let century = TimeDelta::days(36_525);
+        return Some(if at - now > TimeDelta::days(18_263) { at.checked_sub_signed(century)? } else { at });
+    }
+    // The weekday adds nothing, and a wrong one is no reason not to wait.
+    let (_, date) = text.split_once(' ')?;
+    Some(NaiveDateTime::parse_from_str(date, "%b %e %H:%M:%S %Y").ok()?.and_utc())
+}
+
 fn from_body(reply: &Reply<'_>) -> Option<Duration> {
-    let json = serde_json::from_slice::<Value>(reply.body).ok();
+    let json = reply.json();
     if let Some(json) = &json {
         if let Some(wait) = field(json, 0) {
             return Some(wait);

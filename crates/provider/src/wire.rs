@@ -72,6 +72,17 @@ impl<'a> Reply<'a> {
     pub const fn is_success(&self) -> bool {
         matches!(self.status, 200..=299)
     }
+
+    /// The body as JSON. A byte order mark before it is skipped: it means nothing in UTF-8, and some servers send it.
+    pub fn json(&self) -> Option<serde_json::Value> {
+        serde_json::from_slice(self.body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(self.body)).ok()
+    }
+
+    /// How the server has packed the body, where it has: bodies are asked for as they are, and not unpacked.
+    pub fn packed(&self) -> Option<&'a str> {
+        self.header("content-encoding")
+            .filter(|with| !with.is_empty() && !with.eq_ignore_ascii_case("identity"))
+    }
 }
 
 /// Why a base URL cannot be used.

@@ -2,11 +2,15 @@
 //!
 //! One task owns the schedule and all machines; it takes commands and sends events. Not its job: remembering
 //! beyond its own life (events carry what is to be stored, [`Memory`] brings it back) and deciding which daemon
-//! checks what. Invariants: a result is never credited to a provider or key that has been replaced meanwhile, and
-//! while the prober suspects itself no machine sees a result.
+//! checks what. Invariants: a result is never credited to a provider or key that has been replaced meanwhile; while the
+//! prober suspects itself no machine sees a failure; and only the monotonic clock decides when and how old, whatever
+//! the wall clock does.
 
+mod clock;
 mod target;
 
+use clock::Clock;
+pub use clock::Wall;
 pub use target::{Label, Rhythm, Target, TargetError};
 
 use std::{
@@ -18,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize};
@@ -27,19 +31,20 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
+use tracing::warn;
 use url::Url;
 
 use crate::checks::{
     impairment::{Impaired, Impairment},
     schedule::{Caps, Dues, Job, Next, Schedule, Turn, jittered, place, unit},
-    state::{HealthMachine, KeyMachine, KeyTransition, Transition},
+    state::{HealthMachine, KeyMachine, KeyTransition, Transition, Trust},
 };
 use catalog::model::{HealthStatus, KeyStatus};
 use net::{
     Limits,
     probe::{Checked, HealthCheck, KeyTested, Prober},
 };
-use provider::{Controls, KeyReport, Outcome};
+use provider::{Controls, Evidence, KeyReport, Outcome};
 
 /// Turns start at multiples of this, so that thousands of checks wake the thread for a handful at a time.
 const TICK: Duration = Duration::from_millis(20);
@@ -73,6 +78,25 @@ pub struct Memory {
     pub controls: Arc<Controls>,
 }
 
+impl Memory {
+    fn shift(&mut self, jump: TimeDelta) {
+        self.health.shift(jump);
+        self.key.shift(jump);
+    }
+
+    /// The same, if it was written while the clock was ahead: as if that had been now.
+    fn not_after(mut self, now: DateTime<Utc>) -> Self {
+        let ahead = |at: Option<DateTime<Utc>>| at.filter(|at| now < *at).map(|at| now - at);
+        if let Some(back) = ahead(self.health.last_result()) {
+            self.health.shift(back);
+        }
+        if let Some(back) = ahead(self.key.last_test()) {
+            self.key.shift(back);
+        }
+        self
+    }
+}
+
 /// What the monitor is told.
 #[derive(Debug)]
 pub enum Command {
@@ -98,7 +122,7 @@ pub enum Event {
         target: Arc<Target>,
         checked: Checked,
         transition: Option<Transition>,
-        /// The result was not believed, since the prober suspects itself.
+        /// It failed, and that was not believed, since the prober suspects itself.
         frozen: bool,
         lag: Duration,
         memory: Box<Memory>,
@@ -134,6 +158,8 @@ pub struct MonitorConfig {
     pub canary: Option<Url>,
     /// Kept at the number of turns under way, for showing.
     pub in_flight: Arc<AtomicUsize>,
+    /// What the wall clock says, for times that are stored.
+    pub wall: Wall,
 }
 
 impl MonitorConfig {
@@ -168,6 +194,7 @@ impl Default for MonitorConfig {
             interval: Duration::from_secs(30),
             canary: None,
             in_flight: Arc::default(),
+            wall: Wall::default(),
         }
     }
 }
@@ -191,6 +218,7 @@ struct Monitor {
     prober: Arc<Prober>,
     config: MonitorConfig,
     epoch: Instant,
+    clock: Clock,
     schedule: Schedule,
     watched: HashMap<Arc<str>, Watched>,
     impairment: Impairment,
@@ -218,6 +246,7 @@ pub async fn run(
     let schedule = Schedule::new(config.caps);
     let mut monitor = Monitor {
         prober,
+        clock: Clock::new(config.wall.clone()),
         config,
         epoch: Instant::now(),
         schedule,
@@ -260,6 +289,11 @@ pub async fn run(
 impl Monitor {
     fn now(&self) -> Duration {
         self.epoch.elapsed()
+    }
+
+    /// What time it is, for what is stored; goes on evenly between two looks at the wall clock.
+    fn wall(&self) -> DateTime<Utc> {
+        self.clock.now()
     }
 
     /// Starts whatever may start now, and says when to look again.
@@ -306,9 +340,8 @@ impl Monitor {
             Command::Set { target, memory, taken } => self.set(*target, memory, taken),
             Command::Remove(name) => {
                 self.schedule.remove(&name);
-                if let Some(gone) = self.watched.remove(&name) {
-                    self.forget_origin(&gone.target.origin);
-                }
+                self.watched.remove(&name);
+                self.impairment.remove(&name);
                 Vec::new()
             }
             Command::Now(name) => {
@@ -330,7 +363,7 @@ impl Monitor {
     }
 
     fn set(&mut self, target: Target, memory: Option<Box<Memory>>, taken: bool) -> Vec<Event> {
-        let (name, wall) = (target.name.clone(), Utc::now());
+        let (name, wall) = (target.name.clone(), self.wall());
         let mut told = Vec::new();
         let old = self.watched.remove(&name);
         let same_place =
@@ -338,10 +371,9 @@ impl Monitor {
         let same_key = old.as_ref().is_some_and(|old| old.target.has_key_of(&target));
         let known = old.is_some();
         let turns = old.as_ref().map_or(0, |old| old.turns);
-        let old_origin = old.as_ref().map(|old| old.target.origin.clone());
         let mut memory = match old {
             Some(old) => old.memory,
-            None => memory.map(|memory| *memory).unwrap_or_default(),
+            None => memory.map(|memory| memory.not_after(wall)).unwrap_or_default(),
         };
         let mut key_changed = None;
         if known && !(same_place && same_key) {
@@ -359,12 +391,14 @@ impl Monitor {
                 memory: Box::new(watched.memory.clone()),
             });
         }
-        if let Some(origin) = old_origin
-            && !same_place
-        {
-            self.forget_origin(&origin);
+        if known && !same_place {
             // A check of the old place may still run; it must not stand in the way of the first one here.
             self.schedule.remove(&name);
+        }
+        if !same_place {
+            let known_to_fail = watched.memory.health.status() == HealthStatus::Unhealthy;
+            self.impairment.remove(&name);
+            self.impairment.add(self.now(), &name, &watched.target.origin, known_to_fail);
         }
         let within = if taken && !known { TAKEN_WITHIN } else { FIRST_WITHIN };
         let (check, key_test) = (Some(self.check_due(&watched, within)), self.key_due(&watched));
@@ -374,16 +408,9 @@ impl Monitor {
         told
     }
 
-    /// An origin that nobody uses any more has no say in whether we are impaired.
-    fn forget_origin(&mut self, origin: &str) {
-        if !self.watched.values().any(|watched| *watched.target.origin == *origin) {
-            self.impairment.remove(origin);
-        }
-    }
-
     /// Where nothing is known, or it is overdue, its turn comes `within` this time.
     fn check_due(&self, watched: &Watched, within: Duration) -> Duration {
-        let (wall, now, name) = (Utc::now(), self.now(), &watched.target.name);
+        let (wall, now, name) = (self.wall(), self.now(), &watched.target.name);
         let health = &watched.memory.health;
         let regular = watched.target.rhythm.regular(health.last_result().unwrap_or(wall));
         let Some(last) = health.last_result() else {
@@ -407,7 +434,7 @@ impl Monitor {
 
     fn key_due(&mut self, watched: &Watched) -> Option<Duration> {
         watched.target.key.as_ref()?;
-        let (wall, now, name) = (Utc::now(), self.now(), &watched.target.name);
+        let (wall, now, name) = (self.wall(), self.now(), &watched.target.name);
         let key = &watched.memory.key;
         if key.last_test().is_none() {
             let at = self.first_test.max(now);
@@ -425,34 +452,39 @@ impl Monitor {
             Finished::Check { target, checked, lag } => self.finish_check(&target, checked, lag),
             Finished::Key { target, tested } => self.finish_key(&target, tested),
             Finished::Canary { answered } => {
-                self.impairment.canary(answered).map(Event::Impaired).into_iter().collect()
+                self.impairment.canary(self.now(), answered).map(Event::Impaired).into_iter().collect()
             }
         }
     }
 
     fn finish_check(&mut self, target: &Arc<Target>, checked: Checked, lag: Duration) -> Vec<Event> {
-        let wall = Utc::now();
+        let (now, wall) = (self.now(), self.wall());
         let mut told = Vec::new();
-        let failed = matches!(checked.outcome, Outcome::Hard { .. } | Outcome::Local { .. });
         let name = &target.name;
         let Some(mut watched) = self.watched.remove(name) else { return told };
         if watched.target.kind == target.kind && watched.target.base == target.base {
-            told.extend(self.impairment.observe(wall, &target.origin, failed).map(Event::Impaired));
-            let frozen = self.impairment.is_frozen();
-            let transition = if frozen {
-                watched.memory.health.hold(wall);
-                None
-            } else {
-                watched.memory.health.observe(wall, &checked.outcome)
-            };
-            let doubted = !frozen && doubts_key(&mut watched, &checked.outcome);
+            let health = &mut watched.memory.health;
+            let judged = self.impairment.judge((now, wall), name, health, &checked.outcome, checked.took);
+            if matches!(judged.change, Some(Impaired::Began { .. })) {
+                self.watched.values_mut().for_each(|watched| watched.memory.health.forgive());
+            }
+            told.extend(judged.change.map(Event::Impaired));
+            let (transition, frozen) = (judged.transition, judged.disbelieved);
+            let doubted = judged.trust != Trust::Frozen && doubts_key(&mut watched, &checked.outcome);
             let memory = Box::new(watched.memory.clone());
             let target = watched.target.clone();
             told.push(Event::Checked { target, checked, transition, frozen, lag, memory });
-            // A local failure, or a frozen first result, leaves no time to count from.
+            // A local failure, or one that was not believed, leaves no time to count from.
             let due = match watched.memory.health.last_result() {
                 Some(last) if last >= wall => self.check_due(&watched, FIRST_WITHIN),
-                _ => self.now() + jittered(watched.target.rhythm.regular(wall), name, watched.turns),
+                _ => {
+                    let health = &watched.memory.health;
+                    now + jittered(
+                        health.delay(wall, watched.target.rhythm.regular(wall)),
+                        name,
+                        watched.turns,
+                    )
+                }
             };
             self.schedule.done(name, Job::Check, Some(due), is_suspect(&watched));
             if doubted {
@@ -466,15 +498,17 @@ impl Monitor {
     }
 
     fn finish_key(&mut self, target: &Arc<Target>, tested: KeyTested) -> Vec<Event> {
-        let wall = Utc::now();
+        let wall = self.wall();
         let name = &target.name;
         let Some(mut watched) = self.watched.remove(name) else { return Vec::new() };
         let mut told = Vec::new();
         let same_place = watched.target.kind == target.kind && watched.target.base == target.base;
         let due = if same_place && watched.target.has_key_of(target) {
             watched.memory.controls = Arc::new(tested.controls);
-            let believed = tested.local.is_none() && !self.impairment.is_frozen();
             let report = tested.report;
+            // A proof proves our side as well.
+            let believed = tested.local.is_none()
+                && (!self.impairment.is_frozen() || report.verdict.evidence() == Evidence::Proof);
             if believed {
                 let wait = report.facts.retry_after;
                 let transition = watched.memory.key.observe(wall, &report.verdict, wait);
@@ -497,15 +531,18 @@ impl Monitor {
     }
 
     fn keep_house(&mut self) -> Vec<Event> {
-        let (now, wall) = (self.now(), Utc::now());
         let mut told = Vec::new();
+        if let Some(jump) = self.clock.look() {
+            self.shift(jump);
+        }
+        let (now, wall) = (self.now(), self.wall());
         while let Some((started, name)) =
             self.started.first().filter(|(at, _)| now.saturating_sub(*at) >= LINGERS).cloned()
         {
             self.started.remove(&(started, name.clone()));
             self.schedule.linger(&name);
         }
-        told.extend(self.impairment.tick(wall).map(Event::Impaired));
+        told.extend(self.impairment.tick(now).map(Event::Impaired));
         if self.impairment.is_frozen() {
             self.ask_canary();
             for watched in self.watched.values_mut() {
@@ -539,6 +576,26 @@ impl Monitor {
             }
         }
         told
+    }
+
+    /// The wall clock was set: what is remembered moves with it, so that all stays as old as it was.
+    fn shift(&mut self, jump: TimeDelta) {
+        warn!(seconds = jump.num_seconds(), "the wall clock has jumped; ages and turns stay as they were");
+        let mut moved = Vec::new();
+        for (name, watched) in &mut self.watched {
+            watched.memory.shift(jump);
+            // These mean a time of day.
+            if matches!(watched.target.rhythm, Rhythm::Cron(_)) {
+                moved.push(name.clone());
+            }
+        }
+        for name in moved {
+            let Some(watched) = self.watched.get(&name) else { continue };
+            // Without dues it takes a turn now, and counts from its end.
+            let Some(dues) = self.schedule.dues(&name).filter(|dues| dues.check.is_some()) else { continue };
+            let dues = Dues { check: Some(self.check_due(watched, FIRST_WITHIN)), ..dues };
+            self.schedule.set(&name, &watched.target.origin, dues);
+        }
     }
 
     fn ask_canary(&mut self) {

@@ -413,6 +413,12 @@ async fn database(
             report.find("stored-key", &*live.name, "the stored key does not open with the BYOK key", hint);
         }
     }
+    report.checked.push("checks");
+    for why in store.impaired().await? {
+        let hint = "look at this machine's network, names and proxy; with `health.canary` set, a host that always \
+                    answers decides at once whose fault it is";
+        report.find("checks", "the daemon's checks", why, hint);
+    }
     let missing: Vec<&str> = build
         .catalog
         .providers
