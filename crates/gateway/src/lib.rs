@@ -8,6 +8,8 @@ pub mod ask;
 pub mod course;
 pub mod decide;
 pub mod error;
+pub mod explain;
+pub mod limit;
 pub mod picture;
 pub mod pulse;
 pub mod serve;
