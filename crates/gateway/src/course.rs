@@ -7,12 +7,13 @@
 
 use std::time::Duration;
 
+use provider::{dialect::FailureClass, words};
+
 use crate::{
     decide::RouteCandidate,
     error::{ErrorCode, ErrorSource, GatewayError},
     picture::Clocks,
     tick::Tick,
-    words::gateway_words,
 };
 
 /// Candidates that one request may ask.
@@ -25,7 +26,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// together.
 const PAUSE_MILLIS: u64 = 100;
 
-gateway_words! {
+words! {
     /// A clock that ran out.
     Clock { Connect = "connect", FirstToken = "first_token", Idle = "idle", Total = "total" }
 }
@@ -66,6 +67,30 @@ pub enum AttemptOutcome {
 }
 
 impl AttemptOutcome {
+    /// What an error of a provider's own words comes to. Its class says more than its status: some refuse a key
+    /// with 400 and an empty account with 429. `in_band`: it came inside a success.
+    pub const fn of_failure(class: FailureClass, in_band: bool, retry_after: Option<Duration>) -> Self {
+        let status = match class {
+            FailureClass::ContextOverflow => return Self::ContextOverflow,
+            FailureClass::Truncated => return Self::BrokenOff,
+            FailureClass::Malformed => return Self::Garbage,
+            FailureClass::Invalid | FailureClass::Unsupported | FailureClass::Policy => 400,
+            FailureClass::TooLarge => 413,
+            FailureClass::Auth => 401,
+            FailureClass::NoCredit => 402,
+            FailureClass::NotFound => 404,
+            FailureClass::RateLimit => 429,
+            FailureClass::Overloaded => 503,
+            FailureClass::Server => 500,
+            FailureClass::Timeout => 504,
+        };
+        if in_band {
+            Self::InBand { status: Some(status), retry_after }
+        } else {
+            Self::Status { status, retry_after }
+        }
+    }
+
     /// The status that a provider gave, or means.
     pub const fn status(self) -> Option<u16> {
         match self {
@@ -668,6 +693,39 @@ mod tests {
         check(&[Some(1), Some(3), Some(2), Some(4)], &[ContextOverflow; 3], "ask 0, ask 1, ask 3, pass");
         let (steps, _) = run(&[Some(8), Some(9), Some(4), Some(10)], 9, &[ContextOverflow, status(500)]);
         assert_eq!(steps.join(", "), "ask 0, ask 1, ask 3");
+    }
+
+    #[test]
+    fn classes_of_failures_lead_on() {
+        let check = |class: FailureClass, expected: &str| {
+            for in_band in [false, true] {
+                let outcome = AttemptOutcome::of_failure(class, in_band, None);
+                let (steps, _) = run(&[None, None], 9, &[outcome]);
+                assert_eq!(steps.last().map(String::as_str), Some(expected), "{class:?}");
+            }
+        };
+        for own in [
+            FailureClass::Invalid,
+            FailureClass::Unsupported,
+            FailureClass::Policy,
+            FailureClass::TooLarge,
+            FailureClass::NotFound,
+            FailureClass::ContextOverflow,
+        ] {
+            check(own, "pass");
+        }
+        for other in [
+            FailureClass::Auth,
+            FailureClass::NoCredit,
+            FailureClass::RateLimit,
+            FailureClass::Overloaded,
+            FailureClass::Server,
+            FailureClass::Timeout,
+            FailureClass::Truncated,
+            FailureClass::Malformed,
+        ] {
+            check(other, "ask 1");
+        }
     }
 
     #[test]

@@ -7,16 +7,17 @@
 
 use std::{cmp::Reverse, collections::HashSet, time::Duration};
 
+use provider::words;
+
 use crate::{
     allow::{AllowList, Grant},
     ask::{Ask, AskBody, AskHead, Wanted},
     error::{ErrorCode, GatewayError},
     picture::{ALL_TIERS, Api, HealthStatus, KnownConsumer, Offer, Picture, PowerLevel, Upstream},
     tick::Tick,
-    words::gateway_words,
 };
 
-gateway_words! {
+words! {
     /// Why a model is not asked.
     SkipWord {
         /// The rule, the model or the provider is switched off.

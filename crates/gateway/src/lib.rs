@@ -17,4 +17,3 @@ pub mod skim;
 pub mod splice;
 pub mod spool;
 pub mod tick;
-mod words;

@@ -17,15 +17,15 @@ use std::{
 };
 
 use catalog::price::Money;
+use provider::words;
 
 use crate::{
     error::{ErrorCode, GatewayError},
     picture::{BudgetPeriod, BudgetSpec, LimitSpec},
     tick::Tick,
-    words::gateway_words,
 };
 
-gateway_words! {
+words! {
     /// Which limit refused: the label of `limited_total`, and the error's `param`.
     LimitWord {
         Requests = "requests_per_minute",

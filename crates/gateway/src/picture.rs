@@ -8,31 +8,18 @@
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+pub use catalog::model::{HealthStatus, KeyStatus, PowerLevel};
 use catalog::price::{LongContextRates, TokenPrice, TokenPrices, TokenRates};
 use hyper::header::{HeaderName, HeaderValue};
+use provider::{dialect::CallerDialect, words};
 use serde::{Deserialize, Serialize};
 use url::Url;
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
-use crate::{allow::AllowList, decide::name_hash, words::gateway_words};
+use crate::{allow::AllowList, decide::name_hash};
 
-gateway_words! {
-    /// What a caller asks for: cheap, balanced or best.
-    PowerLevel { Eco = "eco", Balanced = "balanced", Precision = "precision" }
-}
-
-gateway_words! {
-    /// What the checks say of a provider.
-    HealthStatus { Unknown = "unknown", Healthy = "healthy", Degraded = "degraded", Unhealthy = "unhealthy" }
-}
-
-gateway_words! {
-    /// What the tests say of a key.
-    KeyStatus { Pending = "pending", Valid = "valid", Failed = "failed", Error = "error" }
-}
-
-gateway_words! {
+words! {
     /// A dialect in which callers ask and providers answer; the words of a manifest's `apis`.
     Api {
         Chat = "chat",
@@ -43,9 +30,21 @@ gateway_words! {
     }
 }
 
-gateway_words! {
+words! {
     /// A window of a budget, UTC; a week begins on Monday.
     BudgetPeriod { Day = "day", Week = "week", Month = "month" }
+}
+
+impl Api {
+    /// What is translated to and from, where it can be.
+    pub const fn dialect(self) -> Option<CallerDialect> {
+        match self {
+            Self::Chat => Some(CallerDialect::Chat),
+            Self::Responses => Some(CallerDialect::Responses),
+            Self::Messages => Some(CallerDialect::Messages),
+            Self::Completions | Self::Embeddings => None,
+        }
+    }
 }
 
 /// A set of dialects.
@@ -575,7 +574,7 @@ pub struct Picture {
     keys: HashMap<[u8; 32], KnownKey>,
     tiers: HashMap<Box<str>, LimitSpec>,
     aliases: HashMap<Box<str>, Box<[Box<str>]>>,
-    defaults: [LevelDefaults; 3],
+    defaults: [LevelDefaults; PowerLevel::ALL.len()],
     by_name: HashMap<Box<str>, u32>,
     /// Prefix → the upstream that it pins.
     prefixes: HashMap<Box<str>, u32>,
@@ -583,7 +582,7 @@ pub struct Picture {
     prefix_lengths: Vec<usize>,
     /// Bare model name → its offers.
     by_model: HashMap<Box<str>, Vec<u32>>,
-    cells: HashMap<Box<str>, [LevelCells; 3]>,
+    cells: HashMap<Box<str>, [LevelCells; PowerLevel::ALL.len()]>,
 }
 
 impl Picture {
