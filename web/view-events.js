@@ -8,7 +8,7 @@ import { EVENT, of } from "./status.js";
 import { on, state } from "./store.js";
 
 const PAGE = 100;
-// Beyond this the list begins anew.
+// Beyond this the list begins again.
 const MOST = 2000;
 // Events of an outage come by the hundred; they are drawn and told together.
 const TOGETHER = 120;

@@ -55,5 +55,5 @@ export default function view({ signal }) {
   on("status", draw, signal);
   on("rows", draw, signal);
   draw();
-  return { title: "Held back", node: h("div", {}, h("div", { class: "head" }, h("div", {}, h("h1", { tabindex: "-1" }, "Held back"), h("p", { class: "muted" }, "What waits for a person, and why."))), body) };
+  return { title: "Held back", node: h("div", {}, h("div", { class: "head" }, h("div", {}, h("h1", { tabindex: "-1" }, "Held back"), h("p", { class: "muted" }, "What waits for an operator, and why."))), body) };
 }

@@ -1,4 +1,4 @@
-// The overview: how many are well, what needs a person, what changed lately.
+// The overview: how many are well, what needs attention, what changed lately.
 
 import { command, debounce, empty, h, icon, problem, redraw, replace, skeleton } from "./dom.js";
 import { eventItem, providerHref } from "./events-list.js";
@@ -25,9 +25,9 @@ function verdict(status) {
   const others = rest.join(" · ");
   if (unhealthy) return ["bad", total === 1 ? "The only provider is down" : `${count(unhealthy)} of ${count(total)} providers ${unhealthy === 1 ? "is" : "are"} down`, others];
   if (keys) return ["bad", `${plural(keys, "key")} ${keys === 1 ? "does" : "do"} not work`, rest.slice(1).join(" · ")];
-  if (rest.length || status.attention?.length) return ["warn", total === 1 ? "The only provider answers" : `All ${count(total)} providers answer`, others || "Something still needs a person."];
+  if (rest.length || status.attention?.length) return ["warn", total === 1 ? "The only provider answers" : `All ${count(total)} providers answer`, others || "Something still needs attention."];
   if ((status.providers.unknown ?? 0) === total) return ["idle", `${plural(total, "provider")}, none checked yet`, "The first checks are on their way."];
-  return ["good", total === 1 ? "The only provider is well" : `All ${count(total)} providers are well`, "Nothing needs a person."];
+  return ["good", total === 1 ? "The only provider is well" : `All ${count(total)} providers are well`, "Nothing needs attention."];
 }
 
 // A bar in proportion, and its legend: each part leads to the list it counts.
@@ -85,7 +85,7 @@ function item(of_) {
 
 function attention(status, opened, again) {
   const items = status.attention ?? [];
-  if (!items.length) return empty("Nothing needs a person", "Nothing is known to be down, refused, drifted or held back.");
+  if (!items.length) return empty("Nothing needs attention", "Nothing is known to be down, refused, drifted or held back.");
   const groups = Map.groupBy ? Map.groupBy(items, (each) => each.kind) : items.reduce((map, each) => map.set(each.kind, [...(map.get(each.kind) ?? []), each]), new Map());
   const order = Object.keys(ATTENTION);
   const rank = (kind) => (order.indexOf(kind) + order.length + 1) % (order.length + 1);
@@ -159,7 +159,7 @@ export default function overview({ signal }) {
     title: "Overview",
     node: h("div", { class: "overview" }, h("div", { class: "verdict" }, mark, h("div", {}, heading, text), known), gauges,
       h("div", { class: "columns" },
-        h("section", { class: "panel", "aria-labelledby": "attention-title" }, h("h2", { id: "attention-title" }, "Needs a person ", listCount), list),
+        h("section", { class: "panel", "aria-labelledby": "attention-title" }, h("h2", { id: "attention-title" }, "Needs attention ", listCount), list),
         h("section", { class: "panel", "aria-labelledby": "lately-title" }, h("h2", { id: "lately-title" }, "What changed lately"), lately, h("p", { class: "panel-foot" }, h("a", { href: "#/events" }, "All events"))))),
   };
 }

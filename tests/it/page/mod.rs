@@ -358,7 +358,7 @@ fn nothing_there_yet_is_said_kindly() {
     sign_in(&browser, &fake.base, TOKEN);
     let expected = [
         ("#/", ".verdict", "No providers yet"),
-        ("#/", ".panel", "Nothing needs a person"),
+        ("#/", ".panel", "Nothing needs attention"),
         ("#/providers", ".empty", "No providers yet"),
         ("#/routes", ".empty", "No routes"),
         ("#/events", ".empty", "No events yet"),
