@@ -141,6 +141,8 @@ fn stream(session: &TranslateSession, events: &[InnerEvent]) -> Vec<u8> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn a_stream_read_back_is_equal(answer in answer(), size in 1_usize..6) {
         for caller in CallerDialect::ALL {
