@@ -497,11 +497,18 @@ impl Reconciler {
             .chain(
                 plan.notices
                     .iter()
-                    .filter(|notice| matches!(notice.kind, NoticeKind::Drift | NoticeKind::KeyRefused))
+                    .filter(|notice| {
+                        use NoticeKind as N;
+                        matches!(notice.kind, N::Drift | N::KeyRefused | N::KeyUntried)
+                    })
                     .filter_map(Notice::audit),
             )
-            .map(|entry| (short_digest(&format!("{:?}{}{}", entry.kind, entry.detail, entry.reason)), entry))
+            .map(|entry| (named(&entry), entry))
             .collect();
+        // That a refused key is tried again, and refused again, is no news.
+        let refused = plan.notices.iter().filter(|notice| notice.kind == NoticeKind::KeyRefused);
+        let twins: BTreeSet<String> =
+            refused.filter_map(|notice| Some(named(&notice.twin()?.audit()?))).collect();
         // What a trial that is still to be held may find again has not gone away.
         let untried = plan.notices.iter().any(|notice| notice.kind == NoticeKind::KeyUntried);
         let whole = pass.providers.is_none() && !untried;
@@ -511,10 +518,10 @@ impl Reconciler {
         let stored = tx.meta_get("reported").await?.unwrap_or_default();
         let known: BTreeSet<&str> = stored.split_whitespace().collect();
         let nothing_new = current.keys().all(|key| known.contains(key.as_str()));
-        if nothing_new && (!whole || known.len() == current.len()) {
+        let mut next: BTreeSet<&str> = current.keys().chain(&twins).map(String::as_str).collect();
+        if nothing_new && (!whole || known == next) {
             return Ok(None);
         }
-        let mut next: BTreeSet<&str> = current.keys().map(String::as_str).collect();
         if !whole {
             next.extend(&known);
         }
@@ -525,6 +532,11 @@ impl Reconciler {
     }
 }
 
+/// A short name for what is reported, the same in every pass.
+fn named(entry: &AuditEntry) -> String {
+    short_digest(&format!("{:?}{}{}", entry.kind, entry.detail, entry.reason))
+}
+
 /// The declared keys that the plan wants a word about, with what it takes to ask.
 fn wanted_trials(
     plan: &Plan,
@@ -533,7 +545,19 @@ fn wanted_trials(
     keyring: &Keyring,
 ) -> Vec<Trial> {
     let untried = plan.notices.iter().filter(|notice| notice.kind == NoticeKind::KeyUntried);
+    let places = ["type", "api_base_url", "config.base_url"];
+    let moved = |name: &str| {
+        plan.notices.iter().any(|notice| {
+            notice.kind == NoticeKind::Drift
+                && *notice.provider == *name
+                && notice.fields.iter().any(|change| places.contains(&&*change.field))
+        })
+    };
     let trial = |notice: &Notice| {
+        // No key goes out while the row names another place, and stays so.
+        if moved(&notice.provider) {
+            return None;
+        }
         let secret = secrets.get(&notice.provider)?;
         let provider = pass.build.catalog.providers.get(&notice.provider)?;
         let key = Some(secret.expose().into());

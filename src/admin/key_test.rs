@@ -10,6 +10,7 @@ use std::{
 };
 
 use axum::{Extension, Json, extract::State};
+use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 use url::Url;
@@ -27,6 +28,7 @@ use crate::{
         extract::JsonBody,
         openapi::{BodyErrors, ReadErrors},
     },
+    checks::destination::{Misplaced, destination},
     secret::Secret,
     store::ProviderStatus,
 };
@@ -41,8 +43,8 @@ const TIME_LIMIT: Duration = Duration::from_secs(25);
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct KeyTest {
-    /// Name of a provider, or a type: then the provider of that type with the highest priority that has a key, or,
-    /// with `api_key`, the type's own base URL.
+    /// Name of a provider, or a type: then the declared provider of that type with the highest priority that has a key,
+    /// or, with `api_key`, the type's own base URL.
     #[schema(min_length = 1, max_length = 255)]
     provider_type: String,
     /// A key to test in place of the stored one. It is not kept.
@@ -137,6 +139,8 @@ async fn target(
     }
     let kind = ProviderType::parse(wanted);
     let named = shared.store.provider_status_rows(Some(&[wanted.to_owned()])).await?.into_iter().next();
+    // A key that is given for a type does not go to whoever calls a row of theirs so.
+    let named = named.filter(|row| row.managed.is_some() || kind.is_none() || given.is_none());
     let row: Option<ProviderStatus> = match (named, kind, &given) {
         (Some(row), ..) => Some(row),
         (None, Some(kind), None) => {
@@ -156,22 +160,25 @@ async fn target(
             Err(error) => Err(error.to_string()),
         });
     };
-    let Some(kind) = row.kind.as_deref().and_then(ProviderType::parse) else {
-        return Ok(Err("the provider's type is not one that can be tested".to_owned()));
+    let build = shared.checked.get().and_then(|checked| checked.checks.build());
+    let rows = shared.store.key_rows(&row.name, given.is_none()).await?;
+    let Some(stored) = rows.iter().find(|it| it.id == row.id) else { return Err(unknown()) };
+    let place = match given {
+        Some(key) => stored.destination(build.as_deref()).map(|(kind, base)| (kind, base, Some(key))),
+        None => destination(&rows, &row.name, build.as_deref(), &live.keyring.byok)
+            .map(|found| {
+                let found = found?;
+                let key = found.key.map(|key| Secret::new(key.expose_secret().to_owned()));
+                Some((found.kind, found.base, key))
+            })
+            .and_then(|found| found.ok_or(Misplaced::Undeclared)),
     };
-    let base = match parse_base(kind, row.api_base_url.as_deref()) {
-        Ok(base) => base,
-        Err(error) => return Ok(Err(error.to_string())),
+    let (kind, base, key) = match place {
+        Ok(place) => place,
+        Err(why) => return Ok(Err(why.to_string())),
     };
-    let mut key = given;
     if key.is_none() && row.has_key {
-        let columns = shared.store.key_columns(&row.name).await?;
-        let tokens = columns.map(|(first, second, _)| [first, second]).unwrap_or_default();
-        let stored = tokens.iter().filter(|token| !token.is_empty());
-        key = stored.filter_map(|token| live.keyring.byok.decrypt(token).ok()).next();
-        if key.is_none() {
-            return Ok(Err("the stored key does not open with the BYOK key".to_owned()));
-        }
+        return Ok(Err("the stored key does not open with the BYOK key".to_owned()));
     }
     Ok(Ok(Target { name: Some(row.name.to_string()), kind, base, key }))
 }

@@ -11,7 +11,6 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream};
-use secrecy::ExposeSecret as _;
 use tokio::time::Instant;
 use tracing::info;
 
@@ -85,7 +84,7 @@ impl Trials {
 }
 
 async fn carry_out(prober: &Prober, target: &Target) -> KeyTrial {
-    let key = target.key.as_ref().map(|key| key.expose_secret());
+    let key = target.sent_key();
     let mut controls = Controls::default();
     for last in [false, true] {
         let tested = prober.test_key(target.kind, &target.base, key, controls, target.limits).await;

@@ -5,6 +5,7 @@
 //! manifests manage is checked and written; a daemon whose lease has run out writes nothing; while the database is
 //! away, checks and metrics go on and what is to be written waits.
 
+pub mod destination;
 pub mod export;
 pub mod impairment;
 pub mod key_trial;
@@ -33,7 +34,10 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 pub use self::ledger::{Kept, Ledger, Live};
-use self::targets::{Catalog, Checkable};
+use self::{
+    destination::Declared,
+    targets::{Catalog, Checkable},
+};
 use crate::{
     checks::{
         monitor::{Command, MonitorConfig},
@@ -178,6 +182,11 @@ impl Checks {
         lock(&self.0.ledger)
     }
 
+    /// The newest catalog.
+    pub fn build(&self) -> Option<Arc<Build>> {
+        lock(&self.0.catalog).clone()
+    }
+
     /// Wakes one who waits after each write that held a transition or a verdict about a key.
     pub fn news(&self) -> Arc<Notify> {
         self.0.news.clone()
@@ -307,7 +316,10 @@ impl Keeper {
         let wanted = std::mem::replace(&mut *lock(&self.checks.0.wanted), Changed::NONE);
         let names: Option<Vec<String>> =
             wanted.names().map(|names| names.iter().map(ToString::to_string).collect());
-        let rows = match self.parts.store.check_rows(names.as_deref()).await {
+        let build = lock(&self.checks.0.catalog).clone();
+        let declared: Vec<&str> =
+            build.iter().flat_map(|build| build.catalog.providers.keys().map(|name| &**name)).collect();
+        let rows = match self.parts.store.check_rows(names.as_deref(), &declared).await {
             Ok(rows) => rows,
             Err(error) => {
                 debug!(%error, "the providers could not be read; the next beat tries again");
@@ -326,7 +338,6 @@ impl Keeper {
         };
         let mut gone: BTreeSet<Arc<str>> =
             wanted.names().cloned().unwrap_or_else(|| self.known.keys().cloned().collect());
-        let build = lock(&self.checks.0.catalog).clone();
         let outer = lock(&self.checks.0.policy).clone();
         let mut corrections = Vec::new();
         for row in &rows {
@@ -339,13 +350,17 @@ impl Keeper {
             };
             let declared = targets::policy(build.as_deref(), &row.name, last);
             let policy = declared.clone().or(&outer);
-            let digest = targets::digest(row, &policy);
+            let place = Declared::of(build.as_deref(), &row.name, &row.place);
+            let digest = targets::digest(row, place.as_ref(), &policy);
             if self.known.get(&row.name) == Some(&digest) {
                 gone.remove(&row.name);
                 continue;
             }
-            match targets::target(row, policy, &self.parts.keyring) {
+            match targets::target(row, place.as_ref(), policy, &self.parts.keyring) {
                 Checkable::Yes(target) => {
+                    if let Some(why) = target.withheld.as_ref().filter(|_| target.key.is_some()) {
+                        warn!(provider = %row.name, why, "its key goes nowhere");
+                    }
                     gone.remove(&row.name);
                     self.set(row, *target, declared).await;
                     self.known.insert(row.name.clone(), digest);

@@ -3,14 +3,16 @@
 use std::{collections::HashSet, sync::Arc};
 
 use futures_util::{StreamExt as _, stream};
-use secrecy::ExposeSecret as _;
 use serde::Serialize;
 
 use catalog::{manifest::Build, model::HealthPolicy};
 use net::probe::Prober;
 use provider::{Controls, KeyReport, Outcome, Quota};
 
-use super::targets::{self, Checkable};
+use super::{
+    destination::Declared,
+    targets::{self, Checkable},
+};
 use crate::{
     checks::monitor::Target,
     secret::{Keyring, Resolver},
@@ -88,13 +90,15 @@ pub async fn candidates(
     outer: &HealthPolicy,
 ) -> Result<Vec<Candidate>, StoreError> {
     let mut found: Vec<(Arc<str>, Candidate)> = Vec::new();
-    for row in store.check_rows(None).await? {
+    let declared: Vec<&str> = build.catalog.providers.keys().map(|name| &**name).collect();
+    for row in store.check_rows(None, &declared).await? {
         let policy = targets::policy(Some(build), &row.name, || targets::recorded_policy(&row)).or(outer);
         let name = row.name.clone();
         let candidate = if targets::is_undecryptable(&row, keyring) {
             Err((name.clone(), "the stored key does not open with the BYOK key".to_owned()))
         } else {
-            match targets::target(&row, policy, keyring) {
+            let declared = Declared::of(Some(build), &row.name, &row.place);
+            match targets::target(&row, declared.as_ref(), policy, keyring) {
                 Checkable::Yes(target) => Ok(target),
                 Checkable::No(why) => Err((name.clone(), why)),
             }
@@ -175,7 +179,11 @@ pub async fn look_at(prober: &Prober, target: &Target) -> Finding {
 
 /// Proves the target's key; also whether our own side failed.
 pub async fn test_key(prober: &Prober, target: &Target) -> (KeyFinding, Option<String>) {
-    let key = target.key.as_ref().map(|key| key.expose_secret());
+    if let Some(why) = &target.withheld {
+        let (verdict, reason) = ("untestable", why.to_string());
+        return (KeyFinding { verdict, reason, can_serve: None, quota: None, latency_ms: 0 }, None);
+    }
+    let key = target.sent_key();
     let tested = prober.test_key(target.kind, &target.base, key, Controls::default(), target.limits).await;
     let KeyReport { verdict, facts } = tested.report;
     let finding = KeyFinding {
@@ -190,7 +198,7 @@ pub async fn test_key(prober: &Prober, target: &Target) -> (KeyFinding, Option<S
 
 /// How many models the provider lists.
 pub async fn models_found(prober: &Prober, target: &Target) -> Option<usize> {
-    let key = target.key.as_ref().map(|key| key.expose_secret());
+    let key = target.sent_key();
     let models = prober.models(target.kind, &target.base, key, target.limits).await;
     models.ok().map(|models| models.models.len())
 }

@@ -1,7 +1,7 @@
 //! From database rows to what the monitor checks.
 //!
-//! Checked is what consumers of the database use: its base URL and its key, not the manifest's. Only how and how often
-//! to check comes from the manifests.
+//! Where a provider is comes from its manifests, the key from its row, as its consumers read it. Invariant: while the row
+//! says another place than the manifests, the provider is checked where it is declared, and its key stays here.
 
 use std::{
     hash::{DefaultHasher, Hash as _, Hasher as _},
@@ -11,9 +11,8 @@ use std::{
 use secrecy::SecretString;
 
 use catalog::{manifest::Build, model::HealthPolicy, plan::LiveKey};
-use provider::ProviderType;
 
-use super::Kept;
+use super::{Kept, destination::Declared};
 use crate::{
     checks::monitor::{Label, Target},
     secret::Keyring,
@@ -47,25 +46,32 @@ pub(super) fn recorded_policy(row: &CheckRow) -> HealthPolicy {
 }
 
 /// A number that differs where anything differs that a check depends on. Not stable between programs.
-pub(super) fn digest(row: &CheckRow, policy: &HealthPolicy) -> u64 {
+pub(super) fn digest(row: &CheckRow, declared: Option<&Declared>, policy: &HealthPolicy) -> u64 {
     let mut hash = DefaultHasher::new();
-    (row.id, &row.kind, row.enabled, &row.base_url, &row.tokens, row.key_updated_at).hash(&mut hash);
+    (row.id, row.enabled, &row.place, &row.tokens, row.key_updated_at).hash(&mut hash);
+    declared.map(|declared| (declared.kind.as_str(), declared.base.as_str())).hash(&mut hash);
     format!("{policy:?}").hash(&mut hash);
     hash.finish()
 }
 
 /// The target of a row, or why there is none.
-pub(super) fn target(row: &CheckRow, policy: HealthPolicy, keyring: &Keyring) -> Checkable {
+pub(super) fn target(
+    row: &CheckRow,
+    declared: Option<&Declared>,
+    policy: HealthPolicy,
+    keyring: &Keyring,
+) -> Checkable {
     if !row.enabled {
         return Checkable::No("the provider is disabled".to_owned());
     }
-    let word = row.kind.as_deref().unwrap_or_default();
-    let Some(kind) = ProviderType::parse(word) else {
-        return Checkable::No(format!("its type `{word}` is not known"));
+    let Some(declared) = declared else {
+        return Checkable::No("no manifest that can be read says where it is".to_owned());
     };
     let (key, fingerprint) = stored_key(row, keyring);
-    match Target::from_parts(row.name.clone(), kind, row.base_url.as_deref(), policy, key) {
+    let base = Some(declared.base.as_str());
+    match Target::from_parts(row.name.clone(), declared.kind, base, policy, key) {
         Ok(mut target) => {
+            target.withheld = row.place.agrees(declared).err().map(|why| why.to_string().into());
             target.label =
                 Label { id: row.id, key_updated_at: row.key_updated_at, key_fingerprint: fingerprint };
             Checkable::Yes(Box::new(target))

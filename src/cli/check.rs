@@ -106,7 +106,7 @@ fn key(finding: &Finding) -> String {
     if !key.reason.is_empty() {
         // What this word alone would leave open: nothing was learned about the key.
         let word = match key.verdict {
-            "rate" => "not tested",
+            "rate" | "untestable" => "not tested",
             "overload" | "inconclusive" => "not proven",
             word => word,
         };

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     discover::{
-        Stored, Target,
+        Target,
         compare::{Row, compare},
     },
     edit::{
@@ -103,15 +103,18 @@ impl ModelsArgs {
              hint: `providerd import` writes manifests for what the database holds"
         );
 
-        let tokens = match live {
-            Some(_) => backend.store.key_columns(&name).await?.map(|(first, second, _)| [first, second]),
-            None => None,
-        }
-        .unwrap_or_default();
-        let base_url = live.and_then(|live| live.api_base_url.as_deref());
-        let stored = live.map(|_| Stored { base_url, tokens: tokens.each_ref().map(|it| &**it) });
-        let target = Target::new(kind, declared, stored, &backend.resolver, &backend.keyring.byok)
-            .with_context(|| format!("`{name}` cannot be asked for its models"))?;
+        let byok = &backend.keyring.byok;
+        let rows = match live {
+            Some(_) => backend.store.key_rows(&name, declared.is_none()).await?,
+            None => Vec::new(),
+        };
+        let target = match declared {
+            Some(provider) => Target::declared(provider, rows.first(), &backend.resolver, byok).map(Some),
+            None => Target::stored(&rows, &name, byok),
+        };
+        let target = target
+            .with_context(|| format!("`{name}` cannot be asked for its models"))?
+            .with_context(|| format!("`{name}` has no row any more"))?;
         let offered = target
             .list(&Lister::new(context.settings.egress.net_config()?, Lister::LIMITS)?)
             .await

@@ -10,7 +10,10 @@ use chrono::{DateTime, Utc};
 use clap::Args;
 use serde::Serialize;
 
-use catalog::manifest::Build;
+use catalog::{
+    manifest::Build,
+    plan::{NoticeKind, Plan},
+};
 
 use super::{
     Format,
@@ -23,7 +26,7 @@ use crate::{
     reconcile::Pass,
     source::pull,
     status::judge::{self, Judge, Line, State},
-    store::ProviderStatus,
+    store::{EventFilter, ProviderStatus},
 };
 
 /// How often `--watch` and `--wait` look again.
@@ -103,7 +106,8 @@ impl Status {
             revision: None,
             lease: None,
         };
-        let plan = context.reconciler().preview(&pass).await?;
+        let mut plan = context.reconciler().preview(&pass).await?;
+        self.trials(context, &mut plan).await?;
         let suspended = context.backend.store.suspended().await?;
         let rows = context.backend.store.provider_status_rows(None).await?;
         let paced = self.paced(context, &build, &rows).await?;
@@ -132,6 +136,23 @@ impl Status {
             && suspended.all.is_none()
             && providers.iter().filter(managed).all(|line| line.state == State::Synced);
         Ok(Report { synced, suspended: suspended.all.is_some(), providers, held, impaired, paced, manifests })
+    }
+
+    /// Says of keys on trial what the daemon has found out: this program tries none.
+    async fn trials(&self, context: &Context, plan: &mut Plan) -> anyhow::Result<()> {
+        for notice in plan.notices.iter_mut().filter(|notice| notice.kind == NoticeKind::KeyUntried) {
+            let Some(refused) = notice.twin() else { continue };
+            let provider = Some(notice.provider.to_string());
+            let events =
+                context.backend.store.events(EventFilter { provider, ..EventFilter::default() }).await?;
+            let verdict = events.iter().rev().find(|event| event.reason == refused.message);
+            if let Some(verdict) = verdict {
+                let at = verdict.at.format("%Y-%m-%d %H:%M:%S UTC");
+                notice.message =
+                    format!("{}: rejected at {at}, and asked again every 5 minutes", refused.message);
+            }
+        }
+        Ok(())
     }
 
     async fn paced(

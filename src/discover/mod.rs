@@ -11,18 +11,20 @@ pub mod schedule;
 use std::{collections::BTreeMap, sync::Arc};
 
 use chrono::{DateTime, Utc};
+use secrecy::ExposeSecret as _;
 use url::Url;
 
 use catalog::{
-    model::{Catalog, Provider, SecretRef},
+    model::{Catalog, Provider},
     plan::{ListEnd, LiveRule, Notice, NoticeKind},
 };
 use net::probe::{ListFailure, Lister};
 use provider::{BaseError, Models, ProviderType, parse_base};
 
 use crate::{
+    checks::destination::{Declared, Destination, Misplaced, destination},
     secret::{Byok, ResolveError, Resolver, Secret},
-    store::DiscoveryNotice,
+    store::{DiscoveryNotice, KeyRow},
 };
 
 /// Why a provider's list could not be had.
@@ -37,6 +39,8 @@ pub enum AskError {
     #[error(transparent)]
     Base(#[from] BaseError),
     #[error(transparent)]
+    Misplaced(#[from] Misplaced),
+    #[error(transparent)]
     List(#[from] ListFailure),
 }
 
@@ -48,44 +52,52 @@ pub struct Target {
     pub key: Option<Secret>,
 }
 
-/// What is stored of one provider.
-#[derive(Debug, Clone, Copy)]
-pub struct Stored<'a> {
-    pub base_url: Option<&'a str>,
-    /// The tokens of both key columns.
-    pub tokens: [&'a str; 2],
-}
-
 impl Target {
+    /// A declared provider: it is asked where the manifest or its type says, never where a row of the database says, and
+    /// without its key only if it has none: while its row names another place, it is not asked.
+    ///
     /// # Errors
-    /// [`AskError`]; the declared key's reference cannot be resolved and no stored key opens, or there is no base URL.
-    pub fn new(
-        kind: ProviderType,
-        declared: Option<&Provider>,
-        stored: Option<Stored<'_>>,
+    /// [`AskError`]; the declared key's reference cannot be resolved and no stored key may stand in, or there is no base
+    /// URL, or the row has drifted.
+    pub fn declared(
+        provider: &Provider,
+        row: Option<&KeyRow>,
         resolver: &Resolver,
         byok: &Byok,
     ) -> Result<Self, AskError> {
-        // A declared provider's key goes where the manifest or its type says, never where a row of the database says:
-        // whoever may write there shall not have it sent to them.
-        let url = match declared {
-            Some(provider) => provider.base_url.as_deref(),
-            None => stored.and_then(|it| it.base_url),
-        };
-        let base = parse_base(kind, url)?;
-        let tokens = stored.map_or([""; 2], |it| it.tokens);
-        let kept = tokens.into_iter().filter(|token| !token.is_empty()).find_map(|it| byok.decrypt(it).ok());
-        let reference: Option<&SecretRef> = declared.and_then(|provider| provider.api_key.as_ref());
-        let key = match reference.map(|reference| resolver.resolve(reference)) {
+        let (kind, base) = (provider.kind, parse_base(provider.kind, provider.base_url.as_deref())?);
+        let declared = Declared { kind, base };
+        let drifted = row.and_then(|row| row.place.agrees(&declared).err());
+        let tokens = row.filter(|_| drifted.is_none()).into_iter().flat_map(|row| &row.tokens);
+        let kept = tokens.filter(|token| !token.is_empty()).find_map(|token| byok.decrypt(token).ok());
+        let key = match provider.api_key.as_ref().map(|reference| resolver.resolve(reference)) {
             Some(Ok(secret)) => Some(secret),
             // A command may run where the daemon's variables and credentials are not.
             Some(Err(error)) => Some(kept.ok_or(AskError::Key(error))?),
             None => kept,
         };
-        if declared.is_none() && key.is_some() && base.scheme() == "http" {
+        let holds_key =
+            key.is_some() || row.is_some_and(|row| row.tokens.iter().any(|token| !token.is_empty()));
+        match drifted.filter(|_| holds_key && row.is_some_and(|row| row.managed)) {
+            Some(why) => Err(why.into()),
+            None => Ok(Self { kind, base: declared.base, key }),
+        }
+    }
+
+    /// A provider that no readable manifest declares, as its row says or as it was applied last. `rows` are all rows that
+    /// hold keys, and this one. `None`: there is no such row.
+    ///
+    /// # Errors
+    /// [`AskError`]; its key may go nowhere.
+    pub fn stored(rows: &[KeyRow], name: &str, byok: &Byok) -> Result<Option<Self>, AskError> {
+        let Some(Destination { kind, base, key }) = destination(rows, name, None, byok)? else {
+            return Ok(None);
+        };
+        let managed = rows.iter().any(|row| &*row.name == name && row.managed);
+        if !managed && key.is_some() && base.scheme() == "http" {
             return Err(AskError::Plain);
         }
-        Ok(Self { kind, base, key })
+        Ok(Some(Self { kind, base, key: key.map(|key| Secret::new(key.expose_secret().to_owned())) }))
     }
 
     /// # Errors

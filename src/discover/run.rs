@@ -21,7 +21,7 @@ use net::probe::Lister;
 use provider::Models;
 
 use super::{
-    AskError, Stored, Target,
+    AskError, Target,
     decide::{Input, decide},
 };
 use crate::{
@@ -157,14 +157,11 @@ impl Discoverer {
             Ok(lister) => lister,
             Err(why) => return Ok(Err(why.to_owned())),
         };
-        let tokens = match &provider.api_key {
-            Some(_) => self.store.key_columns(&provider.name).await?,
-            None => None,
+        let rows = match &provider.api_key {
+            Some(_) => self.store.key_rows(&provider.name, false).await?,
+            None => Vec::new(),
         };
-        let tokens = tokens.map(|(first, second, _)| [first, second]).unwrap_or_default();
-        let stored = Stored { base_url: None, tokens: tokens.each_ref().map(|it| &**it) };
-        let byok = &self.keyring.byok;
-        let asked = match Target::new(provider.kind, Some(provider), Some(stored), &self.resolver, byok) {
+        let asked = match Target::declared(provider, rows.first(), &self.resolver, &self.keyring.byok) {
             Ok(target) => target.list(lister).await,
             Err(error) => Err(error),
         };

@@ -65,6 +65,7 @@ struct Draft {
     name: Arc<str>,
     item: ProviderItem,
     has_key: bool,
+    managed: bool,
     test_status: Option<String>,
     config: JsonMap,
     preview: Option<String>,
@@ -114,7 +115,9 @@ pub(super) fn snapshot(input: Input<'_>, keyring: &Keyring, at: DateTime<Utc>) -
         .collect();
 
     let mut best: HashMap<String, (i32, Arc<str>)> = HashMap::new();
-    for draft in drafts.iter().filter(|draft| draft.has_key && draft.item.enabled) {
+    // By type only what manifests manage: a row of somebody else's could draw a copied key to a place of theirs.
+    let usable = |draft: &&Draft| draft.has_key && draft.managed && draft.item.enabled;
+    for draft in drafts.iter().filter(usable) {
         let Some(kind) = draft.item.kind.clone() else { continue };
         let priority = draft.item.priority.unwrap_or(0);
         // Names come in order, so the first of equals stays.
@@ -170,7 +173,7 @@ fn draft(status: ProviderStatus, detail: Option<ProviderRow>, common: &Common<'_
     let (name, id, key_source, has_key) =
         (status.name.clone(), status.id, status.key_source.clone(), status.has_key);
     let base_url = status.api_base_url.clone();
-    let test_status = status.key_test_status.clone();
+    let (test_status, managed) = (status.key_test_status.clone(), status.managed.is_some());
     let mut line = judge.line(status);
     let live = common.live.providers.get(&name);
     if let Some(live) = live {
@@ -217,6 +220,7 @@ fn draft(status: ProviderStatus, detail: Option<ProviderRow>, common: &Common<'_
         name,
         item,
         has_key,
+        managed,
         test_status: test_status.filter(|_| has_key),
         config,
         preview: first.map(secret::preview),
@@ -260,6 +264,7 @@ fn absent_draft(provider: &Provider, judge: &Judge<'_>) -> Draft {
         name: provider.name.clone(),
         item,
         has_key: false,
+        managed: true,
         test_status: None,
         config,
         preview: None,

@@ -16,10 +16,10 @@ use catalog::{
     model::{HealthPolicy, Provider, Schedule},
     plan::{Notice, NoticeKind, Plan},
 };
-use provider::{ProviderType, origin_of, parse_base};
+use provider::origin_of;
 
 use crate::{
-    checks::Kept,
+    checks::{Kept, destination::Declared},
     store::{ProviderStatus, Suspended},
 };
 
@@ -64,8 +64,9 @@ pub fn paced(build: &Build, rows: &[ProviderStatus], rate: f64, outer: &HealthPo
     for row in rows.iter().filter(|row| row.managed.is_some() && row.enabled != Some(false)) {
         let declared = build.catalog.providers.get(&row.name);
         let own = declared.map(|provider| build.catalog.health(provider)).unwrap_or_default();
-        let kind = row.kind.as_deref().and_then(ProviderType::parse);
-        let base = kind.and_then(|kind| parse_base(kind, row.api_base_url.as_deref()).ok());
+        let place = row.place();
+        let base = Declared::of(Some(build), &row.name, &place).map(|declared| declared.base);
+        let base = base.or_else(|| Some(place.own().ok()?.1));
         // A time of day is nothing that could stretch.
         if let (Some(base), Some(Schedule::Every(interval))) = (base, own.or(outer).schedule) {
             let (count, checks) = wanted.entry(origin_of(&base)).or_default();
@@ -181,6 +182,12 @@ impl<'a> Judge<'a> {
         let kept = row.memory.as_deref().and_then(Kept::parse).unwrap_or_default();
         let mut notices: Vec<String> = about.iter().map(|notice| notice.message.clone()).collect();
         notices.extend(self.paused(&row.name));
+        if row.managed.is_some() && row.has_key {
+            let place = row.place();
+            let declared = Declared::of(Some(self.build), &row.name, &place);
+            let misplaced = declared.and_then(|declared| place.agrees(&declared).err());
+            notices.extend(misplaced.map(|why| format!("key: {why}")));
+        }
         Line {
             name: row.name.to_string(),
             kind: row.kind,

@@ -24,9 +24,8 @@ use super::{Lease, NewEvent, Result, StatusWrite, Store, StoreError, Tx, events,
 pub struct CheckRow {
     pub id: Uuid,
     pub name: Arc<str>,
-    pub kind: Option<String>,
     pub enabled: bool,
-    pub base_url: Option<String>,
+    pub place: Place,
     /// `api_key_encrypted` and `encrypted_api_key`; empty where there is none.
     pub tokens: [String; 2],
     pub key_updated_at: Option<DateTime<Utc>>,
@@ -77,41 +76,140 @@ impl Span {
     }
 }
 
+/// What a row says about where its provider is. URLs are cut at 4096 characters.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct Place {
+    pub kind: Option<String>,
+    pub api_base_url: Option<String>,
+    /// `config.base_url`
+    pub config_base_url: Option<String>,
+    /// Some URL stands in `config`.
+    pub any_url: bool,
+    /// What manifests said when it was applied last; `None` where that was not asked for, or nothing was.
+    pub applied: Option<Applied>,
+}
+
+/// What is on record of a managed provider's place.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Applied {
+    pub kind: Option<String>,
+    /// `None`: the type's own.
+    pub base_url: Option<String>,
+}
+
+/// One row that holds a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyRow {
+    pub id: Uuid,
+    pub name: Arc<str>,
+    pub managed: bool,
+    pub place: Place,
+    /// `api_key_encrypted` and `encrypted_api_key`; empty where there is none.
+    pub tokens: [String; 2],
+}
+
+/// The columns of [`Place`] of a provider `p`, and those of [`Applied`] by its bookkeeping `g`.
+macro_rules! with_place {
+    ($columns:literal, $from:literal) => {
+        concat!(
+            "SELECT ",
+            $columns,
+            ", left(p.type::text, 255), left(p.api_base_url, 4096), left(p.config->>'base_url', 4096),
+               coalesce(p.config::text LIKE '%://%', false),
+               g.record::jsonb->'provider'->>'type', g.record::jsonb->'provider'->>'api_base_url' ",
+            $from
+        )
+    };
+}
+
+fn place(row: &sqlx::postgres::PgRow, at: usize) -> Result<Place> {
+    Ok(Place {
+        kind: row.try_get(at)?,
+        api_base_url: row.try_get(at + 1)?,
+        config_base_url: row.try_get(at + 2)?,
+        any_url: row.try_get(at + 3)?,
+        applied: None,
+    })
+}
+
+fn applied(row: &sqlx::postgres::PgRow, at: usize) -> Result<Option<Applied>> {
+    let kind: Option<String> = row.try_get(at)?;
+    let base_url = row.try_get(at + 1)?;
+    Ok(kind.is_some().then_some(Applied { kind, base_url }))
+}
+
 impl Store {
-    /// The managed providers of these names, or all of them, by name.
-    pub async fn check_rows(&self, names: Option<&[String]>) -> Result<Vec<CheckRow>> {
+    /// The row of this name and, if `all` is wanted, every row that holds a key; with what was applied of those that are
+    /// managed.
+    pub async fn key_rows(&self, name: &str, all: bool) -> Result<Vec<KeyRow>> {
         if self.is_blank() {
             return Ok(Vec::new());
         }
         let mut tx = self.read().await?;
-        let rows = query(
-            "SELECT p.id, p.name::text, p.type::text, coalesce(p.enabled, true),
-                    coalesce(nullif(p.api_base_url, ''), p.config->>'base_url'), coalesce(p.api_key_encrypted, ''),
-                    coalesce(p.encrypted_api_key, ''), p.api_key_updated_at::timestamp, p.health_status::text,
-                    p.api_key_test_status::text, h.memory
-             FROM llm_providers p
-             JOIN providerd.managed g ON g.provider_id = p.id
+        let rows = query(with_place!(
+            "p.id, p.name::text, g.provider_id IS NOT NULL, coalesce(p.api_key_encrypted, ''),
+             coalesce(p.encrypted_api_key, '')",
+            "FROM llm_providers p LEFT JOIN providerd.managed g ON g.provider_id = p.id
+             WHERE p.name = $1
+                OR $2 AND (coalesce(p.api_key_encrypted, '') <> '' OR coalesce(p.encrypted_api_key, '') <> '')"
+        ))
+        .bind(name)
+        .bind(all)
+        .fetch_all(&mut *tx)
+        .await?;
+        tx.rollback().await?;
+        let read = |row: &sqlx::postgres::PgRow| {
+            let name: Option<&str> = row.try_get(1)?;
+            let mut place = place(row, 5)?;
+            place.applied = applied(row, 9)?;
+            Ok(KeyRow {
+                id: row.try_get(0)?,
+                name: name.unwrap_or_default().into(),
+                managed: row.try_get(2)?,
+                place,
+                tokens: [row.try_get(3)?, row.try_get(4)?],
+            })
+        };
+        rows.iter().map(read).collect()
+    }
+
+    /// The managed providers of these names, or all of them, by name; with what is on record of the place of those
+    /// that are not `declared`.
+    pub async fn check_rows(&self, names: Option<&[String]>, declared: &[&str]) -> Result<Vec<CheckRow>> {
+        if self.is_blank() {
+            return Ok(Vec::new());
+        }
+        let mut tx = self.read().await?;
+        let rows = query(with_place!(
+            "p.id, p.name::text, coalesce(p.enabled, true), coalesce(p.api_key_encrypted, ''),
+             coalesce(p.encrypted_api_key, ''), p.api_key_updated_at::timestamp, p.health_status::text,
+             p.api_key_test_status::text, h.memory",
+            "FROM llm_providers p
+             JOIN providerd.managed m ON m.provider_id = p.id
+             LEFT JOIN providerd.managed g ON g.provider_id = p.id AND p.name <> ALL($2)
              LEFT JOIN providerd.health h ON h.provider_id = p.id
              WHERE $1::text[] IS NULL OR p.name = ANY($1)
-             ORDER BY p.name",
-        )
+             ORDER BY p.name"
+        ))
         .bind(names)
+        .bind(declared)
         .fetch_all(&mut *tx)
         .await?;
         tx.rollback().await?;
         let read = |row: &sqlx::postgres::PgRow| {
             let name: &str = row.try_get(1)?;
+            let mut place = place(row, 9)?;
+            place.applied = applied(row, 13)?;
             Ok(CheckRow {
                 id: row.try_get(0)?,
                 name: name.into(),
-                kind: row.try_get(2)?,
-                enabled: row.try_get(3)?,
-                base_url: row.try_get(4)?,
-                tokens: [row.try_get(5)?, row.try_get(6)?],
-                key_updated_at: row.try_get::<Option<NaiveDateTime>, _>(7)?.map(|at| at.and_utc()),
-                health_status: row.try_get(8)?,
-                key_status: row.try_get(9)?,
-                memory: row.try_get(10)?,
+                enabled: row.try_get(2)?,
+                place,
+                tokens: [row.try_get(3)?, row.try_get(4)?],
+                key_updated_at: row.try_get::<Option<NaiveDateTime>, _>(5)?.map(|at| at.and_utc()),
+                health_status: row.try_get(6)?,
+                key_status: row.try_get(7)?,
+                memory: row.try_get(8)?,
             })
         };
         rows.iter().map(read).collect()

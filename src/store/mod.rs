@@ -41,7 +41,7 @@ pub use crate::store::{
     discovery::{DiscoveryNotice, DiscoveryRow},
     error::{Result, StoreError},
     events::{Event, EventFilter, NewEvent},
-    health::{CheckRow, CheckWrite, NewStatus, Span},
+    health::{Applied, CheckRow, CheckWrite, KeyRow, NewStatus, Place, Span},
     leases::{Lease, Stopped, Suspended, Suspension},
     listen::DriftListener,
     migrate::{Layout, MigrationReport},

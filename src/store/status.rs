@@ -12,7 +12,7 @@ use catalog::{
     plan::Digest,
 };
 
-use super::{NewEvent, Result, Store, Tx, events, query};
+use super::{NewEvent, Place, Result, Store, Tx, events, query};
 
 /// One provider as the database holds it now.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,6 +29,10 @@ pub struct ProviderStatus {
     pub key_source: Option<String>,
     pub has_key: bool,
     pub api_base_url: Option<String>,
+    /// `config.base_url`
+    pub config_base_url: Option<String>,
+    /// Some URL stands in `config`.
+    pub any_url: bool,
     pub updated_at: Option<DateTime<Utc>>,
     /// Where it was declared and what was applied last; `None` if no manifest manages it.
     pub managed: Option<(Origin, Digest)>,
@@ -37,6 +41,19 @@ pub struct ProviderStatus {
     pub models: i64,
     /// What checks remember of it, as they have written it.
     pub memory: Option<String>,
+}
+
+impl ProviderStatus {
+    /// What the row says about where its provider is.
+    pub fn place(&self) -> Place {
+        Place {
+            kind: self.kind.clone(),
+            api_base_url: self.api_base_url.clone(),
+            config_base_url: self.config_base_url.clone(),
+            any_url: self.any_url,
+            applied: None,
+        }
+    }
 }
 
 /// What a check or a key test found out; `None` leaves the column as it is.
@@ -74,7 +91,8 @@ impl Store {
                     p.api_key_test_status::text, p.api_key_last_tested::timestamp, p.api_key_updated_at::timestamp,
                     p.api_key_source::text,
                     coalesce(p.api_key_encrypted, '') <> '' OR coalesce(p.encrypted_api_key, '') <> '',
-                    p.api_base_url, p.updated_at::timestamp, g.file, g.line, g.digest, coalesce(m.n, 0), h.memory, g.revision
+                    p.api_base_url, p.updated_at::timestamp, g.file, g.line, g.digest, coalesce(m.n, 0), h.memory, g.revision,
+                    left(p.config->>'base_url', 4096), coalesce(p.config::text LIKE '%://%', false)
              FROM llm_providers p
              LEFT JOIN providerd.managed g ON g.provider_id = p.id
              LEFT JOIN providerd.health h ON h.provider_id = p.id
@@ -108,6 +126,8 @@ impl Store {
                 key_source: row.try_get(9)?,
                 has_key: row.try_get(10)?,
                 api_base_url: row.try_get(11)?,
+                config_base_url: row.try_get(19)?,
+                any_url: row.try_get(20)?,
                 updated_at: time(row, 12)?,
                 managed: file.map(|file| {
                     let line = u32::try_from(line.unwrap_or_default()).unwrap_or_default();

@@ -67,6 +67,7 @@ fn target(name: &str, address: SocketAddr, key: &str) -> Box<Target> {
         origin: origin_of(&base),
         base,
         key: Some(SecretString::from(key)),
+        withheld: None,
         rhythm: Rhythm::Every(Duration::from_millis(200)),
         slow_after: Duration::from_secs(3),
         path: None,

@@ -19,6 +19,7 @@ mod health_freeze;
 mod health_monitor;
 mod health_schedule;
 mod health_state;
+mod key_travel;
 mod lifecycle;
 mod lists;
 mod load;

@@ -27,7 +27,7 @@ pub use proof::{Controls, Guard, Proof, Step};
 pub use read::read_error;
 pub use redact::redact;
 pub use retry::{MAX_RETRY_AFTER, retry_after};
-pub use wire::{BaseError, Header, Method, Reply, Request, Value, origin_of, parse_base};
+pub use wire::{BaseError, Header, Method, Reply, Request, RowUrls, Value, origin_of, parse_base, row_base};
 
 use std::time::Duration;
 

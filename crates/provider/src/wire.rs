@@ -96,6 +96,34 @@ pub enum BaseError {
     Scheme(String),
     #[error("base_url carries a user name or a password\nhint: declare the key as api_key")]
     UserInfo,
+    #[error(
+        "its row names a URL, and neither as api_base_url nor as config.base_url\nhint: set api_base_url"
+    )]
+    Elsewhere,
+}
+
+/// What a row of the database says about where its provider is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RowUrls<'a> {
+    pub api_base_url: Option<&'a str>,
+    /// `config.base_url`
+    pub config_base_url: Option<&'a str>,
+    /// Some URL stands in `config`.
+    pub any: bool,
+}
+
+/// The URL that a row means: `api_base_url`, else `config.base_url`, else the type's own, unless the row names another
+/// one somewhere.
+///
+/// # Errors
+/// [`BaseError`]; then nothing of the row may be sent anywhere.
+pub fn row_base(kind: ProviderType, urls: RowUrls<'_>) -> Result<Url, BaseError> {
+    let said = [urls.api_base_url, urls.config_base_url].into_iter().flatten();
+    match said.map(str::trim).find(|url| !url.is_empty()) {
+        Some(url) => parse_base(kind, Some(url)),
+        None if urls.any => Err(BaseError::Elsewhere),
+        None => parse_base(kind, None),
+    }
 }
 
 /// The URL that a provider's endpoints stand below.

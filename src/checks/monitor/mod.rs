@@ -24,7 +24,6 @@ use std::{
 
 use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{mpsc, oneshot},
@@ -325,7 +324,7 @@ impl Monitor {
             Job::KeyTest => {
                 let controls = Controls::clone(&watched.memory.controls);
                 async move {
-                    let key = target.key.as_ref().map(|key| key.expose_secret());
+                    let key = target.sent_key();
                     let tested =
                         prober.test_key(target.kind, &target.base, key, controls, target.limits).await;
                     Finished::Key { target, tested }
@@ -347,7 +346,7 @@ impl Monitor {
             Command::Now(name) => {
                 let now = self.now();
                 if let Some(watched) = self.watched.get(&name) {
-                    let key_test = watched.target.key.as_ref().map(|_| now);
+                    let key_test = watched.target.sent_key().map(|_| now);
                     let dues = Dues { check: Some(now), key_test, suspect: is_suspect(watched) };
                     self.schedule.set(&name, &watched.target.origin, dues);
                 }
@@ -433,7 +432,7 @@ impl Monitor {
     }
 
     fn key_due(&mut self, watched: &Watched) -> Option<Duration> {
-        watched.target.key.as_ref()?;
+        watched.target.sent_key()?;
         let (wall, now, name) = (self.wall(), self.now(), &watched.target.name);
         let key = &watched.memory.key;
         if key.last_test().is_none() {
@@ -508,6 +507,7 @@ impl Monitor {
             let report = tested.report;
             // A proof proves our side as well.
             let believed = tested.local.is_none()
+                && target.withheld.is_none()
                 && (!self.impairment.is_frozen() || report.verdict.evidence() == Evidence::Proof);
             if believed {
                 let wait = report.facts.retry_after;
@@ -627,7 +627,9 @@ fn doubts_key(watched: &mut Watched, outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Auth { .. } => {
             let was_accepted = std::mem::replace(&mut watched.accepted, false);
-            was_accepted && watched.target.key.is_some() && watched.memory.key.status() == KeyStatus::Valid
+            was_accepted
+                && watched.target.sent_key().is_some()
+                && watched.memory.key.status() == KeyStatus::Valid
         }
         Outcome::Ok | Outcome::Slow => {
             watched.accepted = true;
@@ -653,7 +655,7 @@ impl Target {
         HealthCheck {
             kind: self.kind,
             base: &self.base,
-            key: self.key.as_ref().map(|key| key.expose_secret()),
+            key: self.sent_key(),
             path: self.path.as_deref(),
             expect_status: self.expect_status.as_deref(),
             slow_after: self.slow_after,

@@ -60,6 +60,8 @@ pub struct Target {
     /// The base URL's origin: what the caps are about.
     pub origin: Arc<str>,
     pub key: Option<SecretString>,
+    /// Why the key may not be sent now.
+    pub withheld: Option<Box<str>>,
     pub rhythm: Rhythm,
     pub slow_after: Duration,
     pub path: Option<Box<str>>,
@@ -116,12 +118,18 @@ impl Target {
             origin: origin_of(&base),
             base,
             key,
+            withheld: None,
             rhythm,
             slow_after: policy.slow_after.unwrap_or(SLOW_AFTER),
             path: policy.path,
             expect_status: policy.expect_status,
             limits,
         })
+    }
+
+    /// The key, if it may be sent.
+    pub fn sent_key(&self) -> Option<&str> {
+        self.key.as_ref().filter(|_| self.withheld.is_none()).map(|key| key.expose_secret())
     }
 
     /// Whether both hold the same key, or none.

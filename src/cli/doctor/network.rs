@@ -71,6 +71,11 @@ async fn look(prober: &Prober, target: &Target) -> (bool, Option<Finding>) {
     let (key, local) = once::test_key(prober, target).await;
     let found = match key.verdict {
         _ if local.is_some() => finding("network", &local.unwrap_or_default(), LOCAL),
+        _ if target.withheld.is_some() => finding(
+            "drift",
+            &key.reason,
+            "its key goes nowhere meanwhile: `providerd apply` sets the row right, or declare what it says",
+        ),
         "invalid" => finding(
             "auth",
             &format!("it refuses the key: {}", key.reason),

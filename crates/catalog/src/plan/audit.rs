@@ -216,14 +216,15 @@ impl Hold {
 }
 
 impl Notice {
-    /// The audit row of a notice that has one: reported drift, refused and unresolvable keys.
+    /// The audit row of a notice that has one: reported drift, keys on trial, refused and unresolvable keys.
     pub fn audit(&self) -> Option<AuditEntry> {
         let kind = match self.kind {
             NoticeKind::Drift => EventKind::Drift,
-            NoticeKind::KeyUnresolved | NoticeKind::KeyUndecryptable => EventKind::Key,
+            NoticeKind::KeyUnresolved | NoticeKind::KeyUndecryptable | NoticeKind::KeyUntried => {
+                EventKind::Key
+            }
             NoticeKind::KeyRefused => EventKind::Refusal,
             NoticeKind::KeyForeign
-            | NoticeKind::KeyUntried
             | NoticeKind::Frozen
             | NoticeKind::Suspended
             | NoticeKind::Vanished

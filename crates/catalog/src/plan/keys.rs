@@ -4,12 +4,44 @@
 //! never replaced by one that its provider rejects; a key that somebody else stored is replaced only if it does not
 //! work while the declared one does.
 
+use std::sync::Arc;
+
 use super::{
     DesiredKey, KeyAction, KeyChange, KeyTrial, LiveKey, Notice, NoticeKind, Record,
     planner::{One, notice},
     record::KeyRecord,
 };
 use crate::model::KeyStatus;
+
+impl Notice {
+    fn untried(provider: &Arc<str>, declared: &str) -> Self {
+        let message = format!(
+            "the declared key ({declared}) is tried at its provider before it replaces the stored one"
+        );
+        notice(provider, NoticeKind::KeyUntried, message)
+    }
+
+    fn refused(provider: &Arc<str>, declared: &str) -> Self {
+        let message = format!("the provider rejects the declared key ({declared}); the working one stays");
+        notice(provider, NoticeKind::KeyRefused, message)
+    }
+
+    /// The fingerprint of the key that a trial is about.
+    fn tried(&self) -> Option<&str> {
+        let is_trial = matches!(self.kind, NoticeKind::KeyUntried | NoticeKind::KeyRefused);
+        let (_, rest) = self.message.split_once('(').filter(|_| is_trial)?;
+        Some(rest.split_once(')')?.0)
+    }
+
+    /// The other notice of the same trial: a verdict is forgotten after a while, and then the two take turns.
+    pub fn twin(&self) -> Option<Self> {
+        let declared = self.tried()?;
+        Some(match self.kind {
+            NoticeKind::KeyUntried => Self::refused(&self.provider, declared),
+            _ => Self::untried(&self.provider, declared),
+        })
+    }
+}
 
 impl One<'_> {
     pub(super) fn key(&mut self, record: &Record, next: &mut KeyRecord) -> Option<KeyChange> {
@@ -37,8 +69,7 @@ impl One<'_> {
         let stored_is_bad = status == Some(KeyStatus::Failed.as_str());
         let untried = |notices: &mut Vec<Notice>| {
             if trials.is_some() && trial.is_none() {
-                let message = "the declared key is tried at its provider before it replaces the stored one";
-                notices.push(notice(&name, NoticeKind::KeyUntried, message));
+                notices.push(Notice::untried(&name, &declared.0));
             }
         };
         let set = |reason: &'static str| {
@@ -68,10 +99,7 @@ impl One<'_> {
                         None
                     }
                     Some(KeyTrial::Rejected) if guarded => {
-                        let message = format!(
-                            "the provider rejects the declared key ({declared}); the working one stays"
-                        );
-                        self.notices.push(notice(&name, NoticeKind::KeyRefused, message));
+                        self.notices.push(Notice::refused(&name, &declared.0));
                         next.key.clone_from(&record.key);
                         None
                     }

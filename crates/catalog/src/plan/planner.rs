@@ -302,7 +302,15 @@ impl<'a> One<'a> {
         self.row(known.is_some(), &record, &mut next, &mut said, id, &mut changes);
         self.models(id, &record, &mut next, &mut said, &mut changes);
         let key = self.key(&record, &mut next.keys);
-        let digest = said.finish(&self.desired.rules, &self.desired.key, self.live.map(|live| &live.key));
+        // While a key is on trial, nothing was given up and nothing declared: the last one goes on.
+        let waits = match (&self.desired.key, &next.keys.key) {
+            (DesiredKey::Resolved(declared), Some(kept)) if kept != declared => {
+                Some(DesiredKey::Resolved(kept.clone()))
+            }
+            _ => None,
+        };
+        let desired_key = waits.as_ref().unwrap_or(&self.desired.key);
+        let digest = said.finish(&self.desired.rules, desired_key, self.live.map(|live| &live.key));
 
         if self.input.policy.drift == DriftPolicy::Report {
             self.report_drift(&mut changes);

@@ -1,0 +1,240 @@
+//! Where a stored key may travel: one answer for checks, key tests, lists and trials.
+//!
+//! PURE. A managed provider's key goes to the URL that its manifests declare, and nowhere while its row says another type
+//! or URL; what was applied last stands in for a manifest that cannot be read. An unmanaged row's key goes to the row's
+//! own URL, unless the same key stands in another row of another origin: whoever may write rows could have it sent to
+//! them by copying. Not its job: opening keys. Invariant: where the answer is not certain, there is none.
+
+use std::sync::Arc;
+
+use secrecy::{ExposeSecret as _, SecretString};
+use url::Url;
+
+use catalog::manifest::Build;
+use provider::{BaseError, ProviderType, RowUrls, origin_of, parse_base, row_base};
+
+use crate::{
+    secret::Byok,
+    store::{KeyRow, Place},
+};
+
+/// Why a key goes nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Misplaced {
+    #[error("drifted: not tested; its row says {row}, its manifest {declared}")]
+    Drifted { row: String, declared: String },
+    #[error(
+        "its key also stands in the row of `{0}`, which names another host\nhint: declare one of them, or give each a key of its own"
+    )]
+    Shared(Arc<str>),
+    #[error("its type `{0}` is not known")]
+    Type(String),
+    #[error("no manifest that can be read says where it is")]
+    Undeclared,
+    #[error(transparent)]
+    Base(#[from] BaseError),
+}
+
+/// What manifests say about where a provider is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Declared {
+    pub kind: ProviderType,
+    pub base: Url,
+}
+
+impl Declared {
+    fn new(kind: ProviderType, base_url: Option<&str>) -> Option<Self> {
+        Some(Self { kind, base: parse_base(kind, base_url).ok()? })
+    }
+
+    /// What the manifests declare of a managed row or, where they cannot be read, what was applied last.
+    pub fn of(build: Option<&Build>, name: &str, place: &Place) -> Option<Self> {
+        if let Some(provider) = build.and_then(|build| build.catalog.providers.get(name)) {
+            return Self::new(provider.kind, provider.base_url.as_deref());
+        }
+        let applied = place.applied.as_ref()?;
+        Self::new(ProviderType::parse(applied.kind.as_deref()?)?, applied.base_url.as_deref())
+    }
+}
+
+impl Place {
+    fn urls(&self) -> RowUrls<'_> {
+        RowUrls {
+            api_base_url: self.api_base_url.as_deref(),
+            config_base_url: self.config_base_url.as_deref(),
+            any: self.any_url,
+        }
+    }
+
+    /// Type and URL as the row says.
+    ///
+    /// # Errors
+    /// [`Misplaced`]: it says none that can be used.
+    pub fn own(&self) -> Result<(ProviderType, Url), Misplaced> {
+        let word = self.kind.as_deref().unwrap_or_default();
+        let kind =
+            ProviderType::parse(word).ok_or_else(|| Misplaced::Type(word.chars().take(64).collect()))?;
+        Ok((kind, row_base(kind, self.urls())?))
+    }
+
+    /// Whether the row says what is declared.
+    ///
+    /// # Errors
+    /// [`Misplaced::Drifted`]
+    pub fn agrees(&self, declared: &Declared) -> Result<(), Misplaced> {
+        let own = self.own();
+        if own.as_ref().is_ok_and(|(kind, base)| *kind == declared.kind && *base == declared.base) {
+            return Ok(());
+        }
+        let words = |kind: &str, base: Option<&Url>| {
+            // No more than the origin: a row's path and query are anybody's words.
+            let place = base.map_or_else(|| "no usable URL".to_owned(), |base| origin_of(base).to_string());
+            format!("{kind} at {place}")
+        };
+        let differ = own.as_ref().is_ok_and(|(_, base)| origin_of(base) != origin_of(&declared.base));
+        let same_kind = own.as_ref().is_ok_and(|(kind, _)| *kind == declared.kind);
+        let (row, declared) = match &own {
+            Ok((_, base)) if same_kind && !differ => {
+                (format!("the path {}", short(base.path())), short(declared.base.path()))
+            }
+            Ok((kind, base)) => {
+                (words(kind.as_str(), Some(base)), words(declared.kind.as_str(), Some(&declared.base)))
+            }
+            Err(_) => {
+                ("no usable type or URL".to_owned(), words(declared.kind.as_str(), Some(&declared.base)))
+            }
+        };
+        Err(Misplaced::Drifted { row, declared })
+    }
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
+/// Where the key of a row goes, with the row's key opened.
+pub struct Destination {
+    pub kind: ProviderType,
+    pub base: Url,
+    pub key: Option<SecretString>,
+}
+
+/// Where the key that is stored for `name` goes. `rows` are all rows that hold keys, and this one.
+///
+/// # Errors
+/// [`Misplaced`]; the key goes nowhere.
+pub fn destination(
+    rows: &[KeyRow],
+    name: &str,
+    build: Option<&Build>,
+    byok: &Byok,
+) -> Result<Option<Destination>, Misplaced> {
+    let Some(row) = rows.iter().find(|row| &*row.name == name) else { return Ok(None) };
+    let key = opened(row, byok);
+    let (kind, base) = row.destination(build)?;
+    if let Some(key) = key.as_ref().filter(|_| !row.managed) {
+        let mine = origin_of(&base);
+        for other in rows.iter().filter(|other| other.id != row.id) {
+            if opened(other, byok).is_none_or(|theirs| theirs.expose_secret() != key.expose_secret()) {
+                continue;
+            }
+            let theirs = match Declared::of(build, &other.name, &other.place).filter(|_| other.managed) {
+                Some(declared) => Some(declared.base),
+                None => other.place.own().ok().map(|(_, base)| base),
+            };
+            if theirs.is_none_or(|theirs| origin_of(&theirs) != mine) {
+                return Err(Misplaced::Shared(other.name.clone()));
+            }
+        }
+    }
+    Ok(Some(Destination { kind, base, key }))
+}
+
+impl KeyRow {
+    /// Where a key of this row goes that stands in no other.
+    ///
+    /// # Errors
+    /// [`Misplaced`]; it goes nowhere.
+    pub fn destination(&self, build: Option<&Build>) -> Result<(ProviderType, Url), Misplaced> {
+        if !self.managed {
+            return self.place.own();
+        }
+        let declared = Declared::of(build, &self.name, &self.place).ok_or(Misplaced::Undeclared)?;
+        self.place.agrees(&declared)?;
+        Ok((declared.kind, declared.base))
+    }
+}
+
+/// The key that a row holds, as far as it opens.
+pub fn opened(row: &KeyRow, byok: &Byok) -> Option<SecretString> {
+    let tokens = row.tokens.iter().filter(|token| !token.is_empty());
+    tokens.filter_map(|token| byok.decrypt(token).ok()).next().map(|key| SecretString::from(key.expose()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Applied;
+
+    const ORIGIN: &str = "https://api.openai.com/v1";
+
+    fn place(kind: &str, api: Option<&str>, config: Option<&str>, any_url: bool) -> Place {
+        let own = |text: Option<&str>| text.map(str::to_owned);
+        Place {
+            kind: Some(kind.to_owned()),
+            api_base_url: own(api),
+            config_base_url: own(config),
+            any_url,
+            applied: None,
+        }
+    }
+
+    #[test]
+    fn a_row_names_one_place_or_none() {
+        #[track_caller]
+        fn check(place: Place, expected: Option<&str>) {
+            let own = place.own().ok().map(|(_, base)| base.to_string());
+            assert_eq!(own.as_deref(), expected, "{place:?}");
+        }
+        check(place("openai", Some("http://a/v1"), Some("http://b/v1"), true), Some("http://a/v1"));
+        check(place("openai", Some(" "), Some("http://b/v1"), true), Some("http://b/v1"));
+        check(place("openai", None, Some("http://b/v1"), true), Some("http://b/v1"));
+        check(place("openai", None, None, false), Some(ORIGIN));
+        check(place("openai", None, None, true), None);
+        check(place("custom", None, None, false), None);
+        check(place("nonsense", Some("http://a/v1"), None, true), None);
+        check(place("openai", Some("ftp://a"), None, true), None);
+    }
+
+    #[test]
+    fn what_a_row_says_must_be_what_is_declared() {
+        let declared = Declared::new(ProviderType::OpenAi, None).unwrap();
+        let agrees = |kind, api, config| {
+            place(kind, api, config, true).agrees(&declared).map_err(|error| error.to_string())
+        };
+        assert_eq!(agrees("openai", Some(ORIGIN), None), Ok(()));
+        assert_eq!(agrees("openai", Some("https://api.openai.com"), None), Ok(()));
+        for (kind, api, config) in [
+            ("openai", Some("http://thief/v1"), None),
+            ("openai", None, Some("https://thief/v1")),
+            ("openai", Some("https://api.openai.com:8443/v1"), None),
+            ("openai", Some("http://api.openai.com/v1"), None),
+            ("openai", Some("https://api.openai.com/v2"), None),
+            ("anthropic", Some(ORIGIN), None),
+            ("openai", Some("https://user:x@api.openai.com/v1"), None),
+            ("nonsense", Some(ORIGIN), None),
+        ] {
+            let said = agrees(kind, api, config).unwrap_err();
+            assert!(said.starts_with("drifted: not tested"), "{said}");
+        }
+        // A manifest that cannot be read is replaced by what it said when it was applied.
+        let mut drifted = place("openai", Some("http://thief/v1"), None, true);
+        drifted.applied =
+            Some(Applied { kind: Some("openai".to_owned()), base_url: Some("https://own/v1".to_owned()) });
+        let declared = Declared::of(None, "p", &drifted).unwrap();
+        assert_eq!(declared.base.as_str(), "https://own/v1");
+        assert!(drifted.agrees(&declared).is_err());
+        drifted.applied = None;
+        assert_eq!(Declared::of(None, "p", &drifted), None);
+    }
+}
