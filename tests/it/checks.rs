@@ -148,7 +148,11 @@ async fn a_rejected_new_key_does_not_replace_a_working_one() {
     assert_eq!(lab.value(token).await, before);
     assert_eq!(lab.value(KEY_STATUS).await, "valid");
     let status = lab.run_checking(&["status"]);
-    assert!(status.stdout.contains("rejected at ") && status.stdout.contains("asked again"), "{}", status.stdout);
+    assert!(
+        status.stdout.contains("rejected at ") && status.stdout.contains("asked again"),
+        "{}",
+        status.stdout
+    );
     // The audit trail tells of a trial, and of nothing that was given up.
     let told = "SELECT string_agg(kind || ' ' || detail, ', ' ORDER BY id) FROM providerd.events
                 WHERE reason LIKE '%is tried at its provider%' OR reason LIKE '%gave up%'";
