@@ -101,6 +101,8 @@ pub struct ModelCapabilities {
     pub strict_tools: bool,
     /// Structured output.
     pub structured: StructuredForm,
+    /// A schema and a stream can be asked for together.
+    pub structured_streams: bool,
     /// How reasoning is asked for.
     pub reasoning: ReasoningForm,
     /// Words of effort that are taken; the nearest is used.
@@ -154,6 +156,7 @@ impl Default for ModelCapabilities {
             parallel_tools: true,
             strict_tools: true,
             structured: StructuredForm::Schema,
+            structured_streams: true,
             reasoning: ReasoningForm::Effort,
             efforts: vec![EffortLevel::Low, EffortLevel::Medium, EffortLevel::High],
             replay: ReasoningReplay::Never,
@@ -393,7 +396,10 @@ fn chat(caps: &mut ModelCapabilities, upstream: UpstreamDialect, provider: &str,
             caps.renames.insert("seed".to_owned(), "random_seed".to_owned());
             caps.strict_tools = false;
             caps.reasoning = ReasoningForm::None;
+            // Its last chunk always has the figures, and fields that it does not know are a 422.
+            caps.stream_usage = false;
         }
+        "groq" => caps.structured_streams = false,
         "deepseek" => {
             caps.reasoning = ReasoningForm::Switch;
             caps.replay = ReasoningReplay::Text;

@@ -202,6 +202,12 @@ fn fit_form(
         (Some(_), StructuredForm::None) => {
             Err(TranslateError::unsupported(fields.form, &options.model, "it gives no structured output"))
         }
+        (Some(AnswerForm::Schema { .. }), StructuredForm::Schema)
+            if request.stream && !caps.structured_streams =>
+        {
+            let why = "it streams no answer by a schema; ask without `stream`";
+            Err(TranslateError::unsupported(fields.form, &options.model, why))
+        }
         (Some(AnswerForm::Schema { schema, .. }), StructuredForm::Json) => {
             let text = format!(
                 "Answer with one JSON object that follows this JSON Schema, and nothing else: {schema}"

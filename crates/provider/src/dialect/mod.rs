@@ -193,7 +193,11 @@ enum Framer {
     Aws(AwsReader),
 }
 
-/// Translates one streamed answer. Memory is bounded by one event of the upstream and by what it interleaves.
+/// Longest answer, in bytes of text: a stream of Responses ends with the whole of it, so it is kept.
+const ANSWER_LIMIT: u64 = 64 << 20;
+
+/// Translates one streamed answer. Memory is bounded: by one event of the upstream, by what it interleaves, and for
+/// callers of Responses by the answer itself.
 #[derive(Debug)]
 pub struct StreamTranslator {
     session: TranslateSession,
@@ -307,9 +311,12 @@ impl StreamTranslator {
     }
 
     fn write(&mut self, out: &mut Vec<u8>) {
-        for event in self.events.drain(..) {
+        for mut event in self.events.drain(..) {
             if self.over {
                 break;
+            }
+            if self.bytes > ANSWER_LIMIT {
+                event = InnerEvent::Failed(UpstreamFailure::malformed("the answer does not end"));
             }
             match &event {
                 InnerEvent::Usage(usage) => self.usage = Some(*usage),

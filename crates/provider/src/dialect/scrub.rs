@@ -5,14 +5,23 @@
 use serde_json::Value;
 
 use super::{
+    capability::ModelCapabilities,
     json::Look,
     signature::{Maker, Signature, carries_tag, split_id},
     target::{CallerDialect, UpstreamDialect},
 };
 
-/// Whether a body must be translated for this upstream: another dialect. In the same one, [`scrub`] it.
-pub fn must_translate(caller: CallerDialect, upstream: UpstreamDialect) -> bool {
-    !caller.is_native(upstream)
+/// Whether a body must be translated for this upstream: another dialect, or a model that takes this body only at
+/// `/responses`. In the same dialect, [`scrub`] it.
+pub fn must_translate(
+    caller: CallerDialect,
+    upstream: UpstreamDialect,
+    capabilities: &ModelCapabilities,
+    body: &[u8],
+) -> bool {
+    let bridge = capabilities.tools_need_responses && upstream == UpstreamDialect::Chat;
+    // The word may stand elsewhere: then the body is translated into its own dialect, which loses nothing it needs.
+    !caller.is_native(upstream) || bridge && memchr::memmem::find(body, b"\"tools\"").is_some()
 }
 
 /// The body without proofs that this upstream did not make: `None` where there are none and the bytes can pass.

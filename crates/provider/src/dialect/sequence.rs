@@ -15,8 +15,11 @@ use super::{
 /// Most bytes that may wait behind the open block. The longest answers that models give are far below.
 const WAITING: usize = 8 << 20;
 
-/// Most blocks that may wait: a call costs more than its bytes.
-const LANES: usize = 4096;
+/// Most blocks that may wait: each piece of a call looks for its own among them.
+const LANES: usize = 256;
+
+/// Most calls in one answer; models make a few dozen.
+const CALLS: usize = 4096;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
@@ -303,7 +306,7 @@ impl Sequencer {
     fn wait(&mut self, more: usize, out: &mut Vec<InnerEvent>) {
         self.waiting += more;
         self.pump(out);
-        if self.waiting > WAITING || self.lanes.len() > LANES {
+        if self.waiting > WAITING || self.lanes.len() > LANES || self.done.len() > CALLS {
             self.fail(UpstreamFailure::malformed("too much of it is interleaved"), out);
         }
     }

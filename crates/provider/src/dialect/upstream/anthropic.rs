@@ -46,7 +46,11 @@ pub(crate) fn write(
     let caps = &options.capabilities;
     instruct_json(request);
     begin_with_user(request);
-    let max_tokens = request.max_tokens.or(caps.output_cap).unwrap_or(MAX_TOKENS).max(1);
+    // Thinking counts as output: where the caller names no limit, it comes on top.
+    let thought =
+        request.reasoning.filter(|_| reasons(request)).map_or(0, |wish| wish.tokens().max(LEAST_BUDGET));
+    let max_tokens =
+        request.max_tokens.or(caps.output_cap).unwrap_or(MAX_TOKENS.saturating_add(thought)).max(1);
     let (thinking, effort) = thinking(request, caps.reasoning, max_tokens);
     let mut marks = MARKS;
     let mut body = Obj::new().with("max_tokens", max_tokens);
@@ -189,7 +193,7 @@ fn thinking(
 }
 
 /// Whether the conversation ends in results of calls whose turn has no reasoning of its maker.
-fn lacks_reasoning(request: &InnerRequest) -> bool {
+pub(crate) fn lacks_reasoning(request: &InnerRequest) -> bool {
     let mut turns = request.turns.iter().rev();
     let (Some(last), Some(before)) = (turns.next(), turns.next()) else { return false };
     last.blocks.iter().any(|block| matches!(block, ContentBlock::ToolResult { .. }))

@@ -22,6 +22,7 @@ use super::{
         usage::read_bedrock,
     },
     Written,
+    anthropic::lacks_reasoning,
     chat::encode,
     id_base,
 };
@@ -130,7 +131,7 @@ fn thinking(request: &mut InnerRequest, form: ReasoningForm) -> (Option<Value>, 
         return (Some(thinking.into()), Some(effort.word()));
     }
     let budget = wish.tokens().max(1024);
-    if request.max_tokens.is_some_and(|limit| budget >= limit) {
+    if request.max_tokens.is_some_and(|limit| budget >= limit) || lacks_reasoning(request) {
         request.dropped.push("reasoning".to_owned());
         return (None, None);
     }
