@@ -146,7 +146,9 @@ impl ReconcileTx {
                     Action::Adopt | Action::Update | Action::Retire => {
                         if change.action == Action::Retire {
                             columns.insert("enabled", Some("false".to_owned()));
-                            columns.extend(wiped(&at));
+                            if kind == PROVIDER {
+                                columns.extend(wiped(&at));
+                            }
                         }
                         if kind == PROVIDER {
                             columns.extend(std::mem::take(&mut key));
@@ -199,9 +201,19 @@ impl ReconcileTx {
         })
     }
 
-    /// Dates that keep the global strategy row the newest: just before its own. `None` where there is no such row, or
-    /// where it is newer anyway.
+    /// Dates that keep the global strategy row the newest: just before its own; `None` where it is newer anyway. Where
+    /// there is no such row, one is made: programs take the newest rule for it, and make one themselves only while there
+    /// are no rules at all.
     async fn before_global(&mut self, now: NaiveDateTime) -> Result<(Option<String>, Option<String>)> {
+        query(
+            r#"INSERT INTO llm_routing_rules (strategy, fallback_providers, model_aliases, config, created_at, updated_at)
+             SELECT 'balanced', '{}', '{}', '{"cost_weight": 0.4, "latency_weight": 0.4, "quality_weight": 0.2,
+                    "max_retries": 3, "retry_delay_ms": 500}', $1, $1
+             WHERE NOT EXISTS (SELECT FROM llm_routing_rules WHERE model_id IS NULL)"#,
+        )
+        .bind(now)
+        .execute(&mut *self.tx)
+        .await?;
         let row = query(
             "SELECT max(created_at)::timestamp - interval '1 microsecond',
                     max(updated_at)::timestamp - interval '1 microsecond'

@@ -20,6 +20,8 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (6, "event_detail", include_str!("../../migrations/0006_event_detail.sql")),
     (7, "quiet_checks", include_str!("../../migrations/0007_quiet_checks.sql")),
     (8, "revision", include_str!("../../migrations/0008_revision.sql")),
+    (9, "usage", include_str!("../../migrations/0009_usage.sql")),
+    (10, "comments", include_str!("../../migrations/0010_comments.sql")),
 ];
 
 /// Advisory lock that lets one daemon migrate at a time.
@@ -116,6 +118,12 @@ impl Store {
              SET LOCAL providerd.applying TO 'on';",
         );
         sqlx::raw_sql(AssertSqlSafe(setup)).execute(&mut *tx).await?;
+        // A log that these migrations make may be partitioned; one that is there already stays what it is.
+        query(
+            "SELECT set_config('providerd.fresh_usage', CASE WHEN to_regclass('llm_usage_logs') IS NULL THEN 'on' ELSE 'off' END, true)",
+        )
+        .execute(&mut *tx)
+        .await?;
         for (number, name, sql) in MIGRATIONS.iter().filter(|(number, ..)| *number > have) {
             let sql = sql.replace("__SCHEMA__", &identifier(&self.schema));
             sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *tx).await.map_err(|error| {
@@ -171,7 +179,9 @@ impl Store {
             query(
                 "UPDATE llm_usage_logs SET model_name = model_name
                  WHERE ctid >= format('(%s,0)', $1::bigint)::tid AND ctid < format('(%s,0)', $2::bigint)::tid
-                   AND (prompt_tokens IS NULL OR completion_tokens IS NULL OR cost_total_usd IS NULL)",
+                   AND (prompt_tokens IS NULL OR completion_tokens IS NULL OR cost_total_usd IS NULL
+                        OR input_tokens IS NULL OR output_tokens IS NULL OR request_tokens IS NULL
+                        OR response_tokens IS NULL OR cost IS NULL OR status IS NULL OR total_tokens IS NULL)",
             )
             .bind(page)
             .bind(next)

@@ -27,7 +27,8 @@ async fn a_committed_manifest_is_in_the_database_moments_later() {
     lab.wait_for("SELECT priority FROM llm_providers WHERE name = 'alpha'", "3").await;
     lab.write("team/deep/b.toml", &provider("beta", 4));
     lab.wait_for("SELECT priority FROM llm_providers WHERE name = 'beta'", "4").await;
-    lab.wait_for("SELECT count(*) FROM llm_routing_rules WHERE is_active", "2").await;
+    lab.wait_for("SELECT count(*) FROM llm_routing_rules WHERE is_active AND model_id IS NOT NULL", "2")
+        .await;
 
     // A removed file takes its provider away; its neighbour's identity stays.
     lab.remove("team/deep/b.toml");

@@ -62,7 +62,7 @@ async fn models_are_found_marked_and_kept() {
         "x/new"
     );
     // A route serves declared models only.
-    assert_eq!(lab.value("SELECT count(*) FROM llm_routing_rules").await, "1");
+    assert_eq!(lab.value("SELECT count(*) FROM llm_routing_rules WHERE model_id IS NOT NULL").await, "1");
 
     // What an operator does to a found model stays, through reconciles too.
     lab.execute("UPDATE llm_models SET enabled = true, display_name = 'Theirs' WHERE name = 'new'").await;
@@ -237,7 +237,7 @@ async fn what_a_manifest_declares_later_is_adopted_and_what_it_drops_is_found_ag
     lab.run(&["apply"]).expect(0);
     assert_eq!(lab.value("SELECT id FROM llm_models WHERE name = 'a'").await, id);
     assert_eq!(lab.value(NAMES).await, "a! old");
-    assert_eq!(lab.value("SELECT count(*) FROM llm_routing_rules").await, "2");
+    assert_eq!(lab.value("SELECT count(*) FROM llm_routing_rules WHERE model_id IS NOT NULL").await, "2");
     // Only its bookkeeping changes hands.
     let written = std::fs::read_to_string(lab.manifests().join("x.toml")).unwrap();
     assert!(discoverer.look(&declared(&written), None, None).await.unwrap().decision.is_empty());

@@ -80,13 +80,115 @@ async fn adopt(layout: &str, sql: &[&str], programs: &str) {
     none(
         "counters are missing",
         "SELECT 1 FROM llm_usage_logs WHERE prompt_tokens IS NULL OR completion_tokens IS DISTINCT FROM 2 * prompt_tokens
-            OR cost_total_usd IS DISTINCT FROM 0.001",
+            OR cost_total_usd IS DISTINCT FROM 0.001 OR cost IS DISTINCT FROM 0.001
+            OR (input_tokens, request_tokens) IS DISTINCT FROM (prompt_tokens, prompt_tokens)
+            OR (output_tokens, response_tokens) IS DISTINCT FROM (completion_tokens, completion_tokens)
+            OR total_tokens IS DISTINCT FROM 3 * prompt_tokens OR status IS DISTINCT FROM 'success'",
     )
     .await;
     db.run(programs).await;
     db.run(programs).await;
     none("programs changed names", "SELECT 1 FROM llm_models WHERE name IS DISTINCT FROM model_name").await;
+    every_program(&db).await;
+    if layout == "d" {
+        // Theirs: it wants an address of each provider, which the statements below do not know.
+        db.run("ALTER TABLE llm_providers ALTER api_base_url SET DEFAULT ''").await;
+    }
     contract(&db).await;
+}
+
+const EVERY: &str = include_str!("../layouts/every.programs.sql");
+
+/// Statements of every generation, and what becomes of rows that name only its words.
+async fn every_program(db: &TestDb) {
+    db.run(EVERY).await;
+    db.run(EVERY).await;
+    let base = "INSERT INTO llm_usage_logs (user_id, model_name, ";
+    let shown = "SELECT prompt_tokens p, input_tokens i, request_tokens r, completion_tokens c, output_tokens o,
+                        response_tokens s, total_tokens t, cost_total_usd::float8 u, cost::float8 v, status w, success x
+                 FROM llm_usage_logs WHERE user_id = 'mirror'";
+    let check = async |what: &str, expected: &[&str]| {
+        let row = db.text(shown).await;
+        let values: Vec<String> = serde_json::from_str::<serde_json::Value>(&row)
+            .unwrap_or_else(|_| panic!("{what}: {row}"))
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(_, value)| value.to_string())
+            .collect();
+        // By the letters of the columns: c i o p r s t u v w x.
+        assert_eq!(values, expected, "{what}");
+    };
+    let (ok, failed) = ("\"success\"", "\"error\"");
+    for (what, expected) in [
+        (
+            "input_tokens, output_tokens) VALUES ('mirror', 'm', 5, 6)",
+            ["6", "5", "6", "5", "5", "6", "11", "", "", ok, "true"],
+        ),
+        (
+            "request_tokens, cost) VALUES ('mirror', 'm', 5, 0.25)",
+            ["", "5", "", "5", "5", "", "5", "0.25", "0.25", ok, "true"],
+        ),
+        (
+            "prompt_tokens, completion_tokens, total_tokens, cost_total_usd, success) VALUES ('mirror', 'm', 5, 6, 11, 0.5, false)",
+            ["6", "5", "6", "5", "5", "6", "11", "0.5", "0.5", failed, "false"],
+        ),
+        (
+            "completion_tokens, status) VALUES ('mirror', 'm', 6, 'error')",
+            ["6", "", "6", "", "", "6", "6", "", "", failed, "false"],
+        ),
+        (
+            "input_tokens, status, success) VALUES ('mirror', 'm', 5, 'success', false)",
+            ["", "5", "", "5", "5", "", "5", "", "", failed, "false"],
+        ),
+    ] {
+        db.run(&format!("{base}{what}")).await;
+        let row = db.text(shown).await;
+        // What nobody said is NULL, or a zero where the table forbids NULL or defaults to it.
+        let null_or_zero = |at: usize| {
+            let letter = ["c", "i", "o", "p", "r", "s", "t", "u", "v", "w", "x"][at];
+            let value: serde_json::Value = serde_json::from_str(&row).unwrap();
+            let value = value[letter].clone();
+            assert!(value.is_null() || value == 0, "{what}: {letter} is {value}");
+            value.to_string()
+        };
+        let expected: Vec<String> = expected
+            .iter()
+            .enumerate()
+            .map(|(at, it)| if it.is_empty() { null_or_zero(at) } else { (*it).to_owned() })
+            .collect();
+        let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
+        check(what, &expected).await;
+        db.run("DELETE FROM llm_usage_logs WHERE user_id = 'mirror'").await;
+    }
+    db.run(&format!(
+        "{base}input_tokens, output_tokens, total_tokens, cost) VALUES ('mirror', 'm', 5, 6, 11, 0.5)"
+    ))
+    .await;
+    for (set, expected) in [
+        ("request_tokens = 7", ["6", "7", "6", "7", "7", "6", "13", "0.5", "0.5", ok, "true"]),
+        ("completion_tokens = 8", ["8", "7", "8", "7", "7", "8", "15", "0.5", "0.5", ok, "true"]),
+        ("cost = 0.25", ["8", "7", "8", "7", "7", "8", "15", "0.25", "0.25", ok, "true"]),
+        ("status = 'error'", ["8", "7", "8", "7", "7", "8", "15", "0.25", "0.25", failed, "false"]),
+        ("success = true", ["8", "7", "8", "7", "7", "8", "15", "0.25", "0.25", ok, "true"]),
+        ("model_name = 'n'", ["8", "7", "8", "7", "7", "8", "15", "0.25", "0.25", ok, "true"]),
+    ] {
+        db.run(&format!("UPDATE llm_usage_logs SET {set} WHERE user_id = 'mirror'")).await;
+        check(set, &expected).await;
+    }
+    db.run("DELETE FROM llm_usage_logs WHERE user_id = 'mirror'").await;
+    // A column that somebody takes away and brings back is followed again, and nothing breaks in between.
+    db.run(&format!(
+        "ALTER TABLE llm_usage_logs DROP COLUMN input_tokens CASCADE;
+         {base}request_tokens) VALUES ('gone', 'm', 1);
+         ALTER TABLE llm_usage_logs ADD COLUMN input_tokens integer"
+    ))
+    .await;
+    assert_eq!(db.text("SELECT providerd.mirror_usage() m").await, r#"{"m": true}"#);
+    assert_eq!(db.text("SELECT providerd.mirror_usage() m").await, r#"{"m": false}"#);
+    db.run(&format!("{base}request_tokens, response_tokens, cost) VALUES ('mirror', 'm', 1, 2, 0.5)")).await;
+    check("a column that came back", &["2", "1", "2", "1", "1", "2", "3", "0.5", "0.5", ok, "true"]).await;
+    db.run("DELETE FROM llm_usage_logs WHERE user_id IN ('mirror', 'gone')").await;
 }
 
 /// The statements that other programs are promised, and that the global strategy row stays the newest.
@@ -154,6 +256,8 @@ const A: &str = include_str!("../layouts/a.sql");
 const A_PROGRAMS: &str = include_str!("../layouts/a.programs.sql");
 const B: &str = include_str!("../layouts/b.sql");
 const B_PROGRAMS: &str = include_str!("../layouts/b.programs.sql");
+const D: &str = include_str!("../layouts/d.sql");
+const D_PROGRAMS: &str = include_str!("../layouts/d.programs.sql");
 const KEYS: &str = include_str!("../layouts/keys.sql");
 
 #[tokio::test]
@@ -184,7 +288,59 @@ async fn an_empty_database_gets_everything_and_two_daemons_may_start_together() 
     let applied = first.expect("one migrates").applied.len() + second.expect("the other waits").applied.len();
     assert_eq!(applied, steps(), "each step ran once");
     contract(&db).await;
+    every_program(&db).await;
     db.run("UPDATE llm_providers SET api_key_encrypted = NULL").await;
+}
+
+#[tokio::test]
+async fn the_fork_of_the_second_generation_is_adopted() {
+    adopt("d", &[D], D_PROGRAMS).await;
+}
+
+#[tokio::test]
+async fn a_log_of_its_own_is_partitioned_by_day() {
+    let db = pg().database("days").await;
+    let store = store(&db).await;
+    store.migrate().await.expect("an empty database is migrated");
+    let days = "SELECT count(*) n FROM pg_inherits WHERE inhparent = 'llm_usage_logs'::regclass";
+    assert_eq!(db.text(days).await, r#"{"n": 9}"#, "today, a week ahead, and the rest");
+    // Rows that come for a day that was not made yet move into it.
+    db.run(
+        "INSERT INTO llm_usage_logs (model_name, created_at)
+         SELECT 'm', timezone('utc', now()) + n * interval '1 day' FROM generate_series(-1, 9) n",
+    )
+    .await;
+    let rest = "SELECT count(*) n FROM llm_usage_logs_rest";
+    assert_eq!(db.text(rest).await, r#"{"n": 3}"#);
+    assert_eq!(db.text("SELECT providerd.usage_days_ahead(9) n").await, r#"{"n": 2}"#);
+    assert_eq!(db.text("SELECT providerd.usage_days_ahead(9) n").await, r#"{"n": 0}"#);
+    assert_eq!(db.text(rest).await, r#"{"n": 1}"#);
+    assert_eq!(db.text("SELECT count(*) n FROM llm_usage_logs").await, r#"{"n": 11}"#);
+    // What moved is mirrored, referenced and indexed as if it had come later.
+    db.run("INSERT INTO llm_usage_logs (input_tokens, created_at) VALUES (5, timezone('utc', now()) + interval '9 days')")
+        .await;
+    assert_eq!(
+        db.text("SELECT prompt_tokens p FROM llm_usage_logs WHERE input_tokens = 5").await,
+        r#"{"p": 5}"#
+    );
+    // Deleting a model looks into an index of each day.
+    let plan = db
+        .text("SELECT indexdef d FROM pg_indexes WHERE tablename ~ '^llm_usage_logs_2' AND indexdef ~ 'model_id'")
+        .await;
+    assert_eq!(plan.lines().count(), 10, "{plan}");
+}
+
+#[tokio::test]
+async fn where_there_are_rules_there_is_a_global_one() {
+    let db = pg().database("global").await;
+    db.run(A).await;
+    db.run("ALTER TABLE llm_routing_rules ADD COLUMN model_id uuid, ADD COLUMN power_level text, ADD COLUMN user_tier text;
+            DELETE FROM llm_routing_rules;
+            INSERT INTO llm_routing_rules (model_id, power_level, user_tier) SELECT id, 'eco', 'all' FROM llm_models LIMIT 1")
+        .await;
+    store(&db).await.migrate().await.expect("the layout is joined");
+    let newest = "SELECT strategy s, config->>'max_retries' r FROM llm_routing_rules ORDER BY updated_at DESC, created_at DESC LIMIT 1";
+    assert_eq!(db.text(newest).await, r#"{"r": "3", "s": "balanced"}"#);
 }
 
 #[tokio::test]
