@@ -14,6 +14,7 @@
 //!   a catalog; [`checks`] keeps looking at every provider and key
 //! - [`discover`] compares a provider's own list of models with manifests and rows, and adds what is missing; [`edit`]
 //!   writes manifests for operators
+//! - [`usage`] ships what the gateway counted from its spool into the database
 //! - [`source`], [`store`], [`embedded`] and [`secret`] each touch one part of the world; [`config`] and [`metrics`]
 //!   serve all
 //!
@@ -49,3 +50,4 @@ pub mod secret;
 pub mod source;
 pub mod status;
 pub mod store;
+pub mod usage;

@@ -396,6 +396,11 @@ impl Reconciler {
             })
         };
         let mut plan = input(&policy, &with_usage);
+        let used = tx.models_with_usage(&deleted_models(&plan)).await?;
+        if !used.is_empty() {
+            with_usage.extend(used);
+            plan = input(&policy, &with_usage);
+        }
         let lost = self.lost(tx, &plan, &world).await?;
         if !lost.is_empty() {
             if self.rules.settings().route_guard == RouteGuard::Hold {
@@ -603,6 +608,12 @@ fn new_id() -> Uuid {
 
 fn short_digest(text: &str) -> String {
     sha2::Sha256::digest(text.as_bytes()).iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn deleted_models(plan: &Plan) -> Vec<Uuid> {
+    let changes = plan.providers.iter().flat_map(|provider| &provider.changes);
+    let deleted = |change: &&Change| change.kind == Kind::Model && change.action == Action::Delete;
+    changes.filter(deleted).map(|change| change.id).collect()
 }
 
 /// Whether a plan takes providers away. One that moves between files is gone for a moment, and would come back

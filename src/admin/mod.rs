@@ -25,6 +25,7 @@ mod providers;
 mod public;
 mod routes;
 mod status;
+mod usage;
 
 use std::sync::{
     Arc, OnceLock,
@@ -135,6 +136,7 @@ fn admin() -> OpenApiRouter<Shared> {
         .routes(routes!(models::all))
         .routes(routes!(routes::all))
         .routes(routes!(events::all))
+        .routes(routes!(usage::sums))
         .routes(routes!(keys::all))
         .routes(routes!(key_test::test))
         .routes(routes!(actions::sync))

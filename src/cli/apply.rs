@@ -99,7 +99,7 @@ impl Apply {
                 checks,
                 plan: &outcome.plan,
             })?,
-            Format::Table | Format::Github => {
+            Format::Table | Format::Github | Format::Csv => {
                 let mut text = outcome.plan.brief(SHOWN).to_string();
                 for refusal in &outcome.refused {
                     text +=

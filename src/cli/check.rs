@@ -46,7 +46,9 @@ impl Check {
         }
         match context.format {
             Format::Json => output::json(&found)?,
-            Format::Table | Format::Github => output::text(&(render(&found) + &doubts(&impaired, &found)))?,
+            Format::Table | Format::Github | Format::Csv => {
+                output::text(&(render(&found) + &doubts(&impaired, &found)))?
+            }
         };
         if found.iter().any(Finding::is_local) {
             return Ok(Exit::Failed);

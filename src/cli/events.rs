@@ -5,14 +5,15 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use clap::Args;
 
-use catalog::duration;
-
 use super::{
     Format,
     context::Context,
     output::{self, Exit},
 };
-use crate::store::{Event, EventFilter};
+use crate::{
+    store::{Event, EventFilter},
+    usage::view,
+};
 
 /// How often `--follow` looks for new rows; the trail is indexed by number, so looking is cheap.
 const FOLLOW_EVERY: Duration = Duration::from_millis(500);
@@ -34,14 +35,7 @@ pub struct Events {
 }
 
 fn since(text: &str) -> Result<DateTime<Utc>, String> {
-    if let Ok(at) = DateTime::parse_from_rfc3339(text) {
-        return Ok(at.to_utc());
-    }
-    let back = duration::parse(text).map_err(|error| {
-        format!("{error}; expected a time such as 2026-01-31T12:00:00Z, or a duration such as 30m, 2h or 7d")
-    })?;
-    let back = chrono::TimeDelta::from_std(back).map_err(|_| "too long ago")?;
-    Utc::now().checked_sub_signed(back).ok_or_else(|| "too long ago".into())
+    view::since(text, Utc::now())
 }
 
 impl Events {
@@ -57,7 +51,7 @@ impl Events {
             for row in &rows {
                 match context.format {
                     Format::Json => output::text(&format!("{}\n", serde_json::to_string(row)?))?,
-                    Format::Table | Format::Github => output::text(&line(row))?,
+                    Format::Table | Format::Github | Format::Csv => output::text(&line(row))?,
                 };
             }
             if !self.follow {

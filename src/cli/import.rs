@@ -106,7 +106,7 @@ impl Import {
         context.backend.store.record(&events).await?;
         match context.format {
             Format::Json => output::json(&report)?,
-            Format::Table | Format::Github => output::text(&render(&report))?,
+            Format::Table | Format::Github | Format::Csv => output::text(&render(&report))?,
         };
         let declared = |reason: &&String| !reason.starts_with("declared already");
         Ok(Exit::when(report.left_out.is_empty() && !report.skipped.values().any(|it| declared(&it))))

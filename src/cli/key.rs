@@ -39,7 +39,7 @@ pub fn generate(format: Format) -> anyhow::Result<Exit> {
     let key = Byok::generate();
     match format {
         Format::Json => output::json(&serde_json::json!({ "key": key.expose() })),
-        Format::Table | Format::Github => output::text(&format!("{}\n", key.expose())),
+        Format::Table | Format::Github | Format::Csv => output::text(&format!("{}\n", key.expose())),
     }
 }
 
@@ -70,7 +70,9 @@ fn seal(global: &Global) -> anyhow::Result<Exit> {
     let token = byok.encrypt(&secret);
     match global.output {
         Format::Json => output::json(&serde_json::json!({ "sealed": token })),
-        Format::Table | Format::Github => output::text(&format!("api_key = {{ sealed = \"{token}\" }}\n")),
+        Format::Table | Format::Github | Format::Csv => {
+            output::text(&format!("api_key = {{ sealed = \"{token}\" }}\n"))
+        }
     }
 }
 
@@ -140,7 +142,7 @@ async fn verify(context: &Context) -> anyhow::Result<Exit> {
     }
     match context.format {
         Format::Json => output::json(&proofs)?,
-        Format::Table | Format::Github => {
+        Format::Table | Format::Github | Format::Csv => {
             let rows = proofs.iter().map(|proof| {
                 let stored = proof.stored.as_ref().map(ToString::to_string).unwrap_or_default();
                 let detail = proof.detail.clone().unwrap_or_default();
@@ -239,7 +241,7 @@ async fn rotate(context: &Context) -> anyhow::Result<Exit> {
     report.done = report.undecryptable.is_empty();
     match context.format {
         Format::Json => output::json(&report)?,
-        Format::Table | Format::Github => {
+        Format::Table | Format::Github | Format::Csv => {
             let mut text = format!("{} rotated, {} current\n", report.rotated.len(), report.current);
             for name in &report.undecryptable {
                 text += &format!("! {name}: does not open with any BYOK key; left as it is\n");

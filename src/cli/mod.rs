@@ -17,6 +17,7 @@ mod routes;
 mod run;
 mod status;
 mod suspend;
+mod usage;
 mod validate;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -63,6 +64,8 @@ pub enum Format {
     Json,
     /// Annotations of GitHub Actions (validate only).
     Github,
+    /// Comma-separated values, with a header (usage only).
+    Csv,
 }
 
 #[derive(Debug, Subcommand)]
@@ -89,6 +92,8 @@ pub enum Command {
     Doctor(doctor::Doctor),
     /// Show the audit trail
     Events(events::Events),
+    /// Show tokens, cost and latency of what the gateway served
+    Usage(usage::UsageArgs),
     /// Stop applying, to everything or to one provider; checks go on
     Suspend(suspend::Suspend),
     /// Start applying again
@@ -157,6 +162,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Events(args) => {
             context::block_on(&global, Access::Look, |context| Box::pin(args.run(context)))
+        }
+        Command::Usage(args) => {
+            let access = if args.writes() { Access::Write } else { Access::Look };
+            context::block_on(&global, access, |context| Box::pin(args.run(context)))
         }
         Command::Suspend(args) => {
             context::block_on(&global, Access::Write, |context| Box::pin(args.run(context)))

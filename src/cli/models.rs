@@ -156,7 +156,7 @@ impl ModelsArgs {
         };
         match context.format {
             Format::Json => output::json(&report)?,
-            Format::Table | Format::Github => output::text(&render(&report, self.write))?,
+            Format::Table | Format::Github | Format::Csv => output::text(&render(&report, self.write))?,
         };
         Ok(Exit::when(report.missing.is_empty()))
     }

@@ -27,7 +27,7 @@ impl PlanArgs {
         let plan = context.reconciler().preview(&pass).await?;
         match context.format {
             Format::Json => output::json(&plan)?,
-            Format::Table | Format::Github => output::text(&plan.to_string())?,
+            Format::Table | Format::Github | Format::Csv => output::text(&plan.to_string())?,
         };
         Ok(Exit::when(plan.is_converged() && is_valid(&build)))
     }

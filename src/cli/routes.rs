@@ -67,7 +67,7 @@ impl Routes {
         let Some(other) = self.diff else {
             match global.output {
                 Format::Json => output::json(&table)?,
-                Format::Table | Format::Github => output::text(&render(&table, None))?,
+                Format::Table | Format::Github | Format::Csv => output::text(&render(&table, None))?,
             };
             return Ok(Exit::when(valid));
         };
@@ -76,7 +76,7 @@ impl Routes {
         let diff = Table::diff(&before, &table);
         match global.output {
             Format::Json => output::json(&diff)?,
-            Format::Table | Format::Github => output::text(&diff.to_string())?,
+            Format::Table | Format::Github | Format::Csv => output::text(&diff.to_string())?,
         };
         Ok(Exit::when(valid && !diff.empties_a_cell()))
     }
@@ -102,7 +102,7 @@ async fn offered(context: &Context) -> anyhow::Result<Exit> {
             let row = |row| OfferedRow { row, vanished_at: since(&vanished, row) };
             output::json(&Offered { rows: table.rows().iter().map(row).collect() })?
         }
-        Format::Table | Format::Github => output::text(&render(&table, Some(&vanished)))?,
+        Format::Table | Format::Github | Format::Csv => output::text(&render(&table, Some(&vanished)))?,
     };
     let complete = table.rows().iter().all(|row| since(&vanished, row).is_none());
     Ok(Exit::when(valid && complete))

@@ -36,7 +36,7 @@ impl Validate {
             valid &= is_valid(&build);
             files += build.files.valid + build.files.invalid + build.files.unreadable;
             match global.output {
-                Format::Table => {
+                Format::Table | Format::Csv => {
                     output::text(&render::human(&build.diagnostics, &|path| loader.text(path), true))?;
                 }
                 Format::Github => {
@@ -49,7 +49,7 @@ impl Validate {
             Format::Json => {
                 output::json(&render::json(&all))?;
             }
-            Format::Table => {
+            Format::Table | Format::Csv => {
                 let verdict = if valid { "valid" } else { "invalid" };
                 output::text(&format!("{files} file{}: {verdict}\n", if files == 1 { "" } else { "s" }))?;
             }

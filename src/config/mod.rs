@@ -29,7 +29,7 @@ pub use layers::SettingsError;
 pub use settings::{
     Database, Egress, Health, Keys, Log, Manifests, Metrics, Reconcile, Retention, Server, Settings, Source,
 };
-pub use value::{GitVerify, LogFormat, PruneLimit, Setting, TokenHash};
+pub use value::{GitVerify, LogFormat, PruneLimit, Setting, TokenHash, UsageDurability, UsageWhenFull};
 
 /// Read when no file is named on the command line; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/providerd/providerd.toml";

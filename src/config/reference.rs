@@ -88,6 +88,8 @@ fn placeholder(key: &Key) -> &'static str {
         "egress.proxy" => "\"http://proxy.example.com:3128\"",
         "server.tls.cert" => "\"/etc/providerd/tls.crt\"",
         "server.tls.key" => "\"/etc/providerd/tls.key\"",
+        "usage.spool_dir" => "\"/var/lib/providerd/usage\"",
+        "usage.retention" => "\"90d\"",
         _ => "\"\"",
     }
 }

@@ -19,7 +19,7 @@ use catalog::policy::{DriftPolicy, RouteGuard};
 use super::{
     git,
     layers::{Key, Reader},
-    value::{GitVerify, LogFormat, PruneLimit, Setting, TokenHash},
+    value::{GitVerify, LogFormat, PruneLimit, Setting, TokenHash, UsageDurability, UsageWhenFull},
 };
 
 macro_rules! key_name {
@@ -261,6 +261,26 @@ sections! {
         level: String = "\"info\"";
     }
 
+    /// Usage: the local spool that the gateway writes, and how its rows reach the database.
+    usage: Usage {
+        /// Directory of the spool. Without one, `usage` in the state directory.
+        spool_dir: Option<PathBuf> = "";
+        /// Most space for rows that wait for the database (MiB): about 2,500 requests each.
+        spool_max_mib: NonZeroU32 = "10240";
+        /// Time between two syncs of the spool: what a power cut may cost.
+        sync_interval: Duration = "\"100ms\"";
+        /// `normal`, or `strict`: a request waits until what it wrote would survive a power cut.
+        durability: UsageDurability = "\"normal\"";
+        /// What happens to requests while the spool is full: `refuse` (nothing goes unmetered), or `serve` (counted).
+        when_full: UsageWhenFull = "\"refuse\"";
+        /// Rows that are stored in one transaction.
+        batch: NonZeroU32 = "5000";
+        /// Age at which rows of `llm_usage_logs` are let go, by whole days where it is partitioned. Without one, they stay.
+        retention: Option<Duration> = "";
+        /// Age at which sums of usage are deleted.
+        sums_retention: Duration = "\"400d\"";
+    }
+
     /// How long records are kept.
     retention: Retention {
         /// Age at which rows of the audit trail are deleted.
@@ -368,6 +388,36 @@ impl Settings {
             "retention.history",
             "must be 1d or more",
             "30d is the default",
+        );
+        rule(
+            !(Duration::from_millis(1)..=Duration::from_secs(10)).contains(&self.usage.sync_interval),
+            "usage.sync_interval",
+            "must be from 1ms to 10s",
+            "100ms is the default",
+        );
+        rule(
+            self.usage.spool_max_mib.get() < 256,
+            "usage.spool_max_mib",
+            "must be 256 or more",
+            "two files of 64 MiB are always there; 10240 is the default",
+        );
+        rule(
+            self.usage.batch.get() > 50_000,
+            "usage.batch",
+            "must be 50000 or less",
+            "5000 is the default; more is not faster",
+        );
+        rule(
+            self.usage.retention.is_some_and(|it| it < Duration::from_secs(86_400)),
+            "usage.retention",
+            "must be 1d or more",
+            "budgets of a month need 31d",
+        );
+        rule(
+            self.usage.sums_retention < Duration::from_secs(86_400),
+            "usage.sums_retention",
+            "must be 1d or more",
+            "400d is the default",
         );
         rule(
             self.retention.events < Duration::from_secs(86_400),

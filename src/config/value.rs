@@ -321,6 +321,22 @@ choices! {
         Ssh = "ssh",
     }
 
+    /// What a power cut may cost.
+    UsageDurability, "\"normal\" or \"strict\"" {
+        /// A power cut may cost what was written since the last sync.
+        Normal = "normal",
+        /// Requests wait for the sync.
+        Strict = "strict",
+    }
+
+    /// What happens to requests while the spool is full.
+    UsageWhenFull, "\"refuse\" or \"serve\"" {
+        /// No request without a row.
+        Refuse = "refuse",
+        /// Requests are served, and counted as lost.
+        Serve = "serve",
+    }
+
     /// How log lines look.
     LogFormat, "\"auto\", \"human\" or \"json\"" {
         /// `human` on a terminal and in the journal, else `json`.

@@ -47,7 +47,7 @@ use crate::{
         pull::{self, Pulled, Puller},
     },
     status::{Board, Keeper, Snapshot},
-    store::{ProviderStatus, Store, StoreError},
+    store::{ProviderStatus, Store, StoreError, UsageUpkeep},
 };
 use net::{
     probe::Prober,
@@ -478,6 +478,31 @@ impl Main {
                         Ok((events, history)) => info!(events, history, "deleted what was too old"),
                         Err(error) => {
                             warn!(error = %error, "what is too old could not be deleted; tried again tomorrow")
+                        }
+                    }
+                })
+            })?)
+            .await?;
+        let store = self.store.clone();
+        let usage = self.settings.usage.clone();
+        // Every hour, so that a day is there long before it comes and columns that somebody adds are soon followed.
+        scheduler
+            .add(Job::new_async("0 41 * * * *", move |_, _| {
+                let (store, usage) = (store.clone(), usage.clone());
+                Box::pin(async move {
+                    let now = chrono::Utc::now();
+                    let rows = usage.retention.map(|keep| now - keep);
+                    match store.usage_maintain(rows, Some(now - usage.sums_retention)).await {
+                        Ok(done) if done == UsageUpkeep::default() => {}
+                        Ok(done) => info!(
+                            made = done.made,
+                            dropped = done.dropped.join(", "),
+                            deleted = done.deleted,
+                            mirrored = done.mirrored,
+                            "looked after the log of usage"
+                        ),
+                        Err(error) => {
+                            warn!(error = %error, "the log of usage could not be looked after; tried again in an hour")
                         }
                     }
                 })

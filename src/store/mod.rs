@@ -20,6 +20,9 @@ mod listen;
 mod migrate;
 mod status;
 mod unmigrated;
+mod usage;
+mod usage_keep;
+mod usage_read;
 mod world;
 
 use std::{
@@ -46,6 +49,9 @@ pub use crate::store::{
     listen::DriftListener,
     migrate::{Layout, MigrationReport},
     status::{ProviderStatus, StatusWrite, UsageTotals},
+    usage::{NewUsage, UsageBatch, UsageCursor, UsageShipment, UsageTable, from_micros},
+    usage_keep::{UsagePartitionPlan, UsageUpkeep},
+    usage_read::{MAX_LINES, UsageBy, UsageLine, UsageQuery, UsageQueryError},
     world::Scope,
 };
 

@@ -42,3 +42,4 @@ mod several;
 mod source;
 mod store;
 mod support;
+mod usage;

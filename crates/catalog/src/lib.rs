@@ -8,7 +8,7 @@
 //! - [`manifest`]: text to objects and diagnostics; all files to one catalog
 //! - [`routing`]: routes to the rules of each model; the resolved table
 //! - [`plan`]: what differs between catalog and database; audit rows; printing
-//! - [`price`]: exact money
+//! - [`price`]: exact money; [`sketch`]: how long requests took
 //! - [`policy`]: the settings that plans obey; [`duration`]: how durations are written
 
 pub mod duration;
@@ -18,3 +18,4 @@ pub mod plan;
 pub mod policy;
 pub mod price;
 pub mod routing;
+pub mod sketch;

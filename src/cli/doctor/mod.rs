@@ -112,7 +112,7 @@ impl Doctor {
         }
         match global.output {
             Format::Json => output::json(&report)?,
-            Format::Table | Format::Github => output::text(&render(&report))?,
+            Format::Table | Format::Github | Format::Csv => output::text(&render(&report))?,
         };
         Ok(Exit::when(report.findings.is_empty()))
     }

@@ -98,7 +98,7 @@ pub struct Input<'a> {
     pub world: &'a World,
     pub frozen: &'a Frozen,
     pub policy: &'a Policy,
-    /// Providers with usage history, among those that [`prunable`] names.
+    /// What has usage, among the providers that [`prunable`] names and models that would be deleted.
     pub with_usage: &'a HashSet<Uuid>,
     /// Where new ids come from.
     pub new_id: &'a (dyn Fn() -> Uuid + Sync),
@@ -477,17 +477,45 @@ impl<'a> One<'a> {
                     let rules = record.rules.iter().filter(|rule| rule.model == *name);
                     next.rules.extend(rules.map(NextRule::kept));
                 } else {
-                    let name = format!("{}/{name}", provider.name);
-                    changes.push(self.change(
-                        Kind::Model,
-                        Action::Delete,
-                        live.id,
-                        provider_id,
-                        name,
-                        Vec::new(),
-                    ));
+                    self.model_removal(live, provider_id, name, record, changes);
                 }
             }
+        }
+    }
+
+    /// A model with usage is disabled instead of deleted, and so its rules go by themselves.
+    fn model_removal(
+        &self,
+        live: &LiveModel,
+        provider_id: Uuid,
+        name: &str,
+        record: &Record,
+        changes: &mut Vec<Change>,
+    ) {
+        let full = format!("{}/{name}", self.desired.provider.name);
+        if !self.input.with_usage.contains(&live.id) {
+            changes.push(self.change(Kind::Model, Action::Delete, live.id, provider_id, full, Vec::new()));
+            return;
+        }
+        let disabled = FieldChange {
+            field: "enabled".into(),
+            old: live.enabled.map(Into::into),
+            new: false.into(),
+            cause: Cause::Declared,
+        };
+        changes.push(self.change(
+            Kind::Model,
+            Action::Retire,
+            live.id,
+            provider_id,
+            full.clone(),
+            vec![disabled],
+        ));
+        let managed = |rule: &&LiveRule| record.rules.iter().any(|known| known.id == rule.id);
+        for rule in live.rules.iter().filter(managed) {
+            let word = |part: &Option<String>| part.clone().unwrap_or_default();
+            let name = format!("{full} {} × {}", word(&rule.power_level), word(&rule.user_tier));
+            changes.push(self.change(Kind::Route, Action::Delete, rule.id, live.id, name, Vec::new()));
         }
     }
 

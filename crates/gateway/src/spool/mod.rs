@@ -79,7 +79,7 @@ pub enum SpoolError {
     )]
     InUse(PathBuf),
     /// Only for intents, and only with [`WhenFull::Refuse`].
-    #[error("the spool of usage is full; hint: see why rows are not shipped, or raise usage.spool_max")]
+    #[error("the spool of usage is full; hint: see why rows are not shipped, or raise usage.spool_max_mib")]
     Full,
     #[error("the spool of usage: {0}")]
     Io(#[from] std::io::Error),

@@ -71,8 +71,8 @@ pub(super) struct Shared {
     pub damaged: AtomicU64,
     sync_failures: AtomicU64,
     sync: SyncFile,
-    /// Locked for as long as this lives.
-    _lock: File,
+    /// Locked for as long as the spool is open.
+    owned: File,
     /// One sync at a time: a file says only once that a sync of it failed, and the order of what is synced counts.
     syncing: Mutex<()>,
 }
@@ -213,7 +213,7 @@ impl Spool {
             damaged: AtomicU64::new(0),
             sync_failures: AtomicU64::new(0),
             sync,
-            _lock: lock,
+            owned: lock,
             syncing: Mutex::new(()),
         });
         let thread = {
@@ -432,6 +432,8 @@ impl Drop for Spool {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+        // Closing alone would leave it to a child that was just forked, for as long as that takes to begin its program.
+        let _ = self.shared.owned.unlock();
     }
 }
 

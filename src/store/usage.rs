@@ -1,0 +1,576 @@
+//! Writing usage: rows, roll-ups and the cursor in one transaction.
+//!
+//! Not its job: where rows come from, what they mean, when to write.
+//! Invariants: a row is stored and summed exactly once, whoever dies when: the cursor moves with it or not at all; a row
+//! that the database refuses holds up no other; a provider or model that is gone leaves its name.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use catalog::{price::Money, sketch::LatencySketch};
+use chrono::{DateTime, DurationRound as _, NaiveDateTime, TimeDelta, Utc};
+use sqlx::Row as _;
+use uuid::Uuid;
+
+use super::{Result, Store, StoreError, Tx, query, query_built};
+
+/// One row of usage, ready to be written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NewUsage<'a> {
+    pub id: Uuid,
+    pub at: DateTime<Utc>,
+    pub user_id: &'a str,
+    pub provider_id: Option<Uuid>,
+    pub model_id: Option<Uuid>,
+    pub provider: &'a str,
+    pub model: &'a str,
+    pub consumer: &'a str,
+    pub request_id: &'a str,
+    pub power_level: &'a str,
+    /// All input tokens, cached and written ones included.
+    pub input: u64,
+    pub cached: u64,
+    pub written: u64,
+    /// All output tokens, reasoning included.
+    pub output: u64,
+    pub reasoning: u64,
+    pub cost_input: Option<Money>,
+    pub cost_output: Option<Money>,
+    pub cost_total: Option<Money>,
+    pub latency_ms: u32,
+    pub ttft_ms: Option<u32>,
+    pub status_code: Option<u16>,
+    pub success: bool,
+    pub error: &'a str,
+    pub was_fallback: bool,
+    /// A JSON object.
+    pub metadata: String,
+}
+
+/// How far a spool is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UsageCursor {
+    pub segment: u64,
+    pub offset: u64,
+}
+
+/// What is to be stored at once.
+#[derive(Debug)]
+pub struct UsageBatch<'a> {
+    pub spool: Uuid,
+    /// Whose usage it is; part of the key of sums, so that nodes never wait for each other.
+    pub node: &'a str,
+    /// Where the spool's cursor must stand, and where it goes.
+    pub from: Option<UsageCursor>,
+    pub to: UsageCursor,
+    pub rows: &'a [NewUsage<'a>],
+}
+
+/// A batch that is written but not yet committed.
+#[must_use]
+pub struct UsageShipment {
+    tx: Tx,
+    stored: usize,
+    rejected: Vec<(usize, String)>,
+}
+
+impl UsageShipment {
+    /// Rows that were not there before.
+    pub const fn stored(&self) -> usize {
+        self.stored
+    }
+
+    /// Rows that the database refuses, by their place in the batch, and why. Set them aside before the commit.
+    pub fn rejected(&self) -> &[(usize, String)] {
+        &self.rejected
+    }
+
+    /// # Errors
+    /// The database cannot be reached: whether the batch is stored says [`Store::usage_cursor`].
+    pub async fn commit(self) -> Result<()> {
+        Ok(self.tx.commit().await?)
+    }
+}
+
+/// What `llm_usage_logs` is like here: programs of several generations may have made it.
+#[derive(Debug, Clone)]
+pub struct UsageTable {
+    insert: String,
+    /// Whether rows have our ids.
+    own_ids: bool,
+}
+
+/// A column of ours, and what stands for it in the statement.
+const COLUMNS: [(&str, &str, &str); 26] = [
+    ("user_id", "nullif(x.user_id, '')", "x.consumer"),
+    ("provider_id", "p.id", "p.id"),
+    ("model_id", "m.id", "m.id"),
+    ("model_name", "x.model", "''"),
+    ("request_id", "x.request_id", "''"),
+    ("power_level", "nullif(x.power_level, '')", "''"),
+    ("prompt_tokens", "x.input", "0"),
+    ("input_tokens", "x.input", "0"),
+    ("request_tokens", "x.input", "0"),
+    ("completion_tokens", "x.output", "0"),
+    ("output_tokens", "x.output", "0"),
+    ("response_tokens", "x.output", "0"),
+    ("total_tokens", "x.total", "0"),
+    ("cost_input_usd", "x.cost_input * 0.0000000001", "0"),
+    ("cost_output_usd", "x.cost_output * 0.0000000001", "0"),
+    ("cost_total_usd", "x.cost_total * 0.0000000001", "0"),
+    ("cost", "x.cost_total * 0.0000000001", "0"),
+    ("latency_ms", "x.latency_ms", "0"),
+    ("status_code", "x.status_code", "0"),
+    ("success", "x.success", "x.success"),
+    ("status", "CASE WHEN x.success THEN 'success' ELSE 'error' END", "''"),
+    ("error_message", "nullif(x.error, '')", "''"),
+    ("was_fallback", "x.was_fallback", "x.was_fallback"),
+    ("metadata", "x.metadata::jsonb", "'{}'"),
+    ("created_at", "x.at", "x.at"),
+    ("id", "x.id", "x.id"),
+];
+
+impl UsageTable {
+    async fn of(tx: &mut Tx) -> Result<Self> {
+        let rows = query(
+            "SELECT a.attname::text, a.attnotnull, t.typname::text,
+                    CASE WHEN t.typname IN ('varchar', 'bpchar') AND a.atttypmod > 4 THEN a.atttypmod - 4 END
+             FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+             WHERE a.attrelid = 'llm_usage_logs'::regclass AND a.attnum > 0 AND NOT a.attisdropped
+               AND a.attgenerated = ''",
+        )
+        .fetch_all(&mut **tx)
+        .await?;
+        let mut here = HashMap::new();
+        for row in &rows {
+            let (name, not_null, kind, width): (String, bool, String, Option<i32>) =
+                (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+            here.insert(name, (not_null, kind, width));
+        }
+        let unique: Vec<Vec<String>> = sqlx::query_scalar(
+            "SELECT ARRAY(SELECT a.attname::text FROM unnest(i.indkey::int2[]) WITH ORDINALITY k (num, at)
+                          JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.num ORDER BY k.at)
+             FROM pg_index i WHERE i.indrelid = 'llm_usage_logs'::regclass AND i.indisunique AND i.indpred IS NULL
+               AND i.indexprs IS NULL AND i.indimmediate",
+        )
+        .persistent(false)
+        .fetch_all(&mut **tx)
+        .await?;
+        let own_ids = here.get("id").is_some_and(|(_, kind, _)| kind == "uuid");
+        let mut names = Vec::new();
+        let mut values = Vec::new();
+        for (name, value, otherwise) in COLUMNS {
+            let Some((not_null, kind, width)) = here.get(name) else { continue };
+            if name == "id" && !own_ids {
+                continue;
+            }
+            let mut value = value.to_owned();
+            if name == "metadata" && kind == "text" {
+                "x.metadata".clone_into(&mut value);
+            }
+            if let Some(width) = width {
+                value = format!("left({value}, {width})");
+            }
+            if *not_null {
+                value = format!("coalesce({value}, {otherwise})");
+            }
+            names.push(format!("\"{name}\""));
+            values.push(value);
+        }
+        // Only the key may meet itself; a unique rule of somebody else's refuses a row, it does not swallow it.
+        let key = |wanted: &[&str]| unique.iter().any(|it| it == wanted);
+        let conflict = if !own_ids {
+            ""
+        } else if key(&["id"]) {
+            "ON CONFLICT (id) DO NOTHING"
+        } else if key(&["id", "created_at"]) {
+            "ON CONFLICT (id, created_at) DO NOTHING"
+        } else {
+            ""
+        };
+        let returning = if own_ids { "RETURNING id" } else { "" };
+        let insert = format!(
+            "INSERT INTO llm_usage_logs ({}) SELECT {}
+             FROM unnest($1::uuid[], $2::timestamp[], $3::text[], $4::uuid[], $5::uuid[], $6::text[], $7::text[],
+                         $8::text[], $9::text[], $10::int[], $11::int[], $12::int[], $13::bigint[], $14::bigint[],
+                         $15::bigint[], $16::int[], $17::int[], $18::bool[], $19::text[], $20::bool[], $21::text[])
+                  AS x (id, at, user_id, provider_id, model_id, model, consumer, request_id, power_level, input, output,
+                        total, cost_input, cost_output, cost_total, latency_ms, status_code, success, error,
+                        was_fallback, metadata)
+             LEFT JOIN llm_providers p ON p.id = x.provider_id
+             LEFT JOIN llm_models m ON m.id = x.model_id {conflict} {returning}",
+            names.join(", "),
+            values.join(", ")
+        );
+        Ok(Self { insert, own_ids })
+    }
+}
+
+/// Tokens as the columns hold them.
+fn column(tokens: u64) -> i32 {
+    i32::try_from(tokens).unwrap_or(i32::MAX)
+}
+
+fn wide(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn units(money: Option<Money>) -> Option<i64> {
+    money.map(Money::units)
+}
+
+impl Store {
+    /// How far a spool is stored; none: nothing of it is.
+    pub async fn usage_cursor(&self, spool: Uuid) -> Result<Option<UsageCursor>> {
+        let mut tx = self.read().await?;
+        let row = query("SELECT segment, position FROM providerd.usage_cursor WHERE spool = $1")
+            .bind(spool)
+            .fetch_optional(&mut *tx)
+            .await?;
+        tx.rollback().await?;
+        let number = |row: &sqlx::postgres::PgRow, at: usize| -> Result<u64> {
+            Ok(u64::try_from(row.try_get::<i64, _>(at)?).unwrap_or_default())
+        };
+        row.map(|row| Ok(UsageCursor { segment: number(&row, 0)?, offset: number(&row, 1)? })).transpose()
+    }
+
+    /// Looks at the table of usage, for [`Self::usage_ship`].
+    pub async fn usage_table(&self) -> Result<UsageTable> {
+        let mut tx = self.read().await?;
+        let table = UsageTable::of(&mut tx).await?;
+        tx.rollback().await?;
+        Ok(table)
+    }
+
+    /// Writes a batch, its sums and the cursor, without committing.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] if the cursor does not stand where the batch begins: ask for it and read from there.
+    pub async fn usage_ship(&self, table: &UsageTable, batch: &UsageBatch<'_>) -> Result<UsageShipment> {
+        let mut tx = self.write().await?;
+        // Somebody's deferred rule speaks now, where the row that breaks it can still be told.
+        query("SET CONSTRAINTS ALL IMMEDIATE").execute(&mut *tx).await?;
+        let from = batch.from.map(|it| (wide(it.segment), wide(it.offset)));
+        let (segment, offset) = from.unwrap_or((-1, -1));
+        // First, so that a second shipper of one spool waits here and then finds it moved.
+        let moved = query(
+            "INSERT INTO providerd.usage_cursor AS c (spool, node, segment, position, shipped)
+             VALUES ($1, $2, $3, $4, $5)
+             ON CONFLICT (spool) DO UPDATE SET segment = EXCLUDED.segment, position = EXCLUDED.position,
+                 shipped = c.shipped + EXCLUDED.shipped, at = clock_timestamp()
+             WHERE c.segment = $6 AND c.position = $7",
+        )
+        .bind(batch.spool)
+        .bind(batch.node)
+        .bind(wide(batch.to.segment))
+        .bind(wide(batch.to.offset))
+        .bind(wide(batch.rows.len() as u64))
+        .bind(segment)
+        .bind(offset)
+        .execute(&mut *tx)
+        .await?;
+        if moved.rows_affected() == 0 {
+            tx.rollback().await?;
+            return Err(StoreError::Conflict(
+                "the cursor of this spool was moved by somebody else".to_owned(),
+            ));
+        }
+        let mut rejected = Vec::new();
+        let fresh = insert(&mut tx, table, batch.rows, &mut rejected).await?;
+        let refused: HashSet<usize> = rejected.iter().map(|(at, _)| *at).collect();
+        let stored: Vec<&NewUsage<'_>> = batch
+            .rows
+            .iter()
+            .enumerate()
+            .filter(|(at, row)| !refused.contains(at) && fresh.as_ref().is_none_or(|it| it.contains(&row.id)))
+            .map(|(_, row)| row)
+            .collect();
+        add_sums(&mut tx, batch.node, &stored).await?;
+        if !rejected.is_empty() {
+            query("UPDATE providerd.usage_cursor SET rejected = rejected + $2 WHERE spool = $1")
+                .bind(batch.spool)
+                .bind(wide(rejected.len() as u64))
+                .execute(&mut *tx)
+                .await?;
+        }
+        rejected.sort_unstable();
+        Ok(UsageShipment { tx, stored: stored.len(), rejected })
+    }
+}
+
+/// Inserts what can be inserted; gives the ids that were not there, if they can be told and some were.
+async fn insert(
+    tx: &mut Tx,
+    table: &UsageTable,
+    rows: &[NewUsage<'_>],
+    rejected: &mut Vec<(usize, String)>,
+) -> Result<Option<HashSet<Uuid>>> {
+    let mut inserted = HashSet::new();
+    let mut open = vec![(0, rows.len())];
+    while let Some((start, end)) = open.pop() {
+        let part = rows.get(start..end).unwrap_or_default();
+        if part.is_empty() {
+            continue;
+        }
+        query("SAVEPOINT usage").execute(&mut **tx).await?;
+        match insert_all(tx, table, part).await {
+            Ok(ids) => {
+                inserted.extend(ids);
+                query("RELEASE SAVEPOINT usage").execute(&mut **tx).await?;
+            }
+            Err(StoreError::Data { message, .. }) => {
+                query("ROLLBACK TO SAVEPOINT usage").execute(&mut **tx).await?;
+                if let [_] = part {
+                    rejected.push((start, message));
+                } else {
+                    let middle = start + part.len() / 2;
+                    open.push((middle, end));
+                    open.push((start, middle));
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(table.own_ids.then_some(inserted))
+}
+
+async fn insert_all(tx: &mut Tx, table: &UsageTable, rows: &[NewUsage<'_>]) -> Result<Vec<Uuid>> {
+    macro_rules! each {
+        ($row:ident => $value:expr) => {
+            rows.iter().map(|$row| $value).collect::<Vec<_>>()
+        };
+    }
+    let statement = query_built(table.insert.clone())
+        .bind(each!(row => row.id))
+        .bind(each!(row => row.at.naive_utc()))
+        .bind(each!(row => row.user_id.to_owned()))
+        .bind(each!(row => row.provider_id))
+        .bind(each!(row => row.model_id))
+        .bind(each!(row => row.model.to_owned()))
+        .bind(each!(row => row.consumer.to_owned()))
+        .bind(each!(row => row.request_id.to_owned()))
+        .bind(each!(row => row.power_level.to_owned()))
+        .bind(each!(row => column(row.input)))
+        .bind(each!(row => column(row.output)))
+        .bind(each!(row => column(u64::from(column(row.input).unsigned_abs()) + u64::from(column(row.output).unsigned_abs()))))
+        .bind(each!(row => units(row.cost_input)))
+        .bind(each!(row => units(row.cost_output)))
+        .bind(each!(row => units(row.cost_total)))
+        .bind(each!(row => column(u64::from(row.latency_ms))))
+        .bind(each!(row => row.status_code.map(i32::from)))
+        .bind(each!(row => row.success))
+        .bind(each!(row => row.error.to_owned()))
+        .bind(each!(row => row.was_fallback))
+        .bind(each!(row => row.metadata.clone()));
+    if table.own_ids {
+        let found = statement.fetch_all(&mut **tx).await?;
+        found.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    } else {
+        statement.execute(&mut **tx).await?;
+        Ok(Vec::new())
+    }
+}
+
+/// What is summed of requests.
+#[derive(Debug, Clone, Default)]
+struct Sums {
+    requests: u64,
+    errors: u64,
+    fallbacks: u64,
+    input: u64,
+    cached: u64,
+    written: u64,
+    output: u64,
+    reasoning: u64,
+    /// In units of 1e-10 USD.
+    cost: i128,
+    unpriced: u64,
+    latency_ms: u64,
+    latency: LatencySketch,
+    ttft: LatencySketch,
+}
+
+impl Sums {
+    fn add(&mut self, row: &NewUsage<'_>) {
+        self.requests += 1;
+        self.errors += u64::from(!row.success);
+        self.fallbacks += u64::from(row.was_fallback);
+        for (sum, more) in [
+            (&mut self.input, row.input),
+            (&mut self.cached, row.cached),
+            (&mut self.written, row.written),
+            (&mut self.output, row.output),
+            (&mut self.reasoning, row.reasoning),
+        ] {
+            // As the columns hold them: a provider's absurd count must not spoil a sum for good.
+            *sum = sum.saturating_add(u64::from(column(more).unsigned_abs()));
+        }
+        match row.cost_total {
+            Some(cost) => self.cost += i128::from(cost.units()),
+            None => self.unpriced += 1,
+        }
+        self.latency_ms = self.latency_ms.saturating_add(u64::from(row.latency_ms));
+        self.latency.add(u64::from(row.latency_ms));
+        if let Some(ttft) = row.ttft_ms {
+            self.ttft.add(u64::from(ttft));
+        }
+    }
+}
+
+/// Where the hour, or the day, begins that `at` lies in.
+fn begin(at: DateTime<Utc>, hours: i64) -> DateTime<Utc> {
+    at.duration_trunc(TimeDelta::hours(hours)).unwrap_or(at)
+}
+
+/// The key of a row of sums, without its node: when, consumer, and the rest of the key.
+type SumKey<'a> = (DateTime<Utc>, &'a str, [&'a str; 3]);
+
+/// One kind of sums.
+struct SumTable {
+    name: &'static str,
+    /// Its key columns behind `consumer`.
+    key: &'static [&'static str],
+    hours: i64,
+}
+
+const SUM_TABLES: [SumTable; 3] = [
+    SumTable { name: "usage_hourly", key: &["provider", "model", "power_level"], hours: 1 },
+    SumTable { name: "usage_daily", key: &["provider", "model", "power_level"], hours: 24 },
+    SumTable { name: "usage_users", key: &["user_id"], hours: 24 },
+];
+
+/// Columns of sums and their types, as [`Sums`] has them.
+const SUM_COLUMNS: [(&str, &str); 13] = [
+    ("requests", "bigint"),
+    ("errors", "bigint"),
+    ("fallbacks", "bigint"),
+    ("input", "bigint"),
+    ("cached", "bigint"),
+    ("written", "bigint"),
+    ("output", "bigint"),
+    ("reasoning", "bigint"),
+    ("cost", "numeric"),
+    ("unpriced", "bigint"),
+    ("latency_ms", "bigint"),
+    ("latency", "bigint[]"),
+    ("ttft", "bigint[]"),
+];
+
+async fn add_sums(tx: &mut Tx, node: &str, rows: &[&NewUsage<'_>]) -> Result<()> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    for table in &SUM_TABLES {
+        // In the order of the key, so that two shippers of one node cannot wait for each other.
+        let mut sums: BTreeMap<SumKey<'_>, Sums> = BTreeMap::new();
+        for row in rows {
+            let rest = if table.key.len() == 1 {
+                [row.user_id, "", ""]
+            } else {
+                [row.provider, row.model, row.power_level]
+            };
+            sums.entry((begin(row.at, table.hours), row.consumer, rest)).or_default().add(row);
+        }
+        write_sums(tx, table, node, &sums).await?;
+    }
+    let models: HashSet<Uuid> = rows.iter().filter_map(|row| row.model_id).collect();
+    let mut models: Vec<Uuid> = models.into_iter().collect();
+    models.sort_unstable();
+    query(
+        "INSERT INTO providerd.usage_models (model_id)
+         SELECT id FROM unnest($1::uuid[]) AS x (id) WHERE NOT EXISTS (SELECT FROM providerd.usage_models u WHERE u.model_id = x.id)
+         ORDER BY id ON CONFLICT DO NOTHING",
+    )
+    .bind(models)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+async fn write_sums(
+    tx: &mut Tx,
+    table: &SumTable,
+    node: &str,
+    sums: &BTreeMap<SumKey<'_>, Sums>,
+) -> Result<()> {
+    let mut columns = vec!["at", "node", "consumer"];
+    columns.extend(table.key);
+    let key = columns.join(", ");
+    columns.extend(SUM_COLUMNS.map(|(name, _)| name));
+    let mut types = vec!["timestamptz[]", "text[]", "text[]"];
+    types.extend(table.key.iter().map(|_| "text[]"));
+    // Numbers travel as texts: a sum of money has more digits than a bigint, and an array of arrays has one length.
+    types.extend(SUM_COLUMNS.map(|_| "text[]"));
+    let parameters: Vec<String> =
+        types.iter().enumerate().map(|(at, kind)| format!("${}::{kind}", at + 1)).collect();
+    let values: Vec<String> = columns
+        .iter()
+        .map(|name| match SUM_COLUMNS.iter().find(|(column, _)| column == name) {
+            Some((_, kind)) => format!("x.{name}::{kind}"),
+            None => format!("x.{name}"),
+        })
+        .collect();
+    let updates: Vec<String> = SUM_COLUMNS
+        .iter()
+        .map(|(name, kind)| match *kind {
+            "bigint[]" => format!("{name} = providerd.counts_add(s.{name}, EXCLUDED.{name})"),
+            _ => format!("{name} = s.{name} + EXCLUDED.{name}"),
+        })
+        .collect();
+    let sql = format!(
+        "INSERT INTO providerd.{} AS s ({}) SELECT {} FROM unnest({}) AS x ({})
+         ON CONFLICT ({key}) DO UPDATE SET {}",
+        table.name,
+        columns.join(", "),
+        values.join(", "),
+        parameters.join(", "),
+        columns.join(", "),
+        updates.join(", ")
+    );
+    let mut statement = query_built(sql)
+        .bind(sums.keys().map(|(at, ..)| *at).collect::<Vec<_>>())
+        .bind(sums.keys().map(|_| node.to_owned()).collect::<Vec<_>>())
+        .bind(sums.keys().map(|(_, consumer, _)| (*consumer).to_owned()).collect::<Vec<_>>());
+    for part in 0..table.key.len() {
+        let values = sums.keys().map(|(.., rest)| rest.get(part).copied().unwrap_or_default().to_owned());
+        statement = statement.bind(values.collect::<Vec<String>>());
+    }
+    for part in 0..SUM_COLUMNS.len() {
+        statement = statement.bind(sums.values().map(|it| number(it, part)).collect::<Vec<String>>());
+    }
+    statement.execute(&mut **tx).await?;
+    Ok(())
+}
+
+/// A sum as a text, in the order of [`SUM_COLUMNS`].
+fn number(sums: &Sums, part: usize) -> String {
+    let counts = |it: &LatencySketch| {
+        let counts: Vec<String> = it.counts().iter().map(u64::to_string).collect();
+        format!("{{{}}}", counts.join(","))
+    };
+    match part {
+        0 => sums.requests.to_string(),
+        1 => sums.errors.to_string(),
+        2 => sums.fallbacks.to_string(),
+        3 => sums.input.to_string(),
+        4 => sums.cached.to_string(),
+        5 => sums.written.to_string(),
+        6 => sums.output.to_string(),
+        7 => sums.reasoning.to_string(),
+        8 => {
+            let sign = if sums.cost < 0 { "-" } else { "" };
+            let units = sums.cost.unsigned_abs();
+            format!("{sign}{}.{:010}", units / 10_000_000_000, units % 10_000_000_000)
+        }
+        9 => sums.unpriced.to_string(),
+        10 => sums.latency_ms.to_string(),
+        11 => counts(&sums.latency),
+        _ => counts(&sums.ttft),
+    }
+}
+
+/// Microseconds since 1970 as a time; beyond what fits, the nearest that does.
+pub fn from_micros(at: i64) -> DateTime<Utc> {
+    DateTime::from_timestamp_micros(at)
+        .filter(|it| it.naive_utc() < NaiveDateTime::MAX && (0..10_000).contains(&chrono::Datelike::year(it)))
+        .unwrap_or_default()
+}
