@@ -47,7 +47,7 @@ fn names_of(caller: CallerDialect) -> FieldNames {
     }
 }
 
-/// Fits the request; gives the tool names that had to change, as sent → as declared.
+/// Fits the request; gives the tool names that changed, as sent → as declared.
 pub(crate) fn fit(
     request: &mut InnerRequest,
     caller: CallerDialect,
@@ -162,7 +162,7 @@ fn fit_tools(
     if matches!(request.tool_rule, Some(ToolRule::Any | ToolRule::Named(_))) {
         let able = caps.forced_tools && (caps.forced_tools_with_reasoning || !reasons(request));
         if !able && options.relax_tool_choice {
-            // One tool by name can still be had by offering no other.
+            // A choice among one tool comes close to the wish.
             if let Some(ToolRule::Named(name)) = &request.tool_rule {
                 request.tools.retain(|tool| tool.name == *name);
             }
@@ -365,7 +365,7 @@ fn join(request: &mut InnerRequest) {
     request.results_first();
 }
 
-/// Providers that want the caller to begin get a shortest turn of his in front.
+/// Puts a shortest turn of the user in front, for providers that want the user to begin.
 pub(crate) fn begin_with_user(request: &mut InnerRequest) {
     if request.turns.first().is_some_and(|turn| turn.side == Side::Assistant) {
         request.turns.insert(0, Turn { side: Side::User, blocks: vec![ContentBlock::text(".")] });

@@ -11,7 +11,7 @@
 //! 3. The answer. Status 400 and more: [`read_failure`], then [`write_error`]. A whole body: [`translate_response`].
 //!    A stream: [`StreamTranslator`], fed with bytes cut anywhere. Until [`StreamTranslator::has_content`], what it
 //!    wrote can be thrown away for another candidate; a failure before that is in [`StreamTranslator::failure`].
-//!    After the last byte [`StreamTranslator::finish`] ends the caller's stream in his grammar; an end of the
+//!    After the last byte [`StreamTranslator::finish`] ends the caller's stream in its grammar; an end of the
 //!    gateway's own (a clock, a shutdown) is [`StreamTranslator::abort`].
 //! 4. [`StreamTranslator::usage`] or [`TranslatedResponse::usage`] has the tokens in five parts, with whose figures
 //!    they are.

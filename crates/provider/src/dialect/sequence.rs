@@ -73,7 +73,7 @@ struct Lane {
     waiting: String,
     /// Some of it was written.
     open: bool,
-    /// Its arguments had at least one byte.
+    /// At least one byte of its arguments came.
     fed: bool,
     closed: bool,
     json: JsonEnd,
@@ -189,7 +189,7 @@ impl Sequencer {
             return;
         }
         self.start("", "", out);
-        // It waits as a block of reasoning without text whose kind is told by `name`.
+        // It waits as a block of reasoning without text whose kind stands in `name`.
         let mut lane = Lane::new(Kind::Thinking, "");
         lane.name = REDACTED.to_owned();
         lane.signature = Some(signature);
@@ -198,7 +198,7 @@ impl Sequencer {
         self.wait(0, out);
     }
 
-    /// More of a call. `key` tells calls of this answer apart; id and name are taken when they come.
+    /// More of a call. `key` numbers the calls of this answer; id and name are taken when they come.
     pub(crate) fn tool(
         &mut self,
         key: u64,

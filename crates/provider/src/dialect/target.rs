@@ -23,7 +23,7 @@ pub enum CallerDialect {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum UpstreamDialect {
-    /// OpenAI's chat completions, by whomever.
+    /// Chat completions of OpenAI and of every server that is shaped alike.
     Chat,
     /// OpenAI's Responses.
     Responses,

@@ -64,7 +64,7 @@ const ECHO: &[&str] = &[
     "user",
 ];
 
-/// Tells the redacted reasoning of another maker from signed text inside `encrypted_content`.
+/// Marks hidden reasoning, as opposed to signed text, inside `encrypted_content`.
 const HIDDEN: &str = "hidden:";
 
 /// The one argument under which free-text tools are offered to models that know only JSON.

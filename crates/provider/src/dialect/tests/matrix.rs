@@ -77,6 +77,15 @@ fn answers_without_figures_are_estimated() {
 }
 
 #[test]
+fn the_docs_have_the_table() {
+    let docs = include_str!("../../../../../docs/DIALECTS.md");
+    assert!(
+        docs.contains(&mapping_table()),
+        "docs/DIALECTS.md is old: put there what `cargo run -p providerd-provider --example dialect-table` prints"
+    );
+}
+
+#[test]
 fn the_table_names_every_upstream_and_every_fate() {
     let table = mapping_table();
     for upstream in UpstreamDialect::ALL {

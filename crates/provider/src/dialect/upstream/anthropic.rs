@@ -114,7 +114,9 @@ pub(crate) fn write(
     }
     drop_rest(request);
     if upstream == UpstreamDialect::VertexClaude {
-        body.inner().remove("service_tier");
+        if body.inner().remove("service_tier").is_some() {
+            request.dropped.push("service_tier".to_owned());
+        }
         body.set("anthropic_version", "vertex-2023-10-16");
         let verb = if request.stream { "streamRawPredict" } else { "rawPredict" };
         if request.stream {

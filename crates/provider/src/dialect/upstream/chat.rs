@@ -1,7 +1,7 @@
 //! Chat completions as upstreams speak them: OpenAI, Azure and all that are shaped alike (gateway-protocols §7, §9).
 //!
 //! Not its job: which server takes what (the capabilities say). Invariant: a stream is whole only after a finish
-//! reason or `[DONE]`; calls are told apart even where a server numbers them wrongly.
+//! reason or `[DONE]`; calls are kept apart even where a server numbers them wrongly.
 
 use std::collections::BTreeMap;
 
@@ -486,8 +486,8 @@ impl Reader {
                 match finish(word) {
                     Ok(reason) => self.sequence.finish(reason, None),
                     Err(failure) if choice.given("error") => {
-                        let told = read_failure_json(200, "", choice);
-                        self.sequence.fail(UpstreamFailure { class: failure.class, ..told }, out);
+                        let said = read_failure_json(200, "", choice);
+                        self.sequence.fail(UpstreamFailure { class: failure.class, ..said }, out);
                     }
                     Err(failure) => self.sequence.fail(failure, out),
                 }
