@@ -16,4 +16,5 @@ pub mod serve;
 pub mod skim;
 pub mod splice;
 pub mod spool;
+pub mod tap;
 pub mod tick;
