@@ -1,7 +1,7 @@
 //! Fuzzes the look over a request's body, with serde_json as the oracle.
 #![no_main]
 
-use gateway::skim::{Field, Skim, SkimError};
+use gateway::skim::{BodyField, Skim, SkimError};
 use serde_json::Value;
 
 libfuzzer_sys::fuzz_target!(|body: &[u8]| {
@@ -9,7 +9,7 @@ libfuzzer_sys::fuzz_target!(|body: &[u8]| {
     let theirs = serde_json::from_slice::<Value>(body);
     match (&ours, &theirs) {
         (Ok(skim), Ok(value)) => {
-            for field in Field::ALL {
+            for field in BodyField::ALL {
                 let found = skim.member(*field).map(|member| {
                     serde_json::from_slice::<Value>(&body[member.value.clone()]).expect("a whole value")
                 });

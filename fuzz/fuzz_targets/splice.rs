@@ -2,8 +2,8 @@
 #![no_main]
 
 use bytes::Bytes;
-use gateway::skim::{Field, Skim};
-use gateway::splice::{Edit, splice, usage_wanted};
+use gateway::skim::{BodyField, Skim};
+use gateway::splice::{BodyEdit, splice, usage_wanted};
 use serde_json::Value;
 
 libfuzzer_sys::fuzz_target!(|input: (u64, u64, &[u8])| {
@@ -11,12 +11,12 @@ libfuzzer_sys::fuzz_target!(|input: (u64, u64, &[u8])| {
     let body = Bytes::copy_from_slice(body);
     let (Ok(skim), Ok(Value::Object(mut oracle))) = (Skim::of(&body), serde_json::from_slice(&body)) else { return };
     let mut edits = Vec::new();
-    for (at, field) in Field::ALL.iter().enumerate() {
+    for (at, field) in BodyField::ALL.iter().enumerate() {
         if set >> at & 1 == 1 {
-            edits.push(Edit::Set(*field, Bytes::from_static(b"{\"a\":[1]}")));
+            edits.push(BodyEdit::Set(*field, Bytes::from_static(b"{\"a\":[1]}")));
             oracle.insert(field.as_str().to_owned(), serde_json::json!({"a": [1]}));
         } else if remove >> at & 1 == 1 {
-            edits.push(Edit::Remove(*field));
+            edits.push(BodyEdit::Remove(*field));
             oracle.remove(field.as_str());
         }
     }

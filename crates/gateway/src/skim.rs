@@ -21,9 +21,9 @@ macro_rules! fields {
     ($($(#[$meta:meta])* $variant:ident = $word:literal),+ $(,)?) => {
         /// The top-level fields that the gateway looks at, over all dialects.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum Field { $($(#[$meta])* $variant),+ }
+        pub enum BodyField { $($(#[$meta])* $variant),+ }
 
-        impl Field {
+        impl BodyField {
             /// All of them, in the order of their discriminants.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
             const COUNT: usize = Self::ALL.len();
@@ -71,21 +71,21 @@ fields! {
 }
 
 /// What the model reads: together they give the size of the input.
-const READ_BY_MODEL: [Field; 9] = [
-    Field::Messages,
-    Field::Input,
-    Field::Prompt,
-    Field::System,
-    Field::Instructions,
-    Field::Tools,
-    Field::Functions,
-    Field::ResponseFormat,
-    Field::Text,
+const READ_BY_MODEL: [BodyField; 9] = [
+    BodyField::Messages,
+    BodyField::Input,
+    BodyField::Prompt,
+    BodyField::System,
+    BodyField::Instructions,
+    BodyField::Tools,
+    BodyField::Functions,
+    BodyField::ResponseFormat,
+    BodyField::Text,
 ];
 
 /// Fields that only the gateway understands; no provider sees them.
-pub const OWN_FIELDS: [Field; 4] =
-    [Field::PowerLevel, Field::TaskType, Field::PrivacyRequired, Field::SessionId];
+pub const OWN_FIELDS: [BodyField; 4] =
+    [BodyField::PowerLevel, BodyField::TaskType, BodyField::PrivacyRequired, BodyField::SessionId];
 
 /// Why a body is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -108,7 +108,7 @@ pub enum SkimError {
     #[error("the field `{}` must be {wanted}", .field.as_str())]
     Type {
         /// Which.
-        field: Field,
+        field: BodyField,
         /// What it must be.
         wanted: &'static str,
     },
@@ -116,7 +116,7 @@ pub enum SkimError {
 
 /// One member of an object.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
+pub struct BodyMember {
     /// Place among the members, from 0.
     pub ordinal: usize,
     /// From the key's opening quote.
@@ -132,7 +132,7 @@ pub struct Member {
 /// Where things stand in one body.
 #[derive(Debug, Clone)]
 pub struct Skim {
-    fields: [Option<Member>; Field::COUNT],
+    fields: [Option<BodyMember>; BodyField::COUNT],
     /// After the opening brace.
     pub(crate) inside: usize,
     /// Number of members.
@@ -151,7 +151,7 @@ impl Skim {
         if let Err(error) = std::str::from_utf8(body) {
             return Err(SkimError::Json { at: error.valid_up_to(), what: "no UTF-8" });
         }
-        let mut fields = [const { None }; Field::COUNT];
+        let mut fields = [const { None }; BodyField::COUNT];
         let mut keys: Vec<Cow<'_, [u8]>> = Vec::with_capacity(16);
         let mut last = None;
         let mut media = Media::default();
@@ -159,11 +159,11 @@ impl Skim {
             if let Some(at) = last.take()
                 && let Some(Some(field)) = fields.get_mut(at)
             {
-                let field: &mut Member = field;
+                let field: &mut BodyMember = field;
                 field.next = Some(member.start);
             }
             let key = unescaped(key);
-            if let Some(field) = Field::of(&key) {
+            if let Some(field) = BodyField::of(&key) {
                 last = Some(field as usize);
                 // The first stays; a second is refused below.
                 if let Some(slot) = fields.get_mut(field as usize) {
@@ -177,12 +177,12 @@ impl Skim {
     }
 
     /// Where a field stands.
-    pub fn member(&self, field: Field) -> Option<&Member> {
+    pub fn member(&self, field: BodyField) -> Option<&BodyMember> {
         self.fields.get(field as usize)?.as_ref()
     }
 
     /// The bytes of a field's value; `None` where it is absent or null.
-    pub fn value<'a>(&self, body: &'a [u8], field: Field) -> Option<&'a [u8]> {
+    pub fn value<'a>(&self, body: &'a [u8], field: BodyField) -> Option<&'a [u8]> {
         let value = body.get(self.member(field)?.value.clone())?;
         (value != b"null").then_some(value)
     }
@@ -191,7 +191,7 @@ impl Skim {
     ///
     /// # Errors
     /// It is something else, or holds half a surrogate pair.
-    pub fn text<'a>(&self, body: &'a [u8], field: Field) -> Result<Option<Cow<'a, str>>, SkimError> {
+    pub fn text<'a>(&self, body: &'a [u8], field: BodyField) -> Result<Option<Cow<'a, str>>, SkimError> {
         let Some(value) = self.value(body, field) else { return Ok(None) };
         text_of(value).map(Some).ok_or(SkimError::Type { field, wanted: "a text" })
     }
@@ -200,7 +200,7 @@ impl Skim {
     ///
     /// # Errors
     /// It is something else.
-    pub fn flag(&self, body: &[u8], field: Field) -> Result<bool, SkimError> {
+    pub fn flag(&self, body: &[u8], field: BodyField) -> Result<bool, SkimError> {
         match self.value(body, field) {
             None | Some(b"false") => Ok(false),
             Some(b"true") => Ok(true),
@@ -212,7 +212,7 @@ impl Skim {
     ///
     /// # Errors
     /// It is something else, or negative.
-    pub fn count(&self, body: &[u8], field: Field) -> Result<Option<u64>, SkimError> {
+    pub fn count(&self, body: &[u8], field: BodyField) -> Result<Option<u64>, SkimError> {
         let Some(value) = self.value(body, field) else { return Ok(None) };
         let wrong = SkimError::Type { field, wanted: "a whole number" };
         let text = std::str::from_utf8(value).map_err(|_| wrong.clone())?;
@@ -232,7 +232,7 @@ impl Skim {
     /// One of them is no count.
     pub fn max_tokens(&self, body: &[u8]) -> Result<Option<u64>, SkimError> {
         let mut most = None;
-        for field in [Field::MaxTokens, Field::MaxCompletionTokens, Field::MaxOutputTokens] {
+        for field in [BodyField::MaxTokens, BodyField::MaxCompletionTokens, BodyField::MaxOutputTokens] {
             most = most.max(self.count(body, field)?);
         }
         Ok(most)
@@ -240,7 +240,7 @@ impl Skim {
 
     /// `stream_options.include_usage`.
     pub fn wants_usage(&self, body: &[u8]) -> bool {
-        self.value(body, Field::StreamOptions)
+        self.value(body, BodyField::StreamOptions)
             .and_then(|options| {
                 value_in(options, "include_usage").map(|(value, _)| options.get(value) == Some(b"true"))
             })
@@ -249,7 +249,7 @@ impl Skim {
 
     /// Anthropic's `metadata.user_id`.
     pub fn metadata_user<'a>(&self, body: &'a [u8]) -> Option<Cow<'a, str>> {
-        let metadata = self.value(body, Field::Metadata)?;
+        let metadata = self.value(body, BodyField::Metadata)?;
         let (value, _) = value_in(metadata, "user_id")?;
         text_of(metadata.get(value)?)
     }
@@ -364,7 +364,7 @@ impl Media {
 fn walk<'a>(
     bytes: &'a [u8],
     media: &mut Media,
-    on: &mut dyn FnMut(&'a [u8], Member),
+    on: &mut dyn FnMut(&'a [u8], BodyMember),
 ) -> Result<(usize, usize), SkimError> {
     let mut at = spaces(bytes, 0);
     if bytes.get(at) != Some(&b'{') {
@@ -395,7 +395,7 @@ fn walk<'a>(
             }
             let value = spaces(bytes, at + 1);
             let end = skip(bytes, value, 1, media)?;
-            on(key, Member { ordinal, start, value: value..end, before, next: None });
+            on(key, BodyMember { ordinal, start, value: value..end, before, next: None });
             ordinal += 1;
             before = Some(end);
             at = spaces(bytes, end);
@@ -595,10 +595,10 @@ mod tests {
     fn fields_are_found_at_the_top_only() {
         let body = r#" { "messages" : [{"model":"inner","stream":true}], "model" : "a\/b" ,"n":2,"max_tokens":1e2 } "#;
         let found = skim(body).unwrap();
-        assert_eq!(found.text(body.as_bytes(), Field::Model).unwrap().as_deref(), Some("a/b"));
-        assert_eq!(found.count(body.as_bytes(), Field::N), Ok(Some(2)));
+        assert_eq!(found.text(body.as_bytes(), BodyField::Model).unwrap().as_deref(), Some("a/b"));
+        assert_eq!(found.count(body.as_bytes(), BodyField::N), Ok(Some(2)));
         assert_eq!(found.max_tokens(body.as_bytes()), Ok(Some(100)));
-        assert_eq!(found.flag(body.as_bytes(), Field::Stream), Ok(false));
+        assert_eq!(found.flag(body.as_bytes(), BodyField::Stream), Ok(false));
         assert_eq!(found.members, 4);
         assert_eq!(found.text_bytes(), r#"[{"model":"inner","stream":true}]"#.len() as u64);
     }
@@ -606,7 +606,7 @@ mod tests {
     #[test]
     fn keys_with_escapes_are_the_same_keys() {
         let body = r#"{"mod\u0065l":"x"}"#;
-        assert_eq!(skim(body).unwrap().text(body.as_bytes(), Field::Model).unwrap().as_deref(), Some("x"));
+        assert_eq!(skim(body).unwrap().text(body.as_bytes(), BodyField::Model).unwrap().as_deref(), Some("x"));
         for twice in [r#"{"model":"a","mod\u0065l":"b"}"#, r#"{"x":1,"y":2,"x":3}"#, r#"{"":1,"":2}"#] {
             assert!(matches!(skim(twice), Err(SkimError::Duplicate(_))), "{twice}");
         }
@@ -666,11 +666,11 @@ mod tests {
             let error = read(&skim(body).unwrap(), body.as_bytes()).unwrap_err();
             assert!(matches!(error, SkimError::Type { field: found, .. } if found == field), "{error}");
         };
-        check(r#"{"model":7}"#, |s, b| s.text(b, Field::Model).map(drop), Field::Model);
-        check(r#"{"model":"\ud800"}"#, |s, b| s.text(b, Field::Model).map(drop), Field::Model);
-        check(r#"{"stream":"true"}"#, |s, b| s.flag(b, Field::Stream).map(drop), Field::Stream);
-        check(r#"{"max_tokens":"9"}"#, |s, b| s.max_tokens(b).map(drop), Field::MaxTokens);
-        check(r#"{"n":-1}"#, |s, b| s.count(b, Field::N).map(drop), Field::N);
+        check(r#"{"model":7}"#, |s, b| s.text(b, BodyField::Model).map(drop), BodyField::Model);
+        check(r#"{"model":"\ud800"}"#, |s, b| s.text(b, BodyField::Model).map(drop), BodyField::Model);
+        check(r#"{"stream":"true"}"#, |s, b| s.flag(b, BodyField::Stream).map(drop), BodyField::Stream);
+        check(r#"{"max_tokens":"9"}"#, |s, b| s.max_tokens(b).map(drop), BodyField::MaxTokens);
+        check(r#"{"n":-1}"#, |s, b| s.count(b, BodyField::N).map(drop), BodyField::N);
     }
 
     #[test]

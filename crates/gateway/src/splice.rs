@@ -9,23 +9,23 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::skim::{Field, Skim, value_in};
+use crate::skim::{BodyField, Skim, value_in};
 
 /// What becomes of a field.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Edit {
+pub enum BodyEdit {
     /// It is left out.
-    Remove(Field),
+    Remove(BodyField),
     /// It has this value, as JSON; added where it was absent.
-    Set(Field, Bytes),
+    Set(BodyField, Bytes),
 }
 
 /// Asks for usage in a stream: the edit, or `None` where the caller does so already (or writes what only the provider
 /// can refuse).
-pub fn usage_wanted(body: &[u8], skim: &Skim) -> Option<Edit> {
+pub fn usage_wanted(body: &[u8], skim: &Skim) -> Option<BodyEdit> {
     const WANTED: &[u8] = br#""include_usage":true"#;
-    let Some(options) = skim.value(body, Field::StreamOptions) else {
-        return Some(Edit::Set(Field::StreamOptions, Bytes::from_static(br#"{"include_usage":true}"#)));
+    let Some(options) = skim.value(body, BodyField::StreamOptions) else {
+        return Some(BodyEdit::Set(BodyField::StreamOptions, Bytes::from_static(br#"{"include_usage":true}"#)));
     };
     let inner = options.strip_prefix(b"{")?;
     let edited = match value_in(options, "include_usage") {
@@ -34,25 +34,25 @@ pub fn usage_wanted(body: &[u8], skim: &Skim) -> Option<Edit> {
         None if inner.trim_ascii_start().starts_with(b"}") => [b"{", WANTED, b"}"].concat(),
         None => [b"{", WANTED, b",", inner].concat(),
     };
-    Some(Edit::Set(Field::StreamOptions, edited.into()))
+    Some(BodyEdit::Set(BodyField::StreamOptions, edited.into()))
 }
 
 /// The body after the edits. Each field is edited at most once; of two edits the first counts.
-pub fn splice(body: &Bytes, skim: &Skim, edits: &[Edit]) -> Vec<Bytes> {
+pub fn splice(body: &Bytes, skim: &Skim, edits: &[BodyEdit]) -> Vec<Bytes> {
     // What is replaced in the body, in the order of the body.
     let mut cuts: Vec<(Range<usize>, Option<&Bytes>)> = Vec::with_capacity(edits.len());
-    let mut removed: Vec<&crate::skim::Member> = Vec::new();
-    let mut added: Vec<(Field, &Bytes)> = Vec::new();
+    let mut removed: Vec<&crate::skim::BodyMember> = Vec::new();
+    let mut added: Vec<(BodyField, &Bytes)> = Vec::new();
     for (at, edit) in edits.iter().enumerate() {
         let field = edit.field();
         if edits.iter().take(at).any(|earlier| earlier.field() == field) {
             continue;
         }
         match (edit, skim.member(field)) {
-            (Edit::Remove(_), Some(member)) => removed.push(member),
-            (Edit::Remove(_), None) => {}
-            (Edit::Set(_, value), Some(member)) => cuts.push((member.value.clone(), Some(value))),
-            (Edit::Set(field, value), None) => added.push((*field, value)),
+            (BodyEdit::Remove(_), Some(member)) => removed.push(member),
+            (BodyEdit::Remove(_), None) => {}
+            (BodyEdit::Set(_, value), Some(member)) => cuts.push((member.value.clone(), Some(value))),
+            (BodyEdit::Set(field, value), None) => added.push((*field, value)),
         }
     }
     removed.sort_unstable_by_key(|member| member.ordinal);
@@ -103,8 +103,8 @@ pub fn splice(body: &Bytes, skim: &Skim, edits: &[Edit]) -> Vec<Bytes> {
     parts
 }
 
-impl Edit {
-    fn field(&self) -> Field {
+impl BodyEdit {
+    fn field(&self) -> BodyField {
         match self {
             Self::Remove(field) | Self::Set(field, _) => *field,
         }
@@ -118,34 +118,34 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Map, Value};
 
-    fn spliced(body: &str, edits: &[Edit]) -> String {
+    fn spliced(body: &str, edits: &[BodyEdit]) -> String {
         let body = Bytes::copy_from_slice(body.as_bytes());
         let skim = Skim::of(&body).expect("valid");
         String::from_utf8(splice(&body, &skim, edits).concat()).expect("text")
     }
 
-    fn set(field: Field, value: &'static str) -> Edit {
-        Edit::Set(field, Bytes::from_static(value.as_bytes()))
+    fn set(field: BodyField, value: &'static str) -> BodyEdit {
+        BodyEdit::Set(field, Bytes::from_static(value.as_bytes()))
     }
 
     #[test]
     fn only_what_is_edited_changes() {
-        let check = |body: &str, edits: &[Edit], expected: &str| assert_eq!(spliced(body, edits), expected);
-        let model = || set(Field::Model, "\"up\"");
+        let check = |body: &str, edits: &[BodyEdit], expected: &str| assert_eq!(spliced(body, edits), expected);
+        let model = || set(BodyField::Model, "\"up\"");
         check(r#"{ "model" : "a", "x": 1e400 }"#, &[model()], r#"{ "model" : "up", "x": 1e400 }"#);
         check(r#"{"x":1}"#, &[model()], r#"{"model":"up","x":1}"#);
         check("{}", &[model()], r#"{"model":"up"}"#);
-        check("{ }", &[model(), set(Field::N, "2")], r#"{"model":"up","n":2 }"#);
-        let own: Vec<Edit> = OWN_FIELDS.map(Edit::Remove).into();
+        check("{ }", &[model(), set(BodyField::N, "2")], r#"{"model":"up","n":2 }"#);
+        let own: Vec<BodyEdit> = OWN_FIELDS.map(BodyEdit::Remove).into();
         check(r#"{"power_level":"eco","x":1}"#, &own, r#"{"x":1}"#);
         check(r#"{"x":1, "power_level":"eco"}"#, &own, r#"{"x":1}"#);
         check(r#"{"x":1, "power_level":"eco", "task_type":"t"}"#, &own, r#"{"x":1}"#);
         check(r#"{"x":1, "task_type":"t", "power_level":"eco","y":2}"#, &own, r#"{"x":1, "y":2}"#);
         check(r#"{"task_type":"t" , "power_level":"eco"}"#, &own, "{}");
-        check(r#"{"task_type":"t"}"#, &[Edit::Remove(Field::TaskType), model()], r#"{"model":"up"}"#);
+        check(r#"{"task_type":"t"}"#, &[BodyEdit::Remove(BodyField::TaskType), model()], r#"{"model":"up"}"#);
         check(
             r#"{"task_type":"t","x":1,"power_level":"eco"}"#,
-            &[Edit::Remove(Field::TaskType), Edit::Remove(Field::PowerLevel), model()],
+            &[BodyEdit::Remove(BodyField::TaskType), BodyEdit::Remove(BodyField::PowerLevel), model()],
             r#"{"model":"up","x":1}"#,
         );
     }
@@ -158,7 +158,7 @@ mod tests {
             let skim = Skim::of(body.as_bytes()).expect("valid");
             let edit = usage_wanted(body.as_bytes(), &skim);
             let value = edit.map(|edit| match edit {
-                Edit::Set(Field::StreamOptions, value) => String::from_utf8(value.into()).expect("text"),
+                BodyEdit::Set(BodyField::StreamOptions, value) => String::from_utf8(value.into()).expect("text"),
                 other => panic!("{other:?}"),
             });
             assert_eq!(value.as_deref(), expected, "{options:?}");
@@ -193,7 +193,7 @@ mod tests {
 
     fn keys() -> impl Strategy<Value = String> {
         prop_oneof![
-            3 => prop::sample::select(Field::ALL.to_vec()).prop_map(|field| field.as_str().to_owned()),
+            3 => prop::sample::select(BodyField::ALL.to_vec()).prop_map(|field| field.as_str().to_owned()),
             1 => "[a-z\"\\\\\n\u{e4}]{0,6}",
         ]
     }
@@ -238,7 +238,7 @@ mod tests {
         fn skim_and_splice_agree_with_a_parser(
             members in prop::collection::vec((keys(), values()), 0..12),
             chance in prop::collection::vec(any::<u8>(), 1..40),
-            what in prop::collection::vec((prop::sample::select(Field::ALL.to_vec()), prop::option::of(values())), 0..8),
+            what in prop::collection::vec((prop::sample::select(BodyField::ALL.to_vec()), prop::option::of(values())), 0..8),
         ) {
             let text = written(&members, &chance);
             let mut unique = std::collections::HashSet::new();
@@ -250,15 +250,15 @@ mod tests {
             };
             prop_assert!(!twice);
             let mut oracle: Map<String, Value> = serde_json::from_str(&text).expect("serde_json reads it");
-            for field in Field::ALL {
+            for field in BodyField::ALL {
                 let found = skim.member(*field).map(|member| {
                     serde_json::from_slice::<Value>(&body[member.value.clone()]).expect("a whole value")
                 });
                 prop_assert_eq!(found.as_ref(), oracle.get(field.as_str()));
             }
-            let edits: Vec<Edit> = what.iter().map(|(field, value)| match value {
-                None => Edit::Remove(*field),
-                Some(value) => Edit::Set(*field, serde_json::to_vec(value).expect("a value").into()),
+            let edits: Vec<BodyEdit> = what.iter().map(|(field, value)| match value {
+                None => BodyEdit::Remove(*field),
+                Some(value) => BodyEdit::Set(*field, serde_json::to_vec(value).expect("a value").into()),
             }).collect();
             // Of two edits of a field the first counts.
             let mut seen = Vec::new();
@@ -302,6 +302,6 @@ mod tests {
     #[test]
     fn megabytes_pass_whole() {
         let body = format!("{{\"x\":\"{}\",\"model\":\"a\"}}", "long ".repeat(4_000_000));
-        assert_eq!(spliced(&body, &[set(Field::Model, "\"b\"")]).len(), body.len());
+        assert_eq!(spliced(&body, &[set(BodyField::Model, "\"b\"")]).len(), body.len());
     }
 }

@@ -10,7 +10,7 @@ mod sse;
 
 use bytes::Bytes;
 
-pub use json::{Finish, TapShape, TapSums, TapUsage};
+pub use json::{TapFinish, TapShape, TapSums, TapUsage};
 use json::{Json, Reading};
 use sse::{Line, Sse};
 

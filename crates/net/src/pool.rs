@@ -1,7 +1,7 @@
 //! Pooled HTTP/1.1 connections to the origins that the gateway asks: one request at a time on each, kept alive between
 //! requests, closed by dropping the answer's body.
 //!
-//! Not its job: resolving, egress policy, TLS (a [`Connect`] from outside does that), clocks other than connecting,
+//! Not its job: resolving, egress policy, TLS (a [`Connector`] from outside does that), clocks other than connecting,
 //! choosing whom to ask. HTTP/2 is left out on purpose: with one stream per connection, closing *is* cancelling, and no
 //! stream waits behind another.
 //!
@@ -33,7 +33,7 @@ pub const KEPT: usize = 512;
 
 /// Where a connection leads. Connections of different origins are never exchanged.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Origin {
+pub struct PoolOrigin {
     /// TLS or plain.
     pub tls: bool,
     /// Host name or literal address, as in the URL (IPv6 without brackets).
@@ -46,8 +46,8 @@ pub struct Origin {
 }
 
 /// Both directions of an open connection.
-pub trait Line: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Line for T {}
+pub trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 
 /// What connecting failed at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,23 +77,23 @@ pub struct ConnectError {
 }
 
 /// What opening a connection returns.
-pub type Connecting<'a> = Pin<Box<dyn Future<Output = Result<Box<dyn Line>, ConnectError>> + Send + 'a>>;
+pub type ConnectResult<'a> = Pin<Box<dyn Future<Output = Result<Box<dyn Transport>, ConnectError>> + Send + 'a>>;
 
 /// Opens connections: resolves, obeys the egress policy, speaks TLS, sets TCP_NODELAY.
-pub trait Connect: Send + Sync {
+pub trait Connector: Send + Sync {
     /// One new connection; the pool bounds its time.
-    fn connect<'a>(&'a self, origin: &'a Origin) -> Connecting<'a>;
+    fn connect<'a>(&'a self, origin: &'a PoolOrigin) -> ConnectResult<'a>;
 }
 
 /// A request body of slices that are sent as they are, in order, with their total as `content-length`.
 #[derive(Clone, Debug, Default)]
-pub struct Slices {
+pub struct BodySlices {
     parts: Vec<Bytes>,
     next: usize,
     left: u64,
 }
 
-impl Slices {
+impl BodySlices {
     /// Of these slices; empty ones are left out.
     pub fn new(mut parts: Vec<Bytes>) -> Self {
         parts.retain(|part| !part.is_empty());
@@ -102,7 +102,7 @@ impl Slices {
     }
 }
 
-impl Body for Slices {
+impl Body for BodySlices {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -144,8 +144,8 @@ pub enum SendError {
 
 /// The pool of one runtime. Cheap to share; without tasks of its own.
 pub struct Pool {
-    connect: Arc<dyn Connect>,
-    shelves: Mutex<HashMap<Origin, Arc<Shelf>>>,
+    connect: Arc<dyn Connector>,
+    shelves: Mutex<HashMap<PoolOrigin, Arc<Shelf>>>,
 }
 
 /// The idle connections of one origin, the youngest last.
@@ -161,8 +161,8 @@ struct Idle {
 
 /// One connection and the handle that asks through it.
 struct Link {
-    sender: http1::SendRequest<Slices>,
-    connection: http1::Connection<TokioIo<Listened>, Slices>,
+    sender: http1::SendRequest<BodySlices>,
+    connection: http1::Connection<TokioIo<Listened>, BodySlices>,
     /// One byte came since the last request began, which decides about a repeat.
     heard: Arc<AtomicBool>,
     /// The connection is over and must not be polled again.
@@ -172,13 +172,13 @@ struct Link {
 /// A line that notes that something came. The flag is shared because hyper gives no way to its transport; all of it
 /// stays in one task, so the order of memory does not matter.
 struct Listened {
-    line: Box<dyn Line>,
+    line: Box<dyn Transport>,
     heard: Arc<AtomicBool>,
 }
 
 impl Pool {
     /// An empty pool over a connector.
-    pub fn new(connect: Arc<dyn Connect>) -> Self {
+    pub fn new(connect: Arc<dyn Connector>) -> Self {
         Self { connect, shelves: Mutex::default() }
     }
 
@@ -189,14 +189,14 @@ impl Pool {
     /// No connection within `within`, or none that answers.
     pub async fn send(
         &self,
-        origin: &Origin,
+        origin: &PoolOrigin,
         within: Duration,
-        request: impl Fn() -> Request<Slices>,
-    ) -> Result<Response<Answer>, SendError> {
+        request: impl Fn() -> Request<BodySlices>,
+    ) -> Result<Response<PooledAnswer>, SendError> {
         let shelf = self.shelf(origin);
         if let Some(mut link) = shelf.take() {
             match link.exchange(request()).await {
-                Ok(answer) => return Ok(Answer::of(answer, link, shelf)),
+                Ok(answer) => return Ok(PooledAnswer::of(answer, link, shelf)),
                 Err(error) if error.is_parse() => return Err(SendError::Garbage(error)),
                 Err(error) if link.heard.load(Ordering::Relaxed) => {
                     return Err(SendError::Broken(error));
@@ -212,7 +212,7 @@ impl Pool {
             .map_err(SendError::Broken)?;
         let mut link = Box::new(Link { sender, connection, heard, ended: false });
         match link.exchange(request()).await {
-            Ok(answer) => Ok(Answer::of(answer, link, shelf)),
+            Ok(answer) => Ok(PooledAnswer::of(answer, link, shelf)),
             Err(error) if error.is_parse() => Err(SendError::Garbage(error)),
             Err(error) => Err(SendError::Broken(error)),
         }
@@ -239,7 +239,7 @@ impl Pool {
         lock(&self.shelves).values().map(|shelf| lock(&shelf.idle).len()).sum()
     }
 
-    fn shelf(&self, origin: &Origin) -> Arc<Shelf> {
+    fn shelf(&self, origin: &PoolOrigin) -> Arc<Shelf> {
         let mut shelves = lock(&self.shelves);
         if let Some(shelf) = shelves.get(origin) {
             return Arc::clone(shelf);
@@ -247,7 +247,7 @@ impl Pool {
         Arc::clone(shelves.entry(origin.clone()).or_default())
     }
 
-    async fn open(&self, origin: &Origin, within: Duration) -> Result<Box<dyn Line>, ConnectError> {
+    async fn open(&self, origin: &PoolOrigin, within: Duration) -> Result<Box<dyn Transport>, ConnectError> {
         match tokio::time::timeout(within, self.connect.connect(origin)).await {
             Ok(result) => result,
             Err(_) => Err(ConnectError {
@@ -285,7 +285,7 @@ impl Shelf {
 
 impl Link {
     /// Sends one request and drives the connection until the answer's head.
-    async fn exchange(&mut self, request: Request<Slices>) -> Result<Response<Incoming>, hyper::Error> {
+    async fn exchange(&mut self, request: Request<BodySlices>) -> Result<Response<Incoming>, hyper::Error> {
         let Self { sender, connection, heard, ended } = self;
         heard.store(false, Ordering::Relaxed);
         let mut answer = pin!(sender.send_request(request));
@@ -312,13 +312,13 @@ impl Link {
 
 /// The body of an answer, with the connection that it comes over. Read to its end, the connection returns to the pool;
 /// dropped before, the connection is closed, which is how a request is cancelled.
-pub struct Answer {
+pub struct PooledAnswer {
     link: Option<Box<Link>>,
     body: Incoming,
     shelf: Arc<Shelf>,
 }
 
-impl Answer {
+impl PooledAnswer {
     fn of(answer: Response<Incoming>, link: Box<Link>, shelf: Arc<Shelf>) -> Response<Self> {
         answer.map(|body| {
             let mut answer = Self { link: Some(link), body, shelf };
@@ -338,7 +338,7 @@ impl Answer {
     }
 }
 
-impl Body for Answer {
+impl Body for PooledAnswer {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -436,8 +436,8 @@ mod tests {
         count: AtomicUsize,
     }
 
-    impl Connect for Ends {
-        fn connect<'a>(&'a self, _: &'a Origin) -> Connecting<'a> {
+    impl Connector for Ends {
+        fn connect<'a>(&'a self, _: &'a PoolOrigin) -> ConnectResult<'a> {
             Box::pin(async {
                 self.count.fetch_add(1, Ordering::Relaxed);
                 let (near, far) = tokio::io::duplex(64 * 1024);
@@ -445,23 +445,23 @@ mod tests {
                     .send(far)
                     .await
                     .map_err(|_| ConnectError { phase: ConnectPhase::Tcp, text: "refused".to_owned() })?;
-                Ok(Box::new(near) as Box<dyn Line>)
+                Ok(Box::new(near) as Box<dyn Transport>)
             })
         }
     }
 
-    fn origin() -> Origin {
-        Origin { tls: false, host: "provider.test".into(), port: 80, settings: 0 }
+    fn origin() -> PoolOrigin {
+        PoolOrigin { tls: false, host: "provider.test".into(), port: 80, settings: 0 }
     }
 
     fn pool() -> (Arc<Pool>, Arc<Ends>, mpsc::Receiver<DuplexStream>) {
         let (made, ends) = mpsc::channel(8);
         let connect = Arc::new(Ends { made, count: AtomicUsize::new(0) });
-        (Arc::new(Pool::new(Arc::clone(&connect) as Arc<dyn Connect>)), connect, ends)
+        (Arc::new(Pool::new(Arc::clone(&connect) as Arc<dyn Connector>)), connect, ends)
     }
 
-    fn request() -> Request<Slices> {
-        let body = Slices::new(vec![Bytes::from_static(b"ab"), Bytes::new(), Bytes::from_static(b"c")]);
+    fn request() -> Request<BodySlices> {
+        let body = BodySlices::new(vec![Bytes::from_static(b"ab"), Bytes::new(), Bytes::from_static(b"c")]);
         Request::post("/v1/x").header("host", "provider.test").body(body).expect("plain header values")
     }
 
@@ -477,7 +477,7 @@ mod tests {
         String::from_utf8(text).expect("text")
     }
 
-    async fn whole(mut answer: Answer) -> Result<Vec<u8>, hyper::Error> {
+    async fn whole(mut answer: PooledAnswer) -> Result<Vec<u8>, hyper::Error> {
         let mut body = Vec::new();
         while let Some(frame) = poll_fn(|context| Pin::new(&mut answer).poll_frame(context)).await {
             if let Ok(data) = frame?.into_data() {
@@ -487,7 +487,7 @@ mod tests {
         Ok(body)
     }
 
-    async fn send(pool: &Pool) -> Result<Response<Answer>, SendError> {
+    async fn send(pool: &Pool) -> Result<Response<PooledAnswer>, SendError> {
         pool.send(&origin(), Duration::from_secs(4), request).await
     }
 
@@ -607,8 +607,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn connecting_has_a_clock() {
         struct Never;
-        impl Connect for Never {
-            fn connect<'a>(&'a self, _: &'a Origin) -> Connecting<'a> {
+        impl Connector for Never {
+            fn connect<'a>(&'a self, _: &'a PoolOrigin) -> ConnectResult<'a> {
                 Box::pin(std::future::pending())
             }
         }

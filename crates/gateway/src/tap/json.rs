@@ -26,7 +26,7 @@ pub enum TapShape {
 
 /// Why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Finish {
+pub enum TapFinish {
     /// The model was done.
     Stop,
     /// A limit of tokens or of the window.
@@ -71,7 +71,7 @@ pub struct TapSums {
     /// Text, reasoning, an argument of a tool, a refusal, or a reason of the end came: no other provider may answer.
     pub content: bool,
     /// The reason of the end.
-    pub finish: Option<Finish>,
+    pub finish: Option<TapFinish>,
     /// An error inside the answer.
     pub error: bool,
     /// The mark of a whole answer: `[DONE]`, `message_stop`, `response.completed`; the end of a JSON body.
@@ -595,19 +595,19 @@ impl Reading {
     fn finish(&mut self, word: &[u8]) {
         self.sums.content = true;
         self.sums.finish = Some(match word {
-            b"stop" | b"end_turn" | b"stop_sequence" | b"completed" => Finish::Stop,
+            b"stop" | b"end_turn" | b"stop_sequence" | b"completed" => TapFinish::Stop,
             b"length"
             | b"max_tokens"
             | b"max_output_tokens"
             | b"incomplete"
-            | b"model_context_window_exceeded" => Finish::Length,
-            b"tool_calls" | b"tool_use" | b"function_call" => Finish::Tools,
-            b"content_filter" | b"refusal" | b"sensitive" => Finish::Filter,
+            | b"model_context_window_exceeded" => TapFinish::Length,
+            b"tool_calls" | b"tool_use" | b"function_call" => TapFinish::Tools,
+            b"content_filter" | b"refusal" | b"sensitive" => TapFinish::Filter,
             b"error" | b"network_error" => {
                 self.sums.error = true;
-                Finish::Other
+                TapFinish::Other
             }
-            _ => Finish::Other,
+            _ => TapFinish::Other,
         });
     }
 
@@ -617,8 +617,8 @@ impl Reading {
             return;
         }
         match word {
-            b"completed" => self.sums.finish = Some(Finish::Stop),
-            b"incomplete" => self.sums.finish = Some(Finish::Length),
+            b"completed" => self.sums.finish = Some(TapFinish::Stop),
+            b"incomplete" => self.sums.finish = Some(TapFinish::Length),
             b"failed" => self.sums.error = true,
             _ => {}
         }

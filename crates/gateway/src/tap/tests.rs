@@ -74,7 +74,7 @@ fn a_chat_stream_with_the_extra_event() {
     let sums = check("chat", TapShape::Chat, &text, Some(&extra));
     assert_eq!(sums.usage, TapUsage { cached: Some(4), reasoning: Some(1), ..usage(9, 3) });
     assert_eq!((sums.content, sums.ended, sums.error, sums.garbage), (true, true, false, 0));
-    assert_eq!((sums.finish, sums.events), (Some(Finish::Stop), 6));
+    assert_eq!((sums.finish, sums.events), (Some(TapFinish::Stop), 6));
     assert_eq!(sums.output_bytes, 2 + r#"llo \"\u00e4\" }{ \"usage\": "#.len() as u64);
 }
 
@@ -221,7 +221,7 @@ data: {"type":"message_stop"}
     );
     assert_eq!(
         (sums.output_bytes, sums.finish, sums.ended, sums.error),
-        (5, Some(Finish::Length), true, false)
+        (5, Some(TapFinish::Length), true, false)
     );
     let upto = text.find("event: content_block_delta").expect("in the text");
     let (_, sums) = fed(TapShape::Messages, false, &[&text.as_bytes()[..upto]]);
@@ -247,7 +247,7 @@ data: {"type":"response.completed","sequence_number":3,"response":{"id":"resp_1"
 "#;
     let sums = check("responses", TapShape::Responses, text, None);
     assert_eq!(sums.usage, TapUsage { cached: Some(6), reasoning: Some(64), ..usage(36, 87) });
-    assert_eq!((sums.output_bytes, sums.finish, sums.ended), (2, Some(Finish::Stop), true));
+    assert_eq!((sums.output_bytes, sums.finish, sums.ended), (2, Some(TapFinish::Stop), true));
     assert_eq!((sums.sequence, sums.response_id.as_deref()), (Some(3), Some("resp_1")));
     let upto = text.find("event: response.output_text.delta").expect("in the text");
     let (_, sums) = fed(TapShape::Responses, false, &[&text.as_bytes()[..upto]]);
@@ -333,7 +333,7 @@ fn bodies() {
     );
     assert_eq!(
         (sums.usage, sums.finish, sums.ended, sums.output_bytes),
-        (usage(1, 2), Some(Finish::Tools), true, 5 + 1 + 2)
+        (usage(1, 2), Some(TapFinish::Tools), true, 5 + 1 + 2)
     );
     let sums = check(
         TapShape::Chat,
@@ -346,13 +346,13 @@ fn bodies() {
     );
     assert_eq!(
         (sums.usage.input, sums.content, sums.finish, sums.output_bytes),
-        (Some(4), true, Some(Finish::Stop), 2)
+        (Some(4), true, Some(TapFinish::Stop), 2)
     );
     let sums = check(
         TapShape::Responses,
         r#"{"object":"response","status":"incomplete","error":null,"output":[{"type":"message","content":[{"type":"output_text","text":"Hi"}]}],"usage":{"input_tokens":4,"output_tokens":1}}"#,
     );
-    assert_eq!((sums.content, sums.finish, sums.error), (true, Some(Finish::Length), false));
+    assert_eq!((sums.content, sums.finish, sums.error), (true, Some(TapFinish::Length), false));
     assert!(check(TapShape::Chat, r#"{"error":{"message":"x"}}"#).error);
     assert!(check(TapShape::Messages, r#"{"type":"error","error":{"type":"api_error"}}"#).error);
     let sums = check(TapShape::Chat, r#"{"choices":["#);
