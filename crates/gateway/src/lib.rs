@@ -3,6 +3,8 @@
 //!
 //! Deliberately absent: the database, the admin API, the daemon. Nothing here can name them.
 
+pub mod accept;
+pub mod account;
 pub mod allow;
 pub mod ask;
 pub mod course;
@@ -10,11 +12,16 @@ pub mod decide;
 pub mod error;
 pub mod explain;
 pub mod limit;
+mod list;
+pub mod meter;
 pub mod picture;
 pub mod pulse;
+pub mod relay;
 pub mod serve;
 pub mod skim;
 pub mod splice;
 pub mod spool;
 pub mod tap;
 pub mod tick;
+mod trip;
+mod upstream;

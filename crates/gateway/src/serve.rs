@@ -1,121 +1,814 @@
-//! Accepts connections, speaks HTTP/1.1 on them, and drains on stop.
+//! The gateway as its callers see it: paths, keys, bodies, answers in the caller's dialect.
 //!
-//! Not its job: what a request means (the handler's), choosing, accounting.
+//! Not its job: accepting connections (`accept`), what a request may ask for (`ask`), who answers (`decide`, `trip`).
 //!
-//! Invariant: every connection is a task of one set that is waited for; after the drain nothing of them is left.
+//! Invariants: no request waits for anything but its caller and its provider; a request keeps the picture that it began
+//! with; a caller's key is hashed and forgotten; each answer has an `x-request-id`.
 
-use std::convert::Infallible;
 use std::future::Future;
-use std::io;
-use std::net::SocketAddr;
-use std::pin::pin;
-use std::sync::Arc;
-use std::time::Duration;
+use std::hash::{BuildHasher, RandomState};
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Request, Response};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use sha2::{Digest, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-use net::pool::Line;
+use net::pool::{Connector, Pool};
 
-/// Bytes of a request's head, names and values (contract §11).
-pub const HEAD_MAX: usize = 32 * 1024;
-/// A head that is not whole by then closes the connection; also how long an idle connection of a caller is kept.
-const HEAD_WITHIN: Duration = Duration::from_secs(75);
-/// Per connection: what is read at once at most. Bounds memory per connection, and is large enough for bodies of
-/// megabytes to cost few reads (measured: 64 KiB and 400 KiB cost alike).
-const READ_MAX: usize = 64 * 1024;
-/// After an error of accept (descriptors used up): time for connections to end, instead of a busy loop.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+use crate::accept::{RequestHandler, StopSignals};
+use crate::account::{Account, Ledger, Opening};
+use crate::ask::{Ask, AskBody, AskHead};
+use crate::decide::decide;
+use crate::error::{ErrorCode, GatewayError};
+use crate::limit::{LeaseWish, LimitBook, LimitScope};
+use crate::list;
+use crate::meter::Meters;
+use crate::picture::{Api, KnownConsumer, Picture};
+use crate::pulse::{Pulse, PulseBook};
+use crate::relay::{AwaitedStream, GatewayBody};
+use crate::skim::{BodyField, Skim, SkimError};
+use crate::spool::{RequestFacts, SpoolText};
+use crate::tick::Tick;
+use crate::trip::{Resolved, Shown, Trip};
+use crate::upstream::{Endpoint, UpstreamSeat, seats};
 
-/// Turns an accepted socket into a line: plain, or TLS within its own clock.
-pub trait Door: Send + Sync + 'static {
-    /// The handshake, if there is one.
-    fn enter(&self, socket: TcpStream) -> impl Future<Output = io::Result<Box<dyn Line>>> + Send;
+/// Headers of a caller that reach a provider (contract §11); settings may add names.
+const PASSED: [&str; 8] = [
+    "content-type",
+    "accept",
+    "idempotency-key",
+    "openai-beta",
+    "anthropic-version",
+    "anthropic-beta",
+    "traceparent",
+    "tracestate",
+];
+/// Names that no setting can add: they carry keys, or move the bill, or say where to go.
+const NEVER: [&str; 12] = [
+    "authorization",
+    "x-api-key",
+    "api-key",
+    "cookie",
+    "host",
+    "forwarded",
+    "x-forwarded-for",
+    "baggage",
+    "openai-organization",
+    "openai-project",
+    "content-length",
+    "transfer-encoding",
+];
+/// A body must be there by then; a slower one holds memory that others wait for.
+const BODY_WITHIN: Duration = Duration::from_secs(120);
+/// How long a body waits for memory.
+const MEMORY_WITHIN: Duration = Duration::from_secs(2);
+/// Memory for bodies is counted in these.
+const MEMORY_UNIT: usize = 1024;
+/// Bodies below this ride in the buffer of their connection and are not counted.
+const UNCOUNTED: usize = 16 * 1024;
+/// Answers that are read on for providers whose manifest says `drain`, at once.
+const ASIDE_MAX: usize = 256;
+
+/// What an operator sets.
+#[derive(Debug, Clone)]
+pub struct GatewaySettings {
+    /// Bytes of one request's body.
+    pub body_max: usize,
+    /// Bytes of all bodies under way.
+    pub body_memory: usize,
+    /// After so long without content, a stream's connection is kept alive by comments.
+    pub keepalive: Duration,
+    /// From the stop until streams are cut.
+    pub drain: Duration,
+    /// Further headers of callers that reach providers; those that carry keys are left out.
+    pub header_allow: Vec<String>,
 }
 
-/// The door without TLS.
-pub struct Plain;
-
-impl Door for Plain {
-    async fn enter(&self, socket: TcpStream) -> io::Result<Box<dyn Line>> {
-        Ok(Box::new(socket))
-    }
-}
-
-/// What answers requests.
-pub trait Handle: Send + Sync + 'static {
-    /// The body of its answers.
-    type Body: Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static;
-    /// One request. Dropped when the caller leaves.
-    fn handle(&self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send;
-}
-
-/// Serves a listener until `drain` turns true, then lets what runs end within `grace` and cuts the rest.
-pub async fn serve<D: Door, H: Handle>(
-    listener: TcpListener,
-    door: Arc<D>,
-    handler: Arc<H>,
-    drain: watch::Receiver<bool>,
-    grace: Duration,
-) {
-    let mut connections = JoinSet::new();
-    let mut stop = drain.clone();
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((socket, peer)) => {
-                    let (door, handler, drain) = (Arc::clone(&door), Arc::clone(&handler), drain.clone());
-                    connections.spawn(connection(socket, peer, door, handler, drain));
-                }
-                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-            },
-            Some(_) = connections.join_next() => {}
-            () = raised(&mut stop) => break,
+impl Default for GatewaySettings {
+    fn default() -> Self {
+        Self {
+            body_max: 32 << 20,
+            body_memory: 1 << 30,
+            keepalive: Duration::from_secs(15),
+            // Within the five seconds of the whole process.
+            drain: Duration::from_secs(4),
+            header_allow: Vec::new(),
         }
     }
-    drop(listener);
-    let _ = tokio::time::timeout(grace, async { while connections.join_next().await.is_some() {} }).await;
-    connections.shutdown().await;
 }
 
-async fn connection<D: Door, H: Handle>(
-    socket: TcpStream,
-    _peer: SocketAddr,
-    door: Arc<D>,
-    handler: Arc<H>,
-    mut drain: watch::Receiver<bool>,
-) {
-    // Frames of a stream leave at once; without it, the second waits for the acknowledgement of the first.
-    let _ = socket.set_nodelay(true);
-    let Ok(line) = door.enter(socket).await else { return };
-    let service = service_fn(|request| {
-        let handler = Arc::clone(&handler);
-        async move { Ok::<_, Infallible>(handler.handle(request).await) }
-    });
-    let mut served = pin!(
-        http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(HEAD_WITHIN)
-            .max_header_size(HEAD_MAX)
-            .max_buf_size(READ_MAX)
-            .serve_connection(TokioIo::new(line), service)
-    );
-    tokio::select! {
-        biased;
-        _ = served.as_mut() => return,
-        () = raised(&mut drain) => served.as_mut().graceful_shutdown(),
+/// What the gateway tells the rest of the house; none of it is waited for.
+pub trait GatewayHooks: Send + Sync {
+    /// The checks shall look at this provider again.
+    fn look_again(&self, provider: Uuid);
+    /// Parts of budgets are wanted.
+    fn wish(&self, wishes: Vec<LeaseWish>);
+}
+
+/// A picture with the live state of what stands in it.
+pub(crate) struct Scene {
+    pub(crate) picture: Picture,
+    pub(crate) pulse: Pulse,
+    pub(crate) seats: Vec<Option<Arc<UpstreamSeat>>>,
+}
+
+/// What requests share.
+pub(crate) struct Edge {
+    pub(crate) meters: Arc<Meters>,
+    pub(crate) ledger: Arc<dyn Ledger>,
+    pub(crate) hooks: Arc<dyn GatewayHooks>,
+    pub(crate) pool: Pool,
+    pub(crate) cut: CancellationToken,
+    /// Tick 0.
+    pub(crate) start: Instant,
+    aside: Mutex<JoinSet<()>>,
+}
+
+impl Edge {
+    pub(crate) fn now(&self) -> Tick {
+        Tick::default().after(self.start.elapsed())
     }
-    let _ = served.await;
+
+    pub(crate) fn at(&self, tick: Tick) -> Instant {
+        self.start + Duration::from_millis(tick.0)
+    }
+
+    /// Unix seconds.
+    pub(crate) fn unix(&self) -> i64 {
+        micros() / 1_000_000
+    }
+
+    /// Goes on without the request that began it; given up where too many do.
+    pub(crate) fn aside(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.aside.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        if tasks.len() < ASIDE_MAX {
+            tasks.spawn(work);
+        }
+    }
 }
 
-/// Until the drain is asked for, or whoever could ask for it is gone.
-async fn raised(drain: &mut watch::Receiver<bool>) {
-    let _ = drain.wait_for(|drain| *drain).await;
+/// The data plane of this process.
+pub struct Gateway {
+    edge: Arc<Edge>,
+    settings: GatewaySettings,
+    scene: ArcSwapOption<Scene>,
+    book: Mutex<PulseBook>,
+    limits: LimitBook,
+    memory: Arc<Semaphore>,
+    passed: Vec<HeaderName>,
+    drain: CancellationToken,
+    ids: AtomicU64,
+    chance: RandomState,
+}
+
+impl Gateway {
+    /// A gateway without a picture: it is not ready until one is published.
+    pub fn new(
+        settings: GatewaySettings,
+        connector: Arc<dyn Connector>,
+        ledger: Arc<dyn Ledger>,
+        hooks: Arc<dyn GatewayHooks>,
+        meters: Arc<Meters>,
+    ) -> Self {
+        let more = settings.header_allow.iter().map(|name| name.to_ascii_lowercase());
+        let more = more.filter(|name| !NEVER.contains(&name.as_str()));
+        let passed = PASSED.into_iter().map(str::to_owned).chain(more);
+        let permits = (settings.body_memory / MEMORY_UNIT).min(Semaphore::MAX_PERMITS);
+        Self {
+            edge: Arc::new(Edge {
+                meters,
+                ledger,
+                hooks,
+                pool: Pool::new(connector),
+                cut: CancellationToken::new(),
+                start: Instant::now(),
+                aside: Mutex::default(),
+            }),
+            scene: ArcSwapOption::empty(),
+            book: Mutex::default(),
+            limits: LimitBook::default(),
+            memory: Arc::new(Semaphore::new(permits)),
+            passed: passed.filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()).collect(),
+            drain: CancellationToken::new(),
+            ids: AtomicU64::new(0),
+            chance: RandomState::new(),
+            settings,
+        }
+    }
+
+    /// From now on requests are decided by this picture; those under way keep theirs.
+    pub fn publish(&self, picture: Picture) {
+        let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        let pulse = book.bind(&picture);
+        let seats = seats(&picture);
+        self.scene.store(Some(Arc::new(Scene { picture, pulse, seats })));
+    }
+
+    /// The limits of callers: shares and leases come in here.
+    pub const fn limits(&self) -> &LimitBook {
+        &self.limits
+    }
+
+    /// The moment as requests count it.
+    pub fn now(&self) -> Tick {
+        self.edge.now()
+    }
+
+    /// There is a picture and no drain.
+    pub fn is_ready(&self) -> bool {
+        !self.drain.is_cancelled() && self.scene.load().is_some()
+    }
+
+    /// Readiness goes off, and no more connections are accepted.
+    pub fn drain(&self) {
+        self.drain.cancel();
+    }
+
+    /// For [`crate::accept::accept`].
+    pub fn stop_signals(&self) -> StopSignals {
+        StopSignals { drain: self.drain.clone(), cut: self.edge.cut.clone(), grace: self.settings.drain }
+    }
+
+    /// What must be done every few seconds: idle connections to providers, the age of the picture, panic.
+    pub fn tend(&self) {
+        self.edge.pool.sweep();
+        if let Some(scene) = self.scene.load_full() {
+            self.edge.meters.picture_age.set((self.edge.unix() - scene.picture.taken_at).max(0) as f64);
+            self.edge.meters.panic.set(i64::from(scene.pulse.panic(self.now())));
+        }
+    }
+
+    /// An id of UUIDv7's form, and chance for the decision. No system call: what callers cannot guess is the hash's key.
+    fn next_id(&self, at: i64) -> (Uuid, u64) {
+        let count = self.ids.fetch_add(1, Ordering::Relaxed);
+        let (a, b) = (self.chance.hash_one((count, at)), self.chance.hash_one((at, count, 1u8)));
+        let mut random = [0; 10];
+        for (slot, byte) in random.iter_mut().zip(a.to_le_bytes().into_iter().chain(b.to_le_bytes())) {
+            *slot = byte;
+        }
+        let milliseconds = u64::try_from(at / 1_000).unwrap_or(0);
+        (uuid::Builder::from_unix_timestamp_millis(milliseconds, &random).into_uuid(), b)
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<GatewayBody> {
+        let begun = Instant::now();
+        let at = micros();
+        let (id, chance) = self.next_id(at);
+        let request_id = request_id(request.headers(), id);
+        let (head, body) = request.into_parts();
+        let path = head.uri.path();
+        let route = Route::of(&head.method, path);
+        let api = match route {
+            Route::Ask(endpoint, _) => endpoint.api(),
+            _ if head.headers.contains_key("anthropic-version") => Api::Messages,
+            _ => Api::Chat,
+        };
+        let refuse = |error: GatewayError| {
+            let operation = match route {
+                Route::Ask(endpoint, _) => endpoint.word(),
+                _ => "other",
+            };
+            self.edge.meters.ended(operation, error.status, error.code.as_str(), begun.elapsed());
+            refused(&error, api, &request_id, None)
+        };
+        let (endpoint, seed) = match route {
+            Route::Live => return small(StatusCode::OK, "ok"),
+            Route::Ready if self.is_ready() => return small(StatusCode::OK, "ready"),
+            Route::Ready => return small(StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+            Route::Unknown => {
+                let message = format!(
+                    "there is nothing at {}; hint: the administration answers on another port",
+                    path.get(..path.floor_char_boundary(100)).unwrap_or("")
+                );
+                return refuse(GatewayError::new(ErrorCode::NotFound, message));
+            }
+            Route::Method => {
+                return refuse(GatewayError::new(
+                    ErrorCode::MethodNotAllowed,
+                    "this path has another method",
+                ));
+            }
+            Route::Models | Route::Model => {
+                let Some(scene) = self.scene.load_full() else { return refuse(no_picture()) };
+                let consumer = match caller(&scene.picture, &head.headers, self.edge.unix()) {
+                    Ok(consumer) => consumer,
+                    Err(error) => return refuse(error),
+                };
+                let anthropic = api == Api::Messages;
+                let listed = match route {
+                    Route::Models => Some(list::models(&scene.picture, consumer, anthropic)),
+                    _ => {
+                        let id = path.strip_prefix("/v1/models/").unwrap_or("");
+                        let id = percent_decoded(id);
+                        list::model(&scene.picture, consumer, &id, anthropic)
+                    }
+                };
+                return match listed {
+                    Some(json) => {
+                        self.edge.meters.ended("models", 200, "", begun.elapsed());
+                        let mut response = json_response(StatusCode::OK, json.to_string().into());
+                        put(response.headers_mut(), "x-request-id", &request_id);
+                        response
+                    }
+                    None => refuse(GatewayError::new(
+                        ErrorCode::ModelNotFound,
+                        "there is no such model; hint: GET /v1/models lists what there is",
+                    )),
+                };
+            }
+            Route::Ask(endpoint, seed) => (endpoint, seed),
+        };
+        if self.drain.is_cancelled() {
+            return refuse(GatewayError::new(ErrorCode::ShuttingDown, "the gateway is shutting down"));
+        }
+        let Some(scene) = self.scene.load_full() else { return refuse(no_picture()) };
+        let unix = at / 1_000_000;
+        let consumer = match caller(&scene.picture, &head.headers, unix) {
+            Ok(consumer) => consumer,
+            Err(error) => return refuse(error),
+        };
+        let now = self.edge.now();
+        let (body, permit) = match self.read(body).await {
+            Ok(read) => read,
+            Err(error) => return refuse(error),
+        };
+        let skim = match Skim::of(&body) {
+            Ok(skim) => skim,
+            Err(error) => return refuse(skim_error(error)),
+        };
+        let ask = match asked(&scene.picture, consumer, endpoint, &body, &skim, &head.headers, chance) {
+            Ok(ask) => ask,
+            Err(error) => return refuse(error),
+        };
+        let mut scopes = vec![(LimitScope::Consumer(&consumer.name), &consumer.limits)];
+        if let Some(tier) = ask.tier.as_deref()
+            && let Some(spec) = scene.picture.tier(tier)
+        {
+            let user = ask.user.as_deref().filter(|_| ask.user_trusted).unwrap_or(&consumer.name);
+            scopes.push((LimitScope::User { tier, consumer: &consumer.name, user }, spec));
+        }
+        let admission = match self.limits.enter(&scopes, now) {
+            Ok(admission) => admission,
+            Err(error) => {
+                let limit = error.param.as_deref().unwrap_or("other").to_owned();
+                self.edge.meters.limited.with_label_values(&[&*limit]).inc();
+                return refuse(error);
+            }
+        };
+        let decision = decide(&scene.picture, &ask, &scene.pulse, now);
+        if let Some(error) = decision.refusal(&scene.picture, &ask, now) {
+            return refuse(error);
+        }
+        let account = Account::new(Opening {
+            meters: Arc::clone(&self.edge.meters),
+            facts: RequestFacts {
+                id,
+                at,
+                consumer: SpoolText::new(consumer.name.to_string()),
+                user_id: SpoolText::new(ask.user.as_deref().unwrap_or("").to_owned()),
+                user_tier: SpoolText::new(ask.tier.as_deref().unwrap_or("").to_owned()),
+                request_id: SpoolText::new(request_id.to_string()),
+                power_level: SpoolText::new(if ask.of_level { ask.level.as_str() } else { "" }),
+                operation: SpoolText::new(endpoint.word()),
+                route: SpoolText::new(ask.route.to_string()),
+                seed: decision.seed,
+                ..RequestFacts::default()
+            },
+            shape: endpoint.shape(),
+            operation: endpoint.word(),
+            streamed: ask.stream,
+            input_estimate: ask.input_estimate,
+            begun,
+            start: self.edge.start,
+            admission: Some(admission),
+        });
+        let streams = ask.stream;
+        let passed = self.passed.iter().flat_map(|name| {
+            head.headers.get_all(name).iter().map(move |value| (name.clone(), value.clone()))
+        });
+        let trip = Trip {
+            edge: Arc::clone(&self.edge),
+            passed: passed.collect(),
+            scene,
+            endpoint,
+            ask,
+            decision,
+            body,
+            skim,
+            account,
+            request_id: request_id.clone(),
+            _permit: permit,
+            begun,
+        };
+        self.go(trip, streams, api, seed, request_id).await
+    }
+
+    /// Waits for the beginning of the answer; a stream that is long in coming is promised and kept alive.
+    async fn go(
+        &self,
+        trip: Trip,
+        streams: bool,
+        api: Api,
+        seed: bool,
+        request_id: Box<str>,
+    ) -> Response<GatewayBody> {
+        let _flying = Flying::new(&self.edge.meters);
+        let mut running: Pin<Box<dyn Future<Output = Resolved> + Send>> = Box::pin(trip.run());
+        let resolved = {
+            let patience = async {
+                match streams {
+                    true => tokio::time::sleep(self.settings.keepalive).await,
+                    false => std::future::pending().await,
+                }
+            };
+            let mut patience = pin!(patience);
+            let mut cut = pin!(self.edge.cut.cancelled());
+            tokio::select! {
+                biased;
+                resolved = running.as_mut() => Some(resolved),
+                () = patience.as_mut() => None,
+                () = cut.as_mut() => {
+                    let error = GatewayError::new(ErrorCode::ShuttingDown, "the gateway is shutting down");
+                    return refused(&error, api, &request_id, None);
+                }
+            }
+        };
+        let Some(resolved) = resolved else {
+            let awaited =
+                AwaitedStream::new(running, self.settings.keepalive, &self.edge, api, request_id.clone());
+            return streaming(GatewayBody::Awaited(Box::new(awaited)), &request_id, None, seed);
+        };
+        match resolved {
+            Resolved::Plain(body, content_type, shown) => {
+                let mut response = Response::new(GatewayBody::Whole(body));
+                let headers = response.headers_mut();
+                headers.insert(
+                    CONTENT_TYPE,
+                    content_type.unwrap_or(HeaderValue::from_static("application/json")),
+                );
+                put(headers, "x-request-id", &request_id);
+                show(headers, &shown, seed);
+                response
+            }
+            Resolved::Stream(relay, shown) => {
+                streaming(GatewayBody::Stream(relay), &request_id, Some(&shown), seed)
+            }
+            Resolved::Failed(error, shown) => refused(&error, api, &request_id, shown.as_deref()),
+        }
+    }
+
+    /// Reads a body whole, within the memory that all bodies share.
+    async fn read(&self, mut body: Incoming) -> Result<(Bytes, Option<OwnedSemaphorePermit>), GatewayError> {
+        let max = self.settings.body_max;
+        let too_large = || {
+            let message = format!("the body is longer than {max} bytes");
+            GatewayError::new(ErrorCode::RequestTooLarge, message)
+        };
+        let declared = body.size_hint().exact();
+        if declared.is_some_and(|length| length > max as u64) {
+            return Err(too_large());
+        }
+        let mut permit: Option<OwnedSemaphorePermit> = None;
+        if let Some(length) =
+            declared.and_then(|length| usize::try_from(length).ok()).filter(|it| *it > UNCOUNTED)
+        {
+            permit = Some(self.memory(length).await?);
+        }
+        let reading = async {
+            let mut whole = Bytes::new();
+            let mut gathered: Vec<u8> = Vec::new();
+            while let Some(frame) =
+                std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await
+            {
+                let broken = |_| GatewayError::new(ErrorCode::InvalidRequest, "the body ended early");
+                let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
+                if whole.len() + gathered.len() + data.len() > max {
+                    return Err(too_large());
+                }
+                if whole.is_empty() && gathered.is_empty() {
+                    whole = data;
+                    continue;
+                }
+                if gathered.is_empty() {
+                    let length = declared.and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+                    gathered.reserve_exact(length.max(whole.len() + data.len()));
+                    gathered.extend_from_slice(&std::mem::take(&mut whole));
+                }
+                gathered.extend_from_slice(&data);
+                // Without a declared length, memory is taken as the body grows.
+                let held = permit.as_ref().map_or(UNCOUNTED, |permit| permit.num_permits() * MEMORY_UNIT);
+                if gathered.len() > held {
+                    let more = self.memory(gathered.len().max(64 * 1024)).await?;
+                    match &mut permit {
+                        Some(permit) => permit.merge(more),
+                        None => permit = Some(more),
+                    }
+                }
+            }
+            Ok((if gathered.is_empty() { whole } else { gathered.into() }, permit))
+        };
+        match timeout(BODY_WITHIN, reading).await {
+            Ok(read) => read,
+            Err(_) => Err(GatewayError::new(ErrorCode::InvalidRequest, "the body did not come in time")),
+        }
+    }
+
+    async fn memory(&self, bytes: usize) -> Result<OwnedSemaphorePermit, GatewayError> {
+        let overloaded = || {
+            let message = "the bodies of other requests use all memory that bodies may";
+            GatewayError::new(ErrorCode::Overloaded, message).retry_after(Duration::from_secs(1))
+        };
+        let permits = u32::try_from(bytes.div_ceil(MEMORY_UNIT)).map_err(|_| overloaded())?;
+        if let Ok(permit) = Arc::clone(&self.memory).try_acquire_many_owned(permits) {
+            return Ok(permit);
+        }
+        match timeout(MEMORY_WITHIN, Arc::clone(&self.memory).acquire_many_owned(permits)).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(overloaded()),
+        }
+    }
+}
+
+impl RequestHandler for Gateway {
+    type Body = GatewayBody;
+
+    async fn handle(&self, request: Request<Incoming>) -> Response<GatewayBody> {
+        self.answer(request).await
+    }
+}
+
+/// Counts a request that is under way.
+struct Flying<'a>(&'a Meters);
+
+impl<'a> Flying<'a> {
+    fn new(meters: &'a Meters) -> Self {
+        meters.in_flight.inc();
+        Self(meters)
+    }
+}
+
+impl Drop for Flying<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.dec();
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Route {
+    /// The flag: the seed's own path.
+    Ask(Endpoint, bool),
+    Models,
+    Model,
+    Live,
+    Ready,
+    Method,
+    Unknown,
+}
+
+impl Route {
+    fn of(method: &Method, path: &str) -> Self {
+        let (route, wanted) = match path {
+            "/v1/chat/completions" => (Self::Ask(Endpoint::Chat, false), Method::POST),
+            "/api/v1/llm/chat/completions" => (Self::Ask(Endpoint::Chat, true), Method::POST),
+            "/v1/completions" => (Self::Ask(Endpoint::Completions, false), Method::POST),
+            "/v1/embeddings" => (Self::Ask(Endpoint::Embeddings, false), Method::POST),
+            "/v1/responses" => (Self::Ask(Endpoint::Responses, false), Method::POST),
+            "/v1/messages" => (Self::Ask(Endpoint::Messages, false), Method::POST),
+            "/v1/messages/count_tokens" => (Self::Ask(Endpoint::CountTokens, false), Method::POST),
+            "/v1/models" => (Self::Models, Method::GET),
+            "/livez" => (Self::Live, Method::GET),
+            "/readyz" => (Self::Ready, Method::GET),
+            _ if path.starts_with("/v1/models/") => (Self::Model, Method::GET),
+            _ => return Self::Unknown,
+        };
+        if *method == wanted { route } else { Self::Method }
+    }
+}
+
+/// Microseconds since 1970.
+fn micros() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// The caller's own id if it is a sane one, else ours.
+fn request_id(headers: &HeaderMap, id: Uuid) -> Box<str> {
+    let own = headers
+        .get("x-request-id")
+        .map(HeaderValue::as_bytes)
+        .filter(|own| (1..=128).contains(&own.len()) && own.iter().all(u8::is_ascii_graphic));
+    match own.and_then(|own| std::str::from_utf8(own).ok()) {
+        Some(own) => own.into(),
+        None => id.to_string().into(),
+    }
+}
+
+/// Who calls, by the hash of the key.
+fn caller<'a>(
+    picture: &'a Picture,
+    headers: &HeaderMap,
+    unix: i64,
+) -> Result<&'a KnownConsumer, GatewayError> {
+    let bearer = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes).and_then(|value| {
+        let (scheme, key) = value.split_at_checked(7)?;
+        scheme.eq_ignore_ascii_case(b"bearer ").then_some(key.trim_ascii())
+    });
+    let key = bearer.or_else(|| headers.get("x-api-key").map(HeaderValue::as_bytes));
+    let wrong = |message: &str| Err(GatewayError::new(ErrorCode::InvalidApiKey, message));
+    let Some(key) = key.filter(|key| !key.is_empty()) else {
+        return wrong("no key; hint: send `Authorization: Bearer …` or `x-api-key`");
+    };
+    let hash: [u8; 32] = Sha256::digest(key).into();
+    match picture.consumer(&hash, unix) {
+        Some(consumer) => Ok(consumer),
+        None => wrong("this key is not known, or expired"),
+    }
+}
+
+/// What the request asks for.
+fn asked(
+    picture: &Picture,
+    consumer: &KnownConsumer,
+    endpoint: Endpoint,
+    body: &[u8],
+    skim: &Skim,
+    headers: &HeaderMap,
+    chance: u64,
+) -> Result<Ask, GatewayError> {
+    let text = |field| skim.text(body, field).map_err(skim_error);
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    if endpoint == Endpoint::Responses {
+        for field in [BodyField::PreviousResponseId, BodyField::Conversation] {
+            if skim.value(body, field).is_some() {
+                return Err(unsupported(field));
+            }
+        }
+        if skim.flag(body, BodyField::Background).map_err(skim_error)? {
+            return Err(unsupported(BodyField::Background));
+        }
+    }
+    let model = text(BodyField::Model)?;
+    let power_level = text(BodyField::PowerLevel)?;
+    let task_type = text(BodyField::TaskType)?;
+    let prompt_cache_key = text(BodyField::PromptCacheKey)?;
+    let session_id = text(BodyField::SessionId)?;
+    let user = match endpoint.api() {
+        Api::Messages => skim.metadata_user(body),
+        _ => text(BodyField::User)?,
+    };
+    let ask_body = AskBody {
+        model: model.as_deref(),
+        power_level: power_level.as_deref(),
+        task_type: task_type.as_deref(),
+        privacy_required: skim.flag(body, BodyField::PrivacyRequired).map_err(skim_error)?,
+        prompt_cache_key: prompt_cache_key.as_deref(),
+        session_id: session_id.as_deref(),
+        user: user.as_deref(),
+        stream: skim.flag(body, BodyField::Stream).map_err(skim_error)?
+            && !matches!(endpoint, Endpoint::Embeddings | Endpoint::CountTokens),
+        max_tokens: skim.max_tokens(body).map_err(skim_error)?,
+        n: skim.count(body, BodyField::N).map_err(skim_error)?.unwrap_or(1),
+        text_bytes: skim.text_bytes(),
+        media_parts: skim.media_parts,
+    };
+    let ask_head = AskHead {
+        power_level: header("x-power-level"),
+        task_type: header("x-task-type"),
+        session_id: header("x-session-id"),
+        session_affinity: header("x-session-affinity"),
+        user_id: header("x-user-id"),
+        user_tier: header("x-user-tier"),
+    };
+    Ask::new(picture, Some(consumer), endpoint.api(), &ask_body, &ask_head, chance)
+}
+
+fn unsupported(field: BodyField) -> GatewayError {
+    let message = format!(
+        "`{}` needs what another request left behind, and this gateway keeps nothing; hint: send the whole input",
+        field.as_str()
+    );
+    GatewayError::new(ErrorCode::UnsupportedParameter, message).param(field.as_str())
+}
+
+fn skim_error(error: SkimError) -> GatewayError {
+    let message = error.to_string();
+    match error {
+        SkimError::Json { .. } | SkimError::NoObject => GatewayError::new(ErrorCode::InvalidJson, message),
+        SkimError::Duplicate(field) => GatewayError::new(ErrorCode::DuplicateField, message).param(field),
+        SkimError::Type { field, .. } => {
+            GatewayError::new(ErrorCode::InvalidRequest, message).param(field.as_str())
+        }
+    }
+}
+
+fn no_picture() -> GatewayError {
+    GatewayError::new(ErrorCode::NoUpstream, "the gateway has not read its configuration yet")
+        .retry_after(Duration::from_secs(1))
+}
+
+/// A path's segment as it was meant; what is no encoding stays as it is.
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, behind)) = rest.split_first() {
+        let digits = behind.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()).filter(|_| *first == b'%') {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = behind.get(2..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(*first);
+                rest = behind;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
+    // What cannot stand in a header (a name of another alphabet) is left out.
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(HeaderName::from_static(name), value);
+    }
+}
+
+fn show(headers: &mut HeaderMap, shown: &Shown, seed: bool) {
+    if !shown.model.is_empty() {
+        put(headers, "x-providerd-model", &shown.model);
+        if seed {
+            put(headers, "x-provider-used", &shown.provider);
+        }
+    }
+    if shown.attempts > 0 {
+        headers.insert("x-providerd-attempts", HeaderValue::from(shown.attempts));
+    }
+    put(headers, "x-providerd-route", &shown.route);
+    if let Some(id) = &shown.upstream_id {
+        headers.insert("x-upstream-request-id", id.clone());
+    }
+    for (name, value) in &shown.limits {
+        put(headers, name, value);
+    }
+}
+
+fn small(status: StatusCode, text: &'static str) -> Response<GatewayBody> {
+    let mut response = Response::new(GatewayBody::Whole(Bytes::from_static(text.as_bytes())));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+    response
+}
+
+fn json_response(status: StatusCode, body: Bytes) -> Response<GatewayBody> {
+    let mut response = Response::new(GatewayBody::Whole(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// An error as an answer, in the caller's dialect.
+fn refused(error: &GatewayError, api: Api, request_id: &str, shown: Option<&Shown>) -> Response<GatewayBody> {
+    let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let body = error.body(api, Some(request_id)).to_string();
+    let mut response = json_response(status, body.into());
+    let headers = response.headers_mut();
+    for (name, value) in error.headers() {
+        put(headers, name, &value);
+    }
+    put(headers, "x-request-id", request_id);
+    if let Some(shown) = shown {
+        show(headers, shown, false);
+    }
+    response
+}
+
+fn streaming(
+    body: GatewayBody,
+    request_id: &str,
+    shown: Option<&Shown>,
+    seed: bool,
+) -> Response<GatewayBody> {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // nginx in front shall not gather events.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    put(headers, "x-request-id", request_id);
+    if let Some(shown) = shown {
+        show(headers, shown, seed);
+    }
+    response
 }

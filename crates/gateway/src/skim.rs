@@ -26,7 +26,6 @@ macro_rules! fields {
         impl BodyField {
             /// All of them, in the order of their discriminants.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
-            const COUNT: usize = Self::ALL.len();
 
             /// The key as it stands in a body.
             pub const fn as_str(self) -> &'static str {
@@ -132,7 +131,8 @@ pub struct BodyMember {
 /// Where things stand in one body.
 #[derive(Debug, Clone)]
 pub struct Skim {
-    fields: [Option<BodyMember>; BodyField::COUNT],
+    /// Those that stand in the body, in its order.
+    fields: Vec<(BodyField, BodyMember)>,
     /// After the opening brace.
     pub(crate) inside: usize,
     /// Number of members.
@@ -151,24 +151,21 @@ impl Skim {
         if let Err(error) = std::str::from_utf8(body) {
             return Err(SkimError::Json { at: error.valid_up_to(), what: "no UTF-8" });
         }
-        let mut fields = [const { None }; BodyField::COUNT];
+        let mut fields: Vec<(BodyField, BodyMember)> = Vec::with_capacity(8);
         let mut keys: Vec<Cow<'_, [u8]>> = Vec::with_capacity(16);
-        let mut last = None;
+        // The member before was a known field.
+        let mut known = false;
         let mut media = Media::default();
         let (inside, members) = walk(body, &mut media, &mut |key, member| {
-            if let Some(at) = last.take()
-                && let Some(Some(field)) = fields.get_mut(at)
+            if std::mem::take(&mut known)
+                && let Some((_, before)) = fields.last_mut()
             {
-                let field: &mut BodyMember = field;
-                field.next = Some(member.start);
+                before.next = Some(member.start);
             }
             let key = unescaped(key);
             if let Some(field) = BodyField::of(&key) {
-                last = Some(field as usize);
-                // The first stays; a second is refused below.
-                if let Some(slot) = fields.get_mut(field as usize) {
-                    slot.get_or_insert(member);
-                }
+                known = true;
+                fields.push((field, member));
             }
             keys.push(key);
         })?;
@@ -178,7 +175,7 @@ impl Skim {
 
     /// Where a field stands.
     pub fn member(&self, field: BodyField) -> Option<&BodyMember> {
-        self.fields.get(field as usize)?.as_ref()
+        self.fields.iter().find(|(found, _)| *found == field).map(|(_, member)| member)
     }
 
     /// The bytes of a field's value; `None` where it is absent or null.
@@ -606,7 +603,10 @@ mod tests {
     #[test]
     fn keys_with_escapes_are_the_same_keys() {
         let body = r#"{"mod\u0065l":"x"}"#;
-        assert_eq!(skim(body).unwrap().text(body.as_bytes(), BodyField::Model).unwrap().as_deref(), Some("x"));
+        assert_eq!(
+            skim(body).unwrap().text(body.as_bytes(), BodyField::Model).unwrap().as_deref(),
+            Some("x")
+        );
         for twice in [r#"{"model":"a","mod\u0065l":"b"}"#, r#"{"x":1,"y":2,"x":3}"#, r#"{"":1,"":2}"#] {
             assert!(matches!(skim(twice), Err(SkimError::Duplicate(_))), "{twice}");
         }

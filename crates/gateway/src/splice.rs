@@ -25,7 +25,10 @@ pub enum BodyEdit {
 pub fn usage_wanted(body: &[u8], skim: &Skim) -> Option<BodyEdit> {
     const WANTED: &[u8] = br#""include_usage":true"#;
     let Some(options) = skim.value(body, BodyField::StreamOptions) else {
-        return Some(BodyEdit::Set(BodyField::StreamOptions, Bytes::from_static(br#"{"include_usage":true}"#)));
+        return Some(BodyEdit::Set(
+            BodyField::StreamOptions,
+            Bytes::from_static(br#"{"include_usage":true}"#),
+        ));
     };
     let inner = options.strip_prefix(b"{")?;
     let edited = match value_in(options, "include_usage") {
@@ -130,7 +133,8 @@ mod tests {
 
     #[test]
     fn only_what_is_edited_changes() {
-        let check = |body: &str, edits: &[BodyEdit], expected: &str| assert_eq!(spliced(body, edits), expected);
+        let check =
+            |body: &str, edits: &[BodyEdit], expected: &str| assert_eq!(spliced(body, edits), expected);
         let model = || set(BodyField::Model, "\"up\"");
         check(r#"{ "model" : "a", "x": 1e400 }"#, &[model()], r#"{ "model" : "up", "x": 1e400 }"#);
         check(r#"{"x":1}"#, &[model()], r#"{"model":"up","x":1}"#);
@@ -158,7 +162,9 @@ mod tests {
             let skim = Skim::of(body.as_bytes()).expect("valid");
             let edit = usage_wanted(body.as_bytes(), &skim);
             let value = edit.map(|edit| match edit {
-                BodyEdit::Set(BodyField::StreamOptions, value) => String::from_utf8(value.into()).expect("text"),
+                BodyEdit::Set(BodyField::StreamOptions, value) => {
+                    String::from_utf8(value.into()).expect("text")
+                }
                 other => panic!("{other:?}"),
             });
             assert_eq!(value.as_deref(), expected, "{options:?}");

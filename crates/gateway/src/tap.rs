@@ -10,8 +10,8 @@ mod sse;
 
 use bytes::Bytes;
 
-pub use json::{TapFinish, TapShape, TapSums, TapUsage};
 use json::{Json, Reading};
+pub use json::{TapFinish, TapShape, TapSums, TapUsage};
 use sse::{Line, Sse};
 
 /// Bytes of an event that may wait for the word whether it is the extra one about usage. Such events are below 2 KiB;

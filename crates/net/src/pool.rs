@@ -77,7 +77,8 @@ pub struct ConnectError {
 }
 
 /// What opening a connection returns.
-pub type ConnectResult<'a> = Pin<Box<dyn Future<Output = Result<Box<dyn Transport>, ConnectError>> + Send + 'a>>;
+pub type ConnectResult<'a> =
+    Pin<Box<dyn Future<Output = Result<Box<dyn Transport>, ConnectError>> + Send + 'a>>;
 
 /// Opens connections: resolves, obeys the egress policy, speaks TLS, sets TCP_NODELAY.
 pub trait Connector: Send + Sync {

@@ -39,13 +39,17 @@ fn main() {
                     .block_on(async {
                         let listener = reuse(OURS);
                         // Accepting on a worker, not on the main thread, which is not one.
-                        let _ = tokio::spawn(relay::run(listener, MOCK)).await;
+                        let _ = tokio::spawn(relay::run(listener, MOCK, spool(0))).await;
                     });
             }
             _ => {
                 let cores = word(3).and_then(|n| n.parse().ok()).unwrap_or(1);
                 let threads: Vec<_> = (0..cores)
-                    .map(|_| std::thread::spawn(|| local(async { relay::run(reuse(OURS), MOCK).await })))
+                    .map(|at| {
+                        std::thread::spawn(move || {
+                            local(async move { relay::run(reuse(OURS), MOCK, spool(at)).await })
+                        })
+                    })
                     .collect();
                 for thread in threads {
                     let _ = thread.join();
@@ -91,6 +95,12 @@ fn local<T>(future: impl Future<Output = T>) -> T {
     tokio::task::LocalSet::new().block_on(&runtime, future)
 }
 
+/// Where the relay under test keeps its spool, below the directory of the run.
+fn spool(worker: usize) -> std::path::PathBuf {
+    let directory = std::env::var_os("BENCH_DIRECTORY").map_or_else(std::env::temp_dir, Into::into);
+    directory.join(format!("spool-{}-{worker}", std::process::id()))
+}
+
 fn reuse(port: u16) -> tokio::net::TcpListener {
     let socket = tokio::net::TcpSocket::new_v4().expect("socket");
     socket.set_reuseport(true).expect("reuseport");
@@ -103,8 +113,9 @@ fn reuse(port: u16) -> tokio::net::TcpListener {
 struct Running(Child);
 
 impl Running {
-    fn start(core: &str, program: &str, arguments: &[&str]) -> Self {
+    fn start(directory: &std::path::Path, core: &str, program: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new("taskset");
+        command.env("BENCH_DIRECTORY", directory);
         command.args(["-c", core, program]).args(arguments).stdin(Stdio::null()).process_group(0);
         Self(command.spawn().expect("taskset is installed"))
     }
@@ -128,9 +139,10 @@ fn run(_which: &str) {
     std::fs::create_dir_all(&directory).expect("temporary directory");
     let configuration = directory.join("nginx.conf");
     std::fs::write(&configuration, nginx(&directory.display().to_string())).expect("written");
-    let _mock = Running::start("1", me, &["mock"]);
-    let nginx = Running::start("0", "nginx", &["-c", configuration.to_str().expect("plain path")]);
-    let ours = Running::start("0", me, &["relay", "cores", "1"]);
+    let _mock = Running::start(&directory, "1", me, &["mock"]);
+    let nginx =
+        Running::start(&directory, "0", "nginx", &["-c", configuration.to_str().expect("plain path")]);
+    let ours = Running::start(&directory, "0", me, &["relay", "threads", "1"]);
     std::thread::sleep(Duration::from_millis(800));
     let worker = worker_of(nginx.0.id());
     let targets = [("direct", MOCK, None), ("nginx", NGINX, Some(worker)), ("ours", OURS, Some(ours.0.id()))];

@@ -1,145 +1,116 @@
-//! The relay under test.
+//! The gateway under test: authentication, routing, limits and the spool are on.
 
-use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::{Request, Response};
 use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 
-use gateway::serve::{Handle, Plain};
-use net::pool::{Answer, Connect, ConnectError, ConnectPhase, Connecting, Line, Origin, Pool, Slices};
+use gateway::accept::{PlainDoor, accept};
+use gateway::account::SpoolLedger;
+use gateway::limit::LeaseWish;
+use gateway::meter::Meters;
+use gateway::picture::{
+    Api, ApiSet, ConsumerInput, KeyHashInput, LimitSpec, OfferInput, Picture, PictureInput, PowerLevel,
+    PriceInput, RouteInput, UpstreamInput,
+};
+use gateway::serve::{Gateway, GatewayHooks, GatewaySettings};
+use gateway::spool::{Spool, SpoolSettings};
+use net::pool::{ConnectError, ConnectPhase, ConnectResult, Connector, PoolOrigin, Transport};
+use uuid::Uuid;
+use zeroize::Zeroizing;
 
 struct Dial;
-impl Connect for Dial {
-    fn connect<'a>(&'a self, origin: &'a Origin) -> Connecting<'a> {
+
+impl Connector for Dial {
+    fn connect<'a>(&'a self, origin: &'a PoolOrigin) -> ConnectResult<'a> {
         Box::pin(async move {
             let socket = TcpStream::connect((&*origin.host, origin.port))
                 .await
                 .map_err(|error| ConnectError { phase: ConnectPhase::Tcp, text: error.to_string() })?;
             let _ = socket.set_nodelay(true);
-            Ok(Box::new(socket) as Box<dyn Line>)
+            Ok(Box::new(socket) as Box<dyn Transport>)
         })
     }
 }
 
-struct Naive {
-    pool: Pool,
-    origin: Origin,
-    keys: std::collections::HashMap<[u8; 32], String>,
+struct Silent;
+
+impl GatewayHooks for Silent {
+    fn look_again(&self, _: Uuid) {}
+    fn wish(&self, _: Vec<LeaseWish>) {}
 }
 
-enum Out {
-    Text(Option<Bytes>),
-    Relay(Answer, bool),
-}
-
-impl Body for Out {
-    type Data = Bytes;
-    type Error = hyper::Error;
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self.get_mut() {
-            Self::Text(text) => Poll::Ready(text.take().map(|t| Ok(Frame::data(t)))),
-            Self::Relay(answer, seen) => {
-                let frame = Pin::new(answer).poll_frame(cx);
-                if let Poll::Ready(Some(Ok(frame))) = &frame
-                    && let Some(data) = frame.data_ref()
-                {
-                    *seen |= memchr::memmem::find(data, b"\"usage\"").is_some();
-                }
-                frame
-            }
-        }
-    }
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Text(t) => t.is_none(),
-            Self::Relay(a, _) => a.is_end_stream(),
-        }
-    }
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Text(t) => SizeHint::with_exact(t.as_ref().map_or(0, |t| t.len() as u64)),
-            Self::Relay(a, _) => a.size_hint(),
-        }
-    }
-}
-
-impl Handle for Naive {
-    type Body = Out;
-    async fn handle(&self, request: Request<Incoming>) -> Response<Out> {
-        let (head, mut body) = request.into_parts();
-        let key = head
-            .headers
-            .get("authorization")
-            .and_then(|v| v.as_bytes().strip_prefix(b"Bearer "))
-            .unwrap_or_default();
-        let hash: [u8; 32] = Sha256::digest(key).into();
-        if !self.keys.contains_key(&hash) {
-            let mut response = Response::new(Out::Text(Some(Bytes::from_static(b"who?"))));
-            *response.status_mut() = hyper::StatusCode::UNAUTHORIZED;
-            return response;
-        }
-        let length = body.size_hint().exact().unwrap_or(0) as usize;
-        let mut whole: Option<Bytes> = None;
-        let mut buffer = Vec::new();
-        while let Some(Ok(frame)) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-            let Ok(data) = frame.into_data() else { continue };
-            if data.len() == length {
-                whole = Some(data);
-            } else {
-                if buffer.is_empty() {
-                    buffer.reserve_exact(length);
-                }
-                buffer.extend_from_slice(&data);
-            }
-        }
-        let whole = whole.unwrap_or_else(|| Bytes::from(buffer));
-        let content_type = head.headers.get("content-type").cloned();
-        let make = || {
-            let mut request = Request::post("/v1/chat/completions")
-                .header("host", "127.0.0.1")
-                .header("authorization", "Bearer upstream-key-of-the-bench")
-                .header("accept-encoding", "identity");
-            if let Some(value) = &content_type {
-                request = request.header("content-type", value);
-            }
-            request.body(Slices::new(vec![whole.clone()])).expect("plain header values")
-        };
-        match self.pool.send(&self.origin, Duration::from_secs(4), make).await {
-            Ok(answer) => {
-                let (head, body) = answer.into_parts();
-                let mut response = Response::new(Out::Relay(body, false));
-                *response.status_mut() = head.status;
-                if let Some(value) = head.headers.get("content-type") {
-                    response.headers_mut().insert("content-type", value.clone());
-                }
-                response
-            }
-            Err(error) => {
-                let mut response = Response::new(Out::Text(Some(Bytes::from(error.to_string()))));
-                *response.status_mut() = hyper::StatusCode::BAD_GATEWAY;
-                response
-            }
-        }
-    }
-}
-
-pub async fn run(listener: tokio::net::TcpListener, upstream: u16) {
-    let handler = Naive {
-        pool: Pool::new(Arc::new(Dial)),
-        origin: Origin { tls: false, host: "127.0.0.1".into(), port: upstream, settings: 0 },
-        keys: [(Sha256::digest(crate::CALLER).into(), "web".to_owned())].into(),
+/// One provider with the models of the mock, one consumer with limits, a cell of three models.
+fn picture(upstream: u16) -> Picture {
+    let names = ["plain-model", "stream-model", "idle-model"];
+    let models: Vec<OfferInput> = (1u128..)
+        .zip(names)
+        .map(|(at, name)| OfferInput {
+            id: Uuid::from_u128(at),
+            name: name.into(),
+            prices: PriceInput {
+                input: Some(1_000_000_000),
+                output: Some(2_000_000_000),
+                ..PriceInput::default()
+            },
+            ..OfferInput::default()
+        })
+        .collect();
+    let route = |model: &OfferInput| RouteInput {
+        model_id: model.id,
+        level: PowerLevel::Eco,
+        tier: "all".into(),
+        task: None,
+        priority: 100,
+        weight: 100,
+        enabled: true,
+        origin: None,
     };
-    let (_keep, drain) = tokio::sync::watch::channel(false);
-    gateway::serve::serve(listener, Arc::new(Plain), Arc::new(handler), drain, Duration::from_secs(1)).await;
-    let _: Option<Infallible> = None;
+    let hash = Sha256::digest(crate::CALLER).iter().map(|byte| format!("{byte:02x}")).collect();
+    let input = PictureInput {
+        routes: models.iter().map(route).collect(),
+        consumers: vec![ConsumerInput {
+            name: "web".into(),
+            keys: vec![KeyHashInput { sha256: hash, expires: None }],
+            models: vec!["mock/*".into(), "eco".into()],
+            limits: LimitSpec {
+                requests_per_minute: Some(100_000_000),
+                tokens_per_minute: Some(100_000_000_000),
+                concurrency: Some(100_000),
+                budgets: Vec::new(),
+            },
+            ..ConsumerInput::default()
+        }],
+        providers: vec![UpstreamInput {
+            id: Uuid::from_u128(9),
+            name: "mock".into(),
+            kind: "openai-compatible".into(),
+            base_url: format!("http://127.0.0.1:{upstream}/v1"),
+            key_token: Some("token".into()),
+            apis: ApiSet::default().with(Api::Chat),
+            models,
+            ..UpstreamInput::default()
+        }],
+        ..PictureInput::default()
+    };
+    let (picture, problems) =
+        Picture::build(&input, |_| Some(Zeroizing::new(b"key-of-the-mock-provider".to_vec())));
+    assert!(problems.is_empty(), "{problems:?}");
+    picture
+}
+
+pub async fn run(listener: tokio::net::TcpListener, upstream: u16, directory: std::path::PathBuf) {
+    let meters = Arc::new(Meters::register(&prometheus::Registry::new()).expect("an empty registry"));
+    let spool = Arc::new(Spool::open(SpoolSettings::new(directory)).expect("a spool"));
+    let gateway = Arc::new(Gateway::new(
+        GatewaySettings { drain: Duration::from_secs(1), ..GatewaySettings::default() },
+        Arc::new(Dial),
+        Arc::new(SpoolLedger::new(spool, false)),
+        Arc::new(Silent),
+        meters,
+    ));
+    gateway.publish(picture(upstream));
+    let stop = gateway.stop_signals();
+    accept(listener, Arc::new(PlainDoor), gateway, stop).await;
 }

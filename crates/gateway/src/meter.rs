@@ -1,0 +1,167 @@
+//! The gateway's counters and histograms.
+//!
+//! Not its job: where they are shown. Invariant: labels are words of bounded sets; a consumer is never one.
+
+use std::time::Duration;
+
+use catalog::price::{Money, PricedTokens};
+use prometheus::{
+    Counter, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry,
+};
+
+use crate::spool::UsageSource;
+
+/// From a cached embedding to a long generation.
+const SECONDS: &[f64] =
+    &[0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0];
+/// First tokens of small local models come within milliseconds; a minute is the default clock.
+const FIRST: &[f64] = &[0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3.0, 6.0, 12.0, 30.0, 60.0];
+/// 1,000 to one token a second.
+const EACH: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.4, 1.0];
+/// Our own share is tens of microseconds; a millisecond is already wrong.
+const OVERHEAD: &[f64] = &[0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.005, 0.02, 0.1];
+
+/// All of them. Made once and registered once.
+pub struct Meters {
+    requests: IntCounterVec,
+    duration: HistogramVec,
+    pub(crate) first_token: Histogram,
+    pub(crate) per_token: Histogram,
+    pub(crate) overhead: Histogram,
+    pub(crate) in_flight: IntGauge,
+    pub(crate) streams: IntGauge,
+    pub(crate) attempts: IntCounterVec,
+    pub(crate) fallbacks: IntCounterVec,
+    pub(crate) out_of_budget: IntCounter,
+    pub(crate) cooldowns: IntCounterVec,
+    pub(crate) panic: IntGauge,
+    tokens: IntCounterVec,
+    cost: Counter,
+    pub(crate) limited: IntCounterVec,
+    sources: IntCounterVec,
+    pub(crate) picture_age: Gauge,
+    pub(crate) unwritten: IntCounter,
+}
+
+impl Meters {
+    /// Makes and registers them.
+    ///
+    /// # Errors
+    /// One of the names is taken in this registry.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let counter = |name: &str, help: &str, labels: &[&str]| {
+            let counter = IntCounterVec::new(Opts::new(format!("providerd_gateway_{name}"), help), labels)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
+        let plain = |name: &str, help: &str| {
+            let counter = IntCounter::new(format!("providerd_gateway_{name}"), help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(format!("providerd_gateway_{name}"), help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        let options = |name: &str, help: &str, buckets: &[f64]| {
+            HistogramOpts::new(format!("providerd_gateway_{name}"), help).buckets(buckets.to_vec())
+        };
+        let histogram = |name: &str, help: &str, buckets: &[f64]| {
+            let histogram = Histogram::with_opts(options(name, help, buckets))?;
+            registry.register(Box::new(histogram.clone()))?;
+            Ok::<_, prometheus::Error>(histogram)
+        };
+        let duration = HistogramVec::new(
+            options(
+                "request_duration_seconds",
+                "From a request's head to the last byte of its answer",
+                SECONDS,
+            ),
+            &["operation"],
+        )?;
+        registry.register(Box::new(duration.clone()))?;
+        let cost =
+            Counter::new("providerd_gateway_cost_usd_total", "What requests cost, where the price is known")?;
+        registry.register(Box::new(cost.clone()))?;
+        let picture_age =
+            Gauge::new("providerd_gateway_picture_age_seconds", "Age of what the gateway decides by")?;
+        registry.register(Box::new(picture_age.clone()))?;
+        Ok(Self {
+            requests: counter("requests_total", "Requests that ended, by status", &["operation", "code"])?,
+            duration,
+            first_token: histogram(
+                "time_to_first_token_seconds",
+                "From a request's head to the first content",
+                FIRST,
+            )?,
+            per_token: histogram("time_per_output_token_seconds", "Between tokens after the first", EACH)?,
+            overhead: histogram(
+                "overhead_seconds",
+                "Of a request's head to that of the first attempt",
+                OVERHEAD,
+            )?,
+            in_flight: gauge("in_flight", "Requests under way")?,
+            streams: gauge("streams", "Streams that are relayed now")?,
+            attempts: counter("attempts_total", "Attempts at providers, by how they went", &["outcome"])?,
+            fallbacks: counter(
+                "fallbacks_total",
+                "Further attempts, by why the one before failed",
+                &["reason"],
+            )?,
+            out_of_budget: plain(
+                "retry_budget_exhausted_total",
+                "Further attempts that the retry budget forbade",
+            )?,
+            cooldowns: counter("cooldowns_total", "Cooldowns that began", &["reason"])?,
+            panic: gauge("panic", "1 while so many origins cool that cooldowns are ignored")?,
+            tokens: counter("tokens_total", "Tokens", &["type"])?,
+            cost,
+            limited: counter("limited_total", "Requests that a limit refused", &["limit"])?,
+            sources: counter("usage_source_total", "Rows, by where their tokens come from", &["source"])?,
+            picture_age,
+            unwritten: plain("unwritten_outcomes_total", "Outcomes that the spool could not take")?,
+        })
+    }
+
+    /// A request ended.
+    pub(crate) fn ended(&self, operation: &str, status: u16, _error: &str, latency: Duration) {
+        let mut buffer = [0u8; 3];
+        let code = status_text(status, &mut buffer);
+        self.requests.with_label_values(&[operation, code]).inc();
+        self.duration.with_label_values(&[operation]).observe(latency.as_secs_f64());
+    }
+
+    /// A row was made.
+    pub(crate) fn used(
+        &self,
+        tokens: &PricedTokens,
+        reasoning: u64,
+        source: UsageSource,
+        cost: Option<Money>,
+    ) {
+        let counts = [
+            ("input", tokens.input),
+            ("output", tokens.output),
+            ("cache_read", tokens.cache_read),
+            ("cache_write", tokens.cache_write.saturating_add(tokens.cache_write_1h)),
+            ("reasoning", reasoning),
+        ];
+        for (kind, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
+            self.tokens.with_label_values(&[kind]).inc_by(count);
+        }
+        self.sources.with_label_values(&[source.as_str()]).inc();
+        if let Some(cost) = cost.filter(|cost| cost.units() > 0) {
+            // A counter for graphs: the exact sums stand in the rows.
+            self.cost.inc_by(cost.units() as f64 / 1e10);
+        }
+    }
+}
+
+/// Three digits without an allocation.
+fn status_text(status: u16, buffer: &mut [u8; 3]) -> &str {
+    let status = status.clamp(100, 999);
+    *buffer = [status / 100, status / 10 % 10, status % 10].map(|digit| b'0' + digit as u8);
+    std::str::from_utf8(buffer).unwrap_or("000")
+}

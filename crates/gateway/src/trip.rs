@@ -1,0 +1,311 @@
+//! One request from its decision to the beginning of its answer: candidate after candidate, as its course says.
+//!
+//! Not its job: reading the request (`serve`), one attempt (`upstream`), the answer after its first content (`relay`).
+//!
+//! Invariant: nothing leaves before its intent is written down.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::header::{HeaderName, HeaderValue};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, sleep_until};
+
+use catalog::price::{LISTED, Money, PricedTokens};
+
+use crate::account::{Account, Ending};
+use crate::ask::{Ask, OUTPUT_UNLESS_SAID};
+use crate::course::{AttemptOutcome, Course, CourseStep, total_of};
+use crate::decide::Decision;
+use crate::error::{ErrorCode, GatewayError};
+use crate::limit::Reserved;
+use crate::relay::{Relaying, StreamRelay, attempt_ended};
+use crate::serve::{Edge, Scene};
+use crate::skim::Skim;
+use crate::tick::Tick;
+use crate::upstream::{Attempt, Attempted, Endpoint, PlainAnswer, Refusal};
+
+/// How long a request waits for its part of a budget that other nodes hold.
+const BUDGET_WAIT: std::time::Duration = std::time::Duration::from_millis(250);
+/// How often it looks meanwhile.
+const BUDGET_LOOK: std::time::Duration = std::time::Duration::from_millis(10);
+
+/// One request under way.
+pub(crate) struct Trip {
+    pub edge: Arc<Edge>,
+    pub scene: Arc<Scene>,
+    pub endpoint: Endpoint,
+    pub ask: Ask,
+    pub decision: Decision,
+    pub body: Bytes,
+    pub skim: Skim,
+    pub passed: Vec<(HeaderName, HeaderValue)>,
+    pub account: Account,
+    pub request_id: Box<str>,
+    /// Of the memory for bodies, until the answer begins.
+    pub _permit: Option<OwnedSemaphorePermit>,
+    pub begun: Instant,
+}
+
+/// Who answered, for the head of the answer.
+pub(crate) struct Shown {
+    /// `provider/model`.
+    pub model: String,
+    pub provider: String,
+    pub attempts: u32,
+    pub route: String,
+    pub upstream_id: Option<HeaderValue>,
+    /// `x-ratelimit-*`
+    pub limits: Vec<(&'static str, String)>,
+}
+
+/// How a request goes on.
+pub(crate) enum Resolved {
+    Plain(Bytes, Option<HeaderValue>, Box<Shown>),
+    Stream(Box<StreamRelay>, Box<Shown>),
+    Failed(GatewayError, Option<Box<Shown>>),
+}
+
+impl Trip {
+    /// Asks until there is an answer to show, or a word why there is none.
+    pub(crate) async fn run(mut self) -> Resolved {
+        let reserved = match self.reserve().await {
+            Ok(reserved) => reserved,
+            Err(error) => return self.failed(error, false),
+        };
+        let Some(total) = self.first_total() else {
+            return self.failed(GatewayError::new(ErrorCode::NoUpstream, "there is no candidate"), false);
+        };
+        let mut course = Course::new(&self.decision.candidates, total, self.decision.seed, self.now());
+        let mut step = course.first(self.now());
+        let mut refusal: Option<Refusal> = None;
+        let mut reason = "";
+        // A provider may have read the input, though it gave no answer.
+        let mut input_read = false;
+        loop {
+            let (candidate, not_before) = match step {
+                CourseStep::Ask { candidate, not_before, .. } => (candidate, not_before),
+                CourseStep::PassOn => {
+                    let error = refusal.take().map_or_else(
+                        || GatewayError::new(ErrorCode::UpstreamError, "the provider refused the request"),
+                        |refusal| refusal.0,
+                    );
+                    return self.failed(error, input_read);
+                }
+                CourseStep::Fail(error) => {
+                    if course.out_of_budget() {
+                        self.edge.meters.out_of_budget.inc();
+                    }
+                    return self.failed(error, input_read);
+                }
+                CourseStep::Commit | CourseStep::Truncate(_) | CourseStep::End => {
+                    let error = GatewayError::new(ErrorCode::UpstreamError, "the providers gave no answer");
+                    return self.failed(error, input_read);
+                }
+            };
+            if not_before > self.now() {
+                sleep_until(self.edge.at(not_before)).await;
+            }
+            let scene = Arc::clone(&self.scene);
+            let (Some(asked), now) = (self.decision.candidates.get(candidate), self.now()) else {
+                step = CourseStep::End;
+                continue;
+            };
+            let first = course.attempts() == 1;
+            let flight = scene.pulse.begin(asked.upstream, asked.offer, first, now);
+            let seat = scene.seats.get(asked.upstream as usize).and_then(Option::as_ref);
+            let (Ok(mut flight), Some(seat), true) = (flight, seat, asked.native) else {
+                step = course.follow(AttemptOutcome::Busy, now, &scene.pulse);
+                continue;
+            };
+            if !reason.is_empty() {
+                self.edge.meters.fallbacks.with_label_values(&[reason]).inc();
+            }
+            let ledger = (self.endpoint != Endpoint::CountTokens).then_some(&*self.edge.ledger);
+            if self.account.ask(ledger, &scene.picture, asked, reserved, reason).is_err() {
+                let error = GatewayError::new(
+                    ErrorCode::UsageUnavailable,
+                    "what this request uses cannot be written down now; hint: ask the operator to look at the spool",
+                );
+                return self.failed(error, input_read);
+            }
+            if let Some(settled) = self.account.settled() {
+                settled.await;
+            }
+            let upstream = scene.picture.upstream(asked.upstream);
+            let drain = upstream.is_some_and(|upstream| upstream.drain);
+            let deadlines = upstream.map_or_else(
+                || course.deadlines(&crate::picture::Clocks::preset(false), self.ask.stream, now),
+                |upstream| course.deadlines(&upstream.clocks, self.ask.stream, now),
+            );
+            if first {
+                self.edge.meters.overhead.observe(self.begun.elapsed().as_secs_f64());
+            }
+            let attempt = Attempt {
+                pool: &self.edge.pool,
+                picture: &scene.picture,
+                seat,
+                candidate: asked,
+                endpoint: self.endpoint,
+                ask: &self.ask,
+                body: &self.body,
+                skim: &self.skim,
+                passed: &self.passed,
+                deadlines,
+                start: self.edge.start,
+            };
+            let attempted = attempt.run().await;
+            let now = self.now();
+            match attempted {
+                Attempted::Plain(answer) => {
+                    let heard = flight.hear(AttemptOutcome::Finished, now);
+                    self.edge.heard(&self.account, heard);
+                    attempt_ended(&self.edge.meters, AttemptOutcome::Finished);
+                    course.follow(AttemptOutcome::Content, now, &scene.pulse);
+                    self.account.content(course.was_fallback());
+                    return self.plain(answer, candidate, &course);
+                }
+                Attempted::Stream(begun) => {
+                    let heard = flight.hear(AttemptOutcome::Content, now);
+                    self.edge.heard(&self.account, heard);
+                    course.follow(AttemptOutcome::Content, now, &scene.pulse);
+                    self.account.content(course.was_fallback());
+                    let shown = self.shown(candidate, &course, begun.upstream_id);
+                    let Self { edge, account, endpoint, request_id, .. } = self;
+                    let relay = StreamRelay::new(Relaying {
+                        body: begun.body,
+                        unshown: begun.unshown,
+                        tap: begun.tap,
+                        ended: begun.ended,
+                        shape: endpoint.shape(),
+                        api: endpoint.api(),
+                        account,
+                        flight,
+                        course,
+                        deadlines,
+                        start: edge.start,
+                        request_id,
+                        drain,
+                        edge,
+                    });
+                    return Resolved::Stream(Box::new(relay), shown);
+                }
+                Attempted::Failed { outcome, refusal: said } => {
+                    let heard = flight.hear(outcome, now);
+                    self.edge.heard(&self.account, heard);
+                    attempt_ended(&self.edge.meters, outcome);
+                    drop(flight);
+                    self.account.failed(outcome.word());
+                    reason = outcome.word();
+                    input_read |= matches!(outcome, AttemptOutcome::TimedOut(clock) if clock != crate::course::Clock::Connect)
+                        || outcome == AttemptOutcome::BrokenOff;
+                    refusal = said.or(refusal);
+                    step = course.follow(outcome, now, &scene.pulse);
+                }
+            }
+        }
+    }
+
+    fn now(&self) -> Tick {
+        self.edge.now()
+    }
+
+    /// How long the whole may take: as the first candidate's clocks say.
+    fn first_total(&self) -> Option<std::time::Duration> {
+        let candidate = self.decision.candidates.first()?;
+        let upstream = self.scene.picture.upstream(candidate.upstream)?;
+        Some(total_of(&upstream.clocks, self.ask.stream))
+    }
+
+    /// Reserves tokens and money for the dearest outcome that is usual.
+    async fn reserve(&mut self) -> Result<Money, GatewayError> {
+        let Some(admission) = &mut self.account.admission else { return Ok(Money::ZERO) };
+        let candidate = self.decision.candidates.first();
+        let offer = candidate.and_then(|candidate| candidate.offer_in(&self.scene.picture));
+        let most = offer.and_then(|offer| offer.max_output_tokens);
+        let output = match (self.ask.output_limit, most) {
+            (Some(asked), Some(most)) => asked.min(most.saturating_mul(self.ask.answers)),
+            (Some(asked), None) => asked,
+            (None, most) => {
+                most.unwrap_or(OUTPUT_UNLESS_SAID).min(OUTPUT_UNLESS_SAID).saturating_mul(self.ask.answers)
+            }
+        };
+        let tokens = PricedTokens { input: self.ask.input_estimate, output, ..PricedTokens::default() };
+        let money =
+            offer.and_then(|offer| offer.prices.cost(&tokens, LISTED, None).total()).unwrap_or(Money::ZERO);
+        let begun = Instant::now();
+        loop {
+            let now = self.edge.now();
+            match admission.reserve(tokens.total(), money.units(), now, self.edge.unix()) {
+                Ok(Reserved::Made(wishes)) => {
+                    if !wishes.is_empty() {
+                        self.edge.hooks.wish(wishes);
+                    }
+                    return Ok(money);
+                }
+                Ok(Reserved::Wanting(wishes)) => {
+                    if begun.elapsed() >= BUDGET_WAIT {
+                        return Err(GatewayError::new(
+                            ErrorCode::BudgetExceeded,
+                            "what is left of the budget is held by other nodes",
+                        ));
+                    }
+                    self.edge.hooks.wish(wishes);
+                    tokio::time::sleep(BUDGET_LOOK).await;
+                }
+                Err(error) => {
+                    let limit = error.param.as_deref().unwrap_or("budget").to_owned();
+                    self.edge.meters.limited.with_label_values(&[&*limit]).inc();
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    fn shown(&self, candidate: usize, course: &Course, upstream_id: Option<HeaderValue>) -> Box<Shown> {
+        let asked = self.decision.candidates.get(candidate);
+        let picture = &self.scene.picture;
+        let provider = asked.and_then(|asked| picture.upstream(asked.upstream));
+        Box::new(Shown {
+            model: asked.map_or_else(String::new, |asked| asked.full(picture)),
+            provider: provider.map_or_else(String::new, |provider| provider.name.to_string()),
+            attempts: course.attempts(),
+            route: self.ask.route.to_string(),
+            upstream_id,
+            limits: self.account.admission.as_ref().map_or_else(Vec::new, |it| it.headers(self.now())),
+        })
+    }
+
+    fn plain(mut self, answer: PlainAnswer, candidate: usize, course: &Course) -> Resolved {
+        let shown = self.shown(candidate, course, answer.upstream_id);
+        let sums = answer.tap.sums();
+        self.account.close(Ending {
+            status: 200,
+            error: "",
+            sums: Some(sums),
+            whole: true,
+            input_read: true,
+        });
+        Resolved::Plain(answer.body, answer.content_type, shown)
+    }
+
+    fn failed(mut self, error: GatewayError, input_read: bool) -> Resolved {
+        let limits = self.account.admission.as_ref().map_or_else(Vec::new, |it| it.headers(self.now()));
+        let shown = Box::new(Shown {
+            model: String::new(),
+            provider: String::new(),
+            attempts: u32::from(self.account.attempts()),
+            route: self.ask.route.to_string(),
+            upstream_id: None,
+            limits,
+        });
+        self.account.close(Ending {
+            status: error.status,
+            error: error.code.as_str(),
+            sums: None,
+            whole: false,
+            input_read,
+        });
+        Resolved::Failed(error, Some(shown))
+    }
+}
