@@ -15,6 +15,7 @@
 //! - [`discover`] compares a provider's own list of models with manifests and rows, and adds what is missing; [`edit`]
 //!   writes manifests for operators
 //! - [`usage`] ships what the gateway counted from its spool into the database
+//! - [`destination`] says where a stored key may travel, for everybody who sends one
 //! - [`source`], [`store`], [`embedded`] and [`secret`] each touch one part of the world; [`config`] and [`metrics`]
 //!   serve all
 //!
@@ -39,6 +40,7 @@ pub mod checks;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod destination;
 pub mod discover;
 pub mod edit;
 pub mod embedded;

@@ -122,7 +122,7 @@ metrics! {
     health_transitions: IntCounterVec "providerd_health_transitions_total" ["from", "to"];
     /// Changes of keys' status.
     api_key_transitions: IntCounterVec "providerd_api_key_transitions_total" ["from", "to"];
-    /// Whether the prober suspects itself and freezes all statuses.
+    /// Whether the prober suspects itself and believes no failure.
     prober_impaired: IntGauge "providerd_prober_impaired";
     /// Leases that this daemon holds: for reconciling, and for its share of the checks.
     leases_held: IntGauge "providerd_leases_held";

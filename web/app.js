@@ -176,7 +176,7 @@ function drawFrame() {
   const list = [];
   if (lostAt !== null) list.push(banner("bad", "Connection lost.", heardAt ? `This is what was known at ${clock(heardAt, true)}. Trying again by itself.` : "Trying again by itself.", h("button", { type: "button", class: "button", onclick: () => refreshStatus() }, "Try now")));
   else if (status && status.database === false) list.push(banner("bad", "The database cannot be reached.", `providerd shows what it last read, at ${clock(Date.parse(status.checked_at), true)}, and keeps trying.`));
-  if (status?.impaired) list.push(banner("warn", "The prober suspects itself.", `${typeof status.impaired === "string" ? status.impaired : "Too many hosts fail at once"}. Health verdicts stand still until that is cleared up.`));
+  if (status?.impaired) list.push(banner("warn", "Checks doubt themselves.", `${typeof status.impaired === "string" ? status.impaired : "Too many hosts fail at once"}. Run providerd doctor on that machine.`));
   if (status?.suspended) list.push(banner("warn", "Applying is suspended.", "Manifests are read and providers are checked, but nothing is written.", command("providerd resume")));
   const now = list.map((each) => each.querySelector("p").textContent).join("|");
   // A redraw with the same words would take the focus from the button in it.

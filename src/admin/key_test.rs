@@ -28,7 +28,7 @@ use crate::{
         extract::JsonBody,
         openapi::{BodyErrors, ReadErrors},
     },
-    checks::destination::{Misplaced, destination},
+    destination::{Misplaced, destination},
     secret::Secret,
     store::ProviderStatus,
 };

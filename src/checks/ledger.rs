@@ -114,7 +114,7 @@ struct Waiting {
     sums: BTreeMap<DateTime<Utc>, Rollup>,
     /// A check has ended since the last write.
     checked: bool,
-    /// A key test has ended since the last write.
+    /// A key test has ended since the last write, or the first check of all.
     tested: bool,
     /// The memory differs from what is stored.
     memory: bool,
@@ -286,9 +286,12 @@ impl Ledger {
         };
         match &event {
             Event::Checked { checked, transition, frozen, .. } => {
+                // That it was looked at for the first time is news, whatever is believed of it.
+                let first = live.last_check.is_none() && !matches!(checked.outcome, Outcome::Local { .. });
                 if !matches!(checked.outcome, Outcome::Local { .. }) {
                     live.last_check = Some(now);
                     waiting.checked = true;
+                    waiting.tested |= first;
                 }
                 live.last_took = checked.took;
                 let answered = !matches!(checked.outcome, Outcome::Hard { .. } | Outcome::Local { .. });
@@ -297,10 +300,10 @@ impl Ledger {
                     live.kept.tls_not_after = checked.tls_not_after;
                 }
                 if *frozen || matches!(checked.outcome, Outcome::Local { .. }) {
-                    return false;
+                    return first;
                 }
                 waiting.sums.entry(Span::Hour.begin(now)).or_default().add(&checked.outcome, checked.took);
-                let Some(transition) = transition else { return false };
+                let Some(transition) = transition else { return first };
                 let (from, to) = (transition.from, transition.to);
                 queue(waiting, NewStatus::Health(to), health_event(&target, from, to, &transition.reason));
             }
@@ -504,6 +507,34 @@ mod tests {
         ledger.set(Arc::new(target), HealthPolicy::default(), None);
         let batch = ledger.take(Depth::News, 10);
         assert_eq!(Kept::parse(batch.writes[0].memory.as_deref().unwrap()).unwrap().policy, None);
+    }
+
+    #[test]
+    fn freezes_do_not_flood_the_audit_trail() {
+        let mut ledger = Ledger::default();
+        let start: DateTime<Utc> = "2026-01-02T03:04:05Z".parse().unwrap();
+        // One freeze a minute for an hour.
+        for minute in 0..60 {
+            let at = start + TimeDelta::minutes(minute);
+            ledger.absorb(Event::Impaired(Impaired::Began { failing: 4, hosts: 6 }), at);
+            assert!(ledger.impaired().is_some_and(|why| why.starts_with("4 of 6 hosts")));
+            ledger.absorb(Event::Impaired(Impaired::Ended { reason: "the canary answers" }), at);
+            assert_eq!(ledger.impaired(), None);
+        }
+        let batch = ledger.take(Depth::News, 10);
+        assert_eq!(batch.impaired, Some(None));
+        // A begin and an end each ten minutes, and the begin counts those that were left out.
+        assert_eq!(batch.own.len(), 12);
+        let untold: Vec<u64> = batch.own.iter().filter_map(|event| event.detail["untold"].as_u64()).collect();
+        assert_eq!(untold, [0, 9, 9, 9, 9, 9]);
+        // What could not be written comes back, whether checks doubt themselves now included.
+        ledger.give_back(batch);
+        let batch = ledger.take(Depth::News, 10);
+        assert_eq!((batch.own.len(), batch.impaired), (12, Some(None)));
+        // A clock that was set back silences nothing.
+        let earlier = start - TimeDelta::days(3);
+        ledger.absorb(Event::Impaired(Impaired::Began { failing: 4, hosts: 6 }), earlier);
+        assert_eq!(ledger.take(Depth::News, 10).own.len(), 1);
     }
 
     #[test]

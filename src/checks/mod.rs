@@ -5,7 +5,6 @@
 //! manifests manage is checked and written; a daemon whose lease has run out writes nothing; while the database is
 //! away, checks and metrics go on and what is to be written waits.
 
-pub mod destination;
 pub mod export;
 pub mod impairment;
 pub mod key_trial;
@@ -34,10 +33,8 @@ use tracing::{debug, info, warn};
 use uuid::Uuid;
 
 pub use self::ledger::{Kept, Ledger, Live};
-use self::{
-    destination::Declared,
-    targets::{Catalog, Checkable},
-};
+use self::targets::{Catalog, Checkable};
+use crate::destination::Declared;
 use crate::{
     checks::{
         monitor::{Command, MonitorConfig},

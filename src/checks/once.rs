@@ -9,10 +9,8 @@ use catalog::{manifest::Build, model::HealthPolicy};
 use net::probe::Prober;
 use provider::{Controls, KeyReport, Outcome, Quota};
 
-use super::{
-    destination::Declared,
-    targets::{self, Checkable},
-};
+use super::targets::{self, Checkable};
+use crate::destination::Declared;
 use crate::{
     checks::monitor::Target,
     secret::{Keyring, Resolver},

@@ -12,7 +12,8 @@ use secrecy::SecretString;
 
 use catalog::{manifest::Build, model::HealthPolicy, plan::LiveKey};
 
-use super::{Kept, destination::Declared};
+use super::Kept;
+use crate::destination::Declared;
 use crate::{
     checks::monitor::{Label, Target},
     secret::Keyring,

@@ -22,7 +22,7 @@ use net::probe::{ListFailure, Lister};
 use provider::{BaseError, Models, ProviderType, parse_base};
 
 use crate::{
-    checks::destination::{Declared, Destination, Misplaced, destination},
+    destination::{Declared, Destination, Misplaced, destination},
     secret::{Byok, ResolveError, Resolver, Secret},
     store::{DiscoveryNotice, KeyRow},
 };

@@ -19,7 +19,8 @@ use catalog::{
 use provider::origin_of;
 
 use crate::{
-    checks::{Kept, destination::Declared},
+    checks::Kept,
+    destination::Declared,
     store::{ProviderStatus, Suspended},
 };
 

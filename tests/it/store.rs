@@ -16,7 +16,10 @@ use catalog::{
         LiveKey, Managed, ProviderPlan,
     },
 };
-use providerd::store::{EventFilter, NewEvent, Scope, Settings, Store, StoreError};
+use provider::{Outcome, rollup::Rollup};
+use providerd::store::{
+    CheckWrite, EventFilter, NewEvent, Scope, Settings, Span, StatusWrite, Store, StoreError,
+};
 
 use crate::support::pg::{Cluster, Options, TestDb, pg};
 
@@ -374,4 +377,51 @@ async fn measure_the_first_convergence() {
         floor.run(&format!("COPY {table} FROM '{}/data/{table}'", cluster.socket_dir().display())).await;
     }
     println!("plain COPY of the same rows: {:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sums_are_added_to_rows_of_the_first_layout() {
+    let db = pg().database("sums").await;
+    let store = fresh(&db).await;
+    let id = Uuid::from_u128(7);
+    let hour = Span::Hour.begin(chrono::Utc::now());
+    let mut connection = db.connect().await;
+    let rows = [
+        format!(
+            "INSERT INTO llm_providers (id, name, type, api_key_encrypted) VALUES ('{id}', 'p', 'openai', '')"
+        ),
+        // Twenty classes: a hundred answers between 750 and 1000 ms.
+        format!(
+            "INSERT INTO providerd.rollups (provider_id, span, at, ok, slow, soft, hard, auth, latency)
+             VALUES ('{id}', 'h', '{}', 100, 0, 0, 0, 0, '{{0,0,0,0,0,0,0,0,0,0,0,0,100,0,0,0,0,0,0,0}}')",
+            hour.to_rfc3339()
+        ),
+    ];
+    for sql in rows {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+    }
+    let mut more = Rollup::default();
+    for _ in 0..100 {
+        more.add(&Outcome::Ok, Duration::from_millis(3000));
+    }
+    let status = StatusWrite {
+        id,
+        health_status: None,
+        last_health_check: None,
+        key_status: None,
+        key_last_tested: None,
+        key_updated_at: None,
+    };
+    let write = CheckWrite { status, transitions: Vec::new(), memory: None, rollups: vec![(hour, more)] };
+    for times in 1..=2_u32 {
+        store.checks_write(None, std::slice::from_ref(&write)).await.unwrap();
+        let found = store.rollups(Some(&[id]), Span::Hour, hour).await.unwrap();
+        let [(_, at, sums)] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!(
+            (*at, sums.ok, sums.latency.iter().sum::<u32>()),
+            (hour, 100 * (times + 1), 100 * (times + 1))
+        );
+        let (low, high) = (sums.percentile_ms(0.2).unwrap(), sums.percentile_ms(0.99).unwrap());
+        assert!((750..=1050).contains(&low) && (2850..=3150).contains(&high), "{low} {high}");
+    }
 }
