@@ -115,6 +115,17 @@ pub fn translate_request(
     })
 }
 
+/// Where a body goes that passes in its own dialect: what its path is put behind, and the path. Nothing for
+/// upstreams that no caller speaks like.
+pub fn native_path(upstream: UpstreamDialect, options: &TranslateOptions) -> Option<(PathRoot, String)> {
+    match upstream {
+        UpstreamDialect::Chat | UpstreamDialect::Azure => Some(upstream::chat::place(upstream, options)),
+        UpstreamDialect::Responses => Some((PathRoot::Base, "/responses".to_owned())),
+        UpstreamDialect::Anthropic => Some((PathRoot::Base, "/messages".to_owned())),
+        _ => None,
+    }
+}
+
 /// The upstream's whole answer (its status was good) in the caller's dialect. An error inside it is a failure too.
 pub fn translate_response(
     session: &TranslateSession,

@@ -539,6 +539,10 @@ fn capabilities_follow_family_and_name() {
 
 use super::super::capability::{ReasoningForm, ReasoningReplay};
 
+/// Upstreams that a caller speaks like.
+const CALLERS_PATHS: [UpstreamDialect; 4] =
+    [UpstreamDialect::Chat, UpstreamDialect::Azure, UpstreamDialect::Responses, UpstreamDialect::Anthropic];
+
 #[test]
 fn paths_follow_the_upstream() {
     let body = json!({"messages": [{"role": "user", "content": "x"}]}).to_string();
@@ -554,6 +558,13 @@ fn paths_follow_the_upstream() {
         "/openai/deployments/my%20dep/chat/completions?api-version=2024-10-21"
     );
     assert_eq!(path(UpstreamDialect::Azure, "dep", &same), "/openai/v1/chat/completions");
+    for upstream in UpstreamDialect::ALL {
+        let native = native_path(upstream, &options(upstream, "", "m"));
+        assert_eq!(
+            native.map(|native| native.1),
+            CALLERS_PATHS.iter().any(|own| *own == upstream).then(|| path(upstream, "m", &same))
+        );
+    }
     assert_eq!(
         path(UpstreamDialect::Vertex, "gemini-3-pro", &|options| {
             options.project = Some("p".to_owned());

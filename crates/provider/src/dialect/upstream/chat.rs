@@ -3,8 +3,9 @@
 //! Not its job: which server takes what (the capabilities say). Invariant: a stream is whole only after a finish
 //! reason or `[DONE]`; calls are kept apart even where a server numbers them wrongly.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use super::{
@@ -77,18 +78,21 @@ pub(crate) fn write(
             body.inner().insert(to.clone(), value);
         }
     }
-    Ok(match (upstream, &options.api_version) {
+    let (root, path) = place(upstream, options);
+    Ok(Written::new(root, path, body))
+}
+
+/// Where chat completions are.
+pub(crate) fn place(upstream: UpstreamDialect, options: &TranslateOptions) -> (PathRoot, String) {
+    match (upstream, &options.api_version) {
         (UpstreamDialect::Azure, Some(version)) => {
-            let path = format!(
-                "/openai/deployments/{}/chat/completions?api-version={}",
-                encode(&options.model),
-                encode(version)
-            );
-            Written::new(PathRoot::Origin, path, body)
+            let (model, version) = (encode(&options.model), encode(version));
+            let path = format!("/openai/deployments/{model}/chat/completions?api-version={version}");
+            (PathRoot::Origin, path)
         }
-        (UpstreamDialect::Azure, None) => Written::new(PathRoot::Origin, "/openai/v1/chat/completions", body),
-        _ => Written::new(PathRoot::Base, "/chat/completions", body),
-    })
+        (UpstreamDialect::Azure, None) => (PathRoot::Origin, "/openai/v1/chat/completions".to_owned()),
+        _ => (PathRoot::Base, "/chat/completions".to_owned()),
+    }
 }
 
 /// Percent-encodes one segment of a path: everything but unreserved characters.
@@ -445,6 +449,50 @@ fn call_id(call: &Value) -> (String, Option<Signature>) {
     (id, carried.or_else(|| google.map(|field| Signature::read(field, Maker::Google))))
 }
 
+/// A chunk that holds one piece of text and nothing else: nearly all of a stream. Any other shape fails to read and
+/// goes the long way.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code, reason = "members that are named may be there, but are not looked at")]
+struct PlainChunk<'a> {
+    #[serde(borrow)]
+    id: Cow<'a, str>,
+    #[serde(borrow)]
+    model: Cow<'a, str>,
+    #[serde(borrow)]
+    choices: [PlainChoice<'a>; 1],
+    object: Option<IgnoredAny>,
+    created: Option<IgnoredAny>,
+    system_fingerprint: Option<IgnoredAny>,
+    service_tier: Option<IgnoredAny>,
+    obfuscation: Option<IgnoredAny>,
+    usage: Option<Nothing>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code, reason = "members that are named may be there, but are not looked at")]
+struct PlainChoice<'a> {
+    index: u64,
+    #[serde(borrow)]
+    delta: PlainDelta<'a>,
+    logprobs: Option<Nothing>,
+    finish_reason: Option<Nothing>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code, reason = "members that are named may be there, but are not looked at")]
+struct PlainDelta<'a> {
+    #[serde(borrow)]
+    content: Cow<'a, str>,
+    role: Option<IgnoredAny>,
+}
+
+/// Never read from anything but `null`, which `Option` takes.
+#[derive(serde::Deserialize)]
+enum Nothing {}
+
 /// Reads a stream of chunks.
 #[derive(Debug)]
 pub(crate) struct Reader {
@@ -468,6 +516,20 @@ impl Reader {
             next: 0,
             any: false,
         }
+    }
+
+    /// Takes a chunk of the plainest shape; says whether it was one.
+    pub(crate) fn plain(&mut self, data: &str, out: &mut Vec<InnerEvent>) -> bool {
+        let Ok(PlainChunk { id, model, choices: [choice], .. }) = serde_json::from_str(data) else {
+            return false;
+        };
+        if choice.index != 0 || self.sequence.is_over() {
+            return false;
+        }
+        self.any = true;
+        self.sequence.start(&id, &model, out);
+        self.sequence.text(&choice.delta.content, out);
+        true
     }
 
     pub(crate) fn event(&mut self, json: &Value, out: &mut Vec<InnerEvent>) {

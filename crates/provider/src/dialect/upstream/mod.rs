@@ -144,6 +144,11 @@ impl UpstreamReader {
         if data.starts_with("[DONE]") {
             return self.done(out);
         }
+        if let Self::Chat(reader) = self
+            && reader.plain(data, out)
+        {
+            return;
+        }
         match serde_json::from_str::<Value>(data) {
             Ok(json) => self.json(name, &json, out),
             Err(error) => self.fail(UpstreamFailure::malformed(error), out),
