@@ -52,6 +52,8 @@ struct Report<'a> {
     source: Option<String>,
     /// The list was cut: there are more models than it names.
     truncated: bool,
+    /// Entries left out because they repeat the API key (count).
+    withheld: usize,
     models: &'a [Row],
     /// Declared, and no longer offered. Empty where the list was cut, because nobody knows then.
     missing: Vec<&'a str>,
@@ -144,6 +146,7 @@ impl ModelsArgs {
             kind,
             source: declared.map(|provider| provider.origin.to_string()),
             truncated: offered.truncated,
+            withheld: offered.withheld,
             missing: if offered.truncated {
                 Vec::new()
             } else {
@@ -226,6 +229,12 @@ fn render(report: &Report<'_>, write: bool) -> String {
     }
     if report.truncated {
         text += "! the list was cut short: what is not in it may be offered all the same\n";
+    }
+    if report.withheld > 0 {
+        text += &format!(
+            "! {} left out: the provider repeats the API key in their names (hint: whose host is this?)\n",
+            count(report.withheld)
+        );
     }
     for left in &report.left_out {
         text += &format!("! {}: left out: {}\n", left.name, left.reason);

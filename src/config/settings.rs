@@ -145,6 +145,9 @@ sections! {
         git_verify ("git.verify"): GitVerify = "\"off\"";
         /// File of the signers' public keys, as `ssh-keygen` describes it under ALLOWED SIGNERS.
         git_allowed_signers ("git.allowed_signers"): Option<PathBuf> = "";
+        /// With `source.git.verify`: also follow a commit that does not come after the applied one (a forced push, a
+        /// tag moved back). Without it such a commit is refused, because its signature may be an old one.
+        git_allow_rewritten ("git.allow_rewritten"): bool = "false";
         /// File with the secret of the webhook `POST /hooks/git`. Without it, the systemd credential
         /// `git_webhook_secret`; without either, there is no webhook.
         git_webhook_secret ("git.webhook_secret"): Option<PathBuf> = "";

@@ -177,7 +177,7 @@ mod tests {
     }
 
     fn models(ids: &[&str]) -> Models {
-        Models { models: ids.iter().map(|id| listed(id)).collect(), truncated: false }
+        Models { models: ids.iter().map(|id| listed(id)).collect(), truncated: false, withheld: 0 }
     }
 
     fn provider(discover: &str, declared: &[&str]) -> Provider {

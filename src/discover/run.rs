@@ -165,6 +165,9 @@ impl Discoverer {
             Ok(target) => target.list(lister).await,
             Err(error) => Err(error),
         };
+        if let Ok(Models { withheld: withheld @ 1.., .. }) = &asked {
+            tracing::warn!(provider = %provider.name, withheld, "models are left out: their names repeat the API key");
+        }
         Ok(asked.map_err(|error| match &error {
             AskError::Key(why) => format!("{error}: {why}"),
             _ => error.to_string(),

@@ -25,7 +25,7 @@ pub use list::{ListError, ListStep, ListedModel, ModelList, Models};
 pub use probe::{Failure, Outcome, health_probe, read_health};
 pub use proof::{Controls, Guard, Proof, Step};
 pub use read::read_error;
-pub use redact::redact;
+pub use redact::{KeyEcho, redact};
 pub use retry::{MAX_RETRY_AFTER, retry_after};
 pub use wire::{BaseError, Header, Method, Reply, Request, RowUrls, Value, origin_of, parse_base, row_base};
 

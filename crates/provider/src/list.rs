@@ -5,12 +5,13 @@
 
 use std::collections::HashSet;
 
+use secrecy::ExposeSecret as _;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use url::Url;
 
 use crate::{
-    KeyVerdict, ProviderType as P, Reply, Request,
+    KeyEcho, KeyVerdict, ProviderType as P, Reply, Request,
     family::{number, spec},
     read::{Said, read_said},
     wire::{LIST_BODY, Method, locate, request},
@@ -44,6 +45,8 @@ pub struct Models {
     pub models: Vec<ListedModel>,
     /// A limit was reached; there is more.
     pub truncated: bool,
+    /// Entries left out because their id or name repeats the key (count).
+    pub withheld: usize,
 }
 
 /// Why there is no list.
@@ -133,6 +136,8 @@ impl ModelList {
             return self.next_source(said.packed.map_or(ListError::Shape, ListError::Packed));
         };
         let Some(items) = envelope(&json) else { return self.next_source(ListError::Shape) };
+        // Ids and names are stored and shown: one that repeats the key would be the key in clear.
+        let echo = KeyEcho::of(self.key.as_ref().map_or("", |key| key.expose_secret()));
         for item in items {
             if self.found.models.len() >= MAX_MODELS {
                 self.found.truncated = true;
@@ -141,7 +146,13 @@ impl ModelList {
             if let Some(model) = listed(self.kind, item)
                 && self.seen.insert(model.id.clone())
             {
-                self.found.models.push(model);
+                if echo.is_in_name(&model.id)
+                    || model.display_name.as_ref().is_some_and(|name| echo.is_in_name(name))
+                {
+                    self.found.withheld += 1;
+                } else {
+                    self.found.models.push(model);
+                }
             }
         }
         self.pages += 1;
@@ -160,7 +171,6 @@ impl ModelList {
     }
 
     fn ask(&mut self, url: Url) -> ListStep {
-        use secrecy::ExposeSecret as _;
         let key = self.key.as_ref().map(|key| key.expose_secret());
         let ask = request(self.kind, Method::Get, url.clone(), key, None, LIST_BODY);
         self.current = Some(url);

@@ -22,8 +22,11 @@ use tokio::{
     process::Command,
 };
 
+use url::Url;
+
 use super::{Options, PullError, place::Place};
 use crate::{config::Transport, secret::Secret};
+use provider::KeyEcho;
 
 /// How often the size of what is being fetched is looked at: at 100 MB/s, some 20 MB may be too much.
 const SIZE_LOOK: Duration = Duration::from_millis(200);
@@ -53,7 +56,7 @@ impl Default for Limits<'_> {
 #[derive(Debug)]
 pub struct Answer {
     pub stdout: Vec<u8>,
-    /// Cleaned of control characters and of the token.
+    /// Cleaned of control characters and of credentials.
     pub complaint: String,
     status: ExitStatus,
 }
@@ -78,8 +81,8 @@ pub struct Git {
     environment: Vec<(OsString, OsString)>,
     directory: PathBuf,
     timeout: Duration,
-    /// Only to keep it out of what is shown.
-    token: Option<Secret>,
+    /// The token and the proxy's password: only to keep them out of what is shown.
+    secrets: Vec<KeyEcho>,
 }
 
 impl Git {
@@ -88,7 +91,11 @@ impl Git {
     pub fn new(options: &Options, place: &Place, token: Option<Secret>) -> Result<Self, PullError> {
         let bundle = bundle(options, place)?;
         let environment = environment(options, place, bundle.as_deref());
-        Ok(Self { environment, directory: place.dir().to_owned(), timeout: options.timeout, token })
+        let proxy = options.proxy.as_ref().and_then(|proxy| Url::parse(proxy.expose_secret()).ok());
+        let secrets = (token.iter().map(|token| KeyEcho::of(token.expose())))
+            .chain(proxy.as_ref().and_then(Url::password).map(KeyEcho::of))
+            .collect();
+        Ok(Self { environment, directory: place.dir().to_owned(), timeout: options.timeout, secrets })
     }
 
     /// Runs `git arguments…` to its end and fails if git does.
@@ -161,21 +168,52 @@ impl Git {
         Ok(Answer { stdout, complaint: self.clean(&stderr), status })
     }
 
-    /// The last lines of what git complained about: without progress, control characters, the token.
+    /// The last lines of what git complained about: without progress, control characters, credentials.
     fn clean(&self, stderr: &[u8]) -> String {
-        let mut text = String::from_utf8_lossy(stderr).into_owned();
-        if let Some(token) = &self.token {
-            text = text.replace(token.expose(), "***");
-        }
+        let text = String::from_utf8_lossy(stderr);
         let lines: Vec<&str> = text
             .lines()
             .map(str::trim)
             .filter(|line| !line.is_empty() && !line.starts_with("hint:"))
             .collect();
-        let last = lines.len().saturating_sub(4);
-        let text = lines.get(last..).unwrap_or_default().join("; ");
+        let last = lines.get(lines.len().saturating_sub(4)..).unwrap_or_default();
+        let kept: Vec<&str> = last.iter().copied().filter(|line| !self.is_telling(line)).collect();
+        let mut text = kept.join("; ");
+        // Broken over lines, a secret is in none of them.
+        if self.repeats(&text) {
+            text.clear();
+        }
+        if kept.len() < last.len() || text.is_empty() && !last.is_empty() {
+            let gap = if text.is_empty() { "" } else { "; " };
+            text = format!("{text}{gap}(what repeats a credential is left out)");
+        }
         text.chars().filter(|it| !it.is_control()).take(600).collect()
     }
+
+    fn repeats(&self, text: &str) -> bool {
+        self.secrets.iter().any(|secret| secret.is_in(text))
+    }
+
+    /// Whether a line shows a credential: ours in any form, or what follows `Basic` and `Bearer`.
+    fn is_telling(&self, line: &str) -> bool {
+        self.repeats(line) || {
+            let mut words =
+                line.split(|c: char| c.is_whitespace() || matches!(c, ':' | ',' | '"' | '\'' | '<' | '>'));
+            let mut scheme = false;
+            words.by_ref().filter(|word| !word.is_empty()).any(|word| {
+                let follows = std::mem::replace(
+                    &mut scheme,
+                    ["basic", "bearer", "token", "negotiate"].iter().any(|it| word.eq_ignore_ascii_case(it)),
+                );
+                follows && is_credential(word)
+            })
+        }
+    }
+}
+
+/// Not a word of a sentence (`Basic authentication`): long, with digits or capitals inside.
+fn is_credential(word: &str) -> bool {
+    word.len() >= 12 && word.bytes().skip(1).any(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase())
 }
 
 fn command_name(arguments: &[&str]) -> String {
@@ -420,6 +458,7 @@ mod tests {
             token: Some("/etc/pd/it's/token".into()),
             username: "o'neil".to_owned(),
             allowed_signers: Some("/etc/pd/signers".into()),
+            allow_rewritten: false,
             proxy: None,
             ca_files: Vec::new(),
             state: "/var/lib/pd/git".into(),
@@ -527,6 +566,19 @@ mod tests {
         let place = Place::of(&options);
         let git = Git::new(&options, &place, Some(Secret::copy_of("not-a-real-token"))).unwrap();
         let shown = git.clean(b"remote: you sent not-a-real-token\x1b[31m\n\nhint: x\nfatal: no\n");
-        assert_eq!(shown, "remote: you sent ***[31m; fatal: no");
+        assert_eq!(shown, "fatal: no; (what repeats a credential is left out)");
+        let check = |line: &str, shown: bool| {
+            let text = git.clean(format!("{line}\nfatal: no\n").as_bytes());
+            assert_eq!(text.contains("left out"), !shown, "{text}");
+            assert_eq!(text.starts_with(line), shown, "{text}");
+        };
+        check("remote: HTTP Basic: Access denied. The provided password is incorrect", true);
+        check("remote: Bearer authentication is required", true);
+        check("remote: you sent NOT-A-REAL-TOKEN", false);
+        check("remote: you sent Authorization: Basic Z2l0Om5vdC1hLXJlYWwtdG9rZW4=", false);
+        check("remote: you sent Authorization: bearer c29tZWJvZHkgZWxzZQ", false);
+        check("remote: you sent n%6ft-a-r%65al-token", false);
+        let shown = git.clean(b"remote: not-a-\nremote: real-tok\nremote: en");
+        assert!(shown.contains("left out") || !KeyEcho::of("not-a-real-token").is_in(&shown), "{shown}");
     }
 }

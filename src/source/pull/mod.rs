@@ -91,6 +91,8 @@ pub struct Options {
     pub username: String,
     /// With it, only commits and tags signed by one of these are applied.
     pub allowed_signers: Option<PathBuf>,
+    /// With signers: also follow a history that does not continue what is applied.
+    pub allow_rewritten: bool,
     pub proxy: Option<SecretString>,
     pub ca_files: Vec<PathBuf>,
     /// Directory for mirrors and checkouts.
@@ -125,6 +127,7 @@ impl Options {
                 GitVerify::Ssh => source.git_allowed_signers.clone().map(absolute),
                 GitVerify::Off => None,
             },
+            allow_rewritten: source.git_allow_rewritten,
             proxy: settings.egress.proxy.clone(),
             ca_files: settings.egress.ca_files.iter().cloned().map(absolute).collect(),
             state: absolute(config::state_dir().join("git")),
@@ -179,6 +182,11 @@ pub enum PullError {
         "commit {commit} is not signed by an allowed signer: {reason}\nhint: sign it with a key of source.git.allowed_signers"
     )]
     Unsigned { commit: String, reason: String },
+    #[error(
+        "commit {commit} {}\nhint: a signature does not tell old from new; if that was meant, set source.git.allow_rewritten until it is applied",
+        .history.against(.previous)
+    )]
+    NotAfter { commit: String, previous: String, history: History },
 }
 
 impl PullError {
@@ -198,6 +206,7 @@ impl PullError {
             Self::NoPath { .. } => "no-path",
             Self::NoManifest { .. } => "no-manifest",
             Self::Unsigned { .. } => "unsigned",
+            Self::NotAfter { .. } => "not-after",
         }
     }
 
@@ -263,6 +272,20 @@ impl History {
             Self::Forward => "forward",
             Self::Rewritten => "rewritten",
             Self::Unknown => "unknown",
+        }
+    }
+}
+
+impl History {
+    /// How a commit of this history stands to `previous`, to go on after its name.
+    fn against(self, previous: &str) -> String {
+        match self {
+            Self::First => "is the first".to_owned(),
+            Self::Forward => format!("comes after {previous}"),
+            Self::Rewritten => format!(
+                "does not come after {previous}, which is applied: the history was rewritten or taken back"
+            ),
+            Self::Unknown => format!("cannot be shown to come after {previous}, which is applied"),
         }
     }
 }
@@ -413,13 +436,19 @@ impl Puller {
     }
 
     async fn take(&mut self, git: &Git, tip: &str) -> Result<Round, PullError> {
-        let tip = remote::fetch(git, &self.options, &self.place, tip).await?;
+        let before = self.report.commit.clone();
+        let guarded = self.options.allowed_signers.is_some() && !self.options.allow_rewritten;
+        // Whether a commit comes after another shows only where the commits between are at hand.
+        let deep = guarded && before.is_some();
+        let tip = remote::fetch(git, &self.options, &self.place, tip, deep).await?;
         let commit = remote::commit(git, remote::INCOMING).await?;
         if self.options.allowed_signers.is_some() {
             remote::verify(git, &self.options, remote::INCOMING, &commit).await?;
         }
-        let before = self.report.commit.clone();
         let history = remote::history(git, before.as_deref(), &commit).await;
+        if let (true, Some(previous), History::Rewritten | History::Unknown) = (guarded, &before, history) {
+            return Err(PullError::NotAfter { commit, previous: previous.clone(), history });
+        }
         tree::check_out(git, &self.options, &self.place, &commit).await?;
         let place = self.place.clone();
         let switched = commit.clone();
@@ -474,7 +503,7 @@ impl Puller {
         let word = match result {
             Ok(Round::Unchanged) => "unchanged",
             Ok(Round::Switched) => "updated",
-            Err(PullError::Unsigned { .. }) => "refused",
+            Err(PullError::Unsigned { .. } | PullError::NotAfter { .. }) => "refused",
             Err(_) => "failed",
         };
         self.metrics.source_fetches.with_label_values(&[word]).inc();
@@ -490,15 +519,21 @@ impl Puller {
             }
             Err(failure) => {
                 let subject = match failure {
-                    PullError::Unsigned { commit, reason } => {
+                    PullError::Unsigned { commit, reason } => Some((commit, reason.clone())),
+                    PullError::NotAfter { commit, previous, history } => {
+                        Some((commit, format!("it {}", history.against(previous))))
+                    }
+                    _ => None,
+                };
+                let subject = match subject {
+                    Some((commit, reason)) => {
                         if self.refused.as_ref() != Some(commit) {
                             self.refused = Some(commit.clone());
-                            let news = News::Refused { commit: commit.clone(), reason: reason.clone() };
-                            let _ = self.news.try_send(news);
+                            let _ = self.news.try_send(News::Refused { commit: commit.clone(), reason });
                         }
                         commit.clone()
                     }
-                    _ => String::new(),
+                    None => String::new(),
                 };
                 let reason = failure.reason();
                 let text = failure.chain();

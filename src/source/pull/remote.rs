@@ -52,9 +52,17 @@ pub async fn tip(git: &Git, options: &Options) -> Result<String, PullError> {
 /// Where the mirror cannot take it (it is broken, or the history since is too much), one made anew with the last
 /// commit alone takes its place, once that is whole.
 ///
+/// `deep`: a new mirror gets the whole history.
+///
 /// # Errors
 /// Those of the second try.
-pub async fn fetch(git: &Git, options: &Options, place: &Place, tip: &str) -> Result<String, PullError> {
+pub async fn fetch(
+    git: &Git,
+    options: &Options,
+    place: &Place,
+    tip: &str,
+    deep: bool,
+) -> Result<String, PullError> {
     if place.mirror().exists() {
         // A commit that was refused, or whose directory was missing, is not fetched again and again.
         if resolve(git, INCOMING).await.as_deref() == Some(tip) && is_whole(git, tip).await {
@@ -79,7 +87,7 @@ pub async fn fetch(git: &Git, options: &Options, place: &Place, tip: &str) -> Re
         let arguments = ["init", "--quiet", "--bare", "--template=", format];
         let answer = git.ask(&arguments, &[("GIT_DIR", fresh.as_os_str())], Limits::default()).await?;
         git.succeed(&arguments, answer)?;
-        fetch_into(git, options, &fresh, true).await
+        fetch_into(git, options, &fresh, !deep).await
     };
     let made = made.await;
     let place = place.clone();
@@ -90,12 +98,12 @@ pub async fn fetch(git: &Git, options: &Options, place: &Place, tip: &str) -> Re
     fetched(git).await
 }
 
-async fn fetch_into(git: &Git, options: &Options, mirror: &Path, fresh: bool) -> Result<(), PullError> {
+async fn fetch_into(git: &Git, options: &Options, mirror: &Path, shallow: bool) -> Result<(), PullError> {
     let refspec = format!("+{}:{INCOMING}", options.reference.full());
     let mut arguments =
         vec!["fetch", "--quiet", "--no-tags", "--no-auto-maintenance", "--no-write-fetch-head"];
     arguments.extend(["--no-recurse-submodules", "--no-show-forced-updates"]);
-    if fresh {
+    if shallow {
         // One commit is all that is applied. Later fetches bring what has come since, and so tell a forced push.
         arguments.push("--depth=1");
     }

@@ -63,6 +63,7 @@ impl Rig {
             token: None,
             username: "git".to_owned(),
             allowed_signers: None,
+            allow_rewritten: false,
             proxy: None,
             ca_files: Vec::new(),
             state: state.path().join("git"),
@@ -418,6 +419,65 @@ async fn only_signed_commits_of_allowed_signers_are_applied() {
     fs::remove_dir_all(repository.bare()).unwrap();
     rig.start();
     rig.until("ready", Rig::is_ready).await;
+    rig.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signed_history_only_goes_forward() {
+    let repository = Repository::empty();
+    let good = repository.signer("good");
+    let push_signed = |text: &str| {
+        repository.write("a.toml", text);
+        let commit = repository.commit_with(&[&sign_with(&good)]);
+        repository.git(&["push", "-q", "--force", "origin", "HEAD:main"]);
+        commit
+    };
+    let first = push_signed("# 1\n");
+    let second = push_signed("# 2\n");
+    let mut rig = Rig::new(&repository.url());
+    rig.options.allowed_signers = Some(repository.allow(&[&good]));
+    rig.start();
+    rig.until_at(&second).await;
+    rig.news();
+
+    // Back to an earlier one, a side branch of it, one of no common history: each signed, each refused.
+    repository.git(&["push", "-q", "--force", "origin", &format!("{first}:main")]);
+    rig.until_failing(&format!("commit {first} does not come after {second}")).await;
+    repository.git(&["reset", "-q", "--hard", &first]);
+    let aside = push_signed("# aside\n");
+    rig.until_failing(&format!("commit {aside} does not come after {second}")).await;
+    repository.git(&["checkout", "-q", "--orphan", "other"]);
+    let foreign = push_signed("# foreign\n");
+    rig.until_failing(&format!("commit {foreign} does not come after {second}")).await;
+    assert_eq!(rig.text("a.toml"), "# 2\n");
+    let refused: Vec<_> = (rig.news().into_iter())
+        .map(|news| match news {
+            News::Refused { commit, .. } => commit,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(refused, [first, aside.clone(), foreign.clone()]);
+
+    // Also after a restart without the mirror; what does come after is taken, its history is fetched again.
+    rig.stop().await;
+    for mirror in rig.names("mirror-") {
+        fs::remove_dir_all(mirror).unwrap();
+    }
+    rig.options.allowed_signers = Some(repository.allow(&[&good]));
+    rig.start();
+    rig.until_failing("come after").await;
+    repository.git(&["checkout", "-q", "-f", &second]);
+    let third = push_signed("# 3\n");
+    rig.look();
+    rig.until_at(&third).await;
+    rig.stop().await;
+
+    // What is meant can be allowed.
+    repository.git(&["push", "-q", "--force", "origin", &format!("{foreign}:main")]);
+    rig.options.allow_rewritten = true;
+    rig.start();
+    rig.until_at(&foreign).await;
+    assert!(matches!(rig.news().last(), Some(News::Switched { history: History::Rewritten, .. })));
     rig.stop().await;
 }
 

@@ -105,6 +105,7 @@ async fn a_deploy_key_opens_and_only_known_hosts_are_believed() {
         token: None,
         username: "git".to_owned(),
         allowed_signers: None,
+        allow_rewritten: false,
         proxy: None,
         ca_files: Vec::new(),
         state: repository.dir.path().join("state"),

@@ -130,6 +130,10 @@ impl Prober {
             *reason = format!("{reason}: {why}");
         }
         report.verdict = report.verdict.redacted(key.unwrap_or_default());
+        if let Some(quota) = &mut report.facts.quota {
+            quota.unit = redact(&quota.unit, key.unwrap_or_default());
+        }
+        let local = local.map(|reason| redact(&reason, key.unwrap_or_default()));
         KeyTested { report, controls: proof.into_controls(), took: began.elapsed(), local }
     }
 
@@ -175,6 +179,7 @@ pub(super) async fn list(
         let request = match step {
             ListStep::Done(Ok(models)) => return Ok(models),
             ListStep::Done(Err(ListError::NoAnswer)) => {
+                let unanswered = unanswered.map(|error| withheld(error, key.unwrap_or_default()));
                 return Err(unanswered.map_or(ListFailure::List(ListError::NoAnswer), ListFailure::Probe));
             }
             ListStep::Done(Err(ListError::Refused(verdict))) => {
@@ -202,6 +207,16 @@ pub enum ListFailure {
     List(ListError),
     #[error("the list of models could not be fetched: {0}")]
     Probe(ProbeError),
+}
+
+/// The names in a certificate are the other side's words as well.
+fn withheld(error: ProbeError, key: &str) -> ProbeError {
+    match error {
+        ProbeError::Local { reason } => ProbeError::Local { reason: redact(&reason, key) },
+        ProbeError::Failed { reason, failure } => {
+            ProbeError::Failed { reason: redact(&reason, key), failure }
+        }
+    }
 }
 
 fn redacted(mut outcome: Outcome, key: &str) -> Outcome {
