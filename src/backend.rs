@@ -3,7 +3,10 @@
 //! Invariant: without the right BYOK key nothing is ever written, because a [`Backend`] exists only after the
 //! canary has been opened.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -190,9 +193,37 @@ pub fn resolver(settings: &Settings, byok: Byok, source: &Source) -> Resolver {
     if let Source::File(path) | Source::Credential(path) = source {
         resolver.protected.push(path.clone());
     }
-    let git = &settings.source;
-    resolver.protected.extend(git.secret_files());
+    resolver.allow_env.clone_from(&settings.keys.allow_env);
+    resolver.protected.extend(settings.source.secret_files());
+    resolver.protected.extend(own_files(settings));
+    resolver.protected_dirs.push(config::state_dir());
     resolver
+}
+
+/// Every file that the settings or the environment name for the daemon itself; its credentials the resolver knows.
+fn own_files(settings: &Settings) -> Vec<PathBuf> {
+    let (git, server) = (&settings.source, &settings.server);
+    let set = [
+        &settings.file,
+        &settings.keys.file,
+        &git.git_known_hosts,
+        &git.git_allowed_signers,
+        &server.tls_cert,
+        &server.tls_key,
+    ];
+    let mut files: Vec<PathBuf> = set.into_iter().flatten().cloned().collect();
+    files.extend(settings.egress.ca_files.iter().cloned());
+    // Where the PostgreSQL driver looks for passwords and keys.
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    files.extend(["PGPASSFILE", "PGSSLKEY", "PGSSLCERT"].into_iter().filter_map(variable));
+    files.extend(variable("HOME").map(|home| home.join(".pgpass")));
+    let url = settings.database.url.as_ref().and_then(|url| Url::parse(url.expose_secret()).ok());
+    for (name, value) in url.iter().flat_map(Url::query_pairs) {
+        if matches!(&*name, "sslkey" | "sslcert" | "passfile") {
+            files.push(PathBuf::from(&*value));
+        }
+    }
+    files
 }
 
 /// How to connect.

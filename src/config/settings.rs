@@ -172,9 +172,12 @@ sections! {
         /// File with the Fernet keys, between commas or on lines of their own; the first encrypts.
         /// `BYOK_ENCRYPTION_KEY` overrides it.
         file: Option<PathBuf> = "";
-        /// Directory below which a manifest's relative `{ file = … }` references lie. Without it only
-        /// absolute paths are accepted.
+        /// Directory below which the files of a manifest's `{ file = … }` references lie, relative to it or as absolute
+        /// paths; no others are read then. Without it only absolute paths are accepted, but for providerd's own files.
         dir: Option<PathBuf> = "";
+        /// Globs of the environment variables that `{ env = … }` may name, such as `["*_API_KEY"]`. Without any, all may be
+        /// named but those of providerd itself and of the machine (`PG*`, `AWS_*`, `VAULT_*`, …); the former never.
+        allow_env: Vec<String> = "[]";
         /// Keep a stored key that works when the provider rejects the one that should replace it.
         require_valid: bool = "true";
     }
@@ -322,6 +325,12 @@ impl Settings {
             "manifests.settle",
             "must be 60s or less",
             "1500ms suits editors, git checkout and rsync",
+        );
+        rule(
+            self.keys.allow_env.iter().any(|glob| glob.is_empty() || glob.contains(['=', '\0', ' '])),
+            "keys.allow_env",
+            "must be globs of names of variables",
+            "for instance [\"*_API_KEY\"]",
         );
         rule(
             self.database.url.as_ref().is_some_and(|url| !is_database_url(url)),

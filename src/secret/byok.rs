@@ -4,7 +4,8 @@
 //! job: where the key comes from (`source`) and where tokens live.
 //!
 //! Invariant: every token written is canonical padded URL-safe base64, and what Python's library would
-//! refuse is refused here too, so that providerd never calls a key fine which its consumers cannot read.
+//! refuse is refused here too, so that providerd never calls a key fine which its consumers cannot read. What that
+//! library takes in the standard alphabet of base64 is taken as well.
 
 use std::{
     fmt,
@@ -48,8 +49,9 @@ pub enum KeyError {
     #[error("BYOK key {index} is empty\nhint: remove the comma that has no key beside it")]
     EmptyPart { index: usize },
     #[error(
-        "BYOK key {index} is not canonical URL-safe base64 (letters, digits, `-`, `_`, padded with `=`)\n\
-         hint: make one with `providerd key generate`"
+        "BYOK key {index} is not canonical base64 (letters, digits, `-` and `_` or `+` and `/`, padded with `=`)\n\
+         hint: was it cut or changed when it was copied? `providerd key generate` makes a new one, which opens nothing \
+         that another key has encrypted"
     )]
     NotBase64 { index: usize },
     #[error(
@@ -119,8 +121,9 @@ impl Byok {
         if token.is_empty() || !token.len().is_multiple_of(4) {
             return Err(Undecryptable);
         }
+        let token = url_safe(token);
         for (index, key) in self.keys.iter().enumerate() {
-            if let Ok(bytes) = key.decrypt_at_time(token, None, END_OF_TIME) {
+            if let Ok(bytes) = key.decrypt_at_time(&token, None, END_OF_TIME) {
                 let bytes = Zeroizing::new(bytes);
                 return Secret::from_bytes(&bytes).map(|secret| (secret, index)).ok_or(Undecryptable);
             }
@@ -129,15 +132,28 @@ impl Byok {
     }
 }
 
+/// The URL-safe alphabet for both: Python's `urlsafe_b64decode` takes the standard one as well, so that a key of
+/// `openssl rand -base64 32` works there.
+fn url_safe(text: &str) -> Zeroizing<String> {
+    let mut out = Zeroizing::new(String::with_capacity(text.len()));
+    out.extend(text.chars().map(|c| match c {
+        '+' => '-',
+        '/' => '_',
+        c => c,
+    }));
+    out
+}
+
 fn parse_key(text: &str, index: usize) -> Result<Fernet, KeyError> {
     if text.is_empty() {
         return Err(KeyError::EmptyPart { index });
     }
-    let bytes = Zeroizing::new(URL_SAFE.decode(text).map_err(|_| KeyError::NotBase64 { index })?);
+    let text = url_safe(text);
+    let bytes = Zeroizing::new(URL_SAFE.decode(text.as_bytes()).map_err(|_| KeyError::NotBase64 { index })?);
     if bytes.len() != KEY_BYTES {
         return Err(KeyError::WrongLength { index, bytes: bytes.len() });
     }
-    Fernet::new(text).ok_or(KeyError::NotBase64 { index })
+    Fernet::new(&text).ok_or(KeyError::NotBase64 { index })
 }
 
 /// Why a database's canary does not prove the BYOK key.
@@ -194,9 +210,11 @@ mod tests {
         check(&format!("{A},"), Err(KeyError::EmptyPart { index: 2 }));
         check(",", Err(KeyError::EmptyPart { index: 1 }));
         check("not base64!", Err(KeyError::NotBase64 { index: 1 }));
-        // Without padding; with the standard alphabet; with trailing bits that decode to the same bytes.
+        // The standard alphabet is the same key.
+        check(&format!("{A},{}", B.replacen('Q', "+", 1)), Ok(2));
+        check(&B.replace('Q', "/"), Ok(1));
+        // Without padding; with trailing bits that decode to the same bytes.
         check(A.trim_end_matches('='), Err(KeyError::NotBase64 { index: 1 }));
-        check(&format!("{A},{}", B.replacen('Q', "+", 1)), Err(KeyError::NotBase64 { index: 2 }));
         check(&A.replace("QUE=", "QUF="), Err(KeyError::NotBase64 { index: 1 }));
         check("QUFB", Err(KeyError::WrongLength { index: 1, bytes: 3 }));
         check(

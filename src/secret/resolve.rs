@@ -2,19 +2,23 @@
 //!
 //! Its job: read one reference now. Not its job: watching (it names what to watch) and remembering.
 //!
-//! Invariant: a reference reaches what it may name and nothing else. Names below `keys.dir` stay below it,
+//! Invariant: a reference reaches what it may name and nothing else. With `keys.dir`, files lie below it,
 //! whatever symbolic links say; devices, FIFOs and the kernel's own files are not read; providerd's own
 //! secrets cannot be named. Manifests may come from people who must not learn those.
 
 use std::{
     fmt, fs, io,
     io::Read as _,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    },
     path::{Component, Path, PathBuf},
     sync::Arc,
 };
 
 use rustix::fs::{Mode, OFlags, ResolveFlags};
+use wildmatch::WildMatch;
 use zeroize::Zeroizing;
 
 use catalog::model::SecretRef;
@@ -24,10 +28,57 @@ use super::{BYOK_CREDENTIAL, BYOK_ENV, Byok, Secret, Undecryptable};
 /// The largest secret: 64 KiB holds every key and certificate, and bounds what a wrong path costs.
 const MAX_BYTES: usize = 64 * 1024;
 
-/// Variables that hold providerd's own secrets, which a manifest must not send to a provider.
-const OWN_VARIABLES: &[&str] = &[BYOK_ENV, "DATABASE_URL"];
-/// Settings from the environment, `PROVIDERD_SECTION__KEY`, may hold secrets as well.
-const SETTING: (&str, &str) = ("PROVIDERD_", "__");
+/// Variables that hold providerd's own secrets or where they lie, as globs; a manifest must not send them to a provider,
+/// whatever the settings say. `PG*` is what libpq and our driver read; `PROVIDERD_SECTION__KEY` are settings.
+const OWN_VARIABLES: &[&str] = &[
+    BYOK_ENV,
+    "DATABASE_URL",
+    "PG*",
+    "PROVIDERD_*__*",
+    "PROVIDERD_*_TOKEN",
+    "PROVIDERD_*_PASSWORD",
+    "PROVIDERD_*_SECRET",
+    "CREDENTIALS_DIRECTORY",
+    "STATE_DIRECTORY",
+    "RUST_LOG",
+    "NOTIFY_SOCKET",
+    "JOURNAL_STREAM",
+];
+/// Variables that belong to the machine or to other tools in the daemon's environment, as globs: no keys of providers,
+/// unless `keys.allow_env` names them.
+const OTHER_VARIABLES: &[&str] = &[
+    "AWS_*",
+    "AZURE_CLIENT_*",
+    "AZURE_FEDERATED_*",
+    "GOOGLE_APPLICATION_*",
+    "VAULT_*",
+    "KUBE*",
+    "SSH_*",
+    "GIT_*",
+    "CI_*",
+    "ACTIONS_*",
+    "DOCKER_*",
+    "*_PROXY",
+    "*_proxy",
+    "LD_*",
+    "HOME",
+    "PATH",
+    "USER",
+];
+/// The one of `AWS_*` that is a provider's key: Bedrock's API key, under the name that AWS gives it.
+const BEDROCK_VARIABLE: &str = "AWS_BEARER_TOKEN_BEDROCK";
+/// Systemd credentials that are providerd's own; `admin::auth`, `backend` and `config` read them.
+const OWN_CREDENTIALS: &[&str] = &[
+    BYOK_CREDENTIAL,
+    "admin_token",
+    "admin_token_sha256",
+    "database_password",
+    "git_ssh_key",
+    "git_token",
+    "git_webhook_secret",
+    "tls_cert",
+    "tls_key",
+];
 
 /// File systems made of the kernel's own state: procfs and sysfs (`statfs(2)`).
 const KERNEL_FILE_SYSTEMS: &[i64] = &[0x9fa0, 0x6265_6572];
@@ -59,8 +110,12 @@ pub enum ResolveProblem {
     TooLarge,
     #[error("it is not a regular file")]
     NotAFile,
-    #[error("it leads out of keys.dir\nhint: give an absolute path, or put the file below keys.dir")]
+    #[error("it leads out of keys.dir\nhint: put the file below keys.dir")]
     Escapes,
+    #[error(
+        "the variable is not among those that a manifest may name\nhint: add it to keys.allow_env, if it is a provider's key"
+    )]
+    NotAllowed,
     #[error("it is one of providerd's own secrets, which no provider may get")]
     Own,
     #[error("the path is relative, and keys.dir is not set\nhint: set keys.dir, or give an absolute path")]
@@ -90,8 +145,12 @@ pub struct Resolver {
     pub env: EnvLookup,
     /// Opens `sealed` references.
     pub byok: Option<Byok>,
-    /// Files that no reference may name: the BYOK key's, the embedded database's, TLS keys.
+    /// `keys.allow_env`: globs of the variables that may be named; none: all but our own and the machine's.
+    pub allow_env: Vec<String>,
+    /// Files that no reference may name: the BYOK key's, the settings', TLS keys, Git's secrets.
     pub protected: Vec<PathBuf>,
+    /// Directories below which no reference may lead, but for a `keys_dir` inside: the state directory.
+    pub protected_dirs: Vec<PathBuf>,
 }
 
 impl fmt::Debug for Resolver {
@@ -108,7 +167,15 @@ impl Resolver {
     /// A resolver that reads the process's own environment.
     pub fn new(keys_dir: Option<PathBuf>, credentials_dir: Option<PathBuf>, byok: Option<Byok>) -> Self {
         let env: EnvLookup = Arc::new(|name| std::env::var(name).ok());
-        Self { keys_dir, credentials_dir, env, byok, protected: Vec::new() }
+        Self {
+            keys_dir,
+            credentials_dir,
+            env,
+            byok,
+            allow_env: Vec::new(),
+            protected: Vec::new(),
+            protected_dirs: Vec::new(),
+        }
     }
 
     /// The secret that a reference names, without the white space around it and without a pasted `Bearer `.
@@ -141,18 +208,38 @@ impl Resolver {
     }
 
     fn read_env(&self, name: &str) -> Result<Secret, ResolveProblem> {
-        if OWN_VARIABLES.contains(&name) || (name.starts_with(SETTING.0) && name.contains(SETTING.1)) {
+        let is_among = |globs: &[&str]| globs.iter().any(|glob| WildMatch::new(glob).matches(name));
+        if is_among(OWN_VARIABLES) {
             return Err(ResolveProblem::Own);
+        }
+        let is_allowed = match self.allow_env.is_empty() {
+            true => name == BEDROCK_VARIABLE || !is_among(OTHER_VARIABLES),
+            false => self.allow_env.iter().any(|glob| WildMatch::new(glob).matches(name)),
+        };
+        if !is_allowed {
+            return Err(ResolveProblem::NotAllowed);
         }
         (self.env)(name).map(Secret::new).ok_or(ResolveProblem::Unset)
     }
 
     fn read_file(&self, path: &Path) -> Result<Secret, ResolveProblem> {
-        let file = if path.is_absolute() {
-            open_absolute(path).map_err(ResolveProblem::Io)?
-        } else {
-            open_beneath(self.keys_dir.as_deref().ok_or(ResolveProblem::NoKeysDir)?, path)?
+        let file = match self.keys_dir.as_deref() {
+            Some(dir) if path.is_absolute() => {
+                let real = || Some(path.strip_prefix(dir.canonicalize().ok()?).ok()?.to_owned());
+                let below = path.strip_prefix(dir).ok().map(Path::to_owned).or_else(real);
+                // What is no file below it cannot be said to be one that is missing.
+                open_beneath(
+                    dir,
+                    &below.filter(|it| !it.as_os_str().is_empty()).ok_or(ResolveProblem::Escapes)?,
+                )?
+            }
+            Some(dir) => open_beneath(dir, path)?,
+            None if path.is_absolute() => open_absolute(path).map_err(ResolveProblem::Io)?,
+            None => return Err(ResolveProblem::NoKeysDir),
         };
+        if self.is_below_protected(&file, path) {
+            return Err(ResolveProblem::Own);
+        }
         self.read_opened(file)
     }
 
@@ -160,7 +247,7 @@ impl Resolver {
         if !is_plain_name(name) {
             return Err(ResolveProblem::BadCredentialName);
         }
-        if name == BYOK_CREDENTIAL {
+        if OWN_CREDENTIALS.contains(&name) {
             return Err(ResolveProblem::Own);
         }
         let dir = self.credentials_dir.as_deref().ok_or(ResolveProblem::NoCredentials)?;
@@ -181,13 +268,32 @@ impl Resolver {
         Secret::from_bytes(&bytes).ok_or(ResolveProblem::NotText)
     }
 
+    fn is_below_protected(&self, file: &fs::File, asked: &Path) -> bool {
+        // A file whose place cannot be told is not one of ours by its place; its inode is looked at as well.
+        let Ok(path) = real_path(file, asked) else { return false };
+        let real = |dir: &PathBuf| dir.canonicalize().ok();
+        let keys = self.keys_dir.as_ref().and_then(real);
+        self.protected_dirs.iter().filter_map(real).any(|dir| {
+            let is_for_keys = keys
+                .as_ref()
+                .is_some_and(|keys| *keys != dir && keys.starts_with(&dir) && path.starts_with(keys));
+            path.starts_with(&dir) && !is_for_keys
+        })
+    }
+
     /// Compared by inode: a protected file has many names, and links are names.
     fn is_protected(&self, file: &fs::Metadata) -> bool {
-        let credential = self.credentials_dir.as_ref().map(|dir| dir.join(BYOK_CREDENTIAL));
-        self.protected.iter().chain(credential.as_ref()).any(|path| {
+        let credentials =
+            self.credentials_dir.iter().flat_map(|dir| OWN_CREDENTIALS.iter().map(|name| dir.join(name)));
+        self.protected.iter().cloned().chain(credentials).any(|path| {
             fs::metadata(path).is_ok_and(|own| (own.dev(), own.ino()) == (file.dev(), file.ino()))
         })
     }
+}
+
+/// The path under which a file is open: links resolved, and not to be changed between look and use.
+fn real_path(file: &fs::File, asked: &Path) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).or_else(|_| asked.canonicalize())
 }
 
 /// Takes off what people paste along with a key.
@@ -300,15 +406,17 @@ mod tests {
             "BLANK" => Some(" \n".to_owned()),
             "BARE" => Some("Bearer ".to_owned()),
             "TWO_LINES" => Some(format!("{KEY}\n{KEY}")),
-            BYOK_ENV | "DATABASE_URL" | "PROVIDERD_DATABASE__URL" => Some(KEY.to_owned()),
-            _ => None,
+            "ABSENT" => None,
+            _ => Some(KEY.to_owned()),
         });
         Resolver {
             keys_dir: Some(dir.join("keys")),
             credentials_dir: Some(dir.join("credentials")),
             env,
             byok: Some(byok),
+            allow_env: Vec::new(),
             protected: vec![dir.join("byok.key")],
+            protected_dirs: vec![dir.join("state")],
         }
     }
 
@@ -316,7 +424,7 @@ mod tests {
     fn fixture() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        for name in ["keys/..data_1", "keys/sub", "credentials"] {
+        for name in ["keys/..data_1", "keys/sub", "credentials", "state/keys"] {
             fs::create_dir_all(at(name)).unwrap();
         }
         for (name, text) in [
@@ -329,6 +437,10 @@ mod tests {
             ("keys/..data_1/key", KEY),
             ("credentials/openai", KEY),
             ("credentials/byok_encryption_key", KEY),
+            ("credentials/admin_token", KEY),
+            ("credentials/database_password", KEY),
+            ("state/admin_token.sha256", KEY),
+            ("state/keys/plain", KEY),
         ] {
             fs::write(at(name), text).unwrap();
         }
@@ -345,6 +457,8 @@ mod tests {
             symlink(target, at(link)).unwrap();
         }
         symlink(at("byok.key"), at("disguise")).unwrap();
+        symlink(at("state"), at("other-state")).unwrap();
+        symlink(at("keys"), at("other-keys")).unwrap();
         nix::unistd::mkfifo(&at("keys/fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         dir
     }
@@ -374,7 +488,22 @@ mod tests {
         check(env("TWO_LINES"), "line break");
         check(env(BYOK_ENV), "own secrets");
         check(env("DATABASE_URL"), "own secrets");
-        check(env("PROVIDERD_DATABASE__URL"), "own secrets");
+        for own in [
+            "PROVIDERD_DATABASE__URL",
+            "PROVIDERD_ADMIN_TOKEN",
+            "PGPASSWORD",
+            "PGSSLKEY",
+            "CREDENTIALS_DIRECTORY",
+            "RUST_LOG",
+        ] {
+            check(env(own), "own secrets");
+        }
+        for other in ["AWS_SECRET_ACCESS_KEY", "VAULT_TOKEN", "HTTPS_PROXY", "https_proxy", "CI_JOB_TOKEN"] {
+            check(env(other), "not among those");
+        }
+        for good in ["OPENAI_API_KEY", "HF_TOKEN", "PROVIDERD_OPENAI_KEY", BEDROCK_VARIABLE] {
+            check(env(good), "key");
+        }
 
         let file = |name: &str| SecretRef::File(name.to_owned());
         check(file("plain"), "key");
@@ -395,13 +524,13 @@ mod tests {
         check(file("loop"), "cannot be read");
 
         let absolute = |name: &str| SecretRef::File(dir.path().join(name).to_string_lossy().into_owned());
-        check(absolute("outside"), "key");
         check(absolute("keys/plain"), "key");
-        check(absolute("byok.key"), "own secrets");
-        check(absolute("disguise"), "own secrets");
-        check(absolute("credentials/byok_encryption_key"), "own secrets");
-        check(file("/dev/zero"), "not a regular file");
-        check(file("/proc/self/environ"), "not a regular file");
+        check(absolute("keys/kubernetes"), "key");
+        check(absolute("keys/absent"), "No such file");
+        for out in ["outside", "keys", "keys/escape", "keys/../outside", "byok.key", "credentials/openai"] {
+            check(absolute(out), "leads out");
+        }
+        check(file("/dev/zero"), "leads out");
 
         let credential = |name: &str| SecretRef::Credential(name.to_owned());
         check(credential("openai"), "key");
@@ -410,11 +539,73 @@ mod tests {
         check(credential("openai/"), "plain file name");
         check(credential(".."), "plain file name");
         check(credential(""), "plain file name");
-        check(credential(BYOK_CREDENTIAL), "own secrets");
+        for own in OWN_CREDENTIALS {
+            check(credential(own), "own secrets");
+        }
 
         let sealed = resolver.byok.as_ref().unwrap().encrypt(&Secret::copy_of(KEY));
         check(SecretRef::Sealed(sealed), "key");
         check(SecretRef::Sealed("gAAAAA".to_owned()), "does not open");
+    }
+
+    fn found(resolver: &Resolver, reference: &SecretRef) -> String {
+        match resolver.resolve(reference) {
+            Ok(_) => "key".to_owned(),
+            Err(error) => error.problem.to_string().lines().next().unwrap_or_default().to_owned(),
+        }
+    }
+
+    #[test]
+    fn without_a_directory_for_keys_every_file_but_our_own_can_be_named() {
+        let dir = fixture();
+        let mut resolver = Resolver { keys_dir: None, ..resolver(dir.path()) };
+        let check = |resolver: &Resolver, name: &str, expected: &str| {
+            let found =
+                found(resolver, &SecretRef::File(dir.path().join(name).to_string_lossy().into_owned()));
+            assert!(found.contains(expected), "{name}: {found:?} instead of {expected:?}");
+        };
+        check(&resolver, "outside", "key");
+        check(&resolver, "keys/plain", "key");
+        check(&resolver, "credentials/openai", "key");
+        for own in [
+            "byok.key",
+            "disguise",
+            "credentials/byok_encryption_key",
+            "credentials/admin_token",
+            "credentials/database_password",
+            "state/admin_token.sha256",
+            "other-state/admin_token.sha256",
+            "state/keys/plain",
+        ] {
+            check(&resolver, own, "own secrets");
+        }
+        check(&resolver, "/dev/zero", "not a regular file");
+        check(&resolver, "/proc/self/environ", "not a regular file");
+        // A directory for keys below the state directory is for keys.
+        resolver.keys_dir = Some(dir.path().join("other-state/keys"));
+        check(&resolver, "other-state/keys/plain", "key");
+        check(&resolver, "state/keys/plain", "key");
+        resolver.keys_dir = Some(dir.path().join("state"));
+        check(&resolver, "state/keys/plain", "own secrets");
+    }
+
+    #[test]
+    fn the_settings_narrow_the_variables() {
+        let dir = fixture();
+        let allowed = vec!["*_API_KEY".to_owned(), "AWS_SECRET_?".to_owned(), "PG*".to_owned()];
+        let resolver = Resolver { allow_env: allowed, ..resolver(dir.path()) };
+        let check = |name: &str, expected: &str| {
+            let found = found(&resolver, &SecretRef::Env(name.to_owned()));
+            assert!(found.contains(expected), "{name}: {found:?} instead of {expected:?}");
+        };
+        check("OPENAI_API_KEY", "key");
+        check("AWS_SECRET_X", "key");
+        check("AWS_SECRET_ACCESS_KEY", "not among those");
+        check("GOOD", "not among those");
+        check("openai_api_key", "not among those");
+        // What is our own stays so.
+        check("PGPASSWORD", "own secrets");
+        check(BYOK_ENV, "own secrets");
     }
 
     #[test]

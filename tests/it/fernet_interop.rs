@@ -29,6 +29,29 @@ fn python_reads_ours_and_we_read_pythons() {
     assert_eq!(ours[57].len(), 164);
 }
 
+/// As `openssl rand -base64 32` prints one.
+#[test]
+fn keys_and_tokens_in_the_standard_alphabet_are_the_same() {
+    let standard = |text: &str| text.replace('-', "+").replace('_', "/");
+    // All bits set: nothing but letters that the two alphabets write differently.
+    let key = format!("{}8=", "_".repeat(42));
+    let ours = Byok::parse(&key).unwrap();
+    let theirs = Byok::parse(&standard(&key)).unwrap();
+    let texts: Vec<String> = (0..64).map(|length| "k".repeat(length)).collect();
+    let tokens: Vec<_> = texts.iter().map(|text| standard(&ours.encrypt(&Secret::copy_of(text)))).collect();
+    assert!(tokens.iter().any(|token| token.contains(['+', '/'])), "or the test shows nothing");
+    let answer = python(&standard(&key), &tokens, &texts);
+    for ((token, text), read) in tokens.iter().zip(&texts).zip(answer.texts) {
+        assert_eq!(read.as_ref(), Some(text), "Python opens {token}");
+        for byok in [&ours, &theirs] {
+            assert_eq!(byok.decrypt(token).unwrap().expose(), text);
+        }
+    }
+    for (token, text) in answer.tokens.iter().zip(&texts) {
+        assert_eq!(theirs.decrypt(token).unwrap().expose(), text);
+    }
+}
+
 #[test]
 fn we_open_exactly_what_python_opens() {
     let key = Byok::generate();

@@ -5,6 +5,7 @@
 mod network;
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
@@ -18,9 +19,11 @@ use serde::Serialize;
 
 use catalog::{
     manifest::{Build, Severity},
+    model::{Provider, SecretRef},
     plan::{Fingerprint, LiveKey},
 };
 use net::probe::Prober;
+use provider::parse_base;
 
 use super::{
     Format, Global, context,
@@ -355,7 +358,7 @@ fn permissions(path: &Path, report: &mut Report) {
 
 fn references(build: &Build, resolver: &Resolver, report: &mut Report) {
     report.checked.push("references");
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     for provider in build.catalog.providers.values() {
         let Some(reference) = &provider.api_key else { continue };
         if let Err(error) = resolver.resolve(reference) {
@@ -370,6 +373,34 @@ fn references(build: &Build, resolver: &Resolver, report: &mut Report) {
             permissions(&path, report);
         }
     }
+    report.findings.extend(shared_variables(build.catalog.providers.values().map(|provider| &**provider)));
+}
+
+/// One variable whose value goes to several hosts: somebody may have borrowed another provider's key.
+fn shared_variables<'a>(providers: impl Iterator<Item = &'a Provider>) -> Vec<Finding> {
+    let mut uses: BTreeMap<&str, BTreeMap<String, &Provider>> = BTreeMap::new();
+    for provider in providers {
+        if let Some(SecretRef::Env(name)) = &provider.api_key
+            && let Ok(base) = parse_base(provider.kind, provider.base_url.as_deref())
+        {
+            uses.entry(name).or_default().entry(base.origin().ascii_serialization()).or_insert(provider);
+        }
+    }
+    let several = uses.into_iter().filter(|(_, origins)| origins.len() > 1);
+    let finding = |(name, origins): (&str, BTreeMap<String, &Provider>)| {
+        let places: Vec<String> = origins
+            .iter()
+            .map(|(origin, provider)| format!("{origin} ({}, {})", provider.name, provider.origin))
+            .collect();
+        Finding {
+            check: "reference",
+            subject: format!("env {name}"),
+            message: format!("its key is sent to several hosts: {}", some(&places.iter().map(String::as_str).collect::<Vec<_>>())),
+            hint: "give each host a key of its own, in a variable of its own; revoke a key that went where it does not belong"
+                .to_owned(),
+        }
+    };
+    several.map(finding).collect()
 }
 
 async fn database(

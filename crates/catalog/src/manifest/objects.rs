@@ -415,5 +415,5 @@ fn is_token(text: &str) -> bool {
     text.starts_with("gAAAAA")
         && text.len() >= 100
         && text.len().is_multiple_of(4)
-        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'='))
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'+' | b'/' | b'='))
 }
