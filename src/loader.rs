@@ -50,7 +50,20 @@ impl Loader {
     /// Looks at these files and subtrees only.
     pub fn load_paths(&mut self, hints: &BTreeSet<PathBuf>, settled: bool) -> Build {
         let scan = self.directory.scan_paths(hints);
-        self.take(scan, settled)
+        let build = self.take(scan, settled);
+        // One half of a rename: the other file may be gone, although nothing has told of it yet.
+        let rivals = self.workspace.rivals();
+        if rivals.is_empty() {
+            return build;
+        }
+        let rivals: BTreeSet<PathBuf> = rivals.iter().map(|path| PathBuf::from(&**path)).collect();
+        if rivals.is_subset(hints) {
+            return build;
+        }
+        let scan = self.directory.scan_paths(&rivals);
+        let mut again = self.take(scan, settled);
+        again.changed.add(build.changed);
+        again
     }
 
     /// Files that somebody is writing right now: they are left alone until they are whole.
@@ -63,9 +76,10 @@ impl Loader {
         self.problem.as_deref()
     }
 
-    /// The text of a file, for showing a diagnostic in it.
+    /// The text of a file, for showing a diagnostic in it; by the rules of every look, so that nothing that is refused
+    /// is read here.
     pub fn text(&self, path: &str) -> Option<String> {
-        std::fs::read_to_string(self.directory.root().join(path)).ok()
+        self.directory.text(path)
     }
 
     fn take(&mut self, scan: Scan, settled: bool) -> Build {
@@ -94,10 +108,49 @@ impl Loader {
             }
         }
         self.problem = scan.problem.map(|problem| problem.to_string().into());
-        let mut build = self.workspace.build();
+        self.workspace.set_gone(&self.gone);
+        let mut build = if settled { self.workspace.build() } else { self.workspace.build_unsettled() };
         if let Some(problem) = &self.problem {
             Arc::make_mut(&mut build.catalog).frozen.no_prune = Some(problem.clone());
         }
         build
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::Changed;
+
+    #[test]
+    fn one_half_of_a_rename_is_enough() -> std::io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let at = |name: &str| dir.path().join(name);
+        let text = |priority: u32| format!("[providers.same]\ntype = \"openai\"\npriority = {priority}\n");
+        std::fs::write(at("a.toml"), text(1))?;
+        let mut loader = Loader::new(dir.path());
+        assert!(loader.load(true).diagnostics.is_empty());
+        let hint = |name: &str| BTreeSet::from([PathBuf::from(name)]);
+        let priority = |build: &Build| build.catalog.providers.get("same").map(|it| it.priority);
+        for (round, (from, to)) in [("a.toml", "b.toml"), ("b.toml", "a.toml")].into_iter().enumerate() {
+            std::fs::rename(at(from), at(to))?;
+            std::fs::write(at(to), text(10 + round as u32))?;
+            // Only the new name was heard of.
+            let build = loader.load_paths(&hint(to), false);
+            assert!(build.diagnostics.is_empty(), "{:?}", build.diagnostics);
+            assert_eq!(priority(&build), Some(Some(10 + round as i32)));
+            assert!(
+                matches!(&build.changed, Changed::Providers(names) if names.contains("same"))
+                    || build.changed == Changed::All
+            );
+            let build = loader.load_paths(&[from, to].map(PathBuf::from).into(), true);
+            assert!(build.diagnostics.is_empty(), "{:?}", build.diagnostics);
+            assert_eq!((build.files.valid, priority(&build)), (1, Some(Some(10 + round as i32))));
+        }
+        // Two that stay are told once the directory has settled.
+        std::fs::copy(at("a.toml"), at("b.toml"))?;
+        assert!(loader.load_paths(&hint("b.toml"), false).diagnostics.is_empty());
+        assert_eq!(loader.load_paths(&hint("b.toml"), true).diagnostics.len(), 2);
+        Ok(())
     }
 }

@@ -215,7 +215,11 @@ impl Loop {
                 tokio::task::block_in_place(|| self.loader.load_paths(manifests, self.settled))
             }
         };
-        self.parts.revisions.latest().await;
+        // At rest there is time to ask whether an edit was taken back.
+        match self.settled && self.build.is_some() {
+            true => self.parts.revisions.refresh().await,
+            false => self.parts.revisions.latest().await,
+        };
         self.report(&build);
         self.wanted.add(build.changed.clone());
         let build = Arc::new(build);

@@ -262,15 +262,16 @@ impl RevisionTracker {
         self.shared.state().current.clone()
     }
 
-    /// The latest revision, asked for anew only if HEAD has moved since: costs two small reads after the edit
-    /// of a file, and a run of git after a commit or checkout. Whether it is dirty may be as old as the last
-    /// refresh.
+    /// The latest revision, to be asked for after an edit: costs two small reads while the work tree is known to differ
+    /// from the commit, and a run of git after a commit or checkout and after the first edit that follows. That an edit
+    /// was taken back shows only at a refresh.
     pub async fn latest(&self) -> Option<Revision> {
-        let unmoved = {
+        let is_known = {
             let state = self.shared.state();
-            state.head.is_some() && state.head == Head::of(&self.shared.root)
+            let differs = state.current.as_ref().is_some_and(|revision| revision.dirty);
+            differs && state.head.is_some() && state.head == Head::of(&self.shared.root)
         };
-        if unmoved { self.current() } else { self.refresh().await }
+        if is_known { self.current() } else { self.refresh().await }
     }
 
     /// Asks git again, on a blocking thread, and returns the result, which [`Self::current`] returns from

@@ -506,3 +506,107 @@ async fn a_reload_takes_settings_and_names_those_that_need_a_restart() {
     lab.wait_for(priority, "1").await;
     assert_eq!(daemon.stop(), 0);
 }
+
+/// A file that gets another name, in all the ways in which that happens, is neither a conflict nor a reason to wait.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rename_raises_no_alarm_and_waits_for_nothing() {
+    let lab = Lab::new().await;
+    lab.write("a.toml", &provider("moving", 1));
+    let git = |arguments: &[&str]| {
+        let output = std::process::Command::new("git")
+            .args(["-c", "user.name=Nobody", "-c", "user.email=nobody@example.com"])
+            .args(arguments)
+            .current_dir(lab.manifests())
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    git(&["init", "-q", "-b", "main"]);
+    git(&["add", "-A"]);
+    git(&["commit", "-qm", "first"]);
+    git(&["checkout", "-q", "-b", "moved"]);
+    git(&["mv", "a.toml", "z.toml"]);
+    fs::write(lab.manifests().join("z.toml"), provider("moving", 77)).unwrap();
+    git(&["commit", "-qam", "moved"]);
+    git(&["checkout", "-q", "main"]);
+    // So long that what waits for it is seen to.
+    let settle = Duration::from_secs(40);
+    let mut daemon = lab.daemon_with(|command| {
+        command.env("PROVIDERD_MANIFESTS__SETTLE", "40s");
+    });
+    daemon.wait_ready().await;
+    let at = |name: &str| lab.manifests().join(name);
+    let priority = "SELECT priority FROM llm_providers WHERE name = 'moving'";
+    let started = Instant::now();
+    for round in 0..4 {
+        let (from, to) =
+            (format!("{}.toml", ["a", "b"][round % 2]), format!("{}.toml", ["b", "a"][round % 2]));
+        let text = provider("moving", 10 + i32::try_from(round).unwrap());
+        match round {
+            // `mv`, then an editor.
+            0 | 1 => {
+                fs::rename(at(&from), at(&to)).unwrap();
+                lab.write(&to, &text);
+            }
+            // Written under the new name, then the old one removed.
+            _ => {
+                lab.write(&to, &text);
+                lab.remove(&from);
+            }
+        }
+        lab.wait_for(priority, &(10 + round).to_string()).await;
+    }
+    lab.write("a.toml", &provider("moving", 1));
+    lab.wait_for(priority, "1").await;
+    for (branch, wanted) in [("moved", "77"), ("main", "1"), ("moved", "77")] {
+        git(&["checkout", "-q", branch]);
+        lab.wait_for(priority, wanted).await;
+    }
+    assert!(started.elapsed() < settle, "something waited for rest");
+    let metrics = daemon.fetch("/metrics").await;
+    assert!(metrics.contains("providerd_manifest_last_reload_successful 1"), "{metrics}");
+    assert!(metrics.contains("providerd_manifest_files{state=\"invalid\"} 0"), "{metrics}");
+    let log = daemon.log();
+    assert!(!log.contains("several files") && !log.contains("\"ERROR\""), "{log}");
+    assert_eq!(daemon.stop(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_is_not_blamed_for_what_it_does_not_hold() {
+    let lab = Lab::new().await;
+    lab.write("a.toml", &provider("edited", 1));
+    let git = |arguments: &[&str]| {
+        let output = std::process::Command::new("git")
+            .args(["-c", "user.name=Nobody", "-c", "user.email=nobody@example.com"])
+            .args(arguments)
+            .current_dir(lab.manifests())
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    git(&["init", "-q", "-b", "main"]);
+    git(&["add", "-A"]);
+    git(&["commit", "-qm", "first"]);
+    let check = async |name: &str, priority: i32, is_dirty: bool| {
+        let of = |what: &str, of: &str| format!("SELECT {what} FROM {of} '{name}' ORDER BY id DESC");
+        lab.wait_for(&of("priority", "llm_providers WHERE name ="), &priority.to_string()).await;
+        let revision = lab.value(&of("revision", "providerd.events WHERE provider =")).await;
+        assert_eq!(revision.ends_with("+dirty"), is_dirty, "{name} {priority}: {revision:?}");
+        assert!(revision.len() >= 12, "{revision:?}");
+    };
+    let mut daemon = lab.daemon();
+    daemon.wait_ready().await;
+    check("edited", 1, false).await;
+    lab.write("a.toml", &provider("edited", 222));
+    check("edited", 222, true).await;
+    git(&["commit", "-qam", "second"]);
+    git(&["commit", "-q", "--allow-empty", "-m", "third"]);
+    lab.write("b.toml", &provider("untracked", 333));
+    check("untracked", 333, true).await;
+    git(&["add", "-A"]);
+    lab.write("c.toml", &provider("later", 444));
+    check("later", 444, true).await;
+    assert_eq!(daemon.stop(), 0);
+}

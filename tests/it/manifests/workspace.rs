@@ -142,3 +142,67 @@ fn nothing_of_a_file_with_any_error_is_pruned() {
     check(&provider("same"), &provider("same"), &["a.toml", "b.toml"]);
     check(&(provider("a") + &route("a/x")), &route("a/x"), &["a.toml", "b.toml"]);
 }
+
+/// What is told of a rename, and where the provider comes from, after each step.
+#[test]
+fn a_rename_is_no_conflict() {
+    let gone = |names: &[&str]| names.iter().map(|name| (*name).into()).collect();
+    let text = format!(
+        "{SAME}[[providers.same.models]]\nname = \"m\"\n[[routes]]\nmodels = \"same/*\"\npower_level = \"eco\"\nuser_tier = \"all\"\n[defaults.health]\ninterval = \"9s\"\n"
+    );
+    let from = |build: &manifest::Build| {
+        build.catalog.providers.get("same").map(|provider| provider.origin.file.to_string())
+    };
+    let is_clean = |build: &manifest::Build| {
+        build.diagnostics.is_empty()
+            && build.files.invalid == 0
+            && build.catalog.frozen.files.is_empty()
+            && build.catalog.frozen.providers.is_empty()
+            && build.catalog.routes.len() == 1
+            && build.catalog.defaults.len() == 1
+    };
+    // One look sees that one is gone and the other there.
+    let mut workspace = Workspace::new();
+    set(&mut workspace, "a.toml", &text);
+    assert!(is_clean(&workspace.build()));
+    set(&mut workspace, "b.toml", &text.replace("9s", "8s"));
+    workspace.set_gone(&gone(&["a.toml"]));
+    let build = workspace.build_unsettled();
+    assert!(is_clean(&build), "{:?}", build.diagnostics);
+    assert_eq!(from(&build).as_deref(), Some("b.toml"));
+    assert_eq!(build.catalog.routes[0].origin.file.as_ref(), "b.toml");
+    let interval = |build: &manifest::Build| format!("{:?}", build.catalog.defaults[""].schedule);
+    assert!(interval(&build).contains('8'), "{}", interval(&build));
+    // It was no rename after all.
+    workspace.set_gone(&gone(&[]));
+    let build = workspace.build_unsettled();
+    assert!(build.diagnostics.is_empty() && build.catalog.frozen.providers.contains("same"));
+    assert_eq!(workspace.rivals().len(), 2);
+    let build = workspace.build();
+    assert_eq!(build.diagnostics.len(), 6, "{:?}", build.diagnostics);
+    assert_eq!((build.files.valid, build.files.invalid), (0, 2));
+    // What was told is not taken back by another change.
+    set(&mut workspace, "c.toml", "[providers.c]\ntype = \"openai\"\n");
+    assert_eq!(workspace.build_unsettled().diagnostics.len(), 6);
+    workspace.set_gone(&gone(&["b.toml"]));
+    let build = workspace.build_unsettled();
+    assert!(is_clean(&build), "{:?}", build.diagnostics);
+    workspace.remove("b.toml");
+    workspace.set_gone(&gone(&[]));
+    let build = workspace.build();
+    assert!(is_clean(&build) && from(&build).as_deref() == Some("a.toml"), "{:?}", build.diagnostics);
+
+    // Both there for a moment, as `cp` and `rm` or a checkout make them.
+    set(&mut workspace, "b.toml", &text);
+    let build = workspace.build_unsettled();
+    assert!(build.diagnostics.is_empty() && build.files.invalid == 0, "{:?}", build.diagnostics);
+    assert!(build.catalog.frozen.providers.contains("same"), "it stays at its last good state");
+    workspace.set_gone(&gone(&["a.toml"]));
+    let build = workspace.build_unsettled();
+    assert!(is_clean(&build) && from(&build).as_deref() == Some("b.toml"), "{:?}", build.diagnostics);
+    // A new version with an error in it: the old file speaks for nothing that the new one names.
+    set(&mut workspace, "b.toml", &format!("{text}typo = 1\n"));
+    let build = workspace.build_unsettled();
+    assert!(build.catalog.frozen.providers.contains("same") && from(&build).is_none());
+    assert!(build.diagnostics.iter().all(|it| &*it.path == "b.toml"), "{:?}", build.diagnostics);
+}

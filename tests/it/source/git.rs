@@ -186,8 +186,13 @@ async fn the_tracker_notices_a_commit() -> Outcome {
     let first = tracker.latest().await;
     assert_eq!(first, revision(base.path()));
     put(&base.path().join("a.toml"), "1")?;
-    assert_eq!(tracker.latest().await, first, "HEAD has not moved");
-    assert_eq!(tracker.refresh().await.map(|revision| revision.dirty), Some(true));
+    let edited = tracker.latest().await;
+    assert_eq!(edited, revision(base.path()), "the first edit is not the commit's");
+    assert_eq!(edited.map(|revision| revision.dirty), Some(true));
+    put(&base.path().join("a.toml"), "0")?;
+    assert_eq!(tracker.latest().await.map(|revision| revision.dirty), Some(true), "not asked again");
+    assert_eq!(tracker.refresh().await, first);
+    put(&base.path().join("a.toml"), "1")?;
     for step in [&["commit", "-qam", "second"][..], &["pack-refs", "--all"], &["checkout", "-q", "HEAD~1"]] {
         git(base.path(), step)?;
         assert_eq!(tracker.latest().await, revision(base.path()), "{step:?}");

@@ -81,6 +81,11 @@ pub struct Workspace {
     touched: Option<BTreeSet<Arc<str>>>,
     /// Nothing but values inside providers changed since the last build.
     shape_kept: bool,
+    /// Files that are not there at present; whether they are removed shows only when the directory has settled. What
+    /// another file declares meanwhile has moved there.
+    gone: BTreeSet<ManifestPath>,
+    /// Problems between files that were told already, by code and file.
+    told: BTreeSet<(&'static str, ManifestPath)>,
     /// Files with other routes than at the last build, of the same patterns and cells.
     rerouted: BTreeSet<ManifestPath>,
 }
@@ -144,6 +149,20 @@ impl Workspace {
         }
     }
 
+    /// Which files are missing, until they are removed or come back.
+    pub fn set_gone(&mut self, gone: &BTreeSet<ManifestPath>) {
+        let other: Vec<ManifestPath> = self.gone.symmetric_difference(gone).cloned().collect();
+        for path in other {
+            let Some(file) = self.files.get(&path) else { continue };
+            self.shape_kept = false;
+            match file.parsed.iter().flat_map(touches).collect::<Option<BTreeSet<_>>>() {
+                Some(names) => self.touch(names),
+                None => self.touched = None,
+            }
+        }
+        self.gone.clone_from(gone);
+    }
+
     fn touch(&mut self, names: BTreeSet<Arc<str>>) {
         if let Some(touched) = &mut self.touched {
             touched.extend(names);
@@ -152,6 +171,51 @@ impl Workspace {
 
     /// The catalog that the files declare now.
     pub fn build(&mut self) -> Build {
+        self.build_at(true)
+    }
+
+    /// As [`Self::build`], while files may still be on their way. That one name stands in two of them may be half of a
+    /// rename: such objects stay at their last good state as always, but nothing is said before the directory has settled,
+    /// unless it was said before.
+    pub fn build_unsettled(&mut self) -> Build {
+        self.build_at(false)
+    }
+
+    /// Files that claim the same, told or not: a look at them may show one half of a rename.
+    pub fn rivals(&self) -> BTreeSet<ManifestPath> {
+        let mut rivals = BTreeSet::new();
+        for found in self.built.iter().flat_map(|built| &built.diagnostics).filter(|it| is_rivalry(it)) {
+            rivals.insert(found.path.clone());
+            rivals.extend(found.related.iter().map(|it| it.path.clone()));
+        }
+        rivals
+    }
+
+    fn build_at(&mut self, settled: bool) -> Build {
+        let mut build = self.build_all();
+        if !settled {
+            let count = build.diagnostics.len();
+            let told = &self.told;
+            build.diagnostics.retain(|it| !is_rivalry(it) || told.contains(&(it.code, it.path.clone())));
+            if build.diagnostics.len() < count {
+                build.files = self.count(&with_errors(&build.diagnostics), build.files.unreadable);
+            }
+        }
+        let rivalries = build.diagnostics.iter().filter(|it| is_rivalry(it));
+        self.told = rivalries.map(|it| (it.code, it.path.clone())).collect();
+        build
+    }
+
+    /// What [`Build::files`] says, where these files have errors.
+    fn count(&self, bad: &HashSet<ManifestPath>, unreadable: usize) -> FileCounts {
+        FileCounts {
+            valid: self.files.len().saturating_sub(bad.len()),
+            invalid: bad.len().saturating_sub(unreadable),
+            unreadable,
+        }
+    }
+
+    fn build_all(&mut self) -> Build {
         let touched = self.touched.replace(BTreeSet::new());
         let kept = std::mem::replace(&mut self.shape_kept, true);
         let rerouted = std::mem::take(&mut self.rerouted);
@@ -216,6 +280,25 @@ impl Workspace {
         build
     }
 
+    /// What files that are there declare, where others are missing: of the same, theirs is the newer word.
+    fn moved(&self) -> Moved<'_> {
+        let mut moved = Moved::default();
+        if self.gone.is_empty() {
+            return moved;
+        }
+        let here = self.files.iter().filter(|(path, _)| !self.gone.contains(*path));
+        for parsed in here.filter_map(|(_, file)| file.parsed.as_ref()) {
+            moved.providers.extend(parsed.providers.iter().map(|it| &*it.name));
+            // A file with errors says nothing about routes, and of whom it speaks only by their names.
+            if parsed.has_errors() {
+                moved.providers.extend(parsed.mentioned.iter().map(|it| &**it));
+            } else {
+                moved.routes.extend(parsed.routes.iter().map(|it| said(it)));
+            }
+        }
+        moved
+    }
+
     fn rebuild(&self) -> Build {
         let mut diagnostics: Vec<Diagnostic> = Vec::new();
         let mut catalog = Catalog::default();
@@ -225,6 +308,7 @@ impl Workspace {
         let mut twice: BTreeMap<Arc<str>, Vec<Declared<'_>>> = BTreeMap::new();
         let mut route_places: Vec<&Place> = Vec::new();
         let mut defaults: BTreeMap<&str, DirectoryDefaults<'_>> = BTreeMap::new();
+        let moved = self.moved();
         for (path, file) in &self.files {
             if let Some(unreadable) = &file.unreadable {
                 files.unreadable += 1;
@@ -253,7 +337,11 @@ impl Workspace {
                 continue;
             }
             files.valid += 1;
+            let is_gone = self.gone.contains(path);
             for (provider, place) in parsed.providers.iter().zip(&parsed.provider_places) {
+                if is_gone && moved.providers.contains(&*provider.name) {
+                    continue;
+                }
                 match declared.insert(&provider.name, (provider, place)) {
                     None => drop(catalog.providers.insert(provider.name.clone(), provider.clone())),
                     Some(before) => twice
@@ -262,9 +350,17 @@ impl Workspace {
                         .push((provider, place)),
                 }
             }
-            catalog.routes.extend(parsed.routes.iter().cloned());
-            route_places.extend(&parsed.route_places);
+            for (route, place) in parsed.routes.iter().zip(&parsed.route_places) {
+                if !(is_gone && moved.routes.contains(&said(route))) {
+                    catalog.routes.push(route.clone());
+                    route_places.push(place);
+                }
+            }
             if let Some(policy) = &parsed.default_health {
+                if is_gone {
+                    defaults.entry(parent(path)).or_default().kept.push(policy);
+                    continue;
+                }
                 let place = parsed.defaults_place.as_ref();
                 defaults.entry(parent(path)).or_default().set.push((path, policy, place));
             }
@@ -293,16 +389,23 @@ impl Workspace {
         let mut at = 0..;
         catalog.routes.retain(|_| !at.next().is_some_and(|at| bad.contains(&at)));
         diagnostics.sort_by(|a, b| (&a.path, a.line, a.column).cmp(&(&b.path, b.line, b.column)));
-        let with_errors: HashSet<&ManifestPath> =
-            diagnostics.iter().filter(|it| it.severity == Severity::Error).map(|it| &it.path).collect();
+        let with_errors = with_errors(&diagnostics);
         // Of a file with any error nothing is pruned: what a bad route made earlier stays, and so does whatever else the
         // file is the source of.
-        catalog.frozen.files.extend(with_errors.iter().map(|path| (*path).clone()));
-        files.invalid = with_errors.len().saturating_sub(files.unreadable);
-        files.valid = self.files.len().saturating_sub(with_errors.len());
+        catalog.frozen.files.extend(with_errors.iter().cloned());
+        let files = self.count(&with_errors, files.unreadable);
         let index = Arc::new(RouteIndex::new(&catalog.routes));
         Build { catalog: Arc::new(catalog), index, diagnostics, changed: Changed::All, files }
     }
+}
+
+/// Whether it is about objects that several files claim.
+fn is_rivalry(found: &Diagnostic) -> bool {
+    matches!(found.code, "duplicate-provider" | "duplicate-route" | "duplicate-defaults")
+}
+
+fn with_errors(diagnostics: &[Diagnostic]) -> HashSet<ManifestPath> {
+    diagnostics.iter().filter(|it| it.severity == Severity::Error).map(|it| it.path.clone()).collect()
 }
 
 fn freeze(frozen: &mut Frozen, path: &ManifestPath, parsed: &ParsedFile) {
@@ -391,6 +494,17 @@ fn overlap(a: &HealthPolicy, b: &HealthPolicy) -> Vec<&'static str> {
 /// What two routes must not share: the models and the cell they speak about.
 type Said<'a> = (&'a str, &'a str, &'a str, Option<&'a str>);
 
+fn said(route: &Route) -> Said<'_> {
+    (&route.models, route.power_level.as_str(), &route.user_tier, route.task_type.as_deref())
+}
+
+/// What may have moved out of a file that is missing.
+#[derive(Default)]
+struct Moved<'a> {
+    providers: HashSet<&'a str>,
+    routes: HashSet<Said<'a>>,
+}
+
 /// Routes that match nothing, and routes that say the same: which ones they are. `places` has one for each route.
 fn check_routes(catalog: &Catalog, places: &[&Place], diagnostics: &mut Vec<Diagnostic>) -> BTreeSet<usize> {
     let mut bad = BTreeSet::new();
@@ -398,7 +512,7 @@ fn check_routes(catalog: &Catalog, places: &[&Place], diagnostics: &mut Vec<Diag
     let mut same: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     let mut guesses = MAX_GUESSES;
     for (at, (route, place)) in catalog.routes.iter().zip(places).enumerate() {
-        let key = (&*route.models, route.power_level.as_str(), &*route.user_tier, route.task_type.as_deref());
+        let key = said(route);
         let first = *first.entry(key).or_insert(at);
         if first != at {
             same.entry(first).or_insert_with(|| vec![first]).push(at);
