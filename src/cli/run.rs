@@ -1,6 +1,9 @@
 //! `run`: the daemon.
 
-use std::io::IsTerminal;
+use std::{
+    io::{IsTerminal as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+};
 
 use super::{
     Global, context,
@@ -8,11 +11,15 @@ use super::{
 };
 use crate::{
     backend,
-    config::LogFormat,
+    config::{self, LogFormat},
     daemon::{self, Arrival, Greeting},
     process::{logging, memory},
+    secret::Secret,
     source,
 };
+
+/// In the state directory: a token that was made at a start whose standard output is no terminal.
+const TOKEN_FILE: &str = "admin_token";
 
 /// Rows of the table that a terminal is greeted with; `status` shows all.
 const SHOWN: usize = 50;
@@ -42,7 +49,28 @@ pub fn run(global: &Global) -> anyhow::Result<Exit> {
 /// Programs read the log; a token made just now is shown once all the same, apart from the log.
 fn show_token(arrival: Arrival) {
     if let Some(token) = &arrival.admin_token {
-        let _ = output::text(&format!("admin token {}\n", token.expose()));
+        let _ = output::text(&format!("admin token {}\n", shown_or_kept(token)));
+    }
+}
+
+/// A token on a terminal; elsewhere, where standard output is most likely kept as a log, the file that holds it.
+fn shown_or_kept(token: &Secret) -> String {
+    if std::io::stdout().is_terminal() {
+        return format!("{}  (shown this once; delete admin_token.sha256 for a new one)", token.expose());
+    }
+    let path = config::state_dir().join(TOKEN_FILE);
+    let written = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&path)
+        .and_then(|mut file| file.write_all(token.expose().as_bytes()));
+    match written {
+        Ok(()) => format!("in {}  (read it and delete the file)", path.display()),
+        Err(error) => {
+            format!("could not be written to {}: {error} (hint: set server.token_sha256)", path.display())
+        }
     }
 }
 
@@ -71,9 +99,13 @@ fn greet(arrival: Arrival) {
         Some(_) => "pulled from Git: push a change",
         None => "edit one",
     };
-    text += &format!(
-        "\nmanifests  {}  ({how} and watch `providerd events --follow`)\n",
-        arrival.manifests.display()
+    text.push('\n');
+    output::say(
+        &mut text,
+        &format!(
+            "manifests  {}  ({how} and watch `providerd events --follow`)\n",
+            arrival.manifests.display()
+        ),
     );
     if let Some(url) = arrival.database {
         text += &format!("database   psql '{url}'\n");
@@ -81,10 +113,7 @@ fn greet(arrival: Arrival) {
     text += &format!("metrics    {}/metrics\n", arrival.listen);
     text += &format!("admin API  {}/api/v1/status\n", arrival.listen);
     if let Some(token) = &arrival.admin_token {
-        text += &format!(
-            "           token {}  (shown this once; delete admin_token.sha256 for a new one)\n",
-            token.expose()
-        );
+        text += &format!("           token {}\n", shown_or_kept(token));
     }
     // A terminal that went away is no reason to stop working.
     let _ = output::text(&text);

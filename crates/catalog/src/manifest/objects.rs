@@ -119,6 +119,16 @@ impl<'a> Reader<'a> {
                 "GitHub Models was retired on 2026-07-30: every call fails, whatever the key".to_owned();
             self.report(Severity::Warning, "retired-type", span.clone(), message);
         }
+        if let (Some(url), Some(item)) = (&base_url, table.get("base_url"))
+            && table.contains_key("api_key")
+            && url::Url::parse(url)
+                .is_ok_and(|url| url.scheme() == "http" && url.host().is_some_and(|host| !is_near(&host)))
+        {
+            let message = "the key is sent over plain HTTP to a host beyond the local network".to_owned();
+            let found = self.report(Severity::Warning, "plain-http", item.span(), message);
+            found.label = "everybody on the way can read the key".to_owned();
+            found.help.push("use https://".into());
+        }
         let line = self.lines.line(span.start);
         let provider = Provider {
             name: name.as_ref().into(),
@@ -250,7 +260,7 @@ impl<'a> Reader<'a> {
         }
         let path = self.text_of(table, "path", None);
         if let (Some(path), Some(item)) = (&path, table.get("path"))
-            && !path.starts_with('/')
+            && !is_path(path)
         {
             self.error(
                 "health-path",
@@ -399,6 +409,39 @@ fn is_variable(name: &str) -> bool {
     (1..=MAX_NAME).contains(&name.len())
         && !name.starts_with(|c: char| c.is_ascii_digit())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+/// A path and perhaps a query: no host (`//host`), no white space, nothing that a URL would drop.
+fn is_path(path: &str) -> bool {
+    path.starts_with('/')
+        && !path.starts_with("//")
+        && !path.contains(|c: char| c.is_control() || c.is_whitespace() || matches!(c, '\\' | '#'))
+}
+
+/// Whether a host is plainly one of ours: a name without a domain or of a private one, an address that no router of the
+/// internet knows.
+fn is_near(host: &url::Host<&str>) -> bool {
+    const OURS: [&str; 6] = [".localhost", ".local", ".internal", ".lan", ".home.arpa", ".svc"];
+    match host {
+        url::Host::Domain(name) => {
+            let name = name.trim_end_matches('.');
+            !name.contains('.') || OURS.iter().any(|end| name.ends_with(end)) || name.contains(".svc.")
+        }
+        url::Host::Ipv4(address) => is_near_v4(*address),
+        url::Host::Ipv6(address) => match address.to_ipv4_mapped() {
+            Some(address) => is_near_v4(address),
+            None => address.is_loopback() || address.is_unique_local() || address.is_unicast_link_local(),
+        },
+    }
+}
+
+fn is_near_v4(address: std::net::Ipv4Addr) -> bool {
+    // 100.64.0.0/10 is shared address space, as mesh VPNs use it.
+    let [first, second, ..] = address.octets();
+    address.is_loopback()
+        || address.is_private()
+        || address.is_link_local()
+        || first == 100 && (64..128).contains(&second)
 }
 
 fn is_credential(name: &str) -> bool {
