@@ -9,7 +9,8 @@
 //!
 //! The rooms of this package, from the edge inwards:
 //!
-//! - [`cli`] and [`daemon`] compose; [`backend`] opens key and database for both; [`process`] is the process itself
+//! - [`cli`] and [`daemon`] compose; [`backend`] opens key and database for both; [`process`] is the process itself;
+//!   other people's text reaches a terminal or a log through `provider::shown` only
 //! - [`admin`] serves what [`status`] judged; [`reconcile`] reads, plans and applies; [`loader`] turns a directory into
 //!   a catalog; [`checks`] keeps looking at every provider and key
 //! - [`discover`] compares a provider's own list of models with manifests and rows, and adds what is missing; [`edit`]

@@ -120,7 +120,7 @@ impl Loader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::Changed;
+    use catalog::manifest::Changed;
 
     #[test]
     fn one_half_of_a_rename_is_enough() -> std::io::Result<()> {

@@ -102,8 +102,10 @@ impl Apply {
             Format::Table | Format::Github | Format::Csv => {
                 let mut text = outcome.plan.brief(SHOWN).to_string();
                 for refusal in &outcome.refused {
-                    text +=
-                        &format!("! {}: refused by the database: {}\n", refusal.provider, refusal.message);
+                    output::say(
+                        &mut text,
+                        &format!("! {}: refused by the database: {}\n", refusal.provider, refusal.message),
+                    );
                 }
                 if outcome.suspended {
                     text += "! applying is suspended: nothing was written (hint: `providerd resume`)\n";

@@ -88,9 +88,12 @@ fn doubts(impaired: &[String], found: &[Finding]) -> String {
     let asked = found.iter().filter(|it| it.outcome != "skipped").count();
     let failing = found.iter().filter(|it| matches!(it.outcome, "hard" | "local")).count();
     if asked >= 5 && failing * 2 > asked {
-        text += &format!(
-            "! {failing} of {asked} providers do not answer, which points to this machine or its network \
+        output::say(
+            &mut text,
+            &format!(
+                "! {failing} of {asked} providers do not answer, which points to this machine or its network \
              (hint: `providerd doctor` looks step by step)\n"
+            ),
         );
     }
     text

@@ -15,6 +15,8 @@ use catalog::{
     model::HealthPolicy,
 };
 
+use provider::shown;
+
 use super::{Format, Global, output::Exit};
 use crate::{
     backend::{self, Access, Backend},
@@ -155,11 +157,11 @@ impl Context {
 /// Every diagnostic on standard error.
 pub fn report(loader: &Loader, build: &Build) {
     if let Some(problem) = loader.problem() {
-        anstream::eprintln!("warning: {problem}");
+        anstream::eprintln!("warning: {}", shown::lines(problem));
     }
     let text = manifest::render::human(&build.diagnostics, &|path| loader.text(path), true);
     if !build.diagnostics.is_empty() {
-        anstream::eprint!("{text}");
+        anstream::eprint!("{}", shown::coloured(&text));
     }
 }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use clap::Args;
 
+use provider::shown;
+
 use super::{
     Format,
     context::Context,
@@ -50,7 +52,7 @@ impl Events {
         loop {
             for row in &rows {
                 match context.format {
-                    Format::Json => output::text(&format!("{}\n", serde_json::to_string(row)?))?,
+                    Format::Json => output::json_line(row)?,
                     Format::Table | Format::Github | Format::Csv => output::text(&line(row))?,
                 };
             }
@@ -80,16 +82,20 @@ fn line(event: &Event) -> String {
     if let Some(revision) = &event.revision {
         text += &format!("  @{revision}");
     }
+    let mut text = shown::one_line(&text).into_owned();
     text.push('\n');
     for change in event.detail.get("changes").and_then(|it| it.as_array()).into_iter().flatten() {
-        let word = |key: &str| change.get(key).and_then(|it| it.as_str()).unwrap_or_default().to_owned();
+        let word = |key: &str| change.get(key).and_then(|it| it.as_str()).unwrap_or_default();
         let drift = change.get("action").is_none();
-        let action = if drift { "set back".to_owned() } else { word("action") };
-        text += &format!("    {action} {} {}\n", word("kind"), word("name"));
+        let action = if drift { "set back" } else { word("action") };
+        let action = shown::one_line(action);
+        text +=
+            &format!("    {action} {} {}\n", shown::one_line(word("kind")), shown::one_line(word("name")));
         for field in change.get("fields").and_then(|it| it.as_array()).into_iter().flatten() {
             if let Some(name) = field.get("field").and_then(|it| it.as_str()) {
                 let value =
                     |key: &str| field.get(key).map_or_else(|| "unset".to_owned(), ToString::to_string);
+                let name = shown::one_line(name);
                 text += &format!("      {name}: {} → {}\n", value("old"), value("new"));
             }
         }

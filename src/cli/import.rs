@@ -168,16 +168,16 @@ fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
 fn render(report: &Report) -> String {
     let mut text = String::new();
     for (name, path) in &report.written {
-        text += &format!("{name}: {}\n", path.display());
+        output::say(&mut text, &format!("{name}: {}\n", path.display()));
         for left_out in report.left_out.get(name).into_iter().flatten() {
-            text += &format!("  ! left out: {left_out}\n");
+            output::say(&mut text, &format!("  ! left out: {left_out}\n"));
         }
     }
     for (name, reason) in &report.skipped {
-        text += &format!("! {name}: no manifest: {reason}\n");
+        output::say(&mut text, &format!("! {name}: no manifest: {reason}\n"));
     }
     let count = report.written.len();
-    text += &format!("{count} manifest{} written\n", if count == 1 { "" } else { "s" });
+    output::say(&mut text, &format!("{count} manifest{} written\n", if count == 1 { "" } else { "s" }));
     if count > 0 {
         text += "hint: look at `providerd plan`, then take them over with `providerd apply`\n";
     }

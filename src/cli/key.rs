@@ -244,7 +244,10 @@ async fn rotate(context: &Context) -> anyhow::Result<Exit> {
         Format::Table | Format::Github | Format::Csv => {
             let mut text = format!("{} rotated, {} current\n", report.rotated.len(), report.current);
             for name in &report.undecryptable {
-                text += &format!("! {name}: does not open with any BYOK key; left as it is\n");
+                output::say(
+                    &mut text,
+                    &format!("! {name}: does not open with any BYOK key; left as it is\n"),
+                );
             }
             if report.done && byok.key_count() > 1 {
                 text += "hint: every stored key opens with the first BYOK key now. Sealed references in manifests are \

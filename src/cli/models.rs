@@ -10,6 +10,8 @@ use catalog::{model::Provider, routing::Pattern};
 use net::probe::Lister;
 use provider::{ListedModel, Models, ProviderType};
 
+use provider::shown;
+
 use super::{
     Format,
     context::Context,
@@ -95,6 +97,7 @@ impl ModelsArgs {
         let kind = match (declared, stored_kind) {
             (Some(provider), _) => provider.kind,
             (None, Some(word)) => ProviderType::parse(word).with_context(|| {
+                let (name, word) = (shown::one_line(&name), shown::one_line(word));
                 format!("`{name}` has the type `{word}` in the database, which is not known")
             })?,
             (None, None) => anyhow::bail!("no provider is called `{name}`, neither declared nor stored"),
@@ -217,13 +220,15 @@ fn render(report: &Report<'_>, write: bool) -> String {
             (Some(file), Some(line)) => format!("{file}:{line}"),
             _ => "a manifest".to_owned(),
         };
-        text +=
-            &format!("! {provider}/{}: declared in {place}, and the provider does not offer it", row.name);
+        output::say(
+            &mut text,
+            &format!("! {provider}/{}: declared in {place}, and the provider does not offer it", row.name),
+        );
         if let Some(since) = row.vanished_at {
-            text += &format!(" since {}", since.format("%Y-%m-%d %H:%M UTC"));
+            output::say(&mut text, &format!(" since {}", since.format("%Y-%m-%d %H:%M UTC")));
         }
         if !row.routes.is_empty() {
-            text += &format!("; it serves {}", row.routes.join(", "));
+            output::say(&mut text, &format!("; it serves {}", row.routes.join(", ")));
         }
         text.push('\n');
     }
@@ -231,30 +236,36 @@ fn render(report: &Report<'_>, write: bool) -> String {
         text += "! the list was cut short: what is not in it may be offered all the same\n";
     }
     if report.withheld > 0 {
-        text += &format!(
-            "! {} left out: the provider repeats the API key in their names (hint: whose host is this?)\n",
-            count(report.withheld)
+        output::say(
+            &mut text,
+            &format!(
+                "! {} left out: the provider repeats the API key in their names (hint: whose host is this?)\n",
+                count(report.withheld)
+            ),
         );
     }
     for left in &report.left_out {
-        text += &format!("! {}: left out: {}\n", left.name, left.reason);
+        output::say(&mut text, &format!("! {}: left out: {}\n", left.name, left.reason));
     }
     let new = report.models.iter().filter(|row| row.is_new() && row.selected).count();
     match (&report.file, write) {
         (Some(file), _) => {
             for name in report.added.iter().take(SHOWN) {
-                text += &format!("+ {provider}/{name}\n");
+                output::say(&mut text, &format!("+ {provider}/{name}\n"));
             }
             if let Some(more @ 1..) = report.added.len().checked_sub(SHOWN) {
-                text += &format!("… and {more} more\n");
+                output::say(&mut text, &format!("… and {more} more\n"));
             }
-            text += &format!("added {} to {}\n", count(report.added.len()), file.display());
+            output::say(&mut text, &format!("added {} to {}\n", count(report.added.len()), file.display()));
         }
         (None, true) => text += "nothing to add\n",
         (None, false) if new > 0 && report.source.is_some() => {
-            text += &format!(
-                "{} not declared (hint: `providerd models {provider} --write` adds what is missing)\n",
-                count(new)
+            output::say(
+                &mut text,
+                &format!(
+                    "{} not declared (hint: `providerd models {provider} --write` adds what is missing)\n",
+                    count(new)
+                ),
             );
         }
         (None, false) => {}

@@ -178,7 +178,7 @@ fn print(context: &Context, report: &Report) -> anyhow::Result<()> {
     }
     let now = Utc::now();
     let lines: Vec<&Line> = report.providers.iter().collect();
-    output::text(&output::paint(&(table(&lines, now) + &remarks(report, now))))?;
+    output::coloured(&output::paint(&(table(&lines, now) + &remarks(report, now))))?;
     Ok(())
 }
 
@@ -212,7 +212,7 @@ fn screen(report: &Report) -> String {
     lines.truncate(room);
     text += &table(&lines, now);
     if more > 0 {
-        text += &format!("… and {more} more\n");
+        output::say(&mut text, &format!("… and {more} more\n"));
     }
     text.push('\n');
     let left = rows.saturating_sub(text.lines().count() + 1);
@@ -265,22 +265,27 @@ fn table(lines: &[&Line], now: DateTime<Utc>) -> String {
 fn remarks(report: &Report, now: DateTime<Utc>) -> String {
     let mut text = String::new();
     for why in &report.impaired {
-        text += &format!("! checks: {why} (hint: `providerd doctor` looks from here)\n");
+        output::say(&mut text, &format!("! checks: {why} (hint: `providerd doctor` looks from here)\n"));
     }
     for line in report.providers.iter().filter(|line| line.enabled != Some(false)) {
         let since = line.health_since.map_or_else(String::new, |at| format!(" for {}", length(now - at)));
         if let Some(health) = line.health.as_deref().filter(|it| matches!(*it, "degraded" | "unhealthy")) {
             let reason = said(&line.health_reason, "its last answer was good; more of them make it healthy");
-            text += &format!("! {}: {health}{since}: {reason}\n", line.name);
+            output::say(&mut text, &format!("! {}: {health}{since}: {reason}\n", line.name));
         }
         if let Some(until) = line.asked_to_wait.filter(|until| now < *until) {
-            text += &format!(
-                "! {}: it asked to be left alone until {} (Retry-After)\n",
-                line.name,
-                until.format("%H:%M:%S UTC")
+            output::say(
+                &mut text,
+                &format!(
+                    "! {}: it asked to be left alone until {} (Retry-After)\n",
+                    line.name,
+                    until.format("%H:%M:%S UTC")
+                ),
             );
         }
-        text.extend(key_remark(line, now));
+        if let Some(remark) = key_remark(line, now) {
+            output::say(&mut text, &remark);
+        }
     }
     let notices =
         report.providers.iter().flat_map(|line| line.notices.iter().map(move |it| (&line.name, it)));
@@ -288,18 +293,20 @@ fn remarks(report: &Report, now: DateTime<Utc>) -> String {
     for (name, notice) in notices {
         let (message, hint) =
             notice.split_once("\nhint: ").map_or((notice.as_str(), None), |(a, b)| (a, Some(b)));
-        text += &format!("! {name}: {message}\n");
+        output::say(&mut text, &format!("! {name}: {message}\n"));
         hints.extend(hint);
     }
-    text.extend(hints.into_iter().map(|hint| format!("  hint: {hint}\n")));
+    for hint in hints {
+        output::say(&mut text, &format!("  hint: {hint}\n"));
+    }
     for held in &report.held {
-        text += &format!("! held back: {held}\n");
+        output::say(&mut text, &format!("! held back: {held}\n"));
     }
     for paced in &report.paced {
-        text += &format!("! {paced}\n");
+        output::say(&mut text, &format!("! {paced}\n"));
     }
     for problem in &report.manifests {
-        text += &format!("! {problem}\n");
+        output::say(&mut text, &format!("! {problem}\n"));
     }
     if report.suspended {
         text += "! applying is suspended (hint: `providerd resume`)\n";

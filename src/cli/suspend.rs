@@ -80,7 +80,7 @@ impl Suspend {
             || format!("`{command}` starts it again"),
             |until| format!("until {}; `{command}` starts it earlier", until.format("%Y-%m-%dT%H:%M:%SZ")),
         );
-        output::text(&format!("{verb} is suspended for {whom} (hint: {end})\n"))
+        output::line(&format!("{verb} is suspended for {whom} (hint: {end})"))
     }
 }
 
@@ -96,6 +96,6 @@ impl Resume {
             );
         }
         let state = if was { "resumed for" } else { "was not suspended for" };
-        output::text(&format!("{verb} {state} {whom}\n"))
+        output::line(&format!("{verb} {state} {whom}"))
     }
 }

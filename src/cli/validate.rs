@@ -20,24 +20,23 @@ pub struct Validate {
 }
 
 impl Validate {
-    /// Exit 0: no error; 2: at least one.
+    /// Exit 0: no error; 2: at least one; 1: a directory, or a part of one, cannot be looked into.
     pub fn run(self, global: &Global) -> anyhow::Result<Exit> {
         let paths =
             if self.paths.is_empty() { vec![context::settings(global)?.manifests.path] } else { self.paths };
-        let (mut valid, mut files) = (true, 0);
+        let (mut valid, mut files, mut problems) = (true, 0, Vec::new());
         let mut all = Vec::new();
         for path in paths {
             anyhow::ensure!(path.exists(), "{} does not exist", path.display());
             let mut loader = Loader::new(&path);
             let build = loader.load(true);
-            if let Some(problem) = loader.problem() {
-                anyhow::bail!("{problem}");
-            }
+            // What can be seen of the directory is told all the same.
+            problems.extend(loader.problem().map(str::to_owned));
             valid &= is_valid(&build);
             files += build.files.valid + build.files.invalid + build.files.unreadable;
             match global.output {
                 Format::Table | Format::Csv => {
-                    output::text(&render::human(&build.diagnostics, &|path| loader.text(path), true))?;
+                    output::coloured(&render::human(&build.diagnostics, &|path| loader.text(path), true))?;
                 }
                 Format::Github => {
                     output::text(&render::github(&build.diagnostics, &path))?;
@@ -49,12 +48,13 @@ impl Validate {
             Format::Json => {
                 output::json(&render::json(&all))?;
             }
-            Format::Table | Format::Csv => {
+            Format::Table | Format::Csv if problems.is_empty() => {
                 let verdict = if valid { "valid" } else { "invalid" };
                 output::text(&format!("{files} file{}: {verdict}\n", if files == 1 { "" } else { "s" }))?;
             }
-            Format::Github => {}
+            Format::Table | Format::Github | Format::Csv => {}
         }
+        anyhow::ensure!(problems.is_empty(), "{}", problems.join("\n"));
         Ok(Exit::when(valid))
     }
 }

@@ -78,9 +78,13 @@ pub fn event_of(news: News) -> NewEvent {
             let detail = json!({ "from": from, "to": to, "history": history.as_str() });
             of(detail, reason.to_owned(), to)
         }
-        News::Refused { commit, reason } => {
+        News::Refused { commit, signed, reason } => {
             let detail = json!({ "refused": commit, "why": reason });
-            of(detail, "the commit is not signed by an allowed signer; it is not applied".to_owned(), commit)
+            let why = match signed {
+                true => "the commit does not come after the one that is applied; it is not applied",
+                false => "the commit is not signed by an allowed signer; it is not applied",
+            };
+            of(detail, why.to_owned(), commit)
         }
     }
 }

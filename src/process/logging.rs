@@ -10,13 +10,13 @@ use std::{
     sync::OnceLock,
 };
 
-use tracing::{Event, Level, Metadata, Subscriber};
+use tracing::{Event, Level, Metadata, Subscriber, field::Field};
 use tracing_subscriber::{
     EnvFilter, Layer as _,
     filter::filter_fn,
     fmt::{
         FmtContext,
-        format::{FormatEvent, FormatFields, Writer},
+        format::{FormatEvent, FormatFields, Writer, debug_fn},
         layer,
     },
     layer::SubscriberExt as _,
@@ -24,6 +24,8 @@ use tracing_subscriber::{
     reload,
     util::SubscriberInitExt as _,
 };
+
+use provider::shown;
 
 use crate::config::{Log, LogFormat};
 
@@ -73,10 +75,13 @@ pub fn init(settings: &Log) -> Result<(), LoggingError> {
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
 
     let output = match form(settings.format, terminal, journal, no_color) {
-        Form::Human { colours } => layer().with_writer(io::stderr).with_ansi(colours).boxed(),
+        Form::Human { colours } => {
+            layer().with_writer(io::stderr).with_ansi(colours).fmt_fields(debug_fn(field)).boxed()
+        }
         Form::Journal => layer()
             .with_writer(io::stderr)
             .with_ansi(false)
+            .fmt_fields(debug_fn(field))
             .event_format(Prefixed(tracing_subscriber::fmt::format().without_time().with_level(false)))
             .boxed(),
         Form::Json => layer()
@@ -153,6 +158,17 @@ fn is_journal(journal_stream: Option<&str>) -> bool {
     let Some((device, inode)) = journal_stream.and_then(|text| text.split_once(':')) else { return false };
     rustix::fs::fstat(io::stderr())
         .is_ok_and(|stat| device.parse() == Ok(stat.st_dev) && inode.parse() == Ok(stat.st_ino))
+}
+
+/// One field for people. Its words may be another's: none of them ends the line or moves the cursor.
+fn field(writer: &mut Writer<'_>, field: &Field, value: &dyn fmt::Debug) -> fmt::Result {
+    let text = format!("{value:?}").replace("\nhint: ", "; hint: ");
+    let text = shown::one_line(&text);
+    match field.name() {
+        "message" => write!(writer, "{text}"),
+        name if writer.has_ansi_escapes() => write!(writer, " \x1b[3m{name}\x1b[0m\x1b[2m=\x1b[0m{text}"),
+        name => write!(writer, " {name}={text}"),
+    }
 }
 
 /// Puts the priority in front of every line, as `sd-daemon(3)` defines it.

@@ -118,6 +118,15 @@ impl Directory {
         self.files.clear();
     }
 
+    /// The text of one manifest as it stands now; `None` for all that a scan would refuse.
+    pub fn text(&self, path: &str) -> Option<String> {
+        let root = Root::open(&self.root).ok()?;
+        match root.read_carefully(Path::new(path), None) {
+            Reading::State(FileState::Text(text), _) => Some(text),
+            _ => None,
+        }
+    }
+
     /// Looks at the whole directory and reads what differs from the last look.
     pub fn scan_all(&mut self) -> Scan {
         let mut attempt = 1;

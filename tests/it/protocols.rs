@@ -4,8 +4,8 @@ use chrono::{DateTime, TimeZone, Utc};
 use secrecy::ExposeSecret as _;
 
 use provider::{
-    Controls, Evidence, KeyEcho, KeyReport, KeyVerdict, ListError, ListStep, ModelList, Models, Outcome, Proof,
-    ProviderType as P, Reply, Request, Step, Value, health_probe, parse_base, read_error, read_health,
+    Controls, Evidence, KeyEcho, KeyReport, KeyVerdict, ListError, ListStep, ModelList, Models, Outcome,
+    Proof, ProviderType as P, Reply, Request, Step, Value, health_probe, parse_base, read_error, read_health,
     redact, retry_after,
 };
 
@@ -1064,7 +1064,7 @@ fn encodings(text: &str) -> Vec<(&'static str, String)> {
         engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE},
     };
     let each = |write: &dyn Fn(char) -> String| text.chars().map(write).collect::<String>();
-    let bytes = |write: &dyn Fn(u8) -> String| text.bytes().map(|byte| write(byte)).collect::<String>();
+    let bytes = |write: &dyn Fn(u8) -> String| text.bytes().map(write).collect::<String>();
     let pieces = |by: &str, size: usize| {
         let chars: Vec<char> = text.chars().collect();
         chars.chunks(size).map(String::from_iter).collect::<Vec<_>>().join(by)

@@ -13,6 +13,8 @@ use std::{
 use serde::Serialize;
 use wildmatch::WildMatch;
 
+use provider::shown::one_line;
+
 use crate::model::{Catalog, Cell, Origin, PowerLevel, Provider, Route};
 
 /// Priority and weight of a route that sets none.
@@ -275,17 +277,17 @@ impl fmt::Display for TableDiff {
             return writeln!(f, "no route changes");
         }
         for cell in &self.cells {
-            write!(f, "{} × {}", cell.power_level, cell.user_tier)?;
+            write!(f, "{} × {}", cell.power_level, one_line(&cell.user_tier))?;
             if let Some(task) = &cell.task_type {
-                write!(f, " ({task})")?;
+                write!(f, " ({})", one_line(task))?;
             }
             writeln!(f, "{}", if cell.becomes_empty { ": BECOMES EMPTY" } else { "" })?;
             for line in cell.before.iter().filter(|line| !cell.after.contains(line)) {
-                writeln!(f, "  - {line}")?;
+                writeln!(f, "  - {}", one_line(line))?;
             }
             for (at, line) in cell.after.iter().enumerate() {
                 let mark = if cell.before.contains(line) { ' ' } else { '+' };
-                writeln!(f, "  {mark} {}. {line}", at + 1)?;
+                writeln!(f, "  {mark} {}. {}", at + 1, one_line(line))?;
             }
         }
         Ok(())

@@ -1,5 +1,5 @@
 //! What each type of provider speaks: base URL, authentication, endpoints, errors, lists of models, proofs of a key,
-//! redaction, and the dialects of requests and streams.
+//! redaction, what others' text looks like when it is shown, and the dialects of requests and streams.
 //!
 //! PURE: this crate depends on no runtime, socket, clock or database. Requests are descriptions, replies are values.
 //! Nothing here costs money: no well-formed completion is ever asked of a model. Invariant: a key is called valid only
@@ -17,6 +17,7 @@ mod read;
 mod redact;
 mod retry;
 pub mod rollup;
+pub mod shown;
 mod wire;
 mod words;
 

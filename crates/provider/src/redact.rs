@@ -49,7 +49,7 @@ const REPEATED: &str = "the answer repeats the key";
 pub fn redact(text: &str, key: &str) -> String {
     let text = head(text, MAX_READ);
     // What the provider has masked itself says which key it means, and no more.
-    let text = mask_words(text, |word| is_masked(word));
+    let text = mask_words(text, is_masked);
     if KeyEcho::of(key).is_in(&text) {
         return match status(&text) {
             Some(status) => format!("{status}: {REPEATED}"),

@@ -498,10 +498,8 @@ fn skew(before: DateTime<Utc>, database: DateTime<Utc>, after: DateTime<Utc>) ->
 fn render(report: &Report) -> String {
     let mut text = String::new();
     for finding in &report.findings {
-        text += &format!(
-            "! {}: {}: {}\n  hint: {}\n",
-            finding.check, finding.subject, finding.message, finding.hint
-        );
+        output::say(&mut text, &format!("! {}: {}: {}\n", finding.check, finding.subject, finding.message));
+        output::say(&mut text, &format!("  hint: {}\n", finding.hint));
     }
     text += &match report.findings.len() {
         0 => format!("nothing found; looked at {}\n", report.checked.join(", ")),
@@ -527,6 +525,40 @@ mod tests {
         check(16, true);
         check(-5, false);
         check(-6, true);
+    }
+
+    #[test]
+    fn a_variable_for_two_hosts_is_found() {
+        let check = |second: &str, expected: usize| {
+            let text = format!(
+                "[providers.a]\ntype = \"openai\"\napi_key = {{ env = \"ONE\" }}\n[providers.b]\n{second}\n"
+            );
+            let mut workspace = catalog::manifest::Workspace::new();
+            let path: catalog::model::ManifestPath = "a.toml".into();
+            let file = catalog::manifest::read(&path, &catalog::manifest::Content::Text(text.into()));
+            workspace.set_parsed(path, file);
+            let build = workspace.build();
+            assert!(
+                build.diagnostics.iter().all(|it| it.severity == Severity::Warning),
+                "{:?}",
+                build.diagnostics
+            );
+            let found = shared_variables(build.catalog.providers.values().map(|it| &**it));
+            assert_eq!(found.len(), expected, "{second}: {found:?}");
+            found.into_iter().next().map(|it| it.message).unwrap_or_default()
+        };
+        check("type = \"openai\"\napi_key = { env = \"ONE\" }", 0);
+        check(
+            "type = \"openai\"\nbase_url = \"https://api.openai.com/other\"\napi_key = { env = \"ONE\" }",
+            0,
+        );
+        check("type = \"groq\"\napi_key = { env = \"TWO\" }", 0);
+        let message = check("type = \"groq\"\napi_key = { env = \"ONE\" }", 1);
+        assert!(message.contains("https://api.openai.com (a, a.toml:1)"), "{message}");
+        check(
+            "type = \"openai\"\nbase_url = \"https://api.openai.com:444/v1\"\napi_key = { env = \"ONE\" }",
+            1,
+        );
     }
 
     #[test]

@@ -293,8 +293,17 @@ impl History {
 /// What the audit trail should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum News {
-    Switched { from: Option<String>, to: String, history: History },
-    Refused { commit: String, reason: String },
+    Switched {
+        from: Option<String>,
+        to: String,
+        history: History,
+    },
+    /// `signed`: by an allowed signer, but it does not come after what is applied.
+    Refused {
+        commit: String,
+        signed: bool,
+        reason: String,
+    },
 }
 
 /// What the rest of the daemon holds of a [`Puller`].
@@ -529,7 +538,9 @@ impl Puller {
                     Some((commit, reason)) => {
                         if self.refused.as_ref() != Some(commit) {
                             self.refused = Some(commit.clone());
-                            let _ = self.news.try_send(News::Refused { commit: commit.clone(), reason });
+                            let signed = matches!(failure, PullError::NotAfter { .. });
+                            let _ =
+                                self.news.try_send(News::Refused { commit: commit.clone(), signed, reason });
                         }
                         commit.clone()
                     }

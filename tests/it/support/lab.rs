@@ -91,9 +91,10 @@ impl Lab {
 
     pub fn daemon_with(&self, adjust: impl FnOnce(&mut Command)) -> Daemon {
         let mut command = self.command(&["run"]);
-        adjust(&mut command);
         let log = self.dir.path().join(format!("log-{}", uuid::Uuid::new_v4().simple()));
-        command.stdout(Stdio::null()).stderr(fs::File::create(&log).unwrap());
+        command.stdout(Stdio::null());
+        adjust(&mut command);
+        command.stderr(fs::File::create(&log).unwrap());
         Daemon { child: command.spawn().unwrap(), log }
     }
 

@@ -9,7 +9,7 @@ use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet, renderer::Deco
 use serde::Serialize;
 
 use super::{Diagnostic, Severity, keyshape};
-use crate::model::ManifestPath;
+use provider::shown::{self, in_place, lines};
 
 /// Longer lines are not shown: nobody reads them, and each problem in one would cost its whole length.
 const MAX_EXCERPT: usize = 8 << 10;
@@ -25,9 +25,12 @@ pub fn human(diagnostics: &[Diagnostic], text: &Lookup<'_>, styled: bool) -> Str
     let mut out = String::new();
     for of_file in diagnostics.chunk_by(|a, b| a.path == b.path) {
         let Some(path) = of_file.first().map(|it| it.path.clone()) else { continue };
-        let source = text(&path).map(|text| masked(&text, of_file));
+        // What was refused as a file is not read for an excerpt, of which there is none.
+        let is_shown = of_file.iter().any(|it| it.span.is_some());
+        let source = is_shown.then(|| text(&path)).flatten().map(|text| masked(&text, of_file));
+        let shown = shown::one_line(&path);
         for diagnostic in of_file {
-            out += &one(diagnostic, &path, source.as_deref(), &renderer);
+            out += &one(diagnostic, &shown, source.as_deref(), &renderer);
             out.push_str("\n\n");
         }
     }
@@ -39,7 +42,7 @@ fn masked(text: &str, diagnostics: &[Diagnostic]) -> String {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let secrets: Vec<Range<usize>> =
         diagnostics.iter().filter(|it| it.secret).filter_map(|it| inside(it.span.as_ref()?, text)).collect();
-    keyshape::mask(text, &secrets)
+    in_place(&keyshape::mask(text, &secrets)).into_owned()
 }
 
 /// The span, if it still fits the text: the file may have changed since.
@@ -48,39 +51,43 @@ fn inside(span: &Range<usize>, text: &str) -> Option<Range<usize>> {
         .then(|| span.clone())
 }
 
-fn one(diagnostic: &Diagnostic, path: &ManifestPath, source: Option<&str>, renderer: &Renderer) -> String {
+fn one(diagnostic: &Diagnostic, path: &str, source: Option<&str>, renderer: &Renderer) -> String {
     let level = match diagnostic.severity {
         Severity::Error => Level::ERROR,
         Severity::Warning => Level::WARNING,
     };
+    let (message, label) = (lines(&diagnostic.message), shown::one_line(&diagnostic.label));
     let mut group = level
-        .primary_title(diagnostic.message.as_str())
+        .primary_title(&*message)
         .id(diagnostic.code)
         .elements(std::iter::empty::<Snippet<'_, annotate_snippets::Annotation<'_>>>());
     let shown = source.and_then(|source| excerpt(source, diagnostic));
     match shown {
         Some((text, span)) => {
-            let annotation = AnnotationKind::Primary.span(span).label(diagnostic.label.as_str());
+            let annotation = AnnotationKind::Primary.span(span).label(&*label);
             let line = diagnostic.line as usize;
-            group =
-                group.element(Snippet::source(text).line_start(line).path(&**path).annotation(annotation));
+            group = group.element(Snippet::source(text).line_start(line).path(path).annotation(annotation));
         }
         // A problem of the file as a whole has no line.
         None if diagnostic.span.is_none() => {
-            group = group.element(annotate_snippets::Origin::path(&**path));
+            group = group.element(annotate_snippets::Origin::path(path));
         }
         None => {
-            let origin = annotate_snippets::Origin::path(&**path);
+            let origin = annotate_snippets::Origin::path(path);
             group =
                 group.element(origin.line(diagnostic.line as usize).char_column(diagnostic.column as usize));
         }
     }
     for related in &diagnostic.related {
-        group = group
-            .element(Level::NOTE.message(format!("{}: {}:{}", related.text, related.path, related.line)));
+        group = group.element(Level::NOTE.message(format!(
+            "{}: {}:{}",
+            related.text,
+            shown::one_line(&related.path),
+            related.line
+        )));
     }
     for help in &diagnostic.help {
-        group = group.element(Level::HELP.with_name(Some("hint")).message(help.as_str()));
+        group = group.element(Level::HELP.with_name(Some("hint")).message(lines(help).into_owned()));
     }
     renderer.render(&[group])
 }

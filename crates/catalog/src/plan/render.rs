@@ -10,6 +10,8 @@ use std::{
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::Value;
 
+use provider::shown::one_line as line;
+
 use super::{Action, Cause, Change, Fingerprint, HoldKind, KeyAction, KeyChange, Kind, Notice, Plan};
 
 /// How many rows of each kind a plan creates, changes and deletes.
@@ -133,16 +135,16 @@ impl fmt::Display for Brief<'_> {
                 write_change(f, change)?;
             }
             if let Some(key) = &provider.key {
-                writeln!(f, "~ key of {}: {key}", provider.name)?;
+                writeln!(f, "~ key of {}: {}", line(&provider.name), line(&key.to_string()))?;
             }
         }
         if let Some(more @ 1..) = plan.providers.len().checked_sub(limit) {
             writeln!(f, "… and the same for {more} more providers (`providerd events` shows each)")?;
         }
         for hold in &plan.held {
-            writeln!(f, "! held back: {}", hold.reason)?;
+            writeln!(f, "! held back: {}", line(&hold.reason))?;
             for object in &hold.objects {
-                writeln!(f, "    {object}")?;
+                writeln!(f, "    {}", line(object))?;
             }
             if let (HoldKind::Prune, Some(digest)) = (hold.kind, &hold.digest) {
                 writeln!(
@@ -154,20 +156,20 @@ impl fmt::Display for Brief<'_> {
         let mut hints = BTreeSet::new();
         for notice in &plan.notices {
             let (message, hint) = notice.parts();
-            writeln!(f, "! {}: {message}", notice.provider)?;
+            writeln!(f, "! {}: {}", line(&notice.provider), line(message))?;
             hints.extend(hint);
             for field in &notice.fields {
                 writeln!(
                     f,
                     "    {}: declared {}, found {}",
-                    field.field,
+                    line(&field.field),
                     text(&field.new),
                     old(field.old.as_ref())
                 )?;
             }
         }
         for hint in hints {
-            writeln!(f, "  hint: {hint}")?;
+            writeln!(f, "  hint: {}", line(hint))?;
         }
         writeln!(f, "{}", plan.summary())
     }
@@ -190,22 +192,22 @@ fn write_change(f: &mut fmt::Formatter<'_>, change: &Change) -> fmt::Result {
         change.action.mark(),
         change.action.as_str(),
         change.kind.as_str(),
-        change.name
+        line(&change.name)
     )?;
     match &change.origin {
-        Some(origin) => writeln!(f, "  ({origin})")?,
+        Some(origin) => writeln!(f, "  ({})", line(&origin.to_string()))?,
         None => writeln!(f)?,
     }
     for field in &change.fields {
         let new = text(&field.new);
         match (change.action, field.cause) {
-            (Action::Create, Cause::Default) => writeln!(f, "    {}: {new} (default)", field.field)?,
-            (Action::Create, _) => writeln!(f, "    {}: {new}", field.field)?,
-            (_, Cause::Released) => writeln!(f, "    {}: given up, stays {new}", field.field)?,
+            (Action::Create, Cause::Default) => writeln!(f, "    {}: {new} (default)", line(&field.field))?,
+            (Action::Create, _) => writeln!(f, "    {}: {new}", line(&field.field))?,
+            (_, Cause::Released) => writeln!(f, "    {}: given up, stays {new}", line(&field.field))?,
             (_, Cause::Drift) => {
-                writeln!(f, "    {}: {} → {new} (drift)", field.field, old(field.old.as_ref()))?
+                writeln!(f, "    {}: {} → {new} (drift)", line(&field.field), old(field.old.as_ref()))?
             }
-            _ => writeln!(f, "    {}: {} → {new}", field.field, old(field.old.as_ref()))?,
+            _ => writeln!(f, "    {}: {} → {new}", line(&field.field), old(field.old.as_ref()))?,
         }
     }
     Ok(())
