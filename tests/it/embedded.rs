@@ -133,7 +133,7 @@ struct Ready {
 impl Helper {
     fn spawn(state: &Path, uid: Option<u32>) -> Self {
         let mut command = Command::new("/proc/self/exe");
-        command.args(["--exact", "helper_process", "--nocapture", "--test-threads=1"]);
+        command.args(["--exact", "embedded::helper_process", "--nocapture", "--test-threads=1"]);
         command.env(STATE, state).env(MARKER.0, MARKER.1).env_remove("XDG_RUNTIME_DIR").current_dir("/");
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         if let Some(uid) = uid {

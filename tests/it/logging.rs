@@ -45,7 +45,7 @@ fn stderr_of(format: &str, rust_log: &str, journal: bool) -> String {
     let meta = file.metadata().unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
-        .args(["--exact", "child", "--ignored", "--nocapture"])
+        .args(["--exact", "logging::child", "--ignored", "--nocapture"])
         .env(FORMAT, format)
         .env("RUST_LOG", rust_log)
         .env_remove("JOURNAL_STREAM")

@@ -247,7 +247,12 @@ async fn the_interval_alone_suffices_and_forced_pushes_are_in_the_audit_trail() 
         commit
     };
     let first = push(1);
-    let more = [("INTERVAL", "1s"), ("VERIFY", "ssh"), ("ALLOWED_SIGNERS", signers.as_str())];
+    let more = [
+        ("INTERVAL", "1s"),
+        ("VERIFY", "ssh"),
+        ("ALLOWED_SIGNERS", signers.as_str()),
+        ("ALLOW_REWRITTEN", "true"),
+    ];
     let around = Surroundings::new(repository.url(), &more).await;
     let mut daemon = around.daemon();
     daemon.wait_ready().await;

@@ -272,7 +272,7 @@ fn git_gets_no_environment_of_ours() -> Outcome {
     fs::set_permissions(bin.join("git"), fs::Permissions::from_mode(0o755))?;
     let path = std::env::var("PATH")?;
     let output = Command::new(std::env::current_exe()?)
-        .args(["--exact", "git::a_process_that_asks_git", "--ignored"])
+        .args(["--exact", "source::git::a_process_that_asks_git", "--ignored"])
         .env("PATH", format!("{}:{path}", bin.display()))
         .env("ASK_GIT_ABOUT", base.path())
         .env("PROVIDERD_KEYS", "not-a-real-key")
