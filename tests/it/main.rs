@@ -43,5 +43,5 @@ mod several;
 mod source;
 mod store;
 mod support;
-mod usage;
 mod terminal;
+mod usage;
