@@ -18,7 +18,7 @@ use super::{
     },
     cache_mark,
     chat::{rule, schema_or_empty},
-    media, optional_count, optional_number, picture, push_sse, unknown_fields,
+    media, optional_count, optional_number, picture, push_json, push_sse, unknown_fields,
 };
 
 const KNOWN: &[&str] = &[
@@ -710,29 +710,34 @@ impl Writer {
     fn delta(&mut self, text: &str, out: &mut Vec<u8>) {
         let Some(mut item) = self.open.take() else { return };
         item.text.push_str(text);
-        let event = self.item_event(&item);
-        match item.kind {
-            BlockKind::Text => {
-                let event =
-                    event.with("content_index", 0).with("delta", text).with("logprobs", Vec::<Value>::new());
-                self.send("response.output_text.delta", event, out);
-            }
-            BlockKind::Refusal => {
-                self.send("response.refusal.delta", event.with("content_index", 0).with("delta", text), out);
-            }
-            BlockKind::Thinking => {
-                if !item.part {
-                    item.part = true;
-                    let part = self.item_event(&item).with("summary_index", 0).with("part", summary_part(""));
-                    self.send("response.reasoning_summary_part.added", part, out);
-                }
-                let event = event.with("summary_index", 0).with("delta", text);
-                self.send("response.reasoning_summary_text.delta", event, out);
-            }
-            BlockKind::Tool { .. } if item.free_text => {}
-            BlockKind::Tool { .. } => {
-                self.send("response.function_call_arguments.delta", event.with("delta", text), out);
-            }
+        if item.kind == BlockKind::Thinking && !item.part {
+            item.part = true;
+            let part = self.item_event(&item).with("summary_index", 0).with("part", summary_part(""));
+            self.send("response.reasoning_summary_part.added", part, out);
+        }
+        // Most events of a stream: written without a tree of values.
+        let (name, rest) = match item.kind {
+            BlockKind::Text => ("response.output_text.delta", ",\"content_index\":0,\"logprobs\":[]"),
+            BlockKind::Refusal => ("response.refusal.delta", ",\"content_index\":0"),
+            BlockKind::Thinking => ("response.reasoning_summary_text.delta", ",\"summary_index\":0"),
+            BlockKind::Tool { .. } => ("response.function_call_arguments.delta", ""),
+        };
+        if !item.free_text {
+            out.extend_from_slice(b"event: ");
+            out.extend_from_slice(name.as_bytes());
+            out.extend_from_slice(b"\ndata: {\"type\":\"");
+            out.extend_from_slice(name.as_bytes());
+            out.extend_from_slice(b"\",\"sequence_number\":");
+            push_json(&self.number, out);
+            out.extend_from_slice(b",\"item_id\":");
+            push_json(&item.id, out);
+            out.extend_from_slice(b",\"output_index\":");
+            push_json(&self.output.len(), out);
+            out.extend_from_slice(rest.as_bytes());
+            out.extend_from_slice(b",\"delta\":");
+            push_json(text, out);
+            out.extend_from_slice(b"}\n\n");
+            self.number += 1;
         }
         self.open = Some(item);
     }

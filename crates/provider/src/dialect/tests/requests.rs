@@ -562,7 +562,7 @@ fn paths_follow_the_upstream() {
         let native = native_path(upstream, &options(upstream, "", "m"));
         assert_eq!(
             native.map(|native| native.1),
-            CALLERS_PATHS.iter().any(|own| *own == upstream).then(|| path(upstream, "m", &same))
+            CALLERS_PATHS.contains(&upstream).then(|| path(upstream, "m", &same))
         );
     }
     assert_eq!(
