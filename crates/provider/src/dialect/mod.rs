@@ -3,7 +3,7 @@
 //!
 //! The life of a translated request:
 //! 1. The caller's body and the candidate's dialect are the same and [`must_translate`] says no: bytes pass, nothing
-//!    of this runs. In the same dialect with proofs of other makers inside: [`scrub`], then bytes pass.
+//!    of this runs. In the same dialect with proofs of other makers inside: [`scrub()`], then bytes pass.
 //! 2. [`translate_request`] reads the body into the inner form (`inner`), fits it to the model (`fit`, by
 //!    `capability`), and writes the upstream's body: method, path, headers, the hints that were dropped, an estimate
 //!    of tokens, and a [`TranslateSession`]. A [`TranslateError`] means: not with this candidate; [`refuse`] makes

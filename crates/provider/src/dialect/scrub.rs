@@ -12,7 +12,7 @@ use super::{
 };
 
 /// Whether a body must be translated for this upstream: another dialect, or a model that takes this body only at
-/// `/responses`. In the same dialect, [`scrub`] it.
+/// `/responses`. In the same dialect, [`scrub()`] it.
 pub fn must_translate(
     caller: CallerDialect,
     upstream: UpstreamDialect,
