@@ -266,7 +266,7 @@ fn the_table_of_metrics_is_up_to_date() {
         (family.0.to_owned(), "gauge".to_owned(), labels.to_string(), family.1.to_owned())
     }));
     rows.sort();
-    let mut text = "# Metrics\n\nServed at `/metrics`. Made from the code; a test keeps it so. Series with the label `provider` \
+    let mut text = "# Metrics\n\nServed at `/metrics`. Generated from the code and tested against it. Series with the label `provider` \
                     can be turned off\n(`metrics.per_provider`); a daemon shows them for the providers that it checks itself, \
                     so sums over daemons are right.\n\n| name | type | labels | |\n|---|---|---|---|\n"
         .to_owned();
