@@ -259,6 +259,7 @@ CREATE TABLE IF NOT EXISTS providerd.usage_hourly (
     PRIMARY KEY (at, node, consumer, provider, model, power_level)
 ) WITH (fillfactor = 70);
 CREATE TABLE IF NOT EXISTS providerd.usage_daily (LIKE providerd.usage_hourly INCLUDING ALL) WITH (fillfactor = 70);
+-- Without classes of latency: users are many, and what they wait for is their models.
 CREATE TABLE IF NOT EXISTS providerd.usage_users (
     at          timestamptz NOT NULL,
     node        text NOT NULL,
@@ -275,8 +276,6 @@ CREATE TABLE IF NOT EXISTS providerd.usage_users (
     cost        numeric(24, 10) NOT NULL,
     unpriced    bigint NOT NULL,
     latency_ms  bigint NOT NULL,
-    latency     bigint[] NOT NULL,
-    ttft        bigint[] NOT NULL,
     PRIMARY KEY (at, node, consumer, user_id)
 ) WITH (fillfactor = 70);
 
@@ -285,12 +284,6 @@ CREATE TABLE IF NOT EXISTS providerd.usage_models (
     model_id uuid PRIMARY KEY,
     since    timestamptz NOT NULL DEFAULT clock_timestamp()
 );
-
--- Adds two rows of counts.
-CREATE OR REPLACE FUNCTION providerd.counts_add(one bigint[], two bigint[]) RETURNS bigint[]
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path TO pg_catalog, pg_temp AS $$
-    SELECT coalesce(array_agg(coalesce(a, 0) + coalesce(b, 0) ORDER BY at), '{}') FROM unnest(one, two) WITH ORDINALITY AS x (a, b, at)
-$$;
 
 -- ------------------------------------------------------------------------------------------ budgets
 -- Amounts are whole numbers of 1e-10 USD.

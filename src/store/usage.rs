@@ -6,9 +6,12 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use catalog::{price::Money, sketch::LatencySketch};
+use catalog::{
+    price::Money,
+    sketch::{CLASSES, LatencySketch},
+};
 use chrono::{DateTime, DurationRound as _, NaiveDateTime, TimeDelta, Utc};
-use sqlx::Row as _;
+use sqlx::{Postgres, Row as _, postgres::PgArguments, query::Query};
 use uuid::Uuid;
 
 use super::{Result, Store, StoreError, Tx, query, query_built};
@@ -94,7 +97,10 @@ impl UsageShipment {
 /// What `llm_usage_logs` is like here: programs of several generations may have made it.
 #[derive(Debug, Clone)]
 pub struct UsageTable {
+    /// For rows that are not there yet, as all usually are.
     insert: String,
+    /// For rows some of which may be there: passes over those, and gives the ids of the others.
+    careful: String,
     /// Whether rows have our ids.
     own_ids: bool,
 }
@@ -197,11 +203,11 @@ impl UsageTable {
                         total, cost_input, cost_output, cost_total, latency_ms, status_code, success, error,
                         was_fallback, metadata)
              LEFT JOIN llm_providers p ON p.id = x.provider_id
-             LEFT JOIN llm_models m ON m.id = x.model_id {conflict} {returning}",
+             LEFT JOIN llm_models m ON m.id = x.model_id",
             names.join(", "),
             values.join(", ")
         );
-        Ok(Self { insert, own_ids })
+        Ok(Self { careful: format!("{insert} {conflict} {returning}"), insert, own_ids })
     }
 }
 
@@ -297,13 +303,25 @@ impl Store {
     }
 }
 
-/// Inserts what can be inserted; gives the ids that were not there, if they can be told and some were.
+/// Inserts what can be inserted; gives the ids that were not there, or none if all were not.
 async fn insert(
     tx: &mut Tx,
     table: &UsageTable,
     rows: &[NewUsage<'_>],
     rejected: &mut Vec<(usize, String)>,
 ) -> Result<Option<HashSet<Uuid>>> {
+    // Looking for rows that are there already costs a seventh more; the cursor sees to it that there are none.
+    query("SAVEPOINT usage").execute(&mut **tx).await?;
+    match bind(&table.insert, rows).execute(&mut **tx).await.map_err(StoreError::from) {
+        Ok(_) => {
+            query("RELEASE SAVEPOINT usage").execute(&mut **tx).await?;
+            return Ok(None);
+        }
+        Err(StoreError::Data { .. }) => {
+            query("ROLLBACK TO SAVEPOINT usage").execute(&mut **tx).await?;
+        }
+        Err(error) => return Err(error),
+    }
     let mut inserted = HashSet::new();
     let mut open = vec![(0, rows.len())];
     while let Some((start, end)) = open.pop() {
@@ -312,7 +330,7 @@ async fn insert(
             continue;
         }
         query("SAVEPOINT usage").execute(&mut **tx).await?;
-        match insert_all(tx, table, part).await {
+        match insert_careful(tx, table, part).await {
             Ok(ids) => {
                 inserted.extend(ids);
                 query("RELEASE SAVEPOINT usage").execute(&mut **tx).await?;
@@ -333,13 +351,25 @@ async fn insert(
     Ok(table.own_ids.then_some(inserted))
 }
 
-async fn insert_all(tx: &mut Tx, table: &UsageTable, rows: &[NewUsage<'_>]) -> Result<Vec<Uuid>> {
+async fn insert_careful(tx: &mut Tx, table: &UsageTable, rows: &[NewUsage<'_>]) -> Result<Vec<Uuid>> {
+    let statement = bind(&table.careful, rows);
+    if table.own_ids {
+        let found = statement.fetch_all(&mut **tx).await?;
+        found.iter().map(|row| Ok(row.try_get(0)?)).collect()
+    } else {
+        statement.execute(&mut **tx).await?;
+        Ok(Vec::new())
+    }
+}
+
+/// The statement with the columns of these rows.
+fn bind(sql: &str, rows: &[NewUsage<'_>]) -> Query<'static, Postgres, PgArguments> {
     macro_rules! each {
         ($row:ident => $value:expr) => {
             rows.iter().map(|$row| $value).collect::<Vec<_>>()
         };
     }
-    let statement = query_built(table.insert.clone())
+    query_built(sql.to_owned())
         .bind(each!(row => row.id))
         .bind(each!(row => row.at.naive_utc()))
         .bind(each!(row => row.user_id.to_owned()))
@@ -360,14 +390,7 @@ async fn insert_all(tx: &mut Tx, table: &UsageTable, rows: &[NewUsage<'_>]) -> R
         .bind(each!(row => row.success))
         .bind(each!(row => row.error.to_owned()))
         .bind(each!(row => row.was_fallback))
-        .bind(each!(row => row.metadata.clone()));
-    if table.own_ids {
-        let found = statement.fetch_all(&mut **tx).await?;
-        found.iter().map(|row| Ok(row.try_get(0)?)).collect()
-    } else {
-        statement.execute(&mut **tx).await?;
-        Ok(Vec::new())
-    }
+        .bind(each!(row => row.metadata.clone()))
 }
 
 /// What is summed of requests.
@@ -430,12 +453,21 @@ struct SumTable {
     /// Its key columns behind `consumer`.
     key: &'static [&'static str],
     hours: i64,
+    /// Whether classes of latency are kept.
+    sketches: bool,
+}
+
+impl SumTable {
+    fn columns(&self) -> &'static [(&'static str, &'static str)] {
+        let plain = SUM_COLUMNS.len() - 2;
+        if self.sketches { &SUM_COLUMNS } else { SUM_COLUMNS.get(..plain).unwrap_or_default() }
+    }
 }
 
 const SUM_TABLES: [SumTable; 3] = [
-    SumTable { name: "usage_hourly", key: &["provider", "model", "power_level"], hours: 1 },
-    SumTable { name: "usage_daily", key: &["provider", "model", "power_level"], hours: 24 },
-    SumTable { name: "usage_users", key: &["user_id"], hours: 24 },
+    SumTable { name: "usage_hourly", key: &["provider", "model", "power_level"], hours: 1, sketches: true },
+    SumTable { name: "usage_daily", key: &["provider", "model", "power_level"], hours: 24, sketches: true },
+    SumTable { name: "usage_users", key: &["user_id"], hours: 24, sketches: false },
 ];
 
 /// Columns of sums and their types, as [`Sums`] has them.
@@ -495,11 +527,11 @@ async fn write_sums(
     let mut columns = vec!["at", "node", "consumer"];
     columns.extend(table.key);
     let key = columns.join(", ");
-    columns.extend(SUM_COLUMNS.map(|(name, _)| name));
+    columns.extend(table.columns().iter().map(|(name, _)| name));
     let mut types = vec!["timestamptz[]", "text[]", "text[]"];
     types.extend(table.key.iter().map(|_| "text[]"));
     // Numbers travel as texts: a sum of money has more digits than a bigint, and an array of arrays has one length.
-    types.extend(SUM_COLUMNS.map(|_| "text[]"));
+    types.extend(table.columns().iter().map(|_| "text[]"));
     let parameters: Vec<String> =
         types.iter().enumerate().map(|(at, kind)| format!("${}::{kind}", at + 1)).collect();
     let values: Vec<String> = columns
@@ -509,10 +541,17 @@ async fn write_sums(
             None => format!("x.{name}"),
         })
         .collect();
-    let updates: Vec<String> = SUM_COLUMNS
+    let updates: Vec<String> = table
+        .columns()
         .iter()
         .map(|(name, kind)| match *kind {
-            "bigint[]" => format!("{name} = providerd.counts_add(s.{name}, EXCLUDED.{name})"),
+            // Element by element: PostgreSQL adds numbers far faster than a function adds arrays.
+            "bigint[]" => {
+                let sum =
+                    |class| format!("coalesce(s.{name}[{class}], 0) + coalesce(EXCLUDED.{name}[{class}], 0)");
+                let sums: Vec<String> = (1..=CLASSES).map(sum).collect();
+                format!("{name} = ARRAY[{}]", sums.join(", "))
+            }
             _ => format!("{name} = s.{name} + EXCLUDED.{name}"),
         })
         .collect();
@@ -534,7 +573,7 @@ async fn write_sums(
         let values = sums.keys().map(|(.., rest)| rest.get(part).copied().unwrap_or_default().to_owned());
         statement = statement.bind(values.collect::<Vec<String>>());
     }
-    for part in 0..SUM_COLUMNS.len() {
+    for part in 0..table.columns().len() {
         statement = statement.bind(sums.values().map(|it| number(it, part)).collect::<Vec<String>>());
     }
     statement.execute(&mut **tx).await?;

@@ -152,6 +152,9 @@ impl Store {
         };
         // Element by element: PostgreSQL adds numbers far faster than a function adds arrays.
         let counts = |column: &str| {
+            if table == "usage_users" {
+                return "'{}'::bigint[]".to_owned();
+            }
             let parts: Vec<String> =
                 (1..=CLASSES).map(|class| format!("coalesce(sum({column}[{class}]), 0)::bigint")).collect();
             format!("ARRAY[{}]", parts.join(", "))
