@@ -3,6 +3,8 @@
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 
+use provider::shown;
+
 use super::{
     Format,
     context::Context,
@@ -98,8 +100,11 @@ fn table(query: &UsageQuery, lines: &[UsageLine]) -> String {
     let mut rows = Vec::new();
     for line in lines {
         unpriced += line.unpriced;
-        let mut cells: Vec<String> =
-            line.key.iter().map(|it| if it.is_empty() { "–".to_owned() } else { it.clone() }).collect();
+        let mut cells: Vec<String> = line
+            .key
+            .iter()
+            .map(|it| if it.is_empty() { "–".to_owned() } else { shown::one_line(it).into_owned() })
+            .collect();
         cells.extend([
             line.requests.to_string(),
             line.errors.to_string(),
@@ -156,7 +161,7 @@ fn describe(plan: &UsagePartitionPlan, confirm: bool) -> String {
         plan.bytes >> 20
     );
     for obstacle in &plan.obstacles {
-        text += &format!("in the way: {obstacle}\n");
+        output::say(&mut text, &format!("in the way: {obstacle}\n"));
     }
     if plan.obstacles.is_empty() {
         text += "hint: `providerd usage partition --confirm` does it\n";

@@ -156,7 +156,7 @@ pub fn cells(by: &[UsageBy], line: &UsageLine) -> Vec<String> {
         .collect()
 }
 
-/// All lines as comma-separated values (RFC 4180), with a header.
+/// All lines as comma-separated values, with a header; quoted as RFC 4180 says, lines ended as Unix does.
 pub fn csv(by: &[UsageBy], lines: &[UsageLine]) -> String {
     let mut text = row(header(by).iter().map(|it| (*it).to_owned()));
     for line in lines {
@@ -167,7 +167,7 @@ pub fn csv(by: &[UsageBy], lines: &[UsageLine]) -> String {
 
 fn row(cells: impl Iterator<Item = String>) -> String {
     let cells: Vec<String> = cells.map(|it| field(&it)).collect();
-    format!("{}\r\n", cells.join(","))
+    format!("{}\n", cells.join(","))
 }
 
 fn field(text: &str) -> String {

@@ -591,7 +591,7 @@ async fn usage_is_shown_in_every_form() {
         [&serde_json::json!("ann, b"), &2.into(), &"0.2469135782".into(), &40.into(), &true.into()],
     );
     let csv = lab.run(&["usage", "--by", "user", "--output", "csv"]).expect(0).stdout;
-    let lines: Vec<&str> = csv.split("\r\n").collect();
+    let lines: Vec<&str> = csv.lines().collect();
     assert!(
         lines[0].starts_with("user,requests,errors,") && lines[1].starts_with("\"ann, b\",2,0,"),
         "{csv}"
