@@ -21,7 +21,7 @@
 //!   serve all
 //!
 //! # Invariants
-//! `tests/architecture.rs` checks what a test can check of these.
+//! `tests/it/architecture.rs` checks what a test can check of these.
 //! 1. Pure crates and modules name no tokio, sqlx, reqwest, axum, file system or clock; no arrow runs up.
 //! 2. sqlx appears only in [`store`]. Only [`reconcile`] applies a plan, in one transaction, under the fence; what
 //!    [`discover`] adds goes the same way, under the same lock and lease.
