@@ -112,7 +112,8 @@ async fn copy(cluster: &Cluster, db: &TestDb, batch: u128, rows: u128) -> f64 {
     }
     let took = begun.elapsed().as_secs_f64();
     for file in files {
-        db.run(&format!("COPY (SELECT 1) TO PROGRAM 'rm -f {}'", file.display())).await;
+        // They belong to the server's user; what is left goes with the cluster.
+        let _ = std::fs::remove_file(file);
     }
     took
 }
