@@ -108,6 +108,7 @@ impl Loader {
             }
         }
         self.problem = scan.problem.map(|problem| problem.to_string().into());
+        self.workspace.set_now(chrono::Utc::now().timestamp());
         self.workspace.set_gone(&self.gone);
         let mut build = if settled { self.workspace.build() } else { self.workspace.build_unsettled() };
         if let Some(problem) = &self.problem {

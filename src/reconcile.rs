@@ -21,7 +21,7 @@ use catalog::{
     model::{HealthPolicy, Provider, Revision, SecretRef},
     plan::{
         Action, AuditEntry, Change, Desired, DesiredKey, EventKind, Hold, HoldKind, Input, KeyAction, Kind,
-        Notice, NoticeKind, Plan, Policy, ProviderPlan, PruneLimit, World, lost_cells, plan,
+        Notice, NoticeKind, ObjectChange, Plan, Policy, ProviderPlan, PruneLimit, World, lost_cells, plan,
     },
     policy::RouteGuard,
 };
@@ -64,6 +64,8 @@ pub struct Pass<'a> {
     pub build: &'a Build,
     /// `None`: everything that is declared or managed.
     pub providers: Option<&'a BTreeSet<Arc<str>>>,
+    /// Also consumers, tiers, aliases and power levels.
+    pub objects: bool,
     /// The manifests have been quiet for a while: what disappeared may be believed to be gone.
     pub settled: bool,
     /// Digest of the prune that a person confirmed.
@@ -79,7 +81,7 @@ pub struct Outcome {
     pub plan: Plan,
     /// The plan, less what was refused, is committed.
     pub applied: bool,
-    /// The plan prunes a provider and the manifests are not settled: nothing was applied yet.
+    /// The plan prunes and the manifests are not settled: nothing was applied yet but what may not wait (`at_once`).
     pub deferred: bool,
     /// An operator suspended applying: nothing was applied.
     pub suspended: bool,
@@ -215,8 +217,11 @@ impl Reconciler {
         if !suspended && !pass.settled && prunes(&outcome.plan) {
             outcome.deferred = true;
         }
+        if outcome.deferred {
+            return self.at_once(tx, pass, outcome).await;
+        }
         let reports = self.new_reports(&mut tx, &outcome.plan, pass).await?;
-        if outcome.suspended || outcome.deferred || (outcome.plan.is_empty() && reports.is_none()) {
+        if outcome.suspended || (outcome.plan.is_empty() && reports.is_none()) {
             tx.rollback().await?;
             return Ok(outcome);
         }
@@ -246,6 +251,27 @@ impl Reconciler {
         Ok(outcome)
     }
 
+    /// Applies what does not wait for the manifests to settle: what edits did to consumers and the like, because it may be
+    /// a withdrawn key.
+    async fn at_once(
+        &self,
+        mut tx: ReconcileTx,
+        pass: &Pass<'_>,
+        mut outcome: Outcome,
+    ) -> Result<Outcome, ReconcileError> {
+        let objects = outcome.plan.objects.iter().filter(|it| it.provider.is_none() && !it.pruned);
+        let part = Plan { objects: objects.cloned().collect(), ..Plan::default() };
+        if part.is_empty() {
+            tx.rollback().await?;
+            return Ok(outcome);
+        }
+        outcome.seq = Some(self.fence(&mut tx, pass, &plan_digest(&part)).await?);
+        outcome.events = self.write(&mut tx, &part, &HashMap::new(), None, pass.revision.as_ref()).await?;
+        tx.commit().await?;
+        info!(summary = %part.summary(), events = outcome.events, "applied; the rest waits for the manifests to settle");
+        Ok(outcome)
+    }
+
     /// Writes the plan and what the audit trail says about it; how many rows of the trail that are.
     async fn write(
         &self,
@@ -257,6 +283,10 @@ impl Reconciler {
     ) -> Result<usize, StoreError> {
         tx.apply(&plan.providers, tokens, revision).await?;
         let mut events = tx.record_plans(&plan.providers, revision).await?;
+        events += write_objects(tx, &plan.objects, revision).await?;
+        if !plan.is_empty() {
+            tx.tell_gateways().await?;
+        }
         if let Some((reported, entries)) = reports {
             tx.meta_set("reported", &reported).await?;
             events += entries.len();
@@ -275,7 +305,7 @@ impl Reconciler {
         let mut tx = self.store.reconcile_begin().await?;
         let seq = self.fence(&mut tx, pass, &plan_digest(&plan)).await?;
         let mut outcome = Outcome { seq: Some(seq), ..Outcome::default() };
-        let Plan { providers, held, notices } = plan;
+        let Plan { providers, objects, held, notices } = plan;
         for provider in providers {
             let one = [provider];
             tx.savepoint().await?;
@@ -295,10 +325,29 @@ impl Reconciler {
                 Err(error) => return Err(error.into()),
             }
         }
+        for object in objects {
+            if outcome.refused.iter().any(|it| object.provider.as_ref() == Some(&it.provider)) {
+                continue;
+            }
+            let one = [object];
+            tx.savepoint().await?;
+            match write_objects(&mut tx, &one, pass.revision.as_ref()).await {
+                Ok(events) => {
+                    outcome.events += events;
+                    outcome.plan.objects.extend(one);
+                }
+                Err(error) if error.is_data() => {
+                    tx.rollback_to().await?;
+                    outcome.refused.extend(one.iter().map(|it| object_refusal(it, &error)));
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
         let refusals = with_revision(self.new_refusals(&outcome.refused), pass.revision.as_ref());
-        if outcome.plan.providers.is_empty() && refusals.is_empty() {
+        if outcome.plan.is_empty() && refusals.is_empty() {
             tx.rollback().await?;
         } else {
+            tx.tell_gateways().await?;
             tx.record(&refusals).await?;
             outcome.events += refusals.len();
             tx.commit().await?;
@@ -358,6 +407,7 @@ impl Reconciler {
         let open = |token: &str| self.keyring.open(token);
         let resolved = self.resolve(&chosen);
         let mut world = tx.world(&scope, &open).await?;
+        world.objects = tx.objects(pass.providers, pass.objects).await?;
         let suspended = tx.suspended().await?;
 
         let rules: Vec<_> = chosen.par_iter().map(|provider| pass.build.index.rules_for(provider)).collect();
@@ -375,6 +425,7 @@ impl Reconciler {
             desired: &desired,
             world: &world,
             frozen: &catalog.frozen,
+            objects: None,
             policy: &policy,
             with_usage: &none,
             new_id: &new_id,
@@ -390,6 +441,7 @@ impl Reconciler {
                 desired: &desired,
                 world: &world,
                 frozen: &catalog.frozen,
+                objects: pass.objects.then_some(&**catalog),
                 policy,
                 with_usage,
                 new_id: &new_id,
@@ -578,12 +630,42 @@ fn refusal(provider: &ProviderPlan, error: &StoreError) -> Refusal {
     Refusal { provider: provider.name.clone(), message }
 }
 
+fn object_refusal(object: &ObjectChange, error: &StoreError) -> Refusal {
+    let message = error.to_string();
+    let name = match &object.provider {
+        Some(provider) => provider.clone(),
+        None => format!("{} {}", object.kind.noun(), object.name).into(),
+    };
+    warn!(object = %name, error = %message, "refused by the database; its last good state stays");
+    Refusal { provider: name, message }
+}
+
+/// Writes rows of the gateway's objects and what the audit trail says about them; how many rows of the trail that are.
+async fn write_objects(
+    tx: &mut ReconcileTx,
+    objects: &[ObjectChange],
+    revision: Option<&Revision>,
+) -> Result<usize, StoreError> {
+    if objects.is_empty() {
+        return Ok(0);
+    }
+    tx.apply_objects(objects, revision).await?;
+    let entries = objects.iter().map(ObjectChange::audit).collect();
+    tx.record(&with_revision(entries, revision)).await?;
+    Ok(objects.len())
+}
+
 /// Names the desired states that a plan brings about.
 fn plan_digest(plan: &Plan) -> String {
     let mut hash = sha2::Sha256::new();
     for provider in &plan.providers {
         hash.update(provider.id);
         hash.update(provider.record.as_ref().map_or([0; 16], |record| record.digest.0));
+    }
+    for object in &plan.objects {
+        hash.update(object.kind.as_str());
+        hash.update(object.name.as_bytes());
+        hash.update(object.digest().0);
     }
     hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
@@ -616,12 +698,13 @@ fn deleted_models(plan: &Plan) -> Vec<Uuid> {
     changes.filter(deleted).map(|change| change.id).collect()
 }
 
-/// Whether a plan takes providers away. One that moves between files is gone for a moment, and would come back
-/// with another identity and without its history.
+/// Whether a plan takes away providers, or objects of files that are gone. What moves between files is gone for a
+/// moment, and a provider would come back with another identity and without its history.
 fn prunes(plan: &Plan) -> bool {
     let taken = |change: &Change| matches!(change.action, Action::Delete | Action::Retire);
     let changes = plan.providers.iter().flat_map(|provider| &provider.changes);
     changes.filter(|change| change.kind == Kind::Provider).any(taken)
+        || plan.objects.iter().any(|object| object.pruned)
 }
 
 fn prune_limit(settings: &Reconcile) -> PruneLimit {

@@ -52,6 +52,7 @@ export const EVENT = {
   suspend: { word: "Suspended", icon: "held" },
   resume: { word: "Resumed", icon: "sync" },
   import: { word: "Imported", icon: "file" },
+  gateway: { word: "Gateway", icon: "change" },
   admin: { word: "Admin call", icon: "person" },
 };
 

@@ -69,6 +69,7 @@ impl Apply {
         let pass = Pass {
             build: &build,
             providers: None,
+            objects: true,
             settled: true,
             confirmed: self.confirm_prune,
             revision: context.revision(),
@@ -198,6 +199,9 @@ fn after(first: Outcome, mut second: Outcome) -> Outcome {
     providers.append(&mut second.plan.providers);
     providers.sort_by(|a, b| a.name.cmp(&b.name));
     second.plan.providers = providers;
+    let mut objects = first.plan.objects;
+    objects.append(&mut second.plan.objects);
+    second.plan.objects = objects;
     second.applied |= first.applied;
     second.events += first.events;
     second

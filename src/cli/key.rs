@@ -1,11 +1,16 @@
-//! `key`: make a BYOK key, seal a secret for a manifest, prove or re-encrypt every stored key.
+//! `key`: make a BYOK key or a consumer's, seal a secret for a manifest, prove or re-encrypt every stored key.
 
 use std::io::Read;
 
+use base64::Engine as _;
 use clap::Subcommand;
 use serde::Serialize;
+use sha2::{Digest as _, Sha256};
 
-use catalog::plan::{EventKind, Fingerprint, LiveKey};
+use catalog::{
+    plan::{EventKind, Fingerprint, LiveKey},
+    serving,
+};
 
 use super::{
     Format, Global,
@@ -28,6 +33,15 @@ pub enum Key {
     Generate,
     /// Read a secret from standard input and print it sealed, for `api_key = { sealed = "…" }`
     Seal,
+    /// Make a key with which a program may call the gateway: prints it once, and the lines to commit
+    Consumer {
+        /// The consumer's name in the manifests
+        #[arg(value_parser = consumer_name)]
+        name: String,
+        /// From when on it is refused: a date (its beginning, UTC) or a moment such as 2027-06-30T12:00:00Z
+        #[arg(long, value_name = "DATE", value_parser = expires)]
+        expires: Option<String>,
+    },
     /// Prove every stored key: stored → decrypted → matches its source
     Verify,
     /// Encrypt every stored key anew with the first of several BYOK keys, online; run again, it continues
@@ -47,6 +61,7 @@ impl Key {
     pub fn run(self, global: &Global) -> anyhow::Result<Exit> {
         match self {
             Self::Generate => generate(global.output),
+            Self::Consumer { name, expires } => consumer(global.output, &name, expires.as_deref()),
             Self::Seal => seal(global),
             Self::Rotate => {
                 context::block_on(global, backend::Access::Write, |context| Box::pin(rotate(context)))
@@ -55,6 +70,61 @@ impl Key {
                 context::block_on(global, backend::Access::Look, |context| Box::pin(verify(context)))
             }
         }
+    }
+}
+
+fn consumer_name(text: &str) -> Result<String, String> {
+    if serving::is_consumer_name(text) {
+        return Ok(text.to_owned());
+    }
+    Err("a name has 1 to 100 letters, digits, `.`, `_` and `-`, and begins with a letter or digit".to_owned())
+}
+
+fn expires(text: &str) -> Result<String, String> {
+    match serving::expiry(text) {
+        None => Err("expected a date such as 2027-06-30".to_owned()),
+        Some(at) if at <= chrono::Utc::now().timestamp() => Err("that is past".to_owned()),
+        Some(_) => Ok(text.to_owned()),
+    }
+}
+
+/// What a consumer's key begins with, so that people, scanners and `validate` recognize it.
+const CONSUMER_PREFIX: &str = "pd_";
+
+/// Stable JSON of `key consumer`.
+#[derive(Serialize)]
+struct ConsumerKey<'a> {
+    consumer: &'a str,
+    /// The key; stored nowhere.
+    key: &'a str,
+    sha256: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires: Option<&'a str>,
+    /// Lines for a manifest.
+    manifest: String,
+}
+
+/// Prints a fresh key of 256 random bits and the lines to commit. Needs no settings and no database: what opens the
+/// gateway is the hash in a manifest.
+fn consumer(format: Format, name: &str, expires: Option<&str>) -> anyhow::Result<Exit> {
+    let mut random = zeroize::Zeroizing::new([0_u8; 32]);
+    getrandom::fill(random.as_mut()).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
+    let mut text = String::from(CONSUMER_PREFIX);
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode_string(random.as_ref(), &mut text);
+    let key = Secret::new(text);
+    let sha256: String = Sha256::digest(key.expose()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let until = expires.map_or_else(String::new, |date| format!(", expires = \"{date}\""));
+    // A name with a dot is quoted.
+    let table = if name.contains('.') { format!("\"{name}\"") } else { name.to_owned() };
+    let manifest = format!("[consumers.{table}]\nkeys = [{{ sha256 = \"{sha256}\"{until} }}]\n");
+    match format {
+        Format::Json => {
+            output::json(&ConsumerKey { consumer: name, key: key.expose(), sha256, expires, manifest })
+        }
+        Format::Table | Format::Github | Format::Csv => output::text(&format!(
+            "{}\n\n# The key is stored nowhere and not shown again. To commit; a second key goes into the same list:\n{manifest}",
+            key.expose()
+        )),
     }
 }
 

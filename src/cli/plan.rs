@@ -19,6 +19,7 @@ impl PlanArgs {
         let pass = Pass {
             build: &build,
             providers: None,
+            objects: true,
             settled: true,
             confirmed: None,
             revision: context.revision(),

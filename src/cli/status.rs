@@ -25,7 +25,10 @@ use crate::{
     checks,
     reconcile::Pass,
     source::pull,
-    status::judge::{self, Judge, Line, State},
+    status::{
+        judge::{self, Judge, Line, State},
+        view::GatewayCounts,
+    },
     store::{EventFilter, ProviderStatus},
 };
 
@@ -50,6 +53,7 @@ struct Report {
     synced: bool,
     suspended: bool,
     providers: Vec<Line>,
+    gateway: GatewayCounts,
     /// What is held back, and the command that confirms it.
     held: Vec<String>,
     /// Why checks doubt their own results now, by daemon: failures change no status meanwhile.
@@ -101,6 +105,7 @@ impl Status {
         let pass = Pass {
             build: &build,
             providers: None,
+            objects: true,
             settled: true,
             confirmed: None,
             revision: None,
@@ -130,12 +135,15 @@ impl Status {
             bad.map(|it| format!("{}:{}:{}: {}", it.path, it.line, it.column, it.message)).collect();
         let pulled = pull::Options::of(&context.settings).and_then(|options| pull::Report::read(&options));
         manifests.extend(pulled.and_then(|pulled| pulled.problem()));
+        let gateway = GatewayCounts::of(&build, &plan);
         let managed = |line: &&Line| line.state != State::Unmanaged;
         let synced = held.is_empty()
             && manifests.is_empty()
             && suspended.all.is_none()
+            && (gateway.pending == 0 || !self.names.is_empty())
             && providers.iter().filter(managed).all(|line| line.state == State::Synced);
-        Ok(Report { synced, suspended: suspended.all.is_some(), providers, held, impaired, paced, manifests })
+        let suspended = suspended.all.is_some();
+        Ok(Report { synced, suspended, providers, gateway, held, impaired, paced, manifests })
     }
 
     /// Says of keys on trial what the daemon has found out: this program tries none.
@@ -298,6 +306,11 @@ fn remarks(report: &Report, now: DateTime<Utc>) -> String {
     }
     for hint in hints {
         output::say(&mut text, &format!("  hint: {hint}\n"));
+    }
+    if report.gateway.pending > 0 {
+        let count = report.gateway.pending;
+        text +=
+            &format!("! gateway: {count} objects are not as declared (hint: `providerd plan` shows them)\n");
     }
     for held in &report.held {
         output::say(&mut text, &format!("! held back: {held}\n"));

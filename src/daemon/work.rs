@@ -158,7 +158,7 @@ impl Loop {
                     "leader"
                 }
                 Some(names) = self.tried.1.recv() => {
-                    self.wanted.add(Changed::Providers(names));
+                    self.wanted.add(Changed::providers(names));
                     "key"
                 }
                 () = tokio::time::sleep_until(retry_at) => {
@@ -255,7 +255,9 @@ impl Loop {
 
     /// Whether the set of watched key files may differ from the previous build's.
     fn concerns_key_files(&self, build: &Arc<Build>) -> bool {
-        let (Changed::Providers(names), Some(before)) = (&build.changed, &self.build) else { return true };
+        let (Changed::Some { providers: names, .. }, Some(before)) = (&build.changed, &self.build) else {
+            return true;
+        };
         let mut of_both =
             names.iter().flat_map(|name| [before, build].map(|it| it.catalog.providers.get(name)));
         of_both.any(|provider| provider.and_then(|it| it.api_key.as_ref()).is_some_and(is_file))
@@ -265,7 +267,7 @@ impl Loop {
     fn keys_from_files(&self) -> Changed {
         let providers = self.build.iter().flat_map(|build| build.catalog.providers.values());
         let named = providers.filter(|it| it.api_key.as_ref().is_some_and(is_file)).map(|it| it.name.clone());
-        Changed::Providers(named.collect())
+        Changed::providers(named.collect())
     }
 
     /// Each problem of the manifests once, in the log and in the metrics.
@@ -328,6 +330,7 @@ impl Loop {
         let pass = Pass {
             build: &build,
             providers,
+            objects: self.wanted.objects(),
             settled: self.settled || waited,
             confirmed: None,
             revision: self.parts.revisions.current(),
@@ -388,6 +391,10 @@ impl Loop {
         if outcome.applied {
             for ((kind, action), count) in &outcome.plan.summary().rows {
                 let labels = [kind.as_str(), action.as_str()];
+                metrics.reconcile_changes.with_label_values(&labels).inc_by(*count as u64);
+            }
+            for ((kind, action), count) in &outcome.plan.summary().objects {
+                let labels = [kind.counted(), action.as_str()];
                 metrics.reconcile_changes.with_label_values(&labels).inc_by(*count as u64);
             }
             metrics.drift_detected.inc_by(outcome.plan.summary().drifted_fields as u64);

@@ -159,6 +159,7 @@ fn lowered(provider: &Provider, model: &ListedModel) -> Model {
         cost_per_1m_output_tokens: model.cost_out,
         enabled: Some(provider.discover.as_ref().is_some_and(|discover| discover.enabled)),
         metadata: JsonMap::new(),
+        gateway: None,
     }
 }
 

@@ -24,9 +24,9 @@ use super::{
     live::{Live, Strips},
     mask,
     view::{
-        Attention, AttentionKind, Health, Held, HeldKind, Key, KeyCounts, ManifestProblem, ModelItem,
-        ProviderCounts, ProviderItem, ProviderKey, ProviderKeys, RouteCell, RouteModel, Routes, State,
-        Status,
+        Attention, AttentionKind, GatewayCounts, Health, Held, HeldKind, Key, KeyCounts, ManifestProblem,
+        ModelItem, ProviderCounts, ProviderItem, ProviderKey, ProviderKeys, RouteCell, RouteModel, Routes,
+        State, Status,
     },
 };
 use crate::{
@@ -421,6 +421,7 @@ fn status(drafts: &[Draft], build: &Build, plan: &Plan, common: &Common<'_>) -> 
             Key::None | Key::Missing => &mut keys.none,
         } += 1;
     }
+    let gateway = GatewayCounts::of(build, plan);
     let held: Vec<Held> = plan
         .held
         .iter()
@@ -451,6 +452,7 @@ fn status(drafts: &[Draft], build: &Build, plan: &Plan, common: &Common<'_>) -> 
         && manifests.is_empty()
         && seen.refused.is_empty()
         && suspended.all.is_none()
+        && gateway.pending == 0
         && drafts.iter().filter(managed).all(|draft| draft.item.state == State::Synced);
     let attention = attention(drafts, seen, judge, suspended, &held, &manifests);
     Status {
@@ -463,6 +465,7 @@ fn status(drafts: &[Draft], build: &Build, plan: &Plan, common: &Common<'_>) -> 
         version: env!("CARGO_PKG_VERSION").to_owned(),
         providers,
         keys,
+        gateway,
         attention,
         held,
         manifests,

@@ -142,7 +142,12 @@ impl<'a> Judge<'a> {
         }
         Self {
             build,
-            planned: plan.providers.iter().map(|provider| &*provider.name).collect(),
+            planned: plan
+                .providers
+                .iter()
+                .map(|provider| &*provider.name)
+                .chain(plan.objects.iter().filter_map(|object| object.provider.as_deref()))
+                .collect(),
             held: plan.held.iter().flat_map(|hold| hold.objects.iter().map(String::as_str)).collect(),
             notices,
             suspended,

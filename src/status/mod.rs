@@ -259,6 +259,7 @@ impl Keeper {
                 let pass = Pass {
                     build,
                     providers: None,
+                    objects: true,
                     settled: true,
                     confirmed: None,
                     revision: None,
@@ -288,6 +289,10 @@ fn slim(mut plan: Plan) -> Plan {
     for provider in &mut plan.providers {
         provider.changes = Vec::new();
         provider.record = None;
+    }
+    for object in &mut plan.objects {
+        object.fields = Vec::new();
+        object.spec = None;
     }
     plan
 }

@@ -9,7 +9,12 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 pub use crate::status::judge::State;
-use catalog::model::{HealthStatus, JsonMap};
+use catalog::{
+    manifest::Build,
+    model::{HealthStatus, JsonMap},
+    plan::Plan,
+    serving::ObjectKind,
+};
 use provider::rollup::Rollup;
 
 /// Whether a provider answers properly.
@@ -275,6 +280,7 @@ pub struct Status {
     pub version: String,
     pub providers: ProviderCounts,
     pub keys: KeyCounts,
+    pub gateway: GatewayCounts,
     /// What wants a person's attention; at most 200.
     pub attention: Vec<Attention>,
     pub held: Vec<Held>,
@@ -293,6 +299,30 @@ pub struct ProviderCounts {
     pub unhealthy: usize,
     pub unknown: usize,
     pub disabled: usize,
+}
+
+/// What manifests declare for the gateway.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct GatewayCounts {
+    pub consumers: usize,
+    pub tiers: usize,
+    pub aliases: usize,
+    pub power_levels: usize,
+    /// Of these, and of the gateway settings of providers and models: what the database does not hold yet.
+    pub pending: usize,
+}
+
+impl GatewayCounts {
+    pub fn of(build: &Build, plan: &Plan) -> Self {
+        let count = |kind| build.catalog.objects.keys().filter(|(of, _)| *of == kind).count();
+        Self {
+            consumers: count(ObjectKind::Consumer),
+            tiers: count(ObjectKind::Tier),
+            aliases: count(ObjectKind::Alias),
+            power_levels: count(ObjectKind::PowerLevel),
+            pending: plan.objects.len(),
+        }
+    }
 }
 
 /// Providers by the state of their key.

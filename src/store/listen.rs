@@ -1,4 +1,4 @@
-//! Hints that somebody changed the catalog tables, by LISTEN/NOTIFY.
+//! Hints that somebody changed what this program goes by, by LISTEN/NOTIFY.
 //!
 //! A hint carries no data. Invariant: a lost connection costs one extra hint, never a missed one: after every
 //! (re)connect a hint is given, because what happened meanwhile is unknown. Through a transaction-pooling PgBouncer
@@ -13,21 +13,32 @@ use super::Store;
 /// Between attempts to connect; doubles from the first to the second.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
 
-/// Gives hints one at a time; see [`Store::listen_drift`].
-pub struct DriftListener {
+/// Gives hints one at a time; see [`Store::listen_drift`] and [`Store::listen_gateway`].
+pub struct HintListener {
     store: Store,
+    channel: &'static str,
     listener: Option<PgListener>,
     pause: Duration,
 }
 
 impl Store {
-    /// A listener with a connection of its own, which is opened by the first [`DriftListener::hint`].
-    pub fn listen_drift(&self) -> DriftListener {
-        DriftListener { store: self.clone(), listener: None, pause: BACKOFF.0 }
+    /// A listener for drift, with a connection of its own, which is opened by the first [`HintListener::hint`].
+    pub fn listen_drift(&self) -> HintListener {
+        self.listen("providerd_drift")
+    }
+
+    /// The same for what a gateway serves by: a daemon applied a catalog, or what is stored for the gateway was
+    /// changed by another program.
+    pub fn listen_gateway(&self) -> HintListener {
+        self.listen("providerd_gateway")
+    }
+
+    fn listen(&self, channel: &'static str) -> HintListener {
+        HintListener { store: self.clone(), channel, listener: None, pause: BACKOFF.0 }
     }
 }
 
-impl DriftListener {
+impl HintListener {
     /// Waits until there is a reason to look again. Cancel-safe: a hint that was not awaited to its end is given later
     /// or covered by the hint after a reconnect.
     pub async fn hint(&mut self) {
@@ -68,7 +79,7 @@ impl DriftListener {
             .connect_lazy_with(self.store.options.clone());
         let mut listener = PgListener::connect_with(&pool).await?;
         listener.eager_reconnect(false);
-        listener.listen("providerd_drift").await?;
+        listener.listen(self.channel).await?;
         Ok(listener)
     }
 }

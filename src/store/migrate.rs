@@ -22,6 +22,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (8, "revision", include_str!("../../migrations/0008_revision.sql")),
     (9, "usage", include_str!("../../migrations/0009_usage.sql")),
     (10, "comments", include_str!("../../migrations/0010_comments.sql")),
+    (11, "gateway", include_str!("../../migrations/0011_gateway.sql")),
 ];
 
 /// Advisory lock that lets one daemon migrate at a time.

@@ -14,6 +14,7 @@ mod create;
 mod discovery;
 mod error;
 mod events;
+mod gateway_objects;
 mod health;
 mod leases;
 mod listen;
@@ -44,9 +45,10 @@ pub use crate::store::{
     discovery::{DiscoveryNotice, DiscoveryRow},
     error::{Result, StoreError},
     events::{Event, EventFilter, NewEvent},
+    gateway_objects::GatewayObjectRow,
     health::{Applied, CheckRow, CheckWrite, KeyRow, NewStatus, Place, Span},
     leases::{Lease, Stopped, Suspended, Suspension},
-    listen::DriftListener,
+    listen::HintListener,
     migrate::{Layout, MigrationReport},
     status::{ProviderStatus, StatusWrite, UsageTotals},
     usage::{NewUsage, UsageBatch, UsageCursor, UsageShipment, UsageTable, from_micros},

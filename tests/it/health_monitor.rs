@@ -353,6 +353,7 @@ fn targets_come_from_manifests() {
         config: Default::default(),
         health: HealthPolicy::default(),
         discover: None,
+        gateway: None,
         models: vec![],
     };
     let outer = HealthPolicy { timeout: Some(Duration::from_secs(5)), ..HealthPolicy::default() };

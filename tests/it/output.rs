@@ -10,9 +10,9 @@ use crate::support::{
 };
 
 /// Objects whose members are named by data.
-const MAPS: [&str; 5] = ["summary", "keys", "written", "left_out", "skipped"];
+const MAPS: [&str; 6] = ["summary", "keys", "gateway[].values", "written", "left_out", "skipped"];
 /// What is described in words.
-const OPAQUE: [&str; 3] = ["[].detail", "[].key.quota", "notices[].fields"];
+const OPAQUE: [&str; 4] = ["[].detail", "[].key.quota", "gateway[].fields", "notices[].fields"];
 
 /// The leaves of a value, as the document writes them.
 fn leaves(value: &Value, path: &str, into: &mut BTreeSet<String>) {
@@ -71,6 +71,7 @@ async fn every_field_that_is_documented_is_printed_and_the_other_way_round() {
     let alpha = fake.manifest("alpha", &reference, "");
     lab.write("alpha.toml", &format!("{alpha}{}", route("alpha")));
     lab.write("beta.toml", &dead.manifest("beta", "{ env = \"NOT_SET_ANYWHERE\" }", ""));
+    lab.write("callers.toml", "[consumers.web]\n\n[tiers.free]\nlimits = { concurrency = 1 }\n");
     let json = |args: &[&str]| lab.run(&[args, &["--output", "json"]].concat()).json();
 
     let none = BTreeSet::new();
@@ -86,6 +87,7 @@ async fn every_field_that_is_documented_is_printed_and_the_other_way_round() {
     fs::copy(lab.manifests().join("alpha.toml"), before.join("alpha.toml")).unwrap();
     lab.write("alpha.toml", &alpha.replace("type =", "priority = 1\ntype ="));
     lab.remove("beta.toml");
+    lab.write("callers.toml", "[consumers.web]\n\n[tiers.free]\nlimits = { concurrency = 2 }\n");
     lab.write("gamma.toml", &format!("{}{}", fake.manifest("gamma", &reference, ""), route("gamma")));
     let strict = lab.run_with(&["plan", "--output", "json"], |command| {
         command.env("PROVIDERD_RECONCILE__PRUNE_LIMIT", "0").env("PROVIDERD_RECONCILE__PRUNE_LIMIT_MIN", "0");
@@ -157,12 +159,13 @@ async fn every_field_that_is_documented_is_printed_and_the_other_way_round() {
     child.stdin.take().unwrap().write_all(KEY.as_bytes()).unwrap();
     let sealed: Value = serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap();
     let new = json(&["key", "generate"]);
+    let consumer = json(&["key", "consumer", "web", "--expires", "2999-12-31"]);
     let verified = json(&["key", "verify"]);
     let rotated = lab.run_with(&["key", "rotate", "--output", "json"], |command| {
         let both = format!("{},{}", new["key"].as_str().unwrap(), crate::support::lab::BYOK);
         command.env("BYOK_ENCRYPTION_KEY", both);
     });
-    let keys = [sealed, new, verified, rotated.json()];
+    let keys = [sealed, new, consumer, verified, rotated.json()];
     compare("`key`", &none, &keys, &["undecryptable[]"]);
 }
 

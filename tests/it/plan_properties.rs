@@ -14,13 +14,16 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use catalog::{
-    model::{Cell, Frozen, HealthPolicy, JsonMap, Model, Origin, PowerLevel, Provider},
+    model::{
+        Catalog, Cell, Frozen, HealthPolicy, JsonMap, ManifestPath, Model, Origin, PowerLevel, Provider,
+    },
     plan::{
         Action, Desired, DesiredKey, FieldChange, Fingerprint, Input, KeyAction, Kind, LiveKey, LiveModel,
-        LiveProvider, LiveRule, Managed, Plan, Policy, PruneLimit, World, plan,
+        LiveObject, LiveProvider, LiveRule, Managed, Plan, Policy, PruneLimit, World, plan,
     },
     policy::DriftPolicy,
     routing::DesiredRule,
+    serving::{Allowance, Consumer, GatewayObject, ObjectBody, ObjectKind, OfferSettings, UpstreamSettings},
 };
 use provider::ProviderType;
 
@@ -41,15 +44,23 @@ fn new_id() -> Uuid {
     Uuid::from_u64_pair(7, NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// What the store does with a plan, on values in memory.
+/// What the store does with a plan, on values in memory; beside it what is declared for the gateway.
 #[derive(Default)]
-struct Database(World);
+struct Database(World, Catalog);
 
 impl Database {
     fn plan(&mut self, desired: &BTreeMap<Arc<str>, Desired>, policy: &Policy, frozen: &Frozen) -> Plan {
         self.0.managed_total = self.0.managed.len();
         let with_usage = HashSet::new();
-        plan(&Input { desired, world: &self.0, frozen, policy, with_usage: &with_usage, new_id: &new_id })
+        plan(&Input {
+            desired,
+            world: &self.0,
+            frozen,
+            objects: Some(&self.1),
+            policy,
+            with_usage: &with_usage,
+            new_id: &new_id,
+        })
     }
 
     fn live(&mut self, id: Uuid) -> &mut LiveProvider {
@@ -71,6 +82,21 @@ impl Database {
     }
 
     fn apply(&mut self, plan: &Plan) {
+        for change in &plan.objects {
+            let name = (change.kind, change.name.clone());
+            match (&change.spec, change.action) {
+                (None, Action::Delete) => {
+                    drop(self.0.objects.remove(&name).expect("what is deleted is there"))
+                }
+                (Some(spec), Action::Create | Action::Update | Action::Release) => {
+                    // jsonb keeps values, not how they were written.
+                    let spec = serde_json::from_str(&spec.to_string()).unwrap();
+                    let applied = Some(change.digest());
+                    self.0.objects.insert(name, LiveObject { spec, origin: change.origin.clone(), applied });
+                }
+                other => panic!("{other:?}"),
+            }
+        }
         for provider in &plan.providers {
             for change in &provider.changes {
                 match (change.kind, change.action) {
@@ -257,8 +283,19 @@ fn set_rule(live: &mut LiveRule, FieldChange { field, new, .. }: &FieldChange) {
 enum Step {
     /// The whole directory now declares this.
     Manifests(Vec<DesiredSpec>),
-    /// Somebody else writes.
+    /// The whole directory now declares these callers.
+    Callers(Vec<CallerSpec>),
+    /// Another program writes.
     Foreign(Foreign),
+}
+
+/// A consumer or a tier, in one of two files.
+#[derive(Debug, Clone)]
+struct CallerSpec {
+    name: u8,
+    is_tier: bool,
+    file: u8,
+    requests: Option<u8>,
 }
 
 #[derive(Debug, Clone)]
@@ -267,6 +304,7 @@ struct DesiredSpec {
     enabled: Option<bool>,
     priority: Option<i32>,
     region: Option<u8>,
+    in_flight: Option<u8>,
     key: Option<u8>,
     models: Vec<(u8, Option<bool>, Option<u16>)>,
     rules: Vec<(u8, bool, Option<i32>)>,
@@ -285,6 +323,10 @@ enum Foreign {
     DeleteRules(u8),
     AddRule(u8),
     AddProvider(u8),
+    /// Rows of `gateway_object`, counted from the first: another spec, none, one more.
+    ChangeObject(u8, u8),
+    DeleteObject(u8),
+    AddObject(u8, bool),
 }
 
 fn spec() -> impl Strategy<Value = DesiredSpec> {
@@ -297,18 +339,48 @@ fn spec() -> impl Strategy<Value = DesiredSpec> {
         prop::option::of(0..9i32),
         prop::option::of(0..3u8),
         prop::option::of(0..3u8),
+        prop::option::of(0..3u8),
         models,
         rules,
     )
-        .prop_map(|(name, enabled, priority, region, key, models, rules)| DesiredSpec {
+        .prop_map(|(name, enabled, priority, region, in_flight, key, models, rules)| DesiredSpec {
             name,
             enabled,
             priority,
             region,
+            in_flight,
             key,
             models: models.into_iter().map(|(model, (enabled, cost))| (model, enabled, cost)).collect(),
             rules: rules.into_iter().map(|((model, eco), priority)| (model, eco, priority)).collect(),
         })
+}
+
+fn callers() -> impl Strategy<Value = Vec<CallerSpec>> {
+    let one = (0..4u8, any::<bool>(), 0..2u8, prop::option::of(0..3u8));
+    let one = one.prop_map(|(name, is_tier, file, requests)| CallerSpec { name, is_tier, file, requests });
+    prop::collection::vec(one, 0..5)
+}
+
+/// The catalog that these callers make; of two with one name the last counts.
+fn catalog_of(callers: &[CallerSpec]) -> Catalog {
+    let mut catalog = Catalog::default();
+    let mut files = BTreeSet::new();
+    for caller in callers {
+        let file: ManifestPath = format!("callers{}.toml", caller.file).into();
+        files.insert(file.clone());
+        let allowance =
+            Allowance { requests_per_minute: caller.requests.map(u64::from), ..Allowance::default() };
+        let body = if caller.is_tier {
+            ObjectBody::Tier(allowance)
+        } else {
+            ObjectBody::Consumer(Consumer { allowance, ..Consumer::default() })
+        };
+        let origin = Origin { file, line: 1 };
+        let object = GatewayObject { name: format!("c{}", caller.name).into(), origin, body };
+        catalog.objects.insert(object.object_name(), Arc::new(object));
+    }
+    catalog.files = Arc::new(files);
+    catalog
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -324,9 +396,13 @@ fn step() -> impl Strategy<Value = Step> {
         (0..5u8).prop_map(Foreign::DeleteRules),
         (0..5u8).prop_map(Foreign::AddRule),
         (0..5u8).prop_map(Foreign::AddProvider),
+        (0..5u8, 0..4u8).prop_map(|(a, b)| Foreign::ChangeObject(a, b)),
+        (0..5u8).prop_map(Foreign::DeleteObject),
+        (0..5u8, any::<bool>()).prop_map(|(a, b)| Foreign::AddObject(a, b)),
     ];
     prop_oneof![
         prop::collection::vec(spec(), 0..4).prop_map(Step::Manifests),
+        callers().prop_map(Step::Callers),
         foreign.prop_map(Step::Foreign)
     ]
 }
@@ -348,6 +424,12 @@ fn desired(specs: &[DesiredSpec]) -> BTreeMap<Arc<str>, Desired> {
             cost_per_1m_output_tokens: cost.map(|it| f64::from(it) / 500.0),
             enabled,
             metadata: JsonMap::new(),
+            gateway: spec.in_flight.filter(|_| cost.is_some()).map(|most| {
+                Box::new(OfferSettings {
+                    max_output_tokens: Some(u32::from(most)),
+                    ..OfferSettings::default()
+                })
+            }),
         };
         let rules = spec
             .rules
@@ -385,6 +467,10 @@ fn desired(specs: &[DesiredSpec]) -> BTreeMap<Arc<str>, Desired> {
             config,
             health: HealthPolicy::default(),
             discover: None,
+            gateway: spec.in_flight.map(|most| {
+                let max_in_flight = Some(u32::from(most));
+                Box::new(UpstreamSettings { max_in_flight, ..UpstreamSettings::default() })
+            }),
             models: spec.models.iter().map(model).collect(),
         };
         let key = spec.key.map_or(DesiredKey::Undeclared, |key| match key {
@@ -394,6 +480,28 @@ fn desired(specs: &[DesiredSpec]) -> BTreeMap<Arc<str>, Desired> {
         (name, Desired { provider: Arc::new(provider), rules, key })
     };
     specs.iter().map(one).collect()
+}
+
+fn name_of(kind: ObjectKind, at: u8) -> String {
+    if kind == ObjectKind::Provider { format!("p{at}") } else { format!("c{at}") }
+}
+
+/// Rows of the gateway beside what declares them.
+fn check_objects(database: &Database, declared: &BTreeMap<Arc<str>, Desired>) {
+    let rows = &database.0.objects;
+    for (name, object) in &database.1.objects {
+        assert_eq!(rows[name].spec, object.spec());
+        assert_eq!(rows[name].origin.as_ref().map(|it| &it.file), Some(&object.origin.file));
+    }
+    let of_providers = declared.values().flat_map(|desired| catalog::serving::of_provider(&desired.provider));
+    let of_providers: BTreeMap<_, _> =
+        of_providers.map(|(kind, name, _, spec)| ((kind, Arc::from(name)), spec)).collect();
+    for (name, spec) in &of_providers {
+        assert_eq!(rows[name].spec, *spec);
+    }
+    for name in rows.keys() {
+        assert!(database.1.objects.contains_key(name) || of_providers.contains_key(name), "{name:?} stays");
+    }
 }
 
 fn foreign(database: &mut Database, what: &Foreign) {
@@ -440,6 +548,26 @@ fn foreign(database: &mut Database, what: &Foreign) {
                 });
             }
         }),
+        Foreign::ChangeObject(at, to) => {
+            if let Some(object) = database.0.objects.values_mut().nth(at.into()) {
+                object.spec = match to {
+                    0 => Value::Null,
+                    1 => serde_json::json!({ "limits": { "requests_per_minute": 7 }, "theirs": [1] }),
+                    2 => serde_json::json!({ "max_in_flight": 99 }),
+                    _ => serde_json::json!([]),
+                };
+            }
+        }
+        Foreign::DeleteObject(at) => {
+            let name = database.0.objects.keys().nth(at.into()).cloned();
+            name.and_then(|name| database.0.objects.remove(&name));
+        }
+        Foreign::AddObject(at, of_provider) => {
+            let kind = if of_provider { ObjectKind::Provider } else { ObjectKind::Consumer };
+            let name = (kind, name_of(kind, at).into());
+            let object = LiveObject { spec: Value::Null, origin: None, applied: None };
+            database.0.objects.entry(name).or_insert(object);
+        }
         Foreign::AddProvider(at) => {
             let name = name(at);
             if !database.0.live.contains_key(&name) {
@@ -468,6 +596,7 @@ proptest! {
         for step in &steps {
             match step {
                 Step::Manifests(specs) => declared = desired(specs),
+                Step::Callers(callers) => database.1 = catalog_of(callers),
                 Step::Foreign(what) => foreign(&mut database, what),
             }
             let theirs = undeclared(&database, &declared);
@@ -477,6 +606,9 @@ proptest! {
             let second = database.plan(&declared, &policy(), &Frozen::default());
             prop_assert!(everything || first.held.is_empty(), "only a prune of everything waits:\n{first}");
             prop_assert!(second.is_empty(), "after {step:?}\nfirst:\n{first}\nsecond:\n{second}");
+            if first.held.is_empty() {
+                check_objects(&database, &declared);
+            }
             for (id, before) in theirs {
                 let now = database.0.live.values().find(|live| live.id == id);
                 prop_assert_eq!(now, Some(&before), "nobody declared it");
@@ -516,12 +648,15 @@ proptest! {
 
     /// A bad file is never a reason to delete or change.
     #[test]
-    fn frozen_files_lose_nothing(specs in prop::collection::vec(spec(), 1..4)) {
-        let mut database = Database::default();
+    fn frozen_files_lose_nothing(specs in prop::collection::vec(spec(), 1..4), callers in callers()) {
+        let mut database = Database(World::default(), catalog_of(&callers));
         let all = desired(&specs);
         let plan = database.plan(&all, &policy(), &Frozen::default());
         database.apply(&plan);
-        let frozen = Frozen { files: all.values().map(|it| it.provider.origin.file.clone()).collect(), ..Frozen::default() };
+        let files = all.values().map(|it| it.provider.origin.file.clone());
+        let files = files.chain(database.1.files.iter().cloned()).collect();
+        let frozen = Frozen { files, ..Frozen::default() };
+        database.1 = Catalog::default();
         let plan = database.plan(&BTreeMap::new(), &policy(), &frozen);
         prop_assert!(plan.is_empty() && plan.held.is_empty());
     }
@@ -535,6 +670,7 @@ fn a_large_prune_waits_for_its_digest() {
             enabled: None,
             priority: None,
             region: None,
+            in_flight: None,
             key: None,
             models: vec![],
             rules: vec![],
@@ -563,4 +699,38 @@ fn a_large_prune_waits_for_its_digest() {
     check(16, true);
     check(15, false);
     check(0, false);
+}
+
+/// What an edit takes out of a file goes whatever is held back; what goes with its file is pruned like a provider.
+#[test]
+fn callers_go_at_once_with_an_edit_and_wait_with_their_file() {
+    let caller = |name: u8, file: u8| CallerSpec { name, is_tier: false, file, requests: None };
+    let all: Vec<CallerSpec> = (0..9).map(|name| caller(name, u8::from(name > 0))).collect();
+    let limited = Policy { prune_limit: PruneLimit { percent: 20, at_least: 3 }, ..policy() };
+    let after = |left: &[CallerSpec], frozen: &Frozen, limited: &Policy| {
+        let mut database = Database(World::default(), catalog_of(&all));
+        let first = database.plan(&BTreeMap::new(), limited, &Frozen::default());
+        database.apply(&first);
+        database.1 = catalog_of(left);
+        database.plan(&BTreeMap::new(), limited, frozen)
+    };
+    let unknown = Frozen { no_prune: Some("a file cannot be read".into()), ..Frozen::default() };
+
+    // One of two files keeps one of its eight: seven are taken out of it.
+    let plan = after(&all[..2], &unknown, &limited);
+    assert_eq!((plan.objects.len(), plan.held.len()), (7, 0));
+    assert!(plan.objects.iter().all(|change| change.action == Action::Delete && !change.pruned));
+
+    // The file of one is gone.
+    let plan = after(&all[1..], &Frozen::default(), &limited);
+    assert!(plan.objects.len() == 1 && plan.objects[0].pruned);
+    let plan = after(&all[1..], &unknown, &limited);
+    assert_eq!((plan.objects.len(), plan.held[0].objects.len(), &plan.held[0].digest), (0, 1, &None));
+
+    // The file of eight is gone: that wants a word.
+    let plan = after(&all[..1], &Frozen::default(), &limited);
+    assert_eq!((plan.objects.len(), plan.held[0].objects.len()), (0, 8), "{plan}");
+    let confirmed = Policy { confirmed: plan.held[0].digest.clone(), ..limited };
+    let plan = after(&all[..1], &Frozen::default(), &confirmed);
+    assert_eq!((plan.objects.len(), plan.held.len()), (8, 0));
 }

@@ -8,6 +8,7 @@
 //! - [`manifest`]: text to objects and diagnostics; all files to one catalog
 //! - [`routing`]: routes to the rules of each model; the resolved table
 //! - [`plan`]: what differs between catalog and database; audit rows; printing
+//! - [`serving`]: consumers, tiers, aliases, levels, and what providers and models add for the gateway
 //! - [`price`]: exact money; [`sketch`]: how long requests took
 //! - [`policy`]: the settings that plans obey; [`duration`]: how durations are written
 
@@ -18,4 +19,5 @@ pub mod plan;
 pub mod policy;
 pub mod price;
 pub mod routing;
+pub mod serving;
 pub mod sketch;

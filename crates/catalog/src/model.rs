@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use provider::{ProviderType, words};
 
+use crate::serving::{GatewayObject, ObjectName, OfferSettings, UpstreamSettings};
+
 /// A manifest's path relative to the manifest directory, with `/` between parts.
 pub type ManifestPath = Arc<str>;
 
@@ -137,6 +139,9 @@ pub struct Model {
     pub cost_per_1m_output_tokens: Option<f64>,
     pub enabled: Option<bool>,
     pub metadata: JsonMap,
+    /// `None`: the columns of `llm_models` say everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Box<OfferSettings>>,
 }
 
 /// One declared provider with its models.
@@ -159,6 +164,8 @@ pub struct Provider {
     /// The provider's own settings; [`Catalog::health`] adds its directory's defaults.
     pub health: HealthPolicy,
     pub discover: Option<Discover>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<Box<UpstreamSettings>>,
     pub models: Vec<Model>,
 }
 
@@ -228,6 +235,10 @@ pub struct Catalog {
     pub routes: Vec<Arc<Route>>,
     /// `[defaults.health]` of each directory that has some, its parents' merged in; `""` is the top.
     pub defaults: BTreeMap<Box<str>, HealthPolicy>,
+    /// Consumers, tiers, aliases and power levels.
+    pub objects: BTreeMap<ObjectName, Arc<GatewayObject>>,
+    /// Files that are valid and declare something: what is missing from one of them was taken out of it.
+    pub files: Arc<std::collections::BTreeSet<ManifestPath>>,
     pub frozen: Frozen,
 }
 
@@ -277,6 +288,8 @@ pub struct Frozen {
     pub files: std::collections::BTreeSet<ManifestPath>,
     /// Provider names that stand in such a file (or in two files), as far as its text still tells.
     pub providers: std::collections::BTreeSet<Arc<str>>,
+    /// Consumers, tiers, aliases and power levels that are declared twice.
+    pub objects: std::collections::BTreeSet<ObjectName>,
     /// Why nothing at all may be pruned: the directory is missing or empty, a mount failed, or a file that
     /// was never read before cannot be read now.
     pub no_prune: Option<Arc<str>>,

@@ -44,6 +44,9 @@ pub enum DecimalError {
 impl Money {
     pub const ZERO: Self = Self(0);
 
+    /// Units in one USD.
+    pub const UNIT: i64 = 10_i64.pow(SCALE);
+
     /// From units of 1e-10 USD.
     pub const fn from_units(units: i64) -> Self {
         Self(units)

@@ -16,7 +16,7 @@ const FORMS: &str = include_str!("../../manifests/valid/forms.toml");
 
 /// Words that are likelier to reach deep than noise is.
 fn token() -> impl Strategy<Value = String> {
-    const WORDS: [&str; 45] = [
+    const WORDS: [&str; 52] = [
         "[",
         "]",
         "[[",
@@ -39,6 +39,13 @@ fn token() -> impl Strategy<Value = String> {
         "routes",
         "defaults",
         "health",
+        "aliases",
+        "consumers",
+        "power_levels",
+        "tiers",
+        "gateway",
+        "sha256",
+        "headers",
         "models",
         "name",
         "type",
@@ -158,10 +165,23 @@ fn text() -> impl Strategy<Value = Content> {
     let routes = prop::collection::vec(route, 0..3).prop_map(|all| all.concat());
     let defaults = prop::option::weighted(0.2, 1..4u8)
         .prop_map(|it| it.map_or(String::new(), |it| format!("\n[defaults.health]\ninterval = \"{it}s\"\n")));
+    let alias = (name(), prop::sample::select(&["eco", "a", "b", "c", "a/m0", "b/m1", "c/m2", "m0"][..]))
+        .prop_map(|(name, target)| (name, format!("aliases.{name} = \"{target}\"\n")));
+    let once = |all: Vec<(&'static str, String)>| {
+        all.into_iter().collect::<BTreeMap<_, _>>().into_values().collect::<String>()
+    };
+    let aliases = prop::collection::vec(alias, 0..2).prop_map(once);
+    let consumer =
+        (name(), prop::collection::btree_set(0..4u8, 0..3), 0..3u8).prop_map(|(name, keys, model)| {
+            let key = |key: &u8| format!("{{ sha256 = \"{key:064x}\" }}, ");
+            let keys: String = keys.iter().map(key).collect();
+            (name, format!("consumers.{name} = {{ keys = [{keys}], models = [\"*/m{model}\", \"a/*\"] }}\n"))
+        });
+    let consumers = prop::collection::vec(consumer, 0..2).prop_map(once);
     let damage = prop::sample::select(&["", "", "", "", "\n", "# a comment\n", "typo = 1\n", "[[[\n"][..]);
-    let whole = (damage, defaults, providers, routes)
-        .prop_map(|(damage, defaults, providers, routes)| {
-            damage.to_owned() + &defaults + &providers + &routes
+    let whole = (damage, aliases, consumers, defaults, providers, routes)
+        .prop_map(|(damage, aliases, consumers, defaults, providers, routes)| {
+            aliases + &consumers + damage + &defaults + &providers + &routes
         })
         .prop_map(|text| Content::Text(text.into()));
     let unreadable = Just(Content::Unreadable { code: "not-utf8", reason: "not UTF-8".into() });
@@ -233,6 +253,9 @@ proptest! {
                     prop_assert_eq!(&build.catalog.providers, &fresh.catalog.providers);
                     prop_assert_eq!(&build.catalog.routes, &fresh.catalog.routes);
                     prop_assert_eq!(&build.catalog.defaults, &fresh.catalog.defaults);
+                    prop_assert_eq!(&build.catalog.objects, &fresh.catalog.objects);
+                    prop_assert_eq!(&build.catalog.files, &fresh.catalog.files);
+                    prop_assert_eq!(&build.catalog.frozen.objects, &fresh.catalog.frozen.objects);
                     prop_assert_eq!(&build.catalog.frozen.files, &fresh.catalog.frozen.files);
                     prop_assert_eq!(&build.catalog.frozen.providers, &fresh.catalog.frozen.providers);
                     prop_assert_eq!(&build.diagnostics, &fresh.diagnostics);
@@ -240,12 +263,15 @@ proptest! {
                     // Files that were valid once are on record, so a history allows more prunes, never fewer.
                     let forbids = |build: &Build| build.catalog.frozen.no_prune.is_some();
                     prop_assert!(!forbids(&build) || forbids(&fresh));
-                    if let (Some(before), Changed::Providers(changed)) = (&before, &build.changed) {
+                    if let (Some(before), Changed::Some { providers: changed, objects }) = (&before, &build.changed) {
                         let (old, new) = (desired(before), desired(&build));
                         for name in old.keys().chain(new.keys()) {
                             let is_same = old.get(name) == new.get(name);
                             prop_assert!(is_same || changed.contains(name.as_str()), "{} changed", name);
                         }
+                        let same = before.catalog.objects == build.catalog.objects
+                            && before.catalog.frozen.objects == build.catalog.frozen.objects;
+                        prop_assert!(same || *objects, "an object changed");
                         let frozen = [before, &build].map(|it| &it.catalog.frozen.providers);
                         prop_assert!(frozen[0].symmetric_difference(frozen[1]).all(|it| changed.contains(it)));
                     }

@@ -25,6 +25,8 @@ const PREFIXES: &[(&str, usize)] = &[
     ("bedrock-api-key-", 20),
     ("AKIA", 16),
     ("ASIA", 16),
+    // The gateway's own, as `key consumer` makes them.
+    ("pd_", 40),
     ("ghp_", 36),
     ("github_pat_", 36),
     ("gAAAAA", 80),

@@ -3,8 +3,10 @@
 //! PURE. Not its job: reading files or showing anything. Invariants: any text yields a result and never a panic; a
 //! text with an error contributes no object; no secret-looking text is ever rendered.
 
+mod callers;
 mod diagnostic;
 mod keyshape;
+mod meanings;
 mod objects;
 mod parse;
 pub mod render;
@@ -22,7 +24,10 @@ pub use self::{
     schema::json_schema,
     workspace::{Build, Changed, FileCounts, Workspace},
 };
-use crate::model::{HealthPolicy, ManifestPath, Provider, Route};
+use crate::{
+    model::{HealthPolicy, ManifestPath, Provider, Route},
+    serving::GatewayObject,
+};
 
 /// Whether the value of a key of this name is or holds a secret, as far as its looks tell.
 pub fn looks_secret(name: &str, value: &str) -> bool {
@@ -36,6 +41,8 @@ pub struct ParsedFile {
     pub routes: Vec<Arc<Route>>,
     /// `[defaults.health]`, for this file's directory and below.
     pub default_health: Option<HealthPolicy>,
+    /// Consumers, tiers, aliases and power levels.
+    pub objects: Vec<Arc<GatewayObject>>,
     /// Provider names that stand in the text, as far as a broken text tells.
     pub mentioned: BTreeSet<Arc<str>>,
     pub diagnostics: Vec<Diagnostic>,
@@ -43,9 +50,20 @@ pub struct ParsedFile {
     provider_places: Vec<diagnostic::Place>,
     route_places: Vec<diagnostic::Place>,
     defaults_place: Option<diagnostic::Place>,
+    object_places: Vec<diagnostic::Place>,
+    /// Where texts stand that other files may give or take their meaning.
+    mentions: Vec<callers::Mention>,
 }
 
 impl ParsedFile {
+    /// Whether nothing is declared.
+    pub fn is_empty(&self) -> bool {
+        self.providers.is_empty()
+            && self.routes.is_empty()
+            && self.objects.is_empty()
+            && self.default_health.is_none()
+    }
+
     pub fn has_errors(&self) -> bool {
         self.diagnostics.iter().any(|it| it.severity == Severity::Error)
     }

@@ -24,7 +24,8 @@ use crate::model::{
 };
 
 /// Keys of each table, in the order of the documentation.
-pub(super) const ROOT: &[&str] = &["providers", "routes", "defaults"];
+pub(super) const ROOT: &[&str] =
+    &["providers", "routes", "defaults", "aliases", "power_levels", "consumers", "tiers"];
 pub(super) const PROVIDER: &[&str] = &[
     "type",
     "enabled",
@@ -37,6 +38,7 @@ pub(super) const PROVIDER: &[&str] = &[
     "config",
     "health",
     "discover",
+    "gateway",
     "models",
 ];
 pub(super) const HEALTH: &[&str] = &["interval", "cron", "timeout", "slow_after", "path", "expect_status"];
@@ -47,6 +49,10 @@ pub(super) const MODEL: &[&str] = &[
     "context_length",
     "cost_per_1m_input_tokens",
     "cost_per_1m_output_tokens",
+    "cost_per_1m_cached_input_tokens",
+    "cost_per_1m_cache_write_tokens",
+    "upstream_name",
+    "max_output_tokens",
     "enabled",
     "metadata",
 ];
@@ -79,6 +85,7 @@ impl<'a> Reader<'a> {
             }
         }
         file.routes.shrink_to_fit();
+        self.callers(root, file);
         if let Some(defaults) = self.table(root, "defaults") {
             self.unknown(defaults, DEFAULTS, "`defaults`");
             file.default_health = self.table(defaults, "health").map(|table| self.health(table));
@@ -149,6 +156,7 @@ impl<'a> Reader<'a> {
             config: self.free(table, "config", RESERVED_CONFIG),
             health: self.table(table, "health").map(|table| self.health(table)).unwrap_or_default(),
             discover: self.table(table, "discover").and_then(|table| self.discover(table)),
+            gateway: self.table(table, "gateway").map(|table| Box::new(self.upstream(table))),
             models: self.models(table),
         };
         Some(provider)
@@ -330,9 +338,11 @@ impl<'a> Reader<'a> {
                 found.related.push(Related { path, line: first, text: "first declared here".into() });
                 continue;
             }
+            let offer = self.offer(table);
             models.push(Model {
                 name,
                 line,
+                gateway: (!offer.is_plain()).then(|| Box::new(offer)),
                 display_name: self.text_of(table, "display_name", Some(MAX_NAME)),
                 context_length: self.integer(table, "context_length", 1, i32::MAX),
                 cost_per_1m_input_tokens: self.cost(table, "cost_per_1m_input_tokens"),
@@ -401,7 +411,7 @@ fn is_provider_name(name: &str) -> bool {
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-'))
 }
 
-fn is_tier(word: &str) -> bool {
+pub(super) fn is_tier(word: &str) -> bool {
     (1..=50).contains(&word.len()) && is_credential(word)
 }
 

@@ -56,6 +56,9 @@ pub fn parse(path: &ManifestPath, text: &str) -> ParsedFile {
     if file.has_errors() {
         file.mentioned.extend(file.providers.drain(..).map(|provider| provider.name.clone()));
         file.routes.clear();
+        file.objects.clear();
+        file.mentions.clear();
+        file.object_places.clear();
         file.default_health = None;
         (file.provider_places, file.route_places, file.defaults_place) = Default::default();
     }

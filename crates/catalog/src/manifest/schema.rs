@@ -12,9 +12,12 @@ use schemars::JsonSchema;
 
 use provider::ProviderType;
 
-use crate::model::{KeySource, PowerLevel};
+use crate::{
+    model::{KeySource, PowerLevel},
+    serving::{OnDisconnect, SpendPeriod, SpokenApi},
+};
 
-/// A manifest of LLM providers, their models and routes.
+/// A manifest of LLM providers, their models and routes, and of who may call the gateway.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Manifest {
@@ -27,6 +30,18 @@ struct Manifest {
     routes: Vec<Route>,
     /// Defaults for this file's directory and everything below it.
     defaults: Option<Defaults>,
+    /// Other names for what callers ask for: `provider/model`, a model, a power level or another alias; a list is tried in
+    /// order.
+    #[serde(default)]
+    aliases: BTreeMap<String, AliasTargets>,
+    /// Applied to requests of a power level where the caller set none.
+    power_levels: Option<PowerLevels>,
+    /// Who may call the gateway, by name: 1 to 100 letters, digits, `.`, `_` and `-`, unique over all files.
+    #[serde(default)]
+    consumers: BTreeMap<String, Consumer>,
+    /// What holds for each user of a tier.
+    #[serde(default)]
+    tiers: BTreeMap<String, Tier>,
 }
 
 /// One LLM provider.
@@ -52,6 +67,7 @@ struct Provider {
     config: Option<BTreeMap<String, serde_json::Value>>,
     health: Option<Health>,
     discover: Option<Discover>,
+    gateway: Option<Gateway>,
     #[serde(default)]
     models: Vec<Model>,
 }
@@ -119,6 +135,18 @@ struct Model {
     /// USD per million tokens.
     #[schemars(range(min = 0))]
     cost_per_1m_output_tokens: Option<f64>,
+    /// USD per million tokens that are read from the provider's prompt cache; default: the input price.
+    #[schemars(range(min = 0))]
+    cost_per_1m_cached_input_tokens: Option<f64>,
+    /// USD per million tokens that are written to it; default: the input price.
+    #[schemars(range(min = 0))]
+    cost_per_1m_cache_write_tokens: Option<f64>,
+    /// What the provider calls it; default: `name`.
+    #[schemars(length(min = 1, max = 255))]
+    upstream_name: Option<String>,
+    /// Tokens of one answer.
+    #[schemars(range(min = 1))]
+    max_output_tokens: Option<i32>,
     /// Whether it may be used. Undeclared, it starts enabled and is the operators' to change.
     enabled: Option<bool>,
     /// Free form; each key is merged into the `metadata` column.
@@ -143,6 +171,129 @@ struct Route {
     enabled: Option<bool>,
 }
 
+/// How the gateway uses a provider.
+#[derive(JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Gateway {
+    /// Dialects that it speaks itself; default: the type's.
+    #[schemars(length(min = 1))]
+    apis: Option<Vec<SpokenApi>>,
+    /// Inside the operator's walls: may serve requests that ask for privacy; default false.
+    local: Option<bool>,
+    /// Also serves models that are not declared or discovered, at unknown cost; default false.
+    unlisted_models: Option<bool>,
+    /// Requests at once; default: any number.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    max_in_flight: Option<u32>,
+    timeouts: Option<Timeouts>,
+    /// Fixed headers, none of which is a credential.
+    headers: Option<BTreeMap<String, String>>,
+    /// What becomes of an answer whose caller has left: given up, or read on to know the usage; default `cancel`.
+    on_disconnect: Option<OnDisconnect>,
+}
+
+/// How long the gateway waits for a provider; what is left out is the settings'.
+#[derive(JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Timeouts {
+    /// Until a connection stands, such as `4s`.
+    connect: Option<String>,
+    /// Until the first token, such as `60s`.
+    first_token: Option<String>,
+    /// Between two pieces of an answer, such as `120s`.
+    idle: Option<String>,
+    /// For the whole answer, such as `15m`.
+    total: Option<String>,
+}
+
+/// What an alias stands for.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+enum AliasTargets {
+    One(String),
+    Several(#[schemars(length(min = 1))] Vec<String>),
+}
+
+/// The power levels.
+#[derive(JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct PowerLevels {
+    eco: Option<Level>,
+    balanced: Option<Level>,
+    precision: Option<Level>,
+}
+
+/// Applied where the caller set none.
+#[derive(JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Level {
+    #[schemars(range(min = 1))]
+    max_tokens: Option<i32>,
+    #[schemars(range(min = 0, max = 2))]
+    temperature: Option<f64>,
+}
+
+/// A program that may call the gateway.
+#[derive(JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Consumer {
+    /// Hashes of its keys; several while one takes over from another.
+    #[serde(default)]
+    keys: Vec<ConsumerKey>,
+    /// The tier of its requests, unless it may say another.
+    user_tier: Option<String>,
+    /// Globs over `provider/model`, aliases and power levels; those with `!` win. Default: everything.
+    models: Option<Vec<String>>,
+    limits: Option<Limits>,
+    #[serde(default)]
+    budgets: Vec<Budget>,
+    /// May say whose request it is (`X-User-ID`, `X-User-Tier`); default false.
+    trusted: Option<bool>,
+}
+
+/// A key, by its hash; `providerd key consumer NAME` makes one.
+#[derive(JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct ConsumerKey {
+    /// SHA-256 of the key in hexadecimal digits.
+    #[schemars(regex(pattern = r"^[0-9A-Fa-f]{64}$"))]
+    sha256: String,
+    /// From this date (its beginning, UTC) or moment on it is refused: `2027-06-30`, `2027-06-30T12:00:00Z`.
+    expires: Option<String>,
+}
+
+/// Limits of a consumer, or of each user of a tier.
+#[derive(JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Limits {
+    #[schemars(range(min = 1))]
+    requests_per_minute: Option<u64>,
+    #[schemars(range(min = 1))]
+    tokens_per_minute: Option<u64>,
+    /// Requests at once.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    concurrency: Option<u32>,
+}
+
+/// What may be spent in a window.
+#[derive(JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Budget {
+    #[schemars(range(min = 0, max = 900_000))]
+    usd: f64,
+    /// UTC; a week begins on Monday.
+    per: SpendPeriod,
+}
+
+/// What holds for each user of a tier.
+#[derive(JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Tier {
+    limits: Option<Limits>,
+    #[serde(default)]
+    budgets: Vec<Budget>,
+}
+
 /// Defaults for a directory.
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -158,7 +309,7 @@ pub fn json_schema() -> serde_json::Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::objects;
+    use crate::manifest::{callers, objects};
 
     #[test]
     fn schema_and_parser_know_the_same_keys() {
@@ -179,5 +330,13 @@ mod tests {
         check("/$defs/Model", objects::MODEL);
         check("/$defs/Route", objects::ROUTE);
         check("/$defs/Defaults", objects::DEFAULTS);
+        check("/$defs/Gateway", callers::UPSTREAM);
+        check("/$defs/Timeouts", callers::TIMEOUTS);
+        check("/$defs/Level", callers::LEVEL);
+        check("/$defs/Consumer", callers::CONSUMER);
+        check("/$defs/ConsumerKey", callers::CONSUMER_KEY);
+        check("/$defs/Limits", callers::LIMITS);
+        check("/$defs/Budget", callers::BUDGET);
+        check("/$defs/Tier", callers::TIER);
     }
 }

@@ -7,10 +7,17 @@ use std::{
     sync::Arc,
 };
 
-use super::{Diagnostic, ParsedFile, ReadFile, Severity, diagnostic::Place, values::nearest};
+use super::{
+    Diagnostic, ParsedFile, ReadFile, Severity,
+    callers::{Mention, Mentioned},
+    diagnostic::Place,
+    meanings::Found,
+    values::nearest,
+};
 use crate::{
     model::{Catalog, Frozen, HealthPolicy, ManifestPath, Provider, Route},
     routing::{Pattern, RouteIndex},
+    serving::{GatewayObject, ObjectKind},
 };
 
 /// Providers, models and routes over all files.
@@ -18,33 +25,52 @@ const MAX_OBJECTS: usize = 100_000;
 /// What was probably meant is looked for among all names for so many routes; the rest are told without.
 const MAX_GUESSES: usize = 100;
 
-/// Which providers' desired state may differ from the previous build's; which are to be looked at again.
+/// What may differ from the previous build's desired state; what is to be looked at again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Changed {
     All,
-    Providers(BTreeSet<Arc<str>>),
+    Some {
+        providers: BTreeSet<Arc<str>>,
+        /// Also consumers, tiers, aliases and power levels.
+        objects: bool,
+    },
 }
 
 impl Changed {
-    pub const NONE: Self = Self::Providers(BTreeSet::new());
+    pub const NONE: Self = Self::Some { providers: BTreeSet::new(), objects: false };
+
+    pub const fn providers(providers: BTreeSet<Arc<str>>) -> Self {
+        Self::Some { providers, objects: false }
+    }
 
     pub fn add(&mut self, more: Self) {
         match (&mut *self, more) {
             (Self::All, _) => {}
             (_, Self::All) => *self = Self::All,
-            (Self::Providers(names), Self::Providers(more)) => names.extend(more),
+            (Self::Some { providers, objects }, Self::Some { providers: more, objects: too }) => {
+                providers.extend(more);
+                *objects |= too;
+            }
         }
     }
 
     pub fn is_none(&self) -> bool {
-        matches!(self, Self::Providers(names) if names.is_empty())
+        matches!(self, Self::Some { providers, objects: false } if providers.is_empty())
     }
 
-    /// `None` means all.
+    /// Names of providers; `None` means all.
     pub const fn names(&self) -> Option<&BTreeSet<Arc<str>>> {
         match self {
             Self::All => None,
-            Self::Providers(names) => Some(names),
+            Self::Some { providers, .. } => Some(providers),
+        }
+    }
+
+    /// Whether consumers, tiers, aliases and power levels are meant too.
+    pub const fn objects(&self) -> bool {
+        match self {
+            Self::All => true,
+            Self::Some { objects, .. } => *objects,
         }
     }
 }
@@ -88,11 +114,33 @@ pub struct Workspace {
     told: BTreeSet<(&'static str, ManifestPath)>,
     /// Files with other routes than at the last build, of the same patterns and cells.
     rerouted: BTreeSet<ManifestPath>,
+    /// Files with other consumers, tiers, aliases or power levels than at the last build, of the same names.
+    restated: BTreeSet<ManifestPath>,
+    /// Some of these objects may differ from the last build's.
+    objects_touched: bool,
+    /// Unix seconds: by when keys have expired.
+    now: Option<i64>,
 }
 
 impl Workspace {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Says what time it is, in Unix seconds; without it no key is said to have expired.
+    pub fn set_now(&mut self, now: i64) {
+        let before = self.now.replace(now);
+        let passed = |mention: &Mention| match &mention.what {
+            Mentioned::Key(key) => {
+                key.expires.is_some_and(|at| at <= now && before.is_none_or(|before| before < at))
+            }
+            Mentioned::Pattern(_) | Mentioned::Target(_) => false,
+        };
+        let mentions =
+            self.files.values().filter_map(|file| file.parsed.as_ref()).flat_map(|it| &it.mentions);
+        if mentions.into_iter().any(passed) {
+            self.shape_kept = false;
+        }
     }
 
     /// Takes a file's new content.
@@ -105,6 +153,12 @@ impl Workspace {
         self.shape_kept &= kept;
         if kept && routes(old) != routes(Some(&file)) {
             self.rerouted.insert(path.clone());
+        }
+        if objects(old) != objects(Some(&file)) {
+            self.objects_touched = true;
+            if kept {
+                self.restated.insert(path.clone());
+            }
         }
         let (old_parsed, new_parsed) = (old.and_then(|old| old.parsed.as_ref()), file.parsed.as_ref());
         let good = |parsed: Option<&ParsedFile>| parsed.is_some_and(|parsed| !parsed.has_errors());
@@ -140,6 +194,7 @@ impl Workspace {
         self.shape_kept = false;
         self.known.remove(path);
         self.last_defaults.remove(path);
+        self.objects_touched |= !objects(Some(&old)).is_empty();
         match old.parsed.as_ref().filter(|parsed| !parsed.has_errors()) {
             Some(parsed) => match touches(parsed).collect::<Option<BTreeSet<_>>>() {
                 Some(names) => self.touch(names),
@@ -155,6 +210,7 @@ impl Workspace {
         for path in other {
             let Some(file) = self.files.get(&path) else { continue };
             self.shape_kept = false;
+            self.objects_touched |= !objects(Some(file)).is_empty();
             match file.parsed.iter().flat_map(touches).collect::<Option<BTreeSet<_>>>() {
                 Some(names) => self.touch(names),
                 None => self.touched = None,
@@ -219,8 +275,10 @@ impl Workspace {
         let touched = self.touched.replace(BTreeSet::new());
         let kept = std::mem::replace(&mut self.shape_kept, true);
         let rerouted = std::mem::take(&mut self.rerouted);
+        let restated = std::mem::take(&mut self.restated);
+        let objects_touched = std::mem::take(&mut self.objects_touched);
         let mut build = match (&self.built, &touched) {
-            (Some(built), Some(touched)) if kept => self.refresh(built, touched, &rerouted),
+            (Some(built), Some(touched)) if kept => self.refresh(built, touched, &rerouted, &restated),
             _ => self.rebuild(),
         };
         build.changed = match (&self.built, touched) {
@@ -240,7 +298,11 @@ impl Workspace {
                         .symmetric_difference(&build.catalog.frozen.providers)
                         .cloned(),
                 );
-                Changed::Providers(touched)
+                // So does a key or a name that two objects share now, or no longer.
+                let objects = objects_touched
+                    || built.catalog.frozen.objects != build.catalog.frozen.objects
+                    || built.catalog.files != build.catalog.files;
+                Changed::Some { providers: touched, objects }
             }
             _ => Changed::All,
         };
@@ -254,8 +316,15 @@ impl Workspace {
         built: &Build,
         touched: &BTreeSet<Arc<str>>,
         rerouted: &BTreeSet<ManifestPath>,
+        restated: &BTreeSet<ManifestPath>,
     ) -> Build {
         let mut build = built.clone();
+        for path in restated {
+            let catalog = Arc::make_mut(&mut build.catalog);
+            for object in objects(self.files.get(path)) {
+                catalog.objects.insert(object.object_name(), object.clone());
+            }
+        }
         for path in rerouted {
             let catalog = Arc::make_mut(&mut build.catalog);
             let new = routes(self.files.get(path));
@@ -294,6 +363,7 @@ impl Workspace {
                 moved.providers.extend(parsed.mentioned.iter().map(|it| &**it));
             } else {
                 moved.routes.extend(parsed.routes.iter().map(|it| said(it)));
+                moved.objects.extend(parsed.objects.iter().map(|it| (it.kind(), &*it.name)));
             }
         }
         moved
@@ -309,6 +379,8 @@ impl Workspace {
         let mut route_places: Vec<&Place> = Vec::new();
         let mut defaults: BTreeMap<&str, DirectoryDefaults<'_>> = BTreeMap::new();
         let moved = self.moved();
+        let mut callers = Found::default();
+        let mut valid = BTreeSet::new();
         for (path, file) in &self.files {
             if let Some(unreadable) = &file.unreadable {
                 files.unreadable += 1;
@@ -326,6 +398,7 @@ impl Workspace {
                 freeze(&mut catalog.frozen, path, parsed);
                 continue;
             }
+            objects += parsed.objects.len() + parsed.mentions.len();
             objects +=
                 parsed.routes.len() + parsed.providers.iter().map(|it| 1 + it.models.len()).sum::<usize>();
             if objects > MAX_OBJECTS {
@@ -338,6 +411,10 @@ impl Workspace {
             }
             files.valid += 1;
             let is_gone = self.gone.contains(path);
+            if !parsed.is_empty() && !is_gone {
+                valid.insert(path.clone());
+            }
+            callers.add(parsed, |object| is_gone && moved.objects.contains(&(object.kind(), &*object.name)));
             for (provider, place) in parsed.providers.iter().zip(&parsed.provider_places) {
                 if is_gone && moved.providers.contains(&*provider.name) {
                     continue;
@@ -388,6 +465,8 @@ impl Workspace {
         let bad = check_routes(&catalog, &route_places, &mut diagnostics);
         let mut at = 0..;
         catalog.routes.retain(|_| !at.next().is_some_and(|at| bad.contains(&at)));
+        callers.settle(&mut catalog, self.now, &mut diagnostics);
+        catalog.files = Arc::new(valid);
         diagnostics.sort_by(|a, b| (&a.path, a.line, a.column).cmp(&(&b.path, b.line, b.column)));
         let with_errors = with_errors(&diagnostics);
         // Of a file with any error nothing is pruned: what a bad route made earlier stays, and so does whatever else the
@@ -401,7 +480,14 @@ impl Workspace {
 
 /// Whether it is about objects that several files claim.
 fn is_rivalry(found: &Diagnostic) -> bool {
-    matches!(found.code, "duplicate-provider" | "duplicate-route" | "duplicate-defaults")
+    matches!(
+        found.code,
+        "duplicate-provider"
+            | "duplicate-route"
+            | "duplicate-defaults"
+            | "duplicate-object"
+            | "duplicate-key"
+    )
 }
 
 fn with_errors(diagnostics: &[Diagnostic]) -> HashSet<ManifestPath> {
@@ -503,6 +589,7 @@ fn said(route: &Route) -> Said<'_> {
 struct Moved<'a> {
     providers: HashSet<&'a str>,
     routes: HashSet<Said<'a>>,
+    objects: HashSet<(ObjectKind, &'a str)>,
 }
 
 /// Routes that match nothing, and routes that say the same: which ones they are. `places` has one for each route.
@@ -648,6 +735,32 @@ fn touches(parsed: &ParsedFile) -> impl Iterator<Item = Option<Arc<str>>> {
     providers.chain(routes).chain(defaults)
 }
 
+/// The gateway's objects of a file that was read.
+fn objects(file: Option<&ReadFile>) -> &[Arc<GatewayObject>] {
+    file.and_then(|file| file.parsed.as_ref()).map_or(&[], |parsed| &parsed.objects)
+}
+
+/// Whether the gateway's objects of a file have the same names and mention the same things; keys may go.
+fn same_objects(old: &ParsedFile, new: &ParsedFile) -> bool {
+    let names = |file: &ParsedFile| file.objects.iter().map(|it| it.object_name()).collect::<Vec<_>>();
+    let texts = |file: &ParsedFile| {
+        let texts = file.mentions.iter().filter_map(|it| match &it.what {
+            Mentioned::Key(_) => None,
+            Mentioned::Pattern(text) | Mentioned::Target(text) => Some((it.object, text.clone())),
+        });
+        texts.collect::<Vec<_>>()
+    };
+    let keys = |file: &ParsedFile| {
+        let keys = file.mentions.iter().filter_map(|it| match &it.what {
+            // With another end, a key may have expired, or not any more.
+            Mentioned::Key(key) => Some((key.sha256.clone(), key.expires)),
+            Mentioned::Pattern(_) | Mentioned::Target(_) => None,
+        });
+        keys.collect::<HashSet<_>>()
+    };
+    names(old) == names(new) && texts(old) == texts(new) && keys(new).is_subset(&keys(old))
+}
+
 /// The routes of a file that was read.
 fn routes(file: Option<&ReadFile>) -> &[Arc<Route>] {
     file.and_then(|file| file.parsed.as_ref()).map_or(&[], |parsed| &parsed.routes)
@@ -669,16 +782,22 @@ fn same_cells(old: &[Arc<Route>], new: &[Arc<Route>]) -> bool {
 /// Whether two versions of a file differ in nothing that another file could notice.
 fn same_shape(old: &ReadFile, new: &ReadFile) -> bool {
     let (Some(old), Some(new)) = (&old.parsed, &new.parsed) else { return false };
+    let unlisted =
+        |provider: &Provider| provider.gateway.as_ref().and_then(|gateway| gateway.unlisted_models);
     let models =
         |provider: &Provider| provider.models.iter().map(|model| model.name.clone()).collect::<Vec<_>>();
     old.diagnostics.is_empty()
         && new.diagnostics.is_empty()
         && old.default_health == new.default_health
         && same_cells(&old.routes, &new.routes)
+        && same_objects(old, new)
+        && old.is_empty() == new.is_empty()
         && old.providers.len() == new.providers.len()
         && old.providers.iter().zip(&new.providers).all(|(old, new)| {
             old.name == new.name
                 && old.discover.is_some() == new.discover.is_some()
+                && unlisted(old) == unlisted(new)
+                && old.model_prefixes == new.model_prefixes
                 && models(old) == models(new)
         })
 }

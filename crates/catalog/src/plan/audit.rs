@@ -55,6 +55,8 @@ kinds! {
     Import = "import",
     /// A provider's own list brought models, marked some that it no longer offers, or could not be believed.
     Discovery = "discovery",
+    /// A consumer, tier, alias or power level changed, or what a provider or model says for the gateway.
+    Gateway = "gateway",
     /// A call to the admin API.
     Admin = "admin",
 }

@@ -8,6 +8,7 @@ mod diff;
 mod discovery;
 mod guard;
 mod keys;
+mod objects;
 mod planner;
 mod record;
 mod render;
@@ -18,12 +19,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::model::{Cell, JsonMap, ManifestPath, Origin};
+use crate::{
+    model::{Cell, JsonMap, ManifestPath, Origin},
+    serving::ObjectName,
+};
 
 pub use self::{
     audit::{AuditEntry, AuditRow, EventKind, audit},
     discovery::{DiscoveryDecision, DiscoveryMemory, GoneModel, ListEnd, ListState, SeenModel},
     guard::{LostCell, lost_cells},
+    objects::{LiveObject, ObjectChange},
     planner::{Desired, DesiredKey, Input, KeyTrial, Policy, PruneLimit, plan},
     render::Summary,
 };
@@ -173,6 +178,8 @@ pub struct World {
     /// Number of rows in `providerd.managed`, whatever the scope of this reading; a reading of some providers leaves
     /// it to the caller, who sets it where something may be pruned.
     pub managed_total: usize,
+    /// Rows of `providerd.gateway_object`: those of the providers in scope, and the others where they are.
+    pub objects: BTreeMap<ObjectName, LiveObject>,
 }
 
 // ---------------------------------------------------------------- what to do
@@ -360,6 +367,8 @@ pub enum NoticeKind {
 pub struct Plan {
     /// Only providers to which something happens, by name.
     pub providers: Vec<ProviderPlan>,
+    /// What happens to rows of `providerd.gateway_object`.
+    pub objects: Vec<ObjectChange>,
     pub held: Vec<Hold>,
     pub notices: Vec<Notice>,
 }
@@ -367,11 +376,11 @@ pub struct Plan {
 impl Plan {
     /// Nothing would be written. Held work and notices do not count: they wait for somebody else.
     pub fn is_empty(&self) -> bool {
-        self.providers.is_empty()
+        self.providers.is_empty() && self.objects.is_empty()
     }
 
     /// The database is exactly as declared: nothing to write and nothing held back.
     pub fn is_converged(&self) -> bool {
-        self.providers.is_empty() && self.held.is_empty()
+        self.is_empty() && self.held.is_empty()
     }
 }

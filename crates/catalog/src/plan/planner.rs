@@ -18,10 +18,11 @@ use super::{
     LiveModel, LiveProvider, LiveRule, Managed, Notice, NoticeKind, Plan, ProviderPlan, Record, RecordedRow,
     RecordedRule, World,
     diff::{self, Lowered, Row},
+    objects::{self, ObjectChange},
     record::{Next, NextFields, NextRow, NextRule, Said},
 };
 use crate::{
-    model::{Cell, Frozen, Model, Origin, Provider},
+    model::{Catalog, Cell, Frozen, Model, Origin, Provider},
     policy::DriftPolicy,
     routing::DesiredRule,
 };
@@ -67,8 +68,13 @@ pub struct PruneLimit {
 impl PruneLimit {
     /// Whether pruning `count` of `managed` providers needs to be confirmed.
     pub fn exceeded(self, count: usize, managed: usize) -> bool {
-        let share = managed.saturating_mul(usize::from(self.percent)) / 100;
-        count > share.max(self.at_least) || (count > 0 && count == managed)
+        self.is_large(count, managed) || (count > 0 && count == managed)
+    }
+
+    /// The same for what may well go altogether, such as the only consumer.
+    fn is_large(self, count: usize, of: usize) -> bool {
+        let share = of.saturating_mul(usize::from(self.percent)) / 100;
+        count > share.max(self.at_least)
     }
 }
 
@@ -97,6 +103,8 @@ pub struct Input<'a> {
     /// The rows of everything in scope.
     pub world: &'a World,
     pub frozen: &'a Frozen,
+    /// The catalog whose consumers, tiers, aliases and power levels are in scope; `None`: those are not.
+    pub objects: Option<&'a Catalog>,
     pub policy: &'a Policy,
     /// What has usage, among the providers that [`prunable`] names and models that would be deleted.
     pub with_usage: &'a HashSet<Uuid>,
@@ -158,7 +166,9 @@ pub fn plan(input: &Input<'_>) -> Plan {
             ));
         }
     }
-    prune(input, &by_id, &mut plan);
+    let gone = objects::callers(input, &mut plan);
+    prune(input, &by_id, gone, &mut plan);
+    objects::of_providers(input, &mut plan);
     plan.providers.sort_by(|a, b| a.name.cmp(&b.name));
     plan
 }
@@ -167,8 +177,13 @@ pub(super) fn notice(provider: &Arc<str>, kind: NoticeKind, message: impl Into<S
     Notice { provider: provider.clone(), kind, message: message.into(), fields: Vec::new() }
 }
 
-/// Adds the prune to the plan, or the reason why it is held back.
-fn prune(input: &Input<'_>, by_id: &BTreeMap<Uuid, &LiveProvider>, plan: &mut Plan) {
+/// Adds the prune to the plan, or the reason why it is held back. `objects`: those that go with their files.
+fn prune(
+    input: &Input<'_>,
+    by_id: &BTreeMap<Uuid, &LiveProvider>,
+    objects: Vec<ObjectChange>,
+    plan: &mut Plan,
+) {
     let (mut gone, mut stay) = (Vec::new(), Vec::new());
     for managed in prunable(input) {
         match by_id.get(&managed.provider_id) {
@@ -182,39 +197,52 @@ fn prune(input: &Input<'_>, by_id: &BTreeMap<Uuid, &LiveProvider>, plan: &mut Pl
     }
     let deleted: Vec<&Managed> =
         gone.iter().filter(|(_, live)| live.is_some()).map(|(managed, _)| *managed).collect();
-    let digest = prune_digest(&deleted);
+    let digest = prune_digest(&deleted, &objects);
     // Providers that this plan takes under management count, or applying it would change its own verdict.
     let fresh =
         plan.providers.iter().filter(|provider| !input.world.managed.contains_key(&provider.name)).count();
     let managed_total = input.world.managed_total.saturating_add(fresh);
-    let reason = if deleted.is_empty() {
+    let all_objects = input.world.objects.keys().filter(|(kind, _)| !kind.is_of_provider()).count();
+    let limit = input.policy.prune_limit;
+    let reason = if deleted.is_empty() && objects.is_empty() {
         None
     } else if let Some(reason) = &input.frozen.no_prune {
         Some(format!("nothing is pruned while {reason}"))
-    } else if input.policy.prune_limit.exceeded(deleted.len(), managed_total)
-        && input.policy.confirmed.as_deref() != Some(digest.as_str())
-    {
+    } else if input.policy.confirmed.as_deref() == Some(digest.as_str()) {
+        None
+    } else if limit.exceeded(deleted.len(), managed_total) {
         Some(format!("{} of {} managed providers would be pruned", deleted.len(), managed_total))
+    } else if limit.is_large(objects.len(), all_objects) {
+        let what = "consumers, tiers, aliases and power levels would be pruned";
+        Some(format!("{} of {all_objects} {what}", objects.len()))
     } else {
         None
     };
     if let Some(reason) = reason {
         let confirmable = input.frozen.no_prune.is_none().then_some(digest);
-        let objects = deleted.iter().map(|managed| managed.name.to_string()).collect();
+        let providers = deleted.iter().map(|managed| managed.name.to_string());
+        let objects = providers.chain(objects.iter().map(ObjectChange::title)).collect();
         plan.held.push(Hold { kind: HoldKind::Prune, objects, digest: confirmable, reason });
         return;
     }
+    plan.objects.extend(objects);
     for (managed, live) in gone {
         plan.providers.push(removal(managed, live, input.with_usage.contains(&managed.provider_id)));
     }
 }
 
-/// Twelve hexadecimal digits that name exactly this set of providers.
-fn prune_digest(managed: &[&Managed]) -> String {
+/// Twelve hexadecimal digits that name exactly this set of providers and objects.
+fn prune_digest(managed: &[&Managed], objects: &[ObjectChange]) -> String {
     let mut hash = Sha256::new();
     for managed in managed {
         hash.update(managed.provider_id);
         hash.update(managed.name.as_bytes());
+        hash.update([0]);
+    }
+    for object in objects {
+        hash.update(object.kind.as_str());
+        hash.update([1]);
+        hash.update(object.name.as_bytes());
         hash.update([0]);
     }
     hash.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect()

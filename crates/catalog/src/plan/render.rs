@@ -12,7 +12,10 @@ use serde_json::Value;
 
 use provider::shown::one_line as line;
 
-use super::{Action, Cause, Change, Fingerprint, HoldKind, KeyAction, KeyChange, Kind, Notice, Plan};
+use super::{
+    Action, Cause, Change, FieldChange, Fingerprint, HoldKind, KeyAction, KeyChange, Kind, Notice, Plan,
+};
+use crate::{model::Origin, serving::ObjectKind};
 
 /// How many rows of each kind a plan creates, changes and deletes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -20,6 +23,9 @@ pub struct Summary {
     /// Number of rows by kind and action.
     #[serde(flatten, serialize_with = "by_words")]
     pub rows: BTreeMap<(Kind, Action), usize>,
+    /// The same of what is stored for the gateway alone.
+    #[serde(flatten, serialize_with = "by_object_words")]
+    pub objects: BTreeMap<(ObjectKind, Action), usize>,
     pub keys: usize,
     pub drifted_fields: usize,
     pub held: usize,
@@ -31,6 +37,44 @@ fn by_words<S: Serializer>(rows: &BTreeMap<(Kind, Action), usize>, to: S) -> Res
         map.serialize_entry(&format!("{}_{}", kind.as_str(), action.as_str()), count)?;
     }
     map.end()
+}
+
+fn by_object_words<S: Serializer>(
+    rows: &BTreeMap<(ObjectKind, Action), usize>,
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    to.collect_map(
+        rows.iter().map(|((kind, action), count)| (format!("{}_{}", kind.counted(), action.as_str()), count)),
+    )
+}
+
+impl ObjectKind {
+    /// Word under which changes are counted; the rows of providers and models have words of their own.
+    pub const fn counted(self) -> &'static str {
+        match self {
+            Self::Provider => "provider_gateway",
+            Self::Model => "model_gateway",
+            other => other.as_str(),
+        }
+    }
+
+    fn count(self, count: usize) -> String {
+        let word = match (self, count) {
+            (Self::Alias, 1) => "alias",
+            (Self::Alias, _) => "aliases",
+            (Self::Consumer, 1) => "consumer",
+            (Self::Consumer, _) => "consumers",
+            (Self::PowerLevel, 1) => "power level",
+            (Self::PowerLevel, _) => "power levels",
+            (Self::Tier, 1) => "tier",
+            (Self::Tier, _) => "tiers",
+            (Self::Provider, 1) => "provider's gateway settings",
+            (Self::Provider, _) => "providers' gateway settings",
+            (Self::Model, 1) => "model's gateway settings",
+            (Self::Model, _) => "models' gateway settings",
+        };
+        format!("{count} {word}")
+    }
 }
 
 impl Kind {
@@ -79,6 +123,11 @@ impl Plan {
                     change.fields.iter().filter(|field| field.cause == Cause::Drift).count();
             }
         }
+        for change in &self.objects {
+            *summary.objects.entry((change.kind, change.action)).or_default() += 1;
+            summary.drifted_fields +=
+                change.fields.iter().filter(|field| field.cause == Cause::Drift).count();
+        }
         summary
     }
 }
@@ -90,11 +139,13 @@ impl fmt::Display for Summary {
             [Action::Create, Action::Adopt, Action::Update, Action::Delete, Action::Retire, Action::Release]
         {
             let of = |kind| self.rows.get(&(kind, action)).copied().unwrap_or(0);
-            let counts: Vec<String> = [Kind::Provider, Kind::Model, Kind::Route]
+            let mut counts: Vec<String> = [Kind::Provider, Kind::Model, Kind::Route]
                 .into_iter()
                 .filter(|kind| of(*kind) > 0)
                 .map(|kind| format!("{} {}{}", of(kind), kind.as_str(), if of(kind) == 1 { "" } else { "s" }))
                 .collect();
+            let objects = self.objects.iter().filter(|((_, of), _)| *of == action);
+            counts.extend(objects.map(|((kind, _), count)| kind.count(*count)));
             if !counts.is_empty() {
                 parts.push(format!("{} {}", action.as_str(), counts.join(", ")));
             }
@@ -141,6 +192,13 @@ impl fmt::Display for Brief<'_> {
         if let Some(more @ 1..) = plan.providers.len().checked_sub(limit) {
             writeln!(f, "… and the same for {more} more providers (`providerd events` shows each)")?;
         }
+        for change in plan.objects.iter().take(limit) {
+            let head = (change.action, change.kind.noun(), &*change.name);
+            write_row(f, head, change.origin.as_ref(), &change.fields)?;
+        }
+        if let Some(more @ 1..) = plan.objects.len().checked_sub(limit) {
+            writeln!(f, "… and {more} more of the gateway's objects")?;
+        }
         for hold in &plan.held {
             writeln!(f, "! held back: {}", line(&hold.reason))?;
             for object in &hold.objects {
@@ -186,21 +244,24 @@ impl Notice {
 }
 
 fn write_change(f: &mut fmt::Formatter<'_>, change: &Change) -> fmt::Result {
-    write!(
-        f,
-        "{} {} {} {}",
-        change.action.mark(),
-        change.action.as_str(),
-        change.kind.as_str(),
-        line(&change.name)
-    )?;
-    match &change.origin {
+    let head = (change.action, change.kind.as_str(), change.name.as_str());
+    write_row(f, head, change.origin.as_ref(), &change.fields)
+}
+
+fn write_row(
+    f: &mut fmt::Formatter<'_>,
+    (action, kind, name): (Action, &str, &str),
+    origin: Option<&Origin>,
+    fields: &[FieldChange],
+) -> fmt::Result {
+    write!(f, "{} {} {kind} {}", action.mark(), action.as_str(), line(name))?;
+    match origin {
         Some(origin) => writeln!(f, "  ({})", line(&origin.to_string()))?,
         None => writeln!(f)?,
     }
-    for field in &change.fields {
+    for field in fields {
         let new = text(&field.new);
-        match (change.action, field.cause) {
+        match (action, field.cause) {
             (Action::Create, Cause::Default) => writeln!(f, "    {}: {new} (default)", line(&field.field))?,
             (Action::Create, _) => writeln!(f, "    {}: {new}", line(&field.field))?,
             (_, Cause::Released) => writeln!(f, "    {}: given up, stays {new}", line(&field.field))?,
@@ -243,7 +304,7 @@ impl fmt::Display for KeyChange {
     }
 }
 
-/// Stable JSON: `changes`, `keys`, `held`, `notices`, `summary`, `empty`.
+/// Stable JSON: `changes`, `keys`, `gateway`, `held`, `notices`, `summary`, `empty`.
 impl Serialize for Plan {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let changes: Vec<&Change> = self.providers.iter().flat_map(|provider| &provider.changes).collect();
@@ -252,11 +313,12 @@ impl Serialize for Plan {
             .iter()
             .filter_map(|provider| Some((&*provider.name, provider.key.as_ref()?)))
             .collect();
-        let mut map = serializer.serialize_map(Some(6))?;
+        let mut map = serializer.serialize_map(Some(7))?;
         map.serialize_entry("empty", &self.is_converged())?;
         map.serialize_entry("summary", &self.summary())?;
         map.serialize_entry("changes", &changes)?;
         map.serialize_entry("keys", &keys)?;
+        map.serialize_entry("gateway", &self.objects)?;
         map.serialize_entry("held", &self.held)?;
         map.serialize_entry("notices", &self.notices)?;
         map.end()
