@@ -41,6 +41,7 @@ pub mod checks;
 pub mod cli;
 pub mod config;
 pub mod daemon;
+pub mod dataplane;
 pub mod destination;
 pub mod discover;
 pub mod edit;

@@ -144,6 +144,11 @@ impl Metrics {
         }
     }
 
+    /// Where others register theirs, such as the gateway.
+    pub const fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
     /// The text format that Prometheus scrapes.
     ///
     /// # Errors

@@ -93,6 +93,8 @@ pub struct Shared {
     pub prober: Arc<Prober>,
     pub budget: Arc<Budget>,
     pub tls: Option<Tls>,
+    /// How the gateway decides.
+    pub gateway: crate::config::Gateway,
 }
 
 /// The checks, as far as they are shown.
@@ -135,6 +137,7 @@ fn admin() -> OpenApiRouter<Shared> {
         .routes(routes!(providers::one))
         .routes(routes!(models::all))
         .routes(routes!(routes::all))
+        .routes(routes!(routes::explain))
         .routes(routes!(events::all))
         .routes(routes!(usage::sums))
         .routes(routes!(keys::all))

@@ -1,9 +1,28 @@
-//! `GET /api/v1/routes`: which models serve each power level and user tier.
+//! `GET /api/v1/routes`: which models serve each power level and user tier; `POST /api/v1/routes/explain`: who would
+//! answer a request.
 
-use axum::{extract::State, http::HeaderMap, response::Response};
+use axum::{
+    Json,
+    extract::State,
+    http::HeaderMap,
+    response::{IntoResponse as _, Response},
+};
+use gateway::picture::Picture;
+use zeroize::Zeroizing;
 
 use crate::{
-    admin::{Shared, error::ApiError, list, openapi::ReadErrors},
+    admin::{
+        Shared,
+        error::ApiError,
+        extract::JsonBody,
+        list,
+        openapi::{BodyErrors, ReadErrors},
+    },
+    dataplane::{
+        GatewayObject,
+        explain::{RouteQuestion, answer},
+        picture_input,
+    },
     status::view::Routes,
 };
 
@@ -13,4 +32,25 @@ use crate::{
 pub(super) async fn all(State(shared): State<Shared>, headers: HeaderMap) -> Result<Response, ApiError> {
     let snapshot = shared.snapshot()?;
     Ok(list::tagged(&headers, &snapshot.routes.digest, || snapshot.routes.text.clone()))
+}
+
+/// Who would answer a request, in which order, and why not the others; by what is declared and proven now.
+#[utoipa::path(post, path = "/api/v1/routes/explain", tag = "catalog", request_body = RouteQuestion,
+    responses((status = 200, description = "The decision in words, as `providerd routes explain --output json` prints it"), BodyErrors, ReadErrors))]
+pub(super) async fn explain(
+    State(shared): State<Shared>,
+    JsonBody(question): JsonBody<RouteQuestion>,
+) -> Result<Response, ApiError> {
+    let live = shared.live()?;
+    let rows = shared.store.picture_rows().await?;
+    let objects: Vec<GatewayObject> =
+        shared.store.gateway_objects().await?.into_iter().map(GatewayObject::from).collect();
+    let (input, _) = picture_input(&rows, &objects, &shared.gateway, chrono::Utc::now().timestamp());
+    let byok = &live.keyring.byok;
+    let open = |token: &str| Some(Zeroizing::new(byok.decrypt(token).ok()?.expose().as_bytes().to_vec()));
+    let (picture, _) = Picture::build(&input, open);
+    match answer(&picture, &question) {
+        Ok(explanation) => Ok(Json(explanation).into_response()),
+        Err(error) => Err(ApiError::Invalid(error.to_string())),
+    }
 }

@@ -174,6 +174,18 @@ impl Checks {
         self.0.commands.send(Command::Now(name)).await.is_ok()
     }
 
+    /// The gateway saw something: looks at this provider again, if it is this daemon's. Never waits; where the queue is
+    /// full, the provider's next turn does.
+    pub fn look_again(&self, provider: Uuid) {
+        let name = lock(&self.0.ledger)
+            .iter()
+            .find(|live| live.target.label.id == provider)
+            .map(|live| live.target.name.clone());
+        if let Some(name) = name {
+            let _ = self.0.commands.try_send(Command::Now(name));
+        }
+    }
+
     /// What is known now. Do not hold it across an await.
     pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
         lock(&self.0.ledger)

@@ -7,6 +7,8 @@ mod check;
 mod context;
 mod doctor;
 mod events;
+mod explain;
+mod gateway;
 mod import;
 mod key;
 mod models;
@@ -72,6 +74,8 @@ pub enum Format {
 pub enum Command {
     /// Run the daemon: watch, reconcile, report
     Run,
+    /// Run the gateway alone, on a database that a daemon reconciles
+    Gateway,
     /// Check manifests offline and report every problem at once
     Validate(validate::Validate),
     /// Show what `run` would do, field by field
@@ -151,6 +155,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Routes(args) => args.run(&global),
         Command::Key(key::Key::Generate) => key::generate(global.output),
         Command::Run => run::run(&global),
+        Command::Gateway => gateway::run(&global),
         Command::Plan(args) => {
             context::block_on_reading(&global, Access::Look, |context| Box::pin(args.run(context)))
         }

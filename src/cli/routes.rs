@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use catalog::{
@@ -18,6 +18,7 @@ use catalog::{
 use super::{
     Format, Global,
     context::{self, Context, is_valid},
+    explain::Explain,
     output::{self, Exit},
 };
 use crate::{
@@ -29,13 +30,22 @@ use crate::{
 };
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Routes {
+    #[command(subcommand)]
+    action: Option<RoutesAction>,
     /// Compare with a Git revision of the manifests, or with another directory
     #[arg(long, value_name = "REV|DIR")]
     diff: Option<String>,
     /// Also say which models their provider no longer offers, as discovery last found; needs the database
     #[arg(long, conflicts_with = "diff")]
     offered: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum RoutesAction {
+    /// Say who would answer a request, in which order, and why not the others
+    Explain(Explain),
 }
 
 /// Since when models are no longer offered, by provider and model.
@@ -58,6 +68,9 @@ struct OfferedRow<'a> {
 impl Routes {
     /// Exit 0: no cell becomes empty; 2: one does, or a manifest is invalid.
     pub fn run(self, global: &Global) -> anyhow::Result<Exit> {
+        if let Some(RoutesAction::Explain(explain)) = self.action {
+            return context::block_on(global, Access::Look, |context| Box::pin(explain.run(context)));
+        }
         if self.offered {
             return context::block_on(global, Access::Look, |context| Box::pin(offered(context)));
         }

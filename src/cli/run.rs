@@ -18,8 +18,20 @@ use crate::{
     source,
 };
 
-/// In the state directory: a token that was made at a start whose standard output is no terminal.
-const TOKEN_FILE: &str = "admin_token";
+/// A secret that is made at the first start of embedded mode.
+struct MadeSecret {
+    /// In the state directory: where it is written if standard output is no terminal.
+    file: &'static str,
+    /// The file of its hash, without the ending.
+    hash: &'static str,
+    /// What to do where it cannot be kept.
+    instead: &'static str,
+}
+
+const ADMIN_TOKEN: MadeSecret =
+    MadeSecret { file: "admin_token", hash: "admin_token", instead: "set server.token_sha256" };
+const GATEWAY_KEY: MadeSecret =
+    MadeSecret { file: "gateway_key", hash: "gateway_consumer", instead: "declare a consumer" };
 
 /// Rows of the table that a terminal is greeted with; `status` shows all.
 const SHOWN: usize = 50;
@@ -49,16 +61,19 @@ pub fn run(global: &Global) -> anyhow::Result<Exit> {
 /// Programs read the log; a token made just now is shown once all the same, apart from the log.
 fn show_token(arrival: Arrival) {
     if let Some(token) = &arrival.admin_token {
-        let _ = output::text(&format!("admin token {}\n", shown_or_kept(token)));
+        let _ = output::text(&format!("admin token {}\n", shown_or_kept(token, &ADMIN_TOKEN)));
+    }
+    if let Some(key) = arrival.gateway.as_ref().and_then(|gateway| gateway.key.as_ref()) {
+        let _ = output::text(&format!("gateway key {}\n", shown_or_kept(key, &GATEWAY_KEY)));
     }
 }
 
 /// A token on a terminal; elsewhere, where standard output is most likely kept as a log, the file that holds it.
-fn shown_or_kept(token: &Secret) -> String {
+fn shown_or_kept(token: &Secret, made: &MadeSecret) -> String {
     if std::io::stdout().is_terminal() {
-        return format!("{}  (shown this once; delete admin_token.sha256 for a new one)", token.expose());
+        return format!("{}  (shown this once; delete {}.sha256 for a new one)", token.expose(), made.hash);
     }
-    let path = config::state_dir().join(TOKEN_FILE);
+    let path = config::state_dir().join(made.file);
     let written = std::fs::OpenOptions::new()
         .write(true)
         .create(true)
@@ -69,7 +84,7 @@ fn shown_or_kept(token: &Secret) -> String {
     match written {
         Ok(()) => format!("in {}  (read it and delete the file)", path.display()),
         Err(error) => {
-            format!("could not be written to {}: {error} (hint: set server.token_sha256)", path.display())
+            format!("could not be written to {}: {error} (hint: {})", path.display(), made.instead)
         }
     }
 }
@@ -111,9 +126,23 @@ fn greet(arrival: Arrival) {
         text += &format!("database   psql '{url}'\n");
     }
     text += &format!("metrics    {}/metrics\n", arrival.listen);
-    text += &format!("admin API  {}/api/v1/status\n", arrival.listen);
+    text += &format!("dashboard  {}/\n", arrival.listen);
     if let Some(token) = &arrival.admin_token {
-        text += &format!("           token {}\n", shown_or_kept(token));
+        text += &format!("           token {}\n", shown_or_kept(token, &ADMIN_TOKEN));
+    }
+    if let Some(gateway) = &arrival.gateway {
+        text += &format!("gateway    {}/v1\n", gateway.url);
+        if let Some(key) = &gateway.key {
+            text += &format!("           key {}\n", shown_or_kept(key, &GATEWAY_KEY));
+        }
+        let key = gateway.key.as_ref().filter(|_| std::io::stdout().is_terminal());
+        text += &format!(
+            "           curl {}/v1/chat/completions -H 'Authorization: Bearer {}' \\\n                \
+             -H 'Content-Type: application/json' \\\n                \
+             -d '{{\"model\": \"eco\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'\n",
+            gateway.url,
+            key.map_or("$KEY", |key| key.expose()),
+        );
     }
     // A terminal that went away is no reason to stop working.
     let _ = output::text(&text);

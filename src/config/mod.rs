@@ -27,9 +27,12 @@ pub use credentials::credentials_dir;
 pub use git::{Transport, address as git_address};
 pub use layers::SettingsError;
 pub use settings::{
-    Database, Egress, Health, Keys, Log, Manifests, Metrics, Reconcile, Retention, Server, Settings, Source,
+    Database, Egress, Gateway, Health, Keys, Log, Manifests, Metrics, Reconcile, Retention, Server, Settings,
+    Source, Usage,
 };
-pub use value::{GitVerify, LogFormat, PruneLimit, Setting, TokenHash, UsageDurability, UsageWhenFull};
+pub use value::{
+    GitVerify, LogFormat, PruneLimit, Setting, TokenHash, UnhealthyPolicy, UsageDurability, UsageWhenFull,
+};
 
 /// Read when no file is named on the command line; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/providerd/providerd.toml";

@@ -19,7 +19,9 @@ use catalog::policy::{DriftPolicy, RouteGuard};
 use super::{
     git,
     layers::{Key, Reader},
-    value::{GitVerify, LogFormat, PruneLimit, Setting, TokenHash, UsageDurability, UsageWhenFull},
+    value::{
+        GitVerify, LogFormat, PruneLimit, Setting, TokenHash, UnhealthyPolicy, UsageDurability, UsageWhenFull,
+    },
 };
 
 macro_rules! key_name {
@@ -252,6 +254,48 @@ sections! {
         allowed_hosts: Vec<String> = "[]";
     }
 
+    /// The gateway: the data plane that answers callers by routes and health; docs/GATEWAY.md shows it at work.
+    gateway: Gateway {
+        /// Address and port to listen on. Without one there is no gateway, except that with the embedded database it
+        /// listens on 127.0.0.1:7412.
+        listen: Option<SocketAddr> = "";
+        /// Permit listening beyond loopback without TLS, for instance behind a proxy that adds it.
+        plain_http: bool = "false";
+        /// PEM file with the certificate chain; with its key, only TLS is served. Both are reloaded when they change.
+        tls_cert ("tls.cert"): Option<PathBuf> = "";
+        /// PEM file with the private key of `gateway.tls.cert`.
+        tls_key ("tls.key"): Option<PathBuf> = "";
+        /// Threads that serve (count). Without it, one per core.
+        workers: Option<NonZeroU32> = "";
+        /// Longest body of a request (MiB).
+        max_body_mib: NonZeroU32 = "32";
+        /// Memory for the bodies of all requests together (MiB); what does not fit waits, then is refused.
+        body_memory_mib: NonZeroU32 = "1024";
+        /// While a model thinks, a comment keeps the caller's connection alive this often.
+        keepalive: Duration = "\"15s\"";
+        /// How long streams may go on after a stop.
+        drain: Duration = "\"4s\"";
+        /// A picture older than this is not served from after a start without PostgreSQL.
+        stale_after: Duration = "\"24h\"";
+        /// Serve from rows that no manifest manages, too: whoever may write the tables then decides where prompts go.
+        unmanaged: bool = "false";
+        /// Whether unhealthy providers are the last resort (`last`) or never asked (`exclude`).
+        unhealthy: UnhealthyPolicy = "\"last\"";
+        /// Names of request headers that travel to providers beside the usual ones.
+        header_allow: Vec<String> = "[]";
+        /// Longest time for a connection to a provider, TLS included.
+        connect ("timeouts.connect"): Duration = "\"4s\"";
+        /// Longest time from the request to the first content of an answer. Without it, 60s, and 300s for providers
+        /// inside our walls (`local`), which load models on demand.
+        first_token ("timeouts.first_token"): Option<Duration> = "";
+        /// Longest silence within an answer.
+        idle ("timeouts.idle"): Duration = "\"120s\"";
+        /// Longest time for a whole plain answer.
+        total ("timeouts.total"): Duration = "\"15m\"";
+        /// Longest time for a whole stream.
+        total_streaming ("timeouts.total_streaming"): Duration = "\"60m\"";
+    }
+
     /// What `/metrics` shows.
     metrics: Metrics {
         /// Expose the series that carry a `provider` label.
@@ -395,6 +439,42 @@ impl Settings {
             "goes beyond loopback without TLS",
             "set server.tls.cert and server.tls.key, or server.plain_http = true where a proxy adds TLS",
         );
+        let gateway = &self.gateway;
+        rule(
+            gateway.tls_cert.is_some() != gateway.tls_key.is_some(),
+            if gateway.tls_cert.is_some() { "gateway.tls.key" } else { "gateway.tls.cert" },
+            "is missing; TLS needs a certificate and its key",
+            "set both gateway.tls.cert and gateway.tls.key, or neither",
+        );
+        rule(
+            gateway.listen.is_some_and(|listen| !listen.ip().to_canonical().is_loopback())
+                && gateway.tls_cert.is_none()
+                && !gateway.plain_http,
+            "gateway.listen",
+            "goes beyond loopback without TLS",
+            "set gateway.tls.cert and gateway.tls.key, or gateway.plain_http = true where a proxy adds TLS",
+        );
+        rule(
+            gateway.listen.is_some_and(|listen| listen == server.listen && listen.port() != 0),
+            "gateway.listen",
+            "is the address of the admin API",
+            "give the gateway a port of its own, such as 7412",
+        );
+        rule(
+            [gateway.connect, gateway.idle, gateway.total, gateway.total_streaming]
+                .iter()
+                .chain(&gateway.first_token)
+                .any(Duration::is_zero),
+            "gateway.timeouts",
+            "must be more than zero",
+            "the defaults are 4s, 60s, 120s, 15m and 60m",
+        );
+        rule(
+            gateway.keepalive.is_zero(),
+            "gateway.keepalive",
+            "must be more than zero",
+            "15s is the default",
+        );
         rule(
             self.retention.history < Duration::from_secs(86_400),
             "retention.history",
@@ -486,6 +566,14 @@ impl Reconcile {
 }
 
 impl Server {
+    /// Certificate and key file, where TLS is on.
+    #[must_use]
+    pub fn tls(&self) -> Option<(&Path, &Path)> {
+        self.tls_cert.as_deref().zip(self.tls_key.as_deref())
+    }
+}
+
+impl Gateway {
     /// Certificate and key file, where TLS is on.
     #[must_use]
     pub fn tls(&self) -> Option<(&Path, &Path)> {

@@ -321,6 +321,14 @@ choices! {
         Ssh = "ssh",
     }
 
+    /// Whether unhealthy providers are asked at all.
+    UnhealthyPolicy, "\"last\" or \"exclude\"" {
+        /// After all others.
+        Last = "last",
+        /// Never.
+        Exclude = "exclude",
+    }
+
     /// What a power cut may cost.
     UsageDurability, "\"normal\" or \"strict\"" {
         /// A power cut may cost what was written since the last sync.

@@ -3,6 +3,7 @@
 //! Not its job: deciding what a pass does (`reconcile`). Invariants: every wake-up means "look again" and goes
 //! through one loop; the newest catalog pre-empts retries of an older one; losing PostgreSQL ends nothing.
 
+pub mod gateway;
 pub(crate) mod git_events;
 mod lease;
 mod reload;
@@ -32,6 +33,7 @@ use crate::{
     backend,
     checks::{self, Checks, monitor::MonitorConfig},
     config::{self, Retention, Settings},
+    dataplane::{EMBEDDED_LISTEN, Serving, first_consumer::first_consumer, serving},
     discover::{
         run::Discoverer,
         schedule::{Applied, Discovery},
@@ -66,7 +68,15 @@ const HOURLY: Duration = Duration::from_secs(48 * 3600);
 /// Room for the few jobs of the scheduler: its default of 200 is lost silently when exceeded.
 const SCHEDULER_CHANNEL: usize = 1024;
 
-/// What a person in front of a terminal wants to know once the daemon works.
+/// Where callers reach the gateway.
+pub struct GatewayArrival {
+    /// Its base URL.
+    pub url: String,
+    /// The key of the embedded consumer, where it was made at this start: to be shown now, or never.
+    pub key: Option<Secret>,
+}
+
+/// What an operator in front of a terminal wants to know once the daemon works.
 pub struct Arrival {
     pub manifests: PathBuf,
     /// How to reach the database with `psql`; `None` for one that was named, whose URL may hold a password.
@@ -76,6 +86,7 @@ pub struct Arrival {
     /// The admin token, where it was made at this start: to be shown now, or never.
     pub admin_token: Option<Secret>,
     pub providers: Vec<ProviderStatus>,
+    pub gateway: Option<GatewayArrival>,
 }
 
 /// Called once, when the first reconcile is done.
@@ -147,6 +158,7 @@ pub async fn run(
         prober: prober.clone(),
         budget: Arc::default(),
         tls: tls.clone(),
+        gateway: settings.gateway.clone(),
     };
     let admin = (!tokens.is_empty()).then(|| Admin {
         board: Board::default(),
@@ -156,6 +168,8 @@ pub async fn run(
     });
     let (scheme, served) = (if tls.is_some() { "https" } else { "http" }, supervisor.clone());
     supervisor.spawn("http", admin::serve(listener, shared, served));
+    let data =
+        data_plane(&settings, (&store, &byok), embedded.is_some(), &metrics, &checked, &supervisor).await?;
     if let Some(tls) = tls {
         supervisor.spawn("certificate", tls.watch(stop.clone()));
     }
@@ -179,6 +193,7 @@ pub async fn run(
         database,
         admin,
         fresh,
+        data,
         pull_now,
     };
     let tasks = supervisor.clone();
@@ -248,6 +263,8 @@ struct Main {
     admin: Option<Admin>,
     /// A token that nobody has seen yet.
     fresh: Option<Fresh>,
+    /// The gateway, until it follows the database.
+    data: Option<DataPlane>,
     /// Asks for a look at the Git repository.
     pull_now: Arc<Notify>,
 }
@@ -274,6 +291,12 @@ impl Main {
             source::Options { settle: self.settings.manifests.settle, ..source::Options::default() },
         );
         let wake = Wake::new(watcher.handle(), self.pull_now.clone());
+        let data = self.data.take().map(|data| {
+            let (url, key, hint) = (data.url, data.key, data.serving.hint.clone());
+            data.serving.follow(&self.store, &self.byok, &self.settings, &supervisor);
+            (hint, GatewayArrival { url, key })
+        });
+        let (picture, gateway) = data.unzip();
         let drift = Arc::new(Notify::new());
 
         let (leading, leadership) = watch::channel(Leader::Unknown);
@@ -367,6 +390,8 @@ impl Main {
             resync_interval,
             wake,
             drift,
+            picture,
+            gateway,
             greeting,
             applied,
             board,
@@ -511,6 +536,56 @@ impl Main {
         scheduler.start().await?;
         Ok(scheduler)
     }
+}
+
+/// The gateway of this daemon.
+pub(crate) struct DataPlane {
+    serving: Serving,
+    /// Its base URL.
+    url: String,
+    /// The key of the consumer that embedded mode made at this start.
+    key: Option<Secret>,
+}
+
+/// Starts the gateway where the settings name an address, and in embedded mode.
+async fn data_plane(
+    settings: &Settings,
+    (store, byok): (&Store, &Byok),
+    embedded: bool,
+    metrics: &Metrics,
+    checked: &Arc<OnceLock<admin::Checked>>,
+    supervisor: &Supervisor,
+) -> anyhow::Result<Option<DataPlane>> {
+    let Some(listen) = settings.gateway.listen.or(embedded.then_some(EMBEDDED_LISTEN)) else {
+        return Ok(None);
+    };
+    let state = config::state_dir();
+    let checked = checked.clone();
+    let look = move |provider: Uuid| {
+        if let Some(checked) = checked.get() {
+            checked.checks.look_again(provider);
+        }
+    };
+    let started = serving::start(settings, listen, state.clone(), metrics, look, supervisor).await;
+    let mut serving = match started {
+        Ok(serving) => serving,
+        // Nobody asked for this address: another daemon of this user has it.
+        Err(error) if settings.gateway.listen.is_none() => {
+            warn!(error = format!("{error:#}"), "there is no gateway; set gateway.listen");
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let scheme = if serving.tls { "https" } else { "http" };
+    let url = format!("{scheme}://{}", serving.address);
+    let mut key = None;
+    if embedded {
+        let (consumer, made) = first_consumer(&state)?;
+        serving.own.push(consumer);
+        key = made;
+    }
+    serving.keeper(store, byok, settings).start_from_sealed();
+    Ok(Some(DataPlane { serving, url, key }))
 }
 
 /// The webhook of `source.git`; `None` without a secret.

@@ -26,7 +26,7 @@ use catalog::{
 use net::probe::Prober;
 
 use super::{
-    Arrival, BEAT, Greeting, Main, RETRY,
+    Arrival, BEAT, GatewayArrival, Greeting, Main, RETRY,
     lease::{Leader, Leadership},
 };
 use crate::{
@@ -70,6 +70,9 @@ pub(super) struct Parts {
     pub wake: Wake,
     /// Other programs changed rows.
     pub drift: Arc<Notify>,
+    /// Wakes the keeper of the gateway's picture.
+    pub picture: Option<Arc<Notify>>,
+    pub gateway: Option<GatewayArrival>,
     pub greeting: Option<Greeting>,
     /// What discovery goes by.
     pub applied: watch::Sender<Applied>,
@@ -189,6 +192,9 @@ impl Loop {
 
     /// Shows what this turn of the loop has seen to the admin API.
     fn saw(&self) {
+        if let Some(picture) = &self.parts.picture {
+            picture.notify_one();
+        }
         self.parts.board.saw(Seen {
             build: self.build.clone(),
             revision: self.parts.revisions.current().map(|revision| revision.to_string()),
@@ -470,7 +476,8 @@ impl Loop {
                 warn!(%error, "the admin token cannot be kept; the next start makes another one");
             }
             let admin_token = fresh.map(|fresh| fresh.token);
-            greeting(Arrival { manifests, database, listen, admin_token, providers });
+            let gateway = self.parts.gateway.take();
+            greeting(Arrival { manifests, database, listen, admin_token, providers, gateway });
         }
     }
 

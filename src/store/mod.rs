@@ -8,6 +8,7 @@
 
 mod admin_reads;
 mod apply;
+mod budget_leases;
 mod columns;
 mod copy;
 mod create;
@@ -19,6 +20,7 @@ mod health;
 mod leases;
 mod listen;
 mod migrate;
+mod picture;
 mod status;
 mod unmigrated;
 mod usage;
@@ -42,6 +44,7 @@ use uuid::Uuid;
 
 pub use crate::store::{
     admin_reads::{CatalogRows, EventQuery, HourRow, ModelRow, ProviderRow, RuleRow},
+    budget_leases::{LeaseTake, LeaseTaken},
     discovery::{DiscoveryNotice, DiscoveryRow},
     error::{Result, StoreError},
     events::{Event, EventFilter, NewEvent},
@@ -50,6 +53,7 @@ pub use crate::store::{
     leases::{Lease, Stopped, Suspended, Suspension},
     listen::HintListener,
     migrate::{Layout, MigrationReport},
+    picture::{PictureApplied, PictureModel, PictureProvider, PictureRows, PictureRule},
     status::{ProviderStatus, StatusWrite, UsageTotals},
     usage::{NewUsage, UsageBatch, UsageCursor, UsageShipment, UsageTable, from_micros},
     usage_keep::{UsagePartitionPlan, UsageUpkeep},

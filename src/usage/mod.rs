@@ -6,8 +6,10 @@
 //!
 //! Not its job: counting tokens and money (the gateway), SQL (`store`).
 
+mod meter;
 pub mod rows;
 pub mod ship;
 pub mod view;
 
+pub use meter::UsageMeters;
 pub use ship::{ShipReport, Shipper, ShipperSettings};

@@ -14,7 +14,7 @@ const FLOORS: [&[&str]; 12] = [
     &["destination"],
     &["source", "discover", "process", "usage"],
     &["checks", "backend", "loader"],
-    &["reconcile"],
+    &["reconcile", "dataplane"],
     &["status"],
     &["admin"],
     &["daemon"],

@@ -14,6 +14,7 @@ mod discover;
 mod doctor;
 mod embedded;
 mod fernet_interop;
+mod gateway;
 mod gateway_objects;
 mod git_source;
 mod health_freeze;

@@ -11,6 +11,7 @@
 //! - [`server`]: accepting connections, with TLS whose files may change
 
 pub mod connect;
+mod dial;
 pub mod egress;
 pub mod fault;
 pub mod pool;

@@ -17,6 +17,7 @@ mod read;
 mod redact;
 mod retry;
 pub mod rollup;
+mod serving;
 pub mod shown;
 mod wire;
 mod words;
@@ -28,6 +29,7 @@ pub use proof::{Controls, Guard, Proof, Step};
 pub use read::read_error;
 pub use redact::{KeyEcho, redact};
 pub use retry::{MAX_RETRY_AFTER, retry_after};
+pub use serving::{KeyHeader, key_header, native_apis, serving_base};
 pub use wire::{BaseError, Header, Method, Reply, Request, RowUrls, Value, origin_of, parse_base, row_base};
 
 use std::time::Duration;

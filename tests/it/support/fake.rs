@@ -32,6 +32,59 @@ struct Inner {
     keys: Mutex<HashSet<String>>,
     models: Mutex<Vec<String>>,
     seen: AtomicUsize,
+    /// Requests for completions, whole.
+    asked: Mutex<Vec<String>>,
+}
+
+/// A request with as much of its body as its head says.
+async fn whole_request(stream: &mut tokio::net::TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 8192];
+    loop {
+        let count = stream.read(&mut chunk).await.unwrap_or(0);
+        bytes.extend_from_slice(&chunk[..count]);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let whole = text.split_once("\r\n\r\n").is_none_or(|(head, body)| {
+            let length = head.lines().find_map(|line| {
+                let (name, value) = line.split_once(": ")?;
+                name.eq_ignore_ascii_case("content-length").then(|| value.parse::<usize>().ok())?
+            });
+            body.len() >= length.unwrap_or(0)
+        });
+        if count == 0 || (whole && text.contains("\r\n\r\n")) {
+            return text;
+        }
+    }
+}
+
+/// "Hello", of 5 tokens of input and 2 of output, plain or as a stream.
+fn completion(asked: &serde_json::Value) -> String {
+    let model = &asked["model"];
+    let usage = serde_json::json!({ "prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7 });
+    if asked["stream"] != true {
+        let choice = serde_json::json!({
+            "index": 0, "finish_reason": "stop", "message": { "role": "assistant", "content": "Hello" },
+        });
+        return serde_json::json!({ "id": "c1", "object": "chat.completion", "model": model, "choices": [choice],
+            "usage": usage })
+        .to_string();
+    }
+    let chunk = |delta: serde_json::Value, finish: Option<&str>| {
+        let choice = serde_json::json!({ "index": 0, "delta": delta, "finish_reason": finish });
+        let chunk = serde_json::json!({ "id": "c1", "object": "chat.completion.chunk", "model": model,
+            "choices": [choice] });
+        format!("data: {chunk}\n\n")
+    };
+    let mut text = chunk(serde_json::json!({ "role": "assistant", "content": "" }), None);
+    text += &chunk(serde_json::json!({ "content": "Hel" }), None);
+    text += &chunk(serde_json::json!({ "content": "lo" }), None);
+    text += &chunk(serde_json::json!({}), Some("stop"));
+    if asked["stream_options"]["include_usage"] == true {
+        let last = serde_json::json!({ "id": "c1", "object": "chat.completion.chunk", "model": model, "choices": [],
+            "usage": usage });
+        text += &format!("data: {last}\n\n");
+    }
+    text + "data: [DONE]\n\n"
 }
 
 impl Fake {
@@ -43,21 +96,23 @@ impl Fake {
             keys: Mutex::new(HashSet::from([KEY.to_owned()])),
             models: Mutex::new(vec!["model-a".to_owned(), "model-b".to_owned()]),
             seen: AtomicUsize::new(0),
+            asked: Mutex::default(),
         });
         let fake = Self { address: listener.local_addr().unwrap(), inner: inner.clone() };
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let inner = inner.clone();
                 tokio::spawn(async move {
-                    let mut head = [0; 8192];
-                    let count = stream.read(&mut head).await.unwrap_or(0);
-                    let (status, body) = inner.answer(&String::from_utf8_lossy(&head[..count]));
+                    let request = whole_request(&mut stream).await;
+                    let (status, body) = inner.answer(&request);
                     if status == 0 {
                         return std::future::pending().await;
                     }
                     let length = body.len();
+                    let kind =
+                        if body.starts_with("data: ") { "text/event-stream" } else { "application/json" };
                     let text = format!(
-                        "HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\
+                        "HTTP/1.1 {status} X\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\
                          Connection: close\r\n\r\n{body}"
                     );
                     let _ = stream.write_all(text.as_bytes()).await;
@@ -78,6 +133,11 @@ impl Fake {
     /// The provider forgets all keys but these.
     pub fn set_keys(&self, keys: &[&str]) {
         *self.inner.keys.lock().unwrap() = keys.iter().map(ToString::to_string).collect();
+    }
+
+    /// Requests for completions so far, whole.
+    pub fn asked(&self) -> Vec<String> {
+        self.inner.asked.lock().unwrap().clone()
     }
 
     /// Requests so far.
@@ -113,6 +173,12 @@ impl Inner {
                 401,
                 r#"{"error":{"message":"Incorrect API key provided","code":"invalid_api_key"}}"#.to_owned(),
             );
+        }
+        if request.starts_with("POST ") && request.contains("/chat/completions ") {
+            let (_, body) = request.split_once("\r\n\r\n").unwrap();
+            let asked: serde_json::Value = serde_json::from_str(body).unwrap();
+            self.asked.lock().unwrap().push(request.to_owned());
+            return (200, completion(&asked));
         }
         let models: Vec<_> =
             self.models.lock().unwrap().iter().map(|id| serde_json::json!({ "id": id })).collect();

@@ -90,7 +90,12 @@ impl Lab {
     }
 
     pub fn daemon_with(&self, adjust: impl FnOnce(&mut Command)) -> Daemon {
-        let mut command = self.command(&["run"]);
+        self.started(&["run"], adjust)
+    }
+
+    /// A program that stays, with a log of its own.
+    pub fn started(&self, args: &[&str], adjust: impl FnOnce(&mut Command)) -> Daemon {
+        let mut command = self.command(args);
         let log = self.dir.path().join(format!("log-{}", uuid::Uuid::new_v4().simple()));
         command.stdout(Stdio::null());
         adjust(&mut command);

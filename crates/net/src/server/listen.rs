@@ -17,8 +17,8 @@ pub struct Listen {
 /// Why a socket cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    #[error("cannot listen on {address}\nhint: is another providerd running? set `server.listen`")]
-    Listen { address: SocketAddr, source: std::io::Error },
+    #[error("cannot listen on {address}\nhint: is another providerd running? set `{setting}`")]
+    Listen { address: SocketAddr, setting: &'static str, source: std::io::Error },
     #[error(
         "the socket {address} goes beyond loopback without TLS\nhint: set server.tls.cert and server.tls.key, or \
          server.plain_http = true where a proxy adds TLS"
@@ -36,8 +36,7 @@ pub enum ListenError {
 pub async fn bind(listen: Listen) -> Result<TcpListener, ListenError> {
     let mut given = listenfd::ListenFd::from_env();
     if given.len() == 0 {
-        let address = listen.address;
-        return TcpListener::bind(address).await.map_err(|source| ListenError::Listen { address, source });
+        return bind_address(listen.address, "server.listen").await;
     }
     let listener = given.take_tcp_listener(0).map_err(ListenError::Socket)?;
     let listener = listener.filter(|_| given.len() == 1).ok_or_else(|| {
@@ -53,6 +52,14 @@ pub async fn bind(listen: Listen) -> Result<TcpListener, ListenError> {
     }
     info!(%address, "listening on the socket of systemd");
     TcpListener::from_std(listener).map_err(ListenError::Socket)
+}
+
+/// Opens a socket of its own; `setting` names it.
+///
+/// # Errors
+/// [`ListenError::Listen`]
+pub async fn bind_address(address: SocketAddr, setting: &'static str) -> Result<TcpListener, ListenError> {
+    TcpListener::bind(address).await.map_err(|source| ListenError::Listen { address, setting, source })
 }
 
 /// Whether nobody on another machine can connect.

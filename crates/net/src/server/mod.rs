@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 pub use self::{
-    listen::{Listen, ListenError, bind, is_private},
+    listen::{Listen, ListenError, bind, bind_address, is_private},
     tls::{Tls, TlsError},
 };
 

@@ -1,0 +1,84 @@
+//! `routes explain`: who would answer a request, in which order, and why not the others.
+
+use anyhow::Context as _;
+use clap::Args;
+use gateway::picture::Picture;
+use zeroize::Zeroizing;
+
+use super::{
+    Format,
+    context::Context,
+    output::{self, Exit},
+};
+use crate::dataplane::{
+    GatewayObject,
+    explain::{RouteQuestion, answer},
+    picture_input,
+};
+
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// What a caller asks for: provider/model, a model, an alias or a power level
+    #[arg(long, value_name = "MODEL")]
+    model: Option<String>,
+    /// Power level: eco, balanced or precision
+    #[arg(long, value_name = "LEVEL")]
+    power: Option<String>,
+    /// User tier
+    #[arg(long, value_name = "TIER")]
+    tier: Option<String>,
+    /// Task type
+    #[arg(long, value_name = "TASK")]
+    task: Option<String>,
+    /// Only what this consumer may ask for
+    #[arg(long, value_name = "NAME")]
+    consumer: Option<String>,
+    /// The caller's dialect [default: chat]
+    #[arg(long, value_name = "API")]
+    api: Option<String>,
+    /// Only providers inside our walls
+    #[arg(long)]
+    private: bool,
+    /// Chooses among equals: 16 hexadecimal digits
+    #[arg(long, value_name = "SEED")]
+    seed: Option<String>,
+}
+
+impl Explain {
+    /// Exit 0: a provider would answer; 2: none would.
+    pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        let store = &context.backend.store;
+        let rows = store.picture_rows().await?;
+        let objects: Vec<GatewayObject> =
+            store.gateway_objects().await?.into_iter().map(GatewayObject::from).collect();
+        let now = chrono::Utc::now().timestamp();
+        let (input, problems) = picture_input(&rows, &objects, &context.settings.gateway, now);
+        for problem in problems {
+            anstream::eprintln!("warning: {problem}");
+        }
+        let byok = &context.backend.keyring.byok;
+        let open = |token: &str| Some(Zeroizing::new(byok.decrypt(token).ok()?.expose().as_bytes().to_vec()));
+        let (picture, problems) = Picture::build(&input, open);
+        for problem in problems {
+            anstream::eprintln!("warning: {problem}");
+        }
+        let question = RouteQuestion {
+            model: self.model,
+            power_level: self.power,
+            user_tier: self.tier,
+            task_type: self.task,
+            consumer: self.consumer,
+            api: self.api,
+            privacy_required: self.private,
+            seed: self.seed,
+        };
+        let explanation = answer(&picture, &question).context("the question cannot be answered")?;
+        match context.format {
+            Format::Json => output::json(&explanation)?,
+            Format::Table | Format::Github | Format::Csv => {
+                output::text(&(explanation.lines().join("\n") + "\n"))?
+            }
+        };
+        Ok(Exit::when(!explanation.candidates.is_empty()))
+    }
+}

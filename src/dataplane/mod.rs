@@ -1,0 +1,17 @@
+//! What the daemon does for the gateway: makes its picture from rows, keeps a sealed copy, serves, leases budgets, and
+//! ships what was used.
+//!
+//! Not its job: deciding and relaying (the crate `gateway`, which cannot name the database). Invariant: values go in
+//! (a picture) and values come out (usage, outcomes); no request waits for anything here.
+
+pub mod explain;
+pub mod first_consumer;
+mod keeper;
+mod leases;
+pub mod picture;
+pub mod sealed;
+pub mod serving;
+
+pub use keeper::PictureKeeper;
+pub use picture::{GatewayObject, picture_input};
+pub use serving::{EMBEDDED_LISTEN, Serving};
