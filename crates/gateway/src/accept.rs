@@ -114,7 +114,9 @@ async fn connection<D: Door, H: RequestHandler>(
     let Ok(line) = door.enter(socket).await else { return };
     let service = service_fn(|request| {
         let handler = Arc::clone(&handler);
-        async move { Ok::<_, Infallible>(handler.handle(request).await) }
+        // Boxed, so that it is gone once the answer began: hyper keeps a future's room for as long as the connection
+        // lives, and a stream lives long.
+        Box::pin(async move { Ok::<_, Infallible>(handler.handle(request).await) })
     });
     let mut served = pin!(
         http1::Builder::new()

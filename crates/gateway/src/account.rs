@@ -288,7 +288,7 @@ impl Account {
         let (tokens, reasoning, source) = self.tokens(ending);
         let units = ending.sums.and_then(|sums| sums.usage.cost_units).map(Money::from_units);
         let cost = self.prices.cost(&tokens, LISTED, units);
-        self.meters.ended(self.operation, ending.status, ending.error, latency);
+        self.meters.ended(self.operation, ending.status, latency);
         if let Some(admission) = self.admission.take() {
             let now = Tick::default().after(self.start.elapsed());
             admission.settle(tokens.total(), cost.total().map(Money::units), now);

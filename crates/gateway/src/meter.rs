@@ -22,10 +22,15 @@ const EACH: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.4, 
 /// Our own share is tens of microseconds; a millisecond is already wrong.
 const OVERHEAD: &[f64] = &[0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.005, 0.02, 0.1];
 
+/// The words of the label `operation`.
+const OPERATIONS: [&str; 8] =
+    ["chat", "completions", "embeddings", "responses", "messages", "count_tokens", "models", "other"];
+
 /// All of them. Made once and registered once.
 pub struct Meters {
     requests: IntCounterVec,
-    duration: HistogramVec,
+    /// Of each operation its histogram and its counter of successes: looked up for every request otherwise.
+    usual: Vec<(&'static str, Histogram, IntCounter)>,
     pub(crate) first_token: Histogram,
     pub(crate) per_token: Histogram,
     pub(crate) overhead: Histogram,
@@ -36,10 +41,11 @@ pub struct Meters {
     pub(crate) out_of_budget: IntCounter,
     pub(crate) cooldowns: IntCounterVec,
     pub(crate) panic: IntGauge,
-    tokens: IntCounterVec,
+    /// Input, output, cache_read, cache_write, reasoning.
+    tokens: [IntCounter; 5],
     cost: Counter,
     pub(crate) limited: IntCounterVec,
-    sources: IntCounterVec,
+    sources: [(UsageSource, IntCounter); 4],
     pub(crate) picture_age: Gauge,
     pub(crate) unwritten: IntCounter,
 }
@@ -82,6 +88,12 @@ impl Meters {
             &["operation"],
         )?;
         registry.register(Box::new(duration.clone()))?;
+        let requests = counter("requests_total", "Requests that ended, by status", &["operation", "code"])?;
+        let usual = OPERATIONS.map(|word| {
+            (word, duration.with_label_values(&[word]), requests.with_label_values(&[word, "200"]))
+        });
+        let tokens = counter("tokens_total", "Tokens", &["type"])?;
+        let sources = counter("usage_source_total", "Rows, by where their tokens come from", &["source"])?;
         let cost =
             Counter::new("providerd_gateway_cost_usd_total", "What requests cost, where the price is known")?;
         registry.register(Box::new(cost.clone()))?;
@@ -89,8 +101,8 @@ impl Meters {
             Gauge::new("providerd_gateway_picture_age_seconds", "Age of what the gateway decides by")?;
         registry.register(Box::new(picture_age.clone()))?;
         Ok(Self {
-            requests: counter("requests_total", "Requests that ended, by status", &["operation", "code"])?,
-            duration,
+            requests,
+            usual: usual.into(),
             first_token: histogram(
                 "time_to_first_token_seconds",
                 "From a request's head to the first content",
@@ -116,21 +128,30 @@ impl Meters {
             )?,
             cooldowns: counter("cooldowns_total", "Cooldowns that began", &["reason"])?,
             panic: gauge("panic", "1 while so many origins cool that cooldowns are ignored")?,
-            tokens: counter("tokens_total", "Tokens", &["type"])?,
+            tokens: ["input", "output", "cache_read", "cache_write", "reasoning"]
+                .map(|kind| tokens.with_label_values(&[kind])),
             cost,
             limited: counter("limited_total", "Requests that a limit refused", &["limit"])?,
-            sources: counter("usage_source_total", "Rows, by where their tokens come from", &["source"])?,
+            sources: [UsageSource::Reported, UsageSource::Estimated, UsageSource::Partial, UsageSource::None]
+                .map(|source| (source, sources.with_label_values(&[source.as_str()]))),
             picture_age,
             unwritten: plain("unwritten_outcomes_total", "Outcomes that the spool could not take")?,
         })
     }
 
     /// A request ended.
-    pub(crate) fn ended(&self, operation: &str, status: u16, _error: &str, latency: Duration) {
-        let mut buffer = [0u8; 3];
-        let code = status_text(status, &mut buffer);
-        self.requests.with_label_values(&[operation, code]).inc();
-        self.duration.with_label_values(&[operation]).observe(latency.as_secs_f64());
+    pub(crate) fn ended(&self, operation: &str, status: u16, latency: Duration) {
+        let usual = self.usual.iter().find(|(word, ..)| *word == operation);
+        if let Some((_, duration, _)) = usual {
+            duration.observe(latency.as_secs_f64());
+        }
+        match usual {
+            Some((.., ok)) if status == 200 => ok.inc(),
+            _ => {
+                let mut buffer = [0u8; 3];
+                self.requests.with_label_values(&[operation, status_text(status, &mut buffer)]).inc();
+            }
+        }
     }
 
     /// A row was made.
@@ -141,17 +162,16 @@ impl Meters {
         source: UsageSource,
         cost: Option<Money>,
     ) {
-        let counts = [
-            ("input", tokens.input),
-            ("output", tokens.output),
-            ("cache_read", tokens.cache_read),
-            ("cache_write", tokens.cache_write.saturating_add(tokens.cache_write_1h)),
-            ("reasoning", reasoning),
-        ];
-        for (kind, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
-            self.tokens.with_label_values(&[kind]).inc_by(count);
+        let written = tokens.cache_write.saturating_add(tokens.cache_write_1h);
+        let counts = [tokens.input, tokens.output, tokens.cache_read, written, reasoning];
+        for (counter, count) in self.tokens.iter().zip(counts) {
+            if count > 0 {
+                counter.inc_by(count);
+            }
         }
-        self.sources.with_label_values(&[source.as_str()]).inc();
+        if let Some((_, counter)) = self.sources.iter().find(|(known, _)| *known == source) {
+            counter.inc();
+        }
         if let Some(cost) = cost.filter(|cost| cost.units() > 0) {
             // A counter for graphs: the exact sums stand in the rows.
             self.cost.inc_by(cost.units() as f64 / 1e10);

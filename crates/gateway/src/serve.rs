@@ -280,7 +280,7 @@ impl Gateway {
                 Route::Ask(endpoint, _) => endpoint.word(),
                 _ => "other",
             };
-            self.edge.meters.ended(operation, error.status, error.code.as_str(), begun.elapsed());
+            self.edge.meters.ended(operation, error.status, begun.elapsed());
             refused(&error, api, &request_id, None)
         };
         let (endpoint, seed) = match route {
@@ -317,7 +317,7 @@ impl Gateway {
                 };
                 return match listed {
                     Some(json) => {
-                        self.edge.meters.ended("models", 200, "", begun.elapsed());
+                        self.edge.meters.ended("models", 200, begun.elapsed());
                         let mut response = json_response(StatusCode::OK, json.to_string().into());
                         put(response.headers_mut(), "x-request-id", &request_id);
                         response
@@ -334,24 +334,34 @@ impl Gateway {
             return refuse(GatewayError::new(ErrorCode::ShuttingDown, "the gateway is shutting down"));
         }
         let Some(scene) = self.scene.load_full() else { return refuse(no_picture()) };
-        let unix = at / 1_000_000;
-        let consumer = match caller(&scene.picture, &head.headers, unix) {
-            Ok(consumer) => consumer,
-            Err(error) => return refuse(error),
-        };
-        let now = self.edge.now();
-        let (body, permit) = match self.read(body).await {
+        if let Err(error) = caller(&scene.picture, &head.headers, at / 1_000_000) {
+            return refuse(error);
+        }
+        let read = match self.read(body).await {
             Ok(read) => read,
             Err(error) => return refuse(error),
         };
-        let skim = match Skim::of(&body) {
-            Ok(skim) => skim,
-            Err(error) => return refuse(skim_error(error)),
-        };
-        let ask = match asked(&scene.picture, consumer, endpoint, &body, &skim, &head.headers, chance) {
-            Ok(ask) => ask,
-            Err(error) => return refuse(error),
-        };
+        let arrived = Arrived { id, at, chance, begun, request_id: request_id.clone(), endpoint };
+        match self.prepare(arrived, scene, &head.headers, read) {
+            Ok(trip) => self.go(trip, api, seed, request_id).await,
+            Err(error) => refuse(error),
+        }
+    }
+
+    /// From a request that was read to one that may leave: who calls, what is asked, whether it is let in, who answers.
+    /// No future of it: its values lie on the stack and in one box.
+    fn prepare(
+        &self,
+        arrived: Arrived,
+        scene: Arc<Scene>,
+        headers: &HeaderMap,
+        (body, permit): (Bytes, Option<OwnedSemaphorePermit>),
+    ) -> Result<Box<Trip>, GatewayError> {
+        let Arrived { id, at, chance, begun, request_id, endpoint } = arrived;
+        let now = self.edge.now();
+        let consumer = caller(&scene.picture, headers, at / 1_000_000)?;
+        let skim = Skim::of(&body).map_err(skim_error)?;
+        let ask = asked(&scene.picture, consumer, endpoint, &body, &skim, headers, chance)?;
         let mut scopes = vec![(LimitScope::Consumer(&consumer.name), &consumer.limits)];
         if let Some(tier) = ask.tier.as_deref()
             && let Some(spec) = scene.picture.tier(tier)
@@ -359,17 +369,13 @@ impl Gateway {
             let user = ask.user.as_deref().filter(|_| ask.user_trusted).unwrap_or(&consumer.name);
             scopes.push((LimitScope::User { tier, consumer: &consumer.name, user }, spec));
         }
-        let admission = match self.limits.enter(&scopes, now) {
-            Ok(admission) => admission,
-            Err(error) => {
-                let limit = error.param.as_deref().unwrap_or("other").to_owned();
-                self.edge.meters.limited.with_label_values(&[&*limit]).inc();
-                return refuse(error);
-            }
-        };
+        let admission = self.limits.enter(&scopes, now).inspect_err(|error| {
+            let limit = error.param.as_deref().unwrap_or("other");
+            self.edge.meters.limited.with_label_values(&[limit]).inc();
+        })?;
         let decision = decide(&scene.picture, &ask, &scene.pulse, now);
         if let Some(error) = decision.refusal(&scene.picture, &ask, now) {
-            return refuse(error);
+            return Err(error);
         }
         let account = Account::new(Opening {
             meters: Arc::clone(&self.edge.meters),
@@ -394,11 +400,11 @@ impl Gateway {
             start: self.edge.start,
             admission: Some(admission),
         });
-        let streams = ask.stream;
-        let passed = self.passed.iter().flat_map(|name| {
-            head.headers.get_all(name).iter().map(move |value| (name.clone(), value.clone()))
-        });
-        let trip = Trip {
+        let passed = self
+            .passed
+            .iter()
+            .flat_map(|name| headers.get_all(name).iter().map(move |value| (name.clone(), value.clone())));
+        Ok(Box::new(Trip {
             edge: Arc::clone(&self.edge),
             passed: passed.collect(),
             scene,
@@ -408,23 +414,16 @@ impl Gateway {
             body,
             skim,
             account,
-            request_id: request_id.clone(),
+            request_id,
             _permit: permit,
             begun,
-        };
-        self.go(trip, streams, api, seed, request_id).await
+        }))
     }
 
     /// Waits for the beginning of the answer; a stream that is long in coming is promised and kept alive.
-    async fn go(
-        &self,
-        trip: Trip,
-        streams: bool,
-        api: Api,
-        seed: bool,
-        request_id: Box<str>,
-    ) -> Response<GatewayBody> {
+    async fn go(&self, trip: Box<Trip>, api: Api, seed: bool, request_id: Box<str>) -> Response<GatewayBody> {
         let _flying = Flying::new(&self.edge.meters);
+        let streams = trip.ask.stream;
         let mut running: Pin<Box<dyn Future<Output = Resolved> + Send>> = Box::pin(trip.run());
         let resolved = {
             let patience = async {
@@ -563,6 +562,17 @@ impl Drop for Flying<'_> {
     fn drop(&mut self) {
         self.0.in_flight.dec();
     }
+}
+
+/// A request as it came.
+struct Arrived {
+    id: Uuid,
+    /// Microseconds since 1970.
+    at: i64,
+    chance: u64,
+    begun: Instant,
+    request_id: Box<str>,
+    endpoint: Endpoint,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

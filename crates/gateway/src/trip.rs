@@ -68,7 +68,7 @@ pub(crate) enum Resolved {
 
 impl Trip {
     /// Asks until there is an answer to show, or a word why there is none.
-    pub(crate) async fn run(mut self) -> Resolved {
+    pub(crate) async fn run(mut self: Box<Self>) -> Resolved {
         let reserved = match self.reserve().await {
             Ok(reserved) => reserved,
             Err(error) => return self.failed(error, false),
@@ -171,7 +171,7 @@ impl Trip {
                     course.follow(AttemptOutcome::Content, now, &scene.pulse);
                     self.account.content(course.was_fallback());
                     let shown = self.shown(candidate, &course, begun.upstream_id);
-                    let Self { edge, account, endpoint, request_id, .. } = self;
+                    let Self { edge, account, endpoint, request_id, .. } = *self;
                     let relay = StreamRelay::new(Relaying {
                         body: begun.body,
                         unshown: begun.unshown,
@@ -276,7 +276,7 @@ impl Trip {
         })
     }
 
-    fn plain(mut self, answer: PlainAnswer, candidate: usize, course: &Course) -> Resolved {
+    fn plain(mut self: Box<Self>, answer: PlainAnswer, candidate: usize, course: &Course) -> Resolved {
         let shown = self.shown(candidate, course, answer.upstream_id);
         let sums = answer.tap.sums();
         self.account.close(Ending {
@@ -289,7 +289,7 @@ impl Trip {
         Resolved::Plain(answer.body, answer.content_type, shown)
     }
 
-    fn failed(mut self, error: GatewayError, input_read: bool) -> Resolved {
+    fn failed(mut self: Box<Self>, error: GatewayError, input_read: bool) -> Resolved {
         let limits = self.account.admission.as_ref().map_or_else(Vec::new, |it| it.headers(self.now()));
         let shown = Box::new(Shown {
             model: String::new(),

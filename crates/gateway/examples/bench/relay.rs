@@ -1,5 +1,6 @@
 //! The gateway under test: authentication, routing, limits and the spool are on.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 
 use gateway::accept::{PlainDoor, accept};
-use gateway::account::SpoolLedger;
+use gateway::account::{Ledger, LedgerEntry, SpoolLedger};
 use gateway::limit::LeaseWish;
 use gateway::meter::Meters;
 use gateway::picture::{
@@ -15,7 +16,7 @@ use gateway::picture::{
     PriceInput, RouteInput, UpstreamInput,
 };
 use gateway::serve::{Gateway, GatewayHooks, GatewaySettings};
-use gateway::spool::{Spool, SpoolSettings};
+use gateway::spool::{Spool, SpoolError, SpoolSettings, UsageAttempt, UsageIntent, UsageRow};
 use net::pool::{ConnectError, ConnectPhase, ConnectResult, Connector, PoolOrigin, Transport};
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -39,6 +40,28 @@ struct Silent;
 impl GatewayHooks for Silent {
     fn look_again(&self, _: Uuid) {}
     fn wish(&self, _: Vec<LeaseWish>) {}
+}
+
+struct Nothing;
+
+impl Ledger for Nothing {
+    fn intent(&self, _: &UsageIntent<'_>) -> Result<Box<dyn LedgerEntry>, SpoolError> {
+        Ok(Box::new(Self))
+    }
+}
+
+impl LedgerEntry for Nothing {
+    fn settled(&self) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
+        None
+    }
+
+    fn attempt(&mut self, _: &UsageAttempt<'_>) -> Result<(), SpoolError> {
+        Ok(())
+    }
+
+    fn outcome(self: Box<Self>, _: &UsageRow<'_>) -> Result<(), SpoolError> {
+        Ok(())
+    }
 }
 
 /// One provider with the models of the mock, one consumer with limits, a cell of three models.
@@ -102,11 +125,18 @@ fn picture(upstream: u16) -> Picture {
 
 pub async fn run(listener: tokio::net::TcpListener, upstream: u16, directory: std::path::PathBuf) {
     let meters = Arc::new(Meters::register(&prometheus::Registry::new()).expect("an empty registry"));
-    let spool = Arc::new(Spool::open(SpoolSettings::new(directory)).expect("a spool"));
+    // BENCH_LEDGER=none shows what accounting costs.
+    let ledger: Arc<dyn Ledger> = match std::env::var("BENCH_LEDGER").as_deref() {
+        Ok("none") => Arc::new(Nothing),
+        _ => {
+            let spool = Spool::open(SpoolSettings::new(directory)).expect("a spool");
+            Arc::new(SpoolLedger::new(Arc::new(spool), false))
+        }
+    };
     let gateway = Arc::new(Gateway::new(
         GatewaySettings { drain: Duration::from_secs(1), ..GatewaySettings::default() },
         Arc::new(Dial),
-        Arc::new(SpoolLedger::new(spool, false)),
+        ledger,
         Arc::new(Silent),
         meters,
     ));

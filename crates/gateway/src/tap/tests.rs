@@ -263,7 +263,7 @@ fn the_usage_of_a_final_event_of_megabytes_is_read() {
     let pieces: Vec<&[u8]> = text.as_bytes().chunks(16_384).collect();
     let (out, sums) = fed(TapShape::Responses, true, &pieces);
     assert_eq!((out.len(), sums.usage, sums.ended), (text.len(), usage(5, 7), true));
-    assert!(std::mem::size_of::<Tap>() < 1024, "{}", std::mem::size_of::<Tap>());
+    assert!(size_of::<Tap>() < 1024, "{}", size_of::<Tap>());
 }
 
 #[test]
