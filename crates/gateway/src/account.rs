@@ -23,7 +23,6 @@ use crate::spool::{
     RequestFacts, Spool, SpoolError, SpoolText, SpoolTicket, UsageAttempt, UsageIntent, UsageRow, UsageSource,
 };
 use crate::tap::{TapShape, TapSums, TapUsage};
-use crate::tick::Tick;
 
 /// Status of a request whose caller left (nginx's word for it; no caller ever sees it).
 pub(crate) const LEFT: u16 = 499;
@@ -179,6 +178,11 @@ impl Account {
         self.facts.provider_id
     }
 
+    /// By which words the request found its way; of an open account.
+    pub(crate) fn route(&self) -> &str {
+        self.facts.route.as_str()
+    }
+
     /// Attempts so far.
     pub(crate) const fn attempts(&self) -> u8 {
         self.attempts
@@ -290,7 +294,7 @@ impl Account {
         let cost = self.prices.cost(&tokens, LISTED, units);
         self.meters.ended(self.operation, ending.status, latency);
         if let Some(admission) = self.admission.take() {
-            let now = Tick::default().after(self.start.elapsed());
+            let now = crate::serve::tick(self.start.elapsed());
             admission.settle(tokens.total(), cost.total().map(Money::units), now);
         }
         tracing::info!(

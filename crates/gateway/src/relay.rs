@@ -25,7 +25,7 @@ use crate::error::{ErrorCode, GatewayError};
 use crate::meter::Meters;
 use crate::picture::Api;
 use crate::pulse::{Flight, Heard};
-use crate::serve::Edge;
+use crate::serve::{Edge, tick};
 use crate::tap::{Tap, TapShape};
 use crate::tick::Tick;
 use crate::trip::Resolved;
@@ -201,7 +201,7 @@ impl StreamRelay {
     }
 
     fn tick(&self, at: Instant) -> Tick {
-        Tick::default().after(at.saturating_duration_since(self.start))
+        tick(at.saturating_duration_since(self.start))
     }
 
     /// What came so far is a whole answer.

@@ -123,6 +123,11 @@ pub(crate) struct Scene {
     pub(crate) seats: Vec<Option<Arc<UpstreamSeat>>>,
 }
 
+/// Whole milliseconds: read several times per request, so without the division of 128 bits that `as_millis` is.
+pub(crate) const fn tick(since_start: Duration) -> Tick {
+    Tick(since_start.as_secs() * 1_000 + since_start.subsec_millis() as u64)
+}
+
 /// What requests share.
 pub(crate) struct Edge {
     pub(crate) meters: Arc<Meters>,
@@ -137,7 +142,7 @@ pub(crate) struct Edge {
 
 impl Edge {
     pub(crate) fn now(&self) -> Tick {
-        Tick::default().after(self.start.elapsed())
+        tick(self.start.elapsed())
     }
 
     pub(crate) fn at(&self, tick: Tick) -> Instant {
@@ -319,7 +324,7 @@ impl Gateway {
                     Some(json) => {
                         self.edge.meters.ended("models", 200, begun.elapsed());
                         let mut response = json_response(StatusCode::OK, json.to_string().into());
-                        put(response.headers_mut(), "x-request-id", &request_id);
+                        request_id_header(response.headers_mut(), &request_id);
                         response
                     }
                     None => refuse(GatewayError::new(
@@ -334,14 +339,15 @@ impl Gateway {
             return refuse(GatewayError::new(ErrorCode::ShuttingDown, "the gateway is shutting down"));
         }
         let Some(scene) = self.scene.load_full() else { return refuse(no_picture()) };
-        if let Err(error) = caller(&scene.picture, &head.headers, at / 1_000_000) {
-            return refuse(error);
-        }
+        let consumer = match caller(&scene.picture, &head.headers, at / 1_000_000) {
+            Ok(consumer) => consumer.at,
+            Err(error) => return refuse(error),
+        };
         let read = match self.read(body).await {
             Ok(read) => read,
             Err(error) => return refuse(error),
         };
-        let arrived = Arrived { id, at, chance, begun, request_id: request_id.clone(), endpoint };
+        let arrived = Arrived { id, at, chance, begun, request_id: request_id.clone(), endpoint, consumer };
         match self.prepare(arrived, scene, &head.headers, read) {
             Ok(trip) => self.go(trip, api, seed, request_id).await,
             Err(error) => refuse(error),
@@ -357,11 +363,14 @@ impl Gateway {
         headers: &HeaderMap,
         (body, permit): (Bytes, Option<OwnedSemaphorePermit>),
     ) -> Result<Box<Trip>, GatewayError> {
-        let Arrived { id, at, chance, begun, request_id, endpoint } = arrived;
+        let Arrived { id, at, chance, begun, request_id, endpoint, consumer } = arrived;
         let now = self.edge.now();
-        let consumer = caller(&scene.picture, headers, at / 1_000_000)?;
+        let Some(consumer) = scene.picture.consumers().get(consumer as usize) else {
+            return Err(no_picture());
+        };
         let skim = Skim::of(&body).map_err(skim_error)?;
-        let ask = asked(&scene.picture, consumer, endpoint, &body, &skim, headers, chance)?;
+        let (ask_head, passed) = self.sorted(headers);
+        let ask = asked(&scene.picture, consumer, endpoint, &body, &skim, &ask_head, chance)?;
         let mut scopes = vec![(LimitScope::Consumer(&consumer.name), &consumer.limits)];
         if let Some(tier) = ask.tier.as_deref()
             && let Some(spec) = scene.picture.tier(tier)
@@ -400,13 +409,9 @@ impl Gateway {
             start: self.edge.start,
             admission: Some(admission),
         });
-        let passed = self
-            .passed
-            .iter()
-            .flat_map(|name| headers.get_all(name).iter().map(move |value| (name.clone(), value.clone())));
         Ok(Box::new(Trip {
             edge: Arc::clone(&self.edge),
-            passed: passed.collect(),
+            passed,
             scene,
             endpoint,
             ask,
@@ -418,6 +423,31 @@ impl Gateway {
             _permit: permit,
             begun,
         }))
+    }
+
+    /// Goes over a caller's headers once: what says what is asked, and what travels on.
+    fn sorted<'a>(&self, headers: &'a HeaderMap) -> (AskHead<'a>, Vec<(HeaderName, HeaderValue)>) {
+        let mut said = AskHead::default();
+        let mut passed = Vec::with_capacity(4);
+        for (name, value) in headers {
+            let slot = match name.as_str() {
+                "x-power-level" => &mut said.power_level,
+                "x-task-type" => &mut said.task_type,
+                "x-session-id" => &mut said.session_id,
+                "x-session-affinity" => &mut said.session_affinity,
+                "x-user-id" => &mut said.user_id,
+                "x-user-tier" => &mut said.user_tier,
+                _ => {
+                    if self.passed.contains(name) {
+                        passed.push((name.clone(), value.clone()));
+                    }
+                    continue;
+                }
+            };
+            // Of two the first counts.
+            *slot = slot.or(value.to_str().ok());
+        }
+        (said, passed)
     }
 
     /// Waits for the beginning of the answer; a stream that is long in coming is promised and kept alive.
@@ -453,18 +483,19 @@ impl Gateway {
             Resolved::Plain(body, content_type, shown) => {
                 let mut response = Response::new(GatewayBody::Whole(body));
                 let headers = response.headers_mut();
+                headers.reserve(HEADERS);
                 headers.insert(
                     CONTENT_TYPE,
                     content_type.unwrap_or(HeaderValue::from_static("application/json")),
                 );
-                put(headers, "x-request-id", &request_id);
-                show(headers, &shown, seed);
+                request_id_header(headers, &request_id);
+                show(headers, *shown, seed);
                 response
             }
             Resolved::Stream(relay, shown) => {
-                streaming(GatewayBody::Stream(relay), &request_id, Some(&shown), seed)
+                streaming(GatewayBody::Stream(relay), &request_id, Some(shown), seed)
             }
-            Resolved::Failed(error, shown) => refused(&error, api, &request_id, shown.as_deref()),
+            Resolved::Failed(error, shown) => refused(&error, api, &request_id, shown),
         }
     }
 
@@ -573,6 +604,8 @@ struct Arrived {
     begun: Instant,
     request_id: Box<str>,
     endpoint: Endpoint,
+    /// Which of the picture's consumers calls.
+    consumer: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -654,11 +687,10 @@ fn asked(
     endpoint: Endpoint,
     body: &[u8],
     skim: &Skim,
-    headers: &HeaderMap,
+    head: &AskHead<'_>,
     chance: u64,
 ) -> Result<Ask, GatewayError> {
     let text = |field| skim.text(body, field).map_err(skim_error);
-    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     if endpoint == Endpoint::Responses {
         for field in [BodyField::PreviousResponseId, BodyField::Conversation] {
             if skim.value(body, field).is_some() {
@@ -693,15 +725,7 @@ fn asked(
         text_bytes: skim.text_bytes(),
         media_parts: skim.media_parts,
     };
-    let ask_head = AskHead {
-        power_level: header("x-power-level"),
-        task_type: header("x-task-type"),
-        session_id: header("x-session-id"),
-        session_affinity: header("x-session-affinity"),
-        user_id: header("x-user-id"),
-        user_tier: header("x-user-tier"),
-    };
-    Ask::new(picture, Some(consumer), endpoint.api(), &ask_body, &ask_head, chance)
+    Ask::new(picture, Some(consumer), endpoint.api(), &ask_body, head, chance)
 }
 
 fn unsupported(field: BodyField) -> GatewayError {
@@ -748,30 +772,62 @@ fn percent_decoded(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-fn put(headers: &mut HeaderMap, name: &'static str, value: &str) {
+/// Headers of an answer, at most.
+const HEADERS: usize = 16;
+
+/// Names of our own, made once: a name made from a text is read letter by letter.
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+static UPSTREAM_ID: HeaderName = HeaderName::from_static("x-upstream-request-id");
+static MODEL: HeaderName = HeaderName::from_static("x-providerd-model");
+static ATTEMPTS: HeaderName = HeaderName::from_static("x-providerd-attempts");
+static ROUTE: HeaderName = HeaderName::from_static("x-providerd-route");
+/// Of requests and of tokens: the limit, what remains, until it is full again.
+static LIMITS: [[HeaderName; 3]; 2] = [
+    [
+        HeaderName::from_static("x-ratelimit-limit-requests"),
+        HeaderName::from_static("x-ratelimit-remaining-requests"),
+        HeaderName::from_static("x-ratelimit-reset-requests"),
+    ],
+    [
+        HeaderName::from_static("x-ratelimit-limit-tokens"),
+        HeaderName::from_static("x-ratelimit-remaining-tokens"),
+        HeaderName::from_static("x-ratelimit-reset-tokens"),
+    ],
+];
+static PROVIDER_USED: HeaderName = HeaderName::from_static("x-provider-used");
+
+fn put(headers: &mut HeaderMap, name: HeaderName, value: impl Into<Bytes>) {
     // What cannot stand in a header (a name of another alphabet) is left out.
-    if let Ok(value) = HeaderValue::from_str(value) {
-        headers.insert(HeaderName::from_static(name), value);
+    if let Ok(value) = HeaderValue::from_maybe_shared(value.into()) {
+        headers.insert(name, value);
     }
 }
 
-fn show(headers: &mut HeaderMap, shown: &Shown, seed: bool) {
+fn show(headers: &mut HeaderMap, shown: Shown, seed: bool) {
     if !shown.model.is_empty() {
-        put(headers, "x-providerd-model", &shown.model);
+        put(headers, MODEL.clone(), shown.model);
         if seed {
-            put(headers, "x-provider-used", &shown.provider);
+            put(headers, PROVIDER_USED.clone(), shown.provider);
         }
     }
     if shown.attempts > 0 {
-        headers.insert("x-providerd-attempts", HeaderValue::from(shown.attempts));
+        headers.insert(ATTEMPTS.clone(), HeaderValue::from(shown.attempts));
     }
-    put(headers, "x-providerd-route", &shown.route);
-    if let Some(id) = &shown.upstream_id {
-        headers.insert("x-upstream-request-id", id.clone());
+    put(headers, ROUTE.clone(), shown.route);
+    if let Some(id) = shown.upstream_id {
+        headers.insert(UPSTREAM_ID.clone(), id);
     }
-    for (name, value) in &shown.limits {
-        put(headers, name, value);
+    for ([limit, remaining, reset], view) in LIMITS.iter().zip(shown.limits) {
+        if let Some(view) = view {
+            headers.insert(limit, HeaderValue::from(view.limit));
+            headers.insert(remaining, HeaderValue::from(view.remaining));
+            put(headers, reset.clone(), view.reset_text());
+        }
     }
+}
+
+fn request_id_header(headers: &mut HeaderMap, id: &str) {
+    put(headers, REQUEST_ID.clone(), Bytes::copy_from_slice(id.as_bytes()));
 }
 
 fn small(status: StatusCode, text: &'static str) -> Response<GatewayBody> {
@@ -789,17 +845,22 @@ fn json_response(status: StatusCode, body: Bytes) -> Response<GatewayBody> {
 }
 
 /// An error as an answer, in the caller's dialect.
-fn refused(error: &GatewayError, api: Api, request_id: &str, shown: Option<&Shown>) -> Response<GatewayBody> {
+fn refused(
+    error: &GatewayError,
+    api: Api,
+    request_id: &str,
+    shown: Option<Box<Shown>>,
+) -> Response<GatewayBody> {
     let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::BAD_GATEWAY);
     let body = error.body(api, Some(request_id)).to_string();
     let mut response = json_response(status, body.into());
     let headers = response.headers_mut();
     for (name, value) in error.headers() {
-        put(headers, name, &value);
+        put(headers, HeaderName::from_static(name), value);
     }
-    put(headers, "x-request-id", request_id);
+    request_id_header(headers, request_id);
     if let Some(shown) = shown {
-        show(headers, shown, false);
+        show(headers, *shown, false);
     }
     response
 }
@@ -807,7 +868,7 @@ fn refused(error: &GatewayError, api: Api, request_id: &str, shown: Option<&Show
 fn streaming(
     body: GatewayBody,
     request_id: &str,
-    shown: Option<&Shown>,
+    shown: Option<Box<Shown>>,
     seed: bool,
 ) -> Response<GatewayBody> {
     let mut response = Response::new(body);
@@ -816,9 +877,9 @@ fn streaming(
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     // nginx in front shall not gather events.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    put(headers, "x-request-id", request_id);
+    request_id_header(headers, request_id);
     if let Some(shown) = shown {
-        show(headers, shown, seed);
+        show(headers, *shown, seed);
     }
     response
 }

@@ -18,7 +18,7 @@ use crate::ask::{Ask, OUTPUT_UNLESS_SAID};
 use crate::course::{AttemptOutcome, Course, CourseStep, total_of};
 use crate::decide::Decision;
 use crate::error::{ErrorCode, GatewayError};
-use crate::limit::Reserved;
+use crate::limit::{RateView, Reserved};
 use crate::relay::{Relaying, StreamRelay, attempt_ended};
 use crate::serve::{Edge, Scene};
 use crate::skim::Skim;
@@ -55,8 +55,8 @@ pub(crate) struct Shown {
     pub attempts: u32,
     pub route: String,
     pub upstream_id: Option<HeaderValue>,
-    /// `x-ratelimit-*`
-    pub limits: Vec<(&'static str, String)>,
+    /// The caller's own limits of requests and of tokens.
+    pub limits: [Option<RateView>; 2],
 }
 
 /// How a request goes on.
@@ -262,17 +262,28 @@ impl Trip {
         }
     }
 
+    fn limits(&self) -> [Option<RateView>; 2] {
+        match &self.account.admission {
+            Some(admission) => admission.rates(self.now()).into(),
+            None => [None; 2],
+        }
+    }
+
     fn shown(&self, candidate: usize, course: &Course, upstream_id: Option<HeaderValue>) -> Box<Shown> {
         let asked = self.decision.candidates.get(candidate);
         let picture = &self.scene.picture;
         let provider = asked.and_then(|asked| picture.upstream(asked.upstream));
         Box::new(Shown {
-            model: asked.map_or_else(String::new, |asked| asked.full(picture)),
+            model: match asked.map(|asked| (asked.offer_in(picture), asked)) {
+                Some((Some(offer), _)) => offer.full.to_string(),
+                Some((None, asked)) => asked.full(picture),
+                None => String::new(),
+            },
             provider: provider.map_or_else(String::new, |provider| provider.name.to_string()),
             attempts: course.attempts(),
-            route: self.ask.route.to_string(),
+            route: self.account.route().to_owned(),
             upstream_id,
-            limits: self.account.admission.as_ref().map_or_else(Vec::new, |it| it.headers(self.now())),
+            limits: self.limits(),
         })
     }
 
@@ -290,14 +301,13 @@ impl Trip {
     }
 
     fn failed(mut self: Box<Self>, error: GatewayError, input_read: bool) -> Resolved {
-        let limits = self.account.admission.as_ref().map_or_else(Vec::new, |it| it.headers(self.now()));
         let shown = Box::new(Shown {
             model: String::new(),
             provider: String::new(),
             attempts: u32::from(self.account.attempts()),
-            route: self.ask.route.to_string(),
+            route: self.account.route().to_owned(),
             upstream_id: None,
-            limits,
+            limits: self.limits(),
         });
         self.account.close(Ending {
             status: error.status,

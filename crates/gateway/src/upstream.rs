@@ -6,8 +6,10 @@
 //! Invariants: each attempt is built from the caller's own bytes and an allow-list of its headers; nothing of one
 //! provider reaches another; a text of a provider that is shown has been freed of its key.
 
-use std::pin::Pin;
+use std::future::Future;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +27,7 @@ use crate::course::{AttemptDeadlines, AttemptOutcome, Clock};
 use crate::decide::RouteCandidate;
 use crate::error::GatewayError;
 use crate::picture::{Api, LevelDefaults, Picture, Upstream};
+use crate::serve::tick;
 use crate::skim::{BodyField, OWN_FIELDS, Skim};
 use crate::splice::{BodyEdit, splice, usage_wanted};
 use crate::tap::{Tap, TapShape};
@@ -214,7 +217,7 @@ impl Attempt<'_> {
     }
 
     fn now(&self) -> Tick {
-        Tick::default().after(self.start.elapsed())
+        tick(self.start.elapsed())
     }
 
     fn at(&self, tick: Tick) -> Instant {
@@ -301,11 +304,11 @@ impl Attempt<'_> {
         headers.reserve(self.passed.len() + self.seat.fixed.len() + 4);
         headers.insert(HOST, self.seat.host.clone());
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        if self.endpoint.api() == Api::Messages {
-            headers.insert("anthropic-version", ANTHROPIC_VERSION);
-        }
         for (name, value) in self.passed {
-            headers.insert(name, value.clone());
+            headers.append(name, value.clone());
+        }
+        if self.endpoint.api() == Api::Messages {
+            headers.entry("anthropic-version").or_insert(ANTHROPIC_VERSION);
         }
         headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
         // The provider's own come last: no header of a caller stands in their place.
@@ -325,8 +328,7 @@ impl Attempt<'_> {
     ) -> Attempted {
         let mut text = Vec::new();
         while text.len() < REFUSAL_MAX {
-            let (deadline, _) = self.deadline(Some(self.now()));
-            match timeout_at(deadline, next(&mut body)).await {
+            match within(|| self.deadline(Some(self.now())), next(&mut body)).await {
                 Ok(Some(Ok(data))) => text.extend_from_slice(&data),
                 // An error that is cut is an error still.
                 _ => break,
@@ -354,9 +356,8 @@ impl Attempt<'_> {
         let mut whole = Bytes::new();
         let mut gathered: Vec<u8> = Vec::new();
         loop {
-            let (deadline, clock) = self.deadline(Some(self.now()));
-            match timeout_at(deadline, next(&mut body)).await {
-                Err(_) => return Attempted::failed(AttemptOutcome::TimedOut(clock)),
+            match within(|| self.deadline(Some(self.now())), next(&mut body)).await {
+                Err(clock) => return Attempted::failed(AttemptOutcome::TimedOut(clock)),
                 Ok(Some(Err(_))) => return Attempted::failed(AttemptOutcome::BrokenOff),
                 Ok(None) => break,
                 Ok(Some(Ok(data))) if whole.is_empty() && gathered.is_empty() => whole = data,
@@ -400,9 +401,8 @@ impl Attempt<'_> {
         let mut size = 0;
         let mut last_byte = None;
         let ended = loop {
-            let (deadline, clock) = self.deadline(last_byte);
-            match timeout_at(deadline, next(&mut body)).await {
-                Err(_) => return Attempted::failed(AttemptOutcome::TimedOut(clock)),
+            match within(|| self.deadline(last_byte), next(&mut body)).await {
+                Err(clock) => return Attempted::failed(AttemptOutcome::TimedOut(clock)),
                 Ok(Some(Err(_))) => return Attempted::failed(AttemptOutcome::BrokenOff),
                 Ok(Some(Ok(data))) => {
                     last_byte = Some(self.now());
@@ -438,6 +438,20 @@ impl Attempted {
     const fn failed(outcome: AttemptOutcome) -> Self {
         Self::Failed { outcome, refusal: None }
     }
+}
+
+/// What comes within a clock. What is there already costs no timer: most answers come whole with their head.
+async fn within<T>(
+    deadline: impl FnOnce() -> (Instant, Clock),
+    future: impl Future<Output = T>,
+) -> Result<T, Clock> {
+    let mut future = pin!(future);
+    let first = std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await;
+    if let Poll::Ready(value) = first {
+        return Ok(value);
+    }
+    let (at, clock) = deadline();
+    timeout_at(at, future).await.map_err(|_| clock)
 }
 
 /// The next data of a body.

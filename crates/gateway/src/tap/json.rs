@@ -157,42 +157,98 @@ enum Key {
 }
 
 impl Key {
+    /// By length first: most words of an answer are settled by it.
     fn of(word: &[u8]) -> Self {
-        match word {
-            b"choices" => Self::Choices,
-            b"delta" => Self::Delta,
-            b"message" => Self::Message,
-            b"usage" => Self::Usage,
-            b"response" => Self::Response,
-            b"content_block" => Self::ContentBlock,
-            b"error" => Self::Error,
-            b"type" => Self::Type,
-            b"id" => Self::Id,
-            b"index" => Self::Index,
-            b"role" => Self::Role,
-            b"status" => Self::Status,
-            b"sequence_number" => Self::Sequence,
-            b"finish_reason" | b"stop_reason" => Self::Finish,
-            b"text" => Self::Text,
-            b"content" => Self::Content,
-            b"reasoning_content" | b"reasoning" | b"reasoning_details" | b"refusal" | b"tool_calls"
-            | b"function_call" | b"audio" | b"thinking" | b"signature" | b"partial_json" | b"citation"
-            | b"images" => Self::Said,
-            b"output" => Self::Output,
-            b"prompt_tokens" | b"input_tokens" => Self::Input,
-            b"completion_tokens" | b"output_tokens" => Self::OutputCount,
-            b"total_tokens" => Self::Total,
-            b"prompt_tokens_details" | b"input_tokens_details" => Self::InputDetails,
-            b"completion_tokens_details" | b"output_tokens_details" => Self::OutputDetails,
-            b"cached_tokens" | b"cache_read_input_tokens" | b"prompt_cache_hit_tokens" => Self::Cached,
-            b"cache_write_tokens" | b"cache_creation_input_tokens" => Self::CacheWrite,
-            b"cache_creation" => Self::CacheCreation,
-            b"ephemeral_5m_input_tokens" => Self::Write5m,
-            b"ephemeral_1h_input_tokens" => Self::Write1h,
-            b"reasoning_tokens" => Self::Reasoning,
-            b"cost" => Self::Cost,
-            b"cost_in_usd_ticks" => Self::CostTicks,
-            b"total_cost" => Self::TotalCost,
+        match word.len() {
+            2 if word == b"id" => Self::Id,
+            4 => match word {
+                b"type" => Self::Type,
+                b"role" => Self::Role,
+                b"text" => Self::Text,
+                b"cost" => Self::Cost,
+                _ => Self::Other,
+            },
+            5 => match word {
+                b"delta" => Self::Delta,
+                b"usage" => Self::Usage,
+                b"error" => Self::Error,
+                b"index" => Self::Index,
+                b"audio" => Self::Said,
+                _ => Self::Other,
+            },
+            6 => match word {
+                b"status" => Self::Status,
+                b"output" => Self::Output,
+                b"images" => Self::Said,
+                _ => Self::Other,
+            },
+            7 => match word {
+                b"choices" => Self::Choices,
+                b"message" => Self::Message,
+                b"content" => Self::Content,
+                b"refusal" => Self::Said,
+                _ => Self::Other,
+            },
+            8 => match word {
+                b"response" => Self::Response,
+                b"thinking" | b"citation" => Self::Said,
+                _ => Self::Other,
+            },
+            9 => match word {
+                b"reasoning" | b"signature" => Self::Said,
+                _ => Self::Other,
+            },
+            10 => match word {
+                b"tool_calls" => Self::Said,
+                b"total_cost" => Self::TotalCost,
+                _ => Self::Other,
+            },
+            11 => match word {
+                b"stop_reason" => Self::Finish,
+                _ => Self::Other,
+            },
+            12 => match word {
+                b"partial_json" => Self::Said,
+                b"total_tokens" => Self::Total,
+                b"input_tokens" => Self::Input,
+                _ => Self::Other,
+            },
+            13 => match word {
+                b"content_block" => Self::ContentBlock,
+                b"finish_reason" => Self::Finish,
+                b"function_call" => Self::Said,
+                b"prompt_tokens" => Self::Input,
+                b"output_tokens" => Self::OutputCount,
+                b"cached_tokens" => Self::Cached,
+                _ => Self::Other,
+            },
+            14 if word == b"cache_creation" => Self::CacheCreation,
+            15 if word == b"sequence_number" => Self::Sequence,
+            16 if word == b"reasoning_tokens" => Self::Reasoning,
+            17 => match word {
+                b"reasoning_content" | b"reasoning_details" => Self::Said,
+                b"completion_tokens" => Self::OutputCount,
+                b"cost_in_usd_ticks" => Self::CostTicks,
+                _ => Self::Other,
+            },
+            18 if word == b"cache_write_tokens" => Self::CacheWrite,
+            20 if word == b"input_tokens_details" => Self::InputDetails,
+            21 => match word {
+                b"prompt_tokens_details" => Self::InputDetails,
+                b"output_tokens_details" => Self::OutputDetails,
+                _ => Self::Other,
+            },
+            23 => match word {
+                b"cache_read_input_tokens" | b"prompt_cache_hit_tokens" => Self::Cached,
+                _ => Self::Other,
+            },
+            25 => match word {
+                b"completion_tokens_details" => Self::OutputDetails,
+                b"ephemeral_5m_input_tokens" => Self::Write5m,
+                b"ephemeral_1h_input_tokens" => Self::Write1h,
+                _ => Self::Other,
+            },
+            27 if word == b"cache_creation_input_tokens" => Self::CacheWrite,
             _ => Self::Other,
         }
     }
@@ -285,8 +341,8 @@ impl Word {
         let from = usize::from(self.length);
         let free = self.bytes.get_mut(from..).unwrap_or_default();
         let taken = free.len().min(bytes.len());
-        for (slot, byte) in free.iter_mut().zip(bytes) {
-            *slot = *byte;
+        if let (Some(to), Some(part)) = (free.get_mut(..taken), bytes.get(..taken)) {
+            to.copy_from_slice(part);
         }
         self.cut |= taken < bytes.len();
         self.length += taken as u8;
@@ -315,26 +371,37 @@ impl Json {
                 Mode::KeyText | Mode::Text => {
                     let rest = bytes.get(at..).unwrap_or_default();
                     let run = plain_run(rest);
-                    self.word.push(rest.get(..run).unwrap_or_default());
+                    let part = rest.get(..run).unwrap_or_default();
                     self.length += run as u64;
-                    at += run;
-                    match bytes.get(at) {
-                        None => return,
-                        Some(b'"') if self.mode == Mode::KeyText => {
-                            self.key = Key::of(self.word.whole());
-                            self.mode = Mode::Colon;
+                    at += run + 1;
+                    let end = rest.get(run);
+                    if end == Some(&b'"') {
+                        // Usually it stands whole in these bytes, and nothing is copied.
+                        let pieces = self.word.length > 0 || self.word.cut;
+                        if pieces {
+                            self.word.push(part);
                         }
-                        Some(b'"') => {
-                            reading.text(self.place(), self.key, &self.word, self.length);
+                        let word = match pieces {
+                            true => self.word.whole(),
+                            false if part.len() > WORD_MAX => &[],
+                            false => part,
+                        };
+                        if self.mode == Mode::KeyText {
+                            self.key = Key::of(word);
+                            self.mode = Mode::Colon;
+                        } else {
+                            reading.text(self.place(), self.key, word, self.length);
                             self.ended();
                         }
-                        Some(b'\\') => {
-                            self.mode =
-                                if self.mode == Mode::KeyText { Mode::KeyEscape } else { Mode::TextEscape };
-                        }
+                        continue;
+                    }
+                    self.word.push(part);
+                    match end {
+                        None => return,
+                        Some(b'\\') if self.mode == Mode::KeyText => self.mode = Mode::KeyEscape,
+                        Some(b'\\') => self.mode = Mode::TextEscape,
                         Some(_) => self.mode = Mode::Broken,
                     }
-                    at += 1;
                 }
                 Mode::KeyEscape | Mode::TextEscape => {
                     // Digits of \u are plain bytes and come by themselves.
@@ -561,18 +628,18 @@ impl Reading {
         }
     }
 
-    fn text(&mut self, place: Place, key: Key, word: &Word, length: u64) {
+    fn text(&mut self, place: Place, key: Key, word: &[u8], length: u64) {
         use {Key as K, Place as P};
         match (place, key) {
-            (P::Root, K::Type) => self.kind = Some(Kind::of(word.whole())),
-            (P::Response | P::Root, K::Status) => self.status(place, word.whole()),
+            (P::Root, K::Type) => self.kind = Some(Kind::of(word)),
+            (P::Response | P::Root, K::Status) => self.status(place, word),
             (P::Response, K::Id) => {
                 if self.sums.response_id.is_none() {
-                    self.sums.response_id = std::str::from_utf8(word.whole()).ok().map(Into::into);
+                    self.sums.response_id = std::str::from_utf8(word).ok().map(Into::into);
                 }
             }
             (P::Root, K::Error) if length > 0 => self.sums.error = true,
-            (P::Choice | P::Root | P::BlockDelta, K::Finish) if length > 0 => self.finish(word.whole()),
+            (P::Choice | P::Root | P::BlockDelta, K::Finish) if length > 0 => self.finish(word),
             (P::Choice | P::Block | P::BlockDelta, K::Text)
             | (P::Delta, K::Content | K::Text | K::Said)
             | (P::BlockDelta, K::Said) => self.said(length),
@@ -580,9 +647,9 @@ impl Reading {
             (P::Part, K::Type | K::Id | K::Index | K::Role | K::Status) => {}
             (P::Part, _) => self.said(length),
             // What has no delta of its own: a tool's name, reasoning that is hidden.
-            (P::Block, K::Type) if !matches!(word.whole(), b"text" | b"thinking") => self.sums.content = true,
+            (P::Block, K::Type) if !matches!(word, b"text" | b"thinking") => self.sums.content = true,
             // Some compatible providers write counts or costs as texts.
-            (P::Usage | P::Cost, K::Cost | K::TotalCost) => self.number(place, key, word.whole()),
+            (P::Usage | P::Cost, K::Cost | K::TotalCost) => self.number(place, key, word),
             _ => {}
         }
     }
