@@ -8,21 +8,17 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use reqwest::{
-    Client, dns,
-    header::{ACCEPT_ENCODING, HeaderValue},
-    redirect,
-};
+use reqwest::{Client, dns, redirect};
 use secrecy::ExposeSecret as _;
 use tokio::time::{Instant, timeout};
 use url::Url;
 
-use provider::{Failure, Method, Models, ProviderType, Request, Value};
+use provider::{Failure, Models, ProviderType, Request};
 
-use super::{Answer, ListFailure, MAX_HEAD, MAX_HEADERS, drive};
+use super::{Answer, ListFailure, MAX_HEAD, drive};
 use crate::{
     Resolve,
-    connect::{self, Limits, NetConfig, Phases, SetupError},
+    connect::{self, Limits, NetConfig, SetupError},
     egress::EgressPolicy,
     fault::{self, ProbeError},
     tls,
@@ -104,52 +100,20 @@ impl Lister {
             self.egress.check(address).map_err(refused)?;
         }
         let began = Instant::now();
-        let method = match request.method {
-            Method::Get => reqwest::Method::GET,
-            Method::Post => reqwest::Method::POST,
-        };
         let mut to_send = self
             .client
-            .request(method, request.url.clone())
+            .request(super::method(request), request.url.clone())
             .timeout(limits.total)
-            // Bodies are read as they come; nothing is unpacked, so nothing can explode.
-            .header(ACCEPT_ENCODING, "identity");
-        for (name, value) in &request.headers {
-            let unusable = |_| ProbeError::failed(Failure::Connect, "the request cannot be written down");
-            let mut found = match value {
-                Value::Plain(text) => HeaderValue::from_str(text),
-                Value::Secret(secret) => HeaderValue::from_str(secret.expose_secret()),
-            }
-            .map_err(unusable)?;
-            found.set_sensitive(matches!(value, Value::Secret(_)));
-            to_send = to_send.header(*name, found);
-        }
+            .headers(super::headers(request)?);
         if let Some(body) = &request.body {
             to_send = to_send.body(body.clone());
         }
         let mut response = to_send.send().await.map_err(|error| self.failure(error))?;
         let first_byte = began.elapsed();
-        let headers = response
-            .headers()
-            .iter()
-            .take(MAX_HEADERS)
-            .map(|(name, value)| {
-                (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
-            })
-            .collect();
-        let mut answer = Answer {
-            status: response.status().as_u16(),
-            headers,
-            body: Vec::new(),
-            truncated: false,
-            tls_not_after: None,
-            phases: Phases { first_byte, ..Phases::default() },
-        };
+        let mut answer = Answer::begun(response.status().as_u16(), response.headers());
+        answer.phases.first_byte = first_byte;
         while let Some(data) = response.chunk().await.map_err(|error| self.failure(error))? {
-            let room = request.max_body - answer.body.len();
-            answer.body.extend_from_slice(data.get(..room.min(data.len())).unwrap_or_default());
-            if data.len() > room {
-                answer.truncated = true;
+            if !answer.keep(&data, request.max_body) {
                 break;
             }
         }

@@ -18,7 +18,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::{
     body::{Bytes, Incoming},
     client::conn::http1,
-    header::{HeaderName, HeaderValue},
+    header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
 use secrecy::ExposeSecret as _;
@@ -52,6 +52,28 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// An answer whose body is still to come.
+    fn begun(status: u16, headers: &HeaderMap) -> Self {
+        let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+        let headers = headers.iter().take(MAX_HEADERS);
+        Self {
+            status,
+            headers: headers.map(|(name, value)| (name.as_str().to_owned(), text(value))).collect(),
+            body: Vec::new(),
+            truncated: false,
+            tls_not_after: None,
+            phases: Phases::default(),
+        }
+    }
+
+    /// Keeps a piece of the body up to the request's limit; `false` once that is passed, and then reading ends.
+    fn keep(&mut self, piece: &[u8], max_body: usize) -> bool {
+        let room = max_body.saturating_sub(self.body.len());
+        self.body.extend_from_slice(piece.get(..room.min(piece.len())).unwrap_or_default());
+        self.truncated = piece.len() > room;
+        !self.truncated
+    }
+
     pub fn reply(&self) -> Reply<'_> {
         Reply { status: self.status, headers: &self.headers, body: &self.body, truncated: self.truncated }
     }
@@ -145,8 +167,6 @@ where
 }
 
 fn to_wire(request: &Request) -> Result<hyper::Request<Full<Bytes>>, ProbeError> {
-    let unusable =
-        || ProbeError::failed(Failure::Connect, "the request cannot be written down\nhint: check base_url");
     let mut target = request.url.path().to_owned();
     if let Some(query) = request.url.query() {
         target.push('?');
@@ -154,17 +174,32 @@ fn to_wire(request: &Request) -> Result<hyper::Request<Full<Bytes>>, ProbeError>
     }
     let body = request.body.clone().unwrap_or_default();
     let mut wire = hyper::Request::builder()
-        .method(match request.method {
-            Method::Get => hyper::Method::GET,
-            Method::Post => hyper::Method::POST,
-        })
+        .method(method(request))
         .uri(target)
         .header(hyper::header::HOST, authority(&request.url).ok_or_else(unusable)?)
         .header(hyper::header::CONNECTION, "close")
-        // Bodies are read as they come; nothing is unpacked, so nothing can explode.
-        .header(hyper::header::ACCEPT_ENCODING, "identity")
         .body(Full::new(Bytes::from(body)))
         .map_err(|_| unusable())?;
+    wire.headers_mut().extend(headers(request)?);
+    Ok(wire)
+}
+
+fn unusable() -> ProbeError {
+    ProbeError::failed(Failure::Connect, "the request cannot be written down\nhint: check base_url")
+}
+
+const fn method(request: &Request) -> hyper::Method {
+    match request.method {
+        Method::Get => hyper::Method::GET,
+        Method::Post => hyper::Method::POST,
+    }
+}
+
+/// The headers of a request as both clients send them; keys are marked as sensitive.
+fn headers(request: &Request) -> Result<HeaderMap, ProbeError> {
+    let mut headers = HeaderMap::new();
+    // Bodies are read as they come; nothing is unpacked, so nothing can explode.
+    headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     for (name, value) in &request.headers {
         let mut found = match value {
             Value::Plain(text) => HeaderValue::from_str(text),
@@ -172,10 +207,9 @@ fn to_wire(request: &Request) -> Result<hyper::Request<Full<Bytes>>, ProbeError>
         }
         .map_err(|_| unusable())?;
         found.set_sensitive(matches!(value, Value::Secret(_)));
-        let name = HeaderName::from_bytes(name.as_bytes()).map_err(|_| unusable())?;
-        wire.headers_mut().insert(name, found);
+        headers.insert(HeaderName::from_bytes(name.as_bytes()).map_err(|_| unusable())?, found);
     }
-    Ok(wire)
+    Ok(headers)
 }
 
 /// `host`, or `host:port` where the port is not the scheme's own.
@@ -186,29 +220,11 @@ fn authority(url: &Url) -> Option<String> {
 
 async fn read(response: hyper::Response<Incoming>, max_body: usize) -> Result<Answer, ProbeError> {
     let (head, mut body) = response.into_parts();
-    let headers = head
-        .headers
-        .iter()
-        .take(MAX_HEADERS)
-        .map(|(name, value)| {
-            (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
-        })
-        .collect();
-    let mut answer = Answer {
-        status: head.status.as_u16(),
-        headers,
-        body: Vec::new(),
-        truncated: false,
-        tls_not_after: None,
-        phases: Phases::default(),
-    };
+    let mut answer = Answer::begun(head.status.as_u16(), &head.headers);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| broken(&error))?;
         let Ok(data) = frame.into_data() else { continue };
-        let room = max_body - answer.body.len();
-        answer.body.extend_from_slice(data.get(..room.min(data.len())).unwrap_or_default());
-        if data.len() > room {
-            answer.truncated = true;
+        if !answer.keep(&data, max_body) {
             break;
         }
     }
