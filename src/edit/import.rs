@@ -342,6 +342,18 @@ mod tests {
     }
 
     #[test]
+    fn words_of_other_programs_are_kept_as_written() {
+        for word in ["openai_compatible", "local", "unicorn-commander"] {
+            let imported =
+                provider(&live("other", word, json!({"base_url": "http://10.0.0.1/v1"})), None).unwrap();
+            assert!(imported.text.contains(&format!("type = \"{word}\"")), "{}", imported.text);
+            let read = Writer::parsed(&imported.text).unwrap().providers.pop().unwrap();
+            assert_eq!(read.kind.as_str(), word);
+            assert!(read.kind.same_protocol().any(|kind| kind == ProviderType::OpenAiCompatible), "{word}");
+        }
+    }
+
+    #[test]
     fn what_has_no_manifest_is_refused() {
         let check = |name: &str, kind: &str, expected| {
             assert_eq!(provider(&live(name, kind, json!({})), None), Err(expected))

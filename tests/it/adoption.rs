@@ -75,6 +75,31 @@ async fn the_second_generation_is_taken_over_unchanged() {
     adopt(include_str!("../layouts/b.sql")).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn types_by_the_words_of_other_programs_are_taken_over_as_written() {
+    let lab = Lab::new().await;
+    lab.execute(include_str!("../layouts/a.sql")).await;
+    let words = ["openai_compatible", "local", "unicorn-commander"];
+    for word in words {
+        lab.execute(&format!(
+            "INSERT INTO llm_providers (name, type, api_key_encrypted, config)
+             VALUES ('of-{word}', '{word}', '', '{{\"base_url\": \"http://127.0.0.1:9/v1\"}}')"
+        ))
+        .await;
+    }
+    lab.run(&["import"]).expect(2);
+    for word in words {
+        let text = fs::read_to_string(lab.manifests().join(format!("of-{word}.toml"))).unwrap();
+        assert!(text.contains(&format!("type = \"{word}\"")), "{text}");
+    }
+    lab.run(&["apply"]).expect(0);
+    lab.run(&["plan"]).expect(0);
+    for word in words {
+        let stored = lab.value(&format!("SELECT type FROM llm_providers WHERE name = 'of-{word}'")).await;
+        assert_eq!(stored, word);
+    }
+}
+
 /// What a plan does to which row, without what differs from one run to the next: new ids and fingerprints.
 fn told(ran: &serde_json::Value) -> String {
     let mut changes = ran["changes"].clone();

@@ -301,6 +301,36 @@ fn pure_modules_touch_nothing() {
 }
 
 #[test]
+fn only_the_table_of_types_asks_which_type_it_is() {
+    let asks = |path: &str, code: &str| {
+        // The provider crate abbreviates.
+        let names: &[&str] =
+            if path.starts_with("crates/provider/") { &["ProviderType::", "P::"] } else { &["ProviderType::"] };
+        names.iter().any(|name| {
+            code.match_indices(name).any(|(at, _)| {
+                let before = code[..at].chars().next_back();
+                let mut after = code[at + name.len()..].chars();
+                before.is_none_or(|c| !c.is_alphanumeric())
+                    && after.next().is_some_and(char::is_uppercase)
+                    && after.next().is_some_and(char::is_lowercase)
+            })
+        })
+    };
+    assert!(asks("crates/provider/src/list.rs", "if kind == P::Xai {"));
+    assert!(asks("src/lib.rs", "ProviderType::Xai => 1,") && !asks("src/lib.rs", "ProviderType::ALL"));
+    let mut found = Vec::new();
+    for path in sources().iter().filter(|path| !path.starts_with("crates/provider/src/family/")) {
+        for (line, code) in code(path) {
+            // What stands in for a type that could not be read is no question.
+            if asks(path, &code.replace("unwrap_or(ProviderType::Custom)", "")) {
+                found.push(format!("{path}:{line}: {code}"));
+            }
+        }
+    }
+    none(found, "a fact about a type is a field of its family");
+}
+
+#[test]
 fn only_the_store_knows_sql() {
     let others: Vec<String> = sources().into_iter().filter(|path| !path.starts_with("src/store")).collect();
     none(offences(&others, &["sqlx::"]), "sqlx appears only in src/store");

@@ -5,6 +5,7 @@ use std::{fs, path::Path, time::Duration};
 use secrecy::ExposeSecret;
 
 use catalog::policy::{DriftPolicy, RouteGuard};
+use provider::ProviderType;
 use providerd::{
     checks::export,
     config::{LogFormat, PruneLimit, Settings, reference},
@@ -274,6 +275,30 @@ fn the_table_of_metrics_is_up_to_date() {
         text += &format!("| `{name}` | {kind} | {labels} | {help} |\n");
     }
     is_up_to_date("docs/METRICS.md", &text);
+}
+
+#[test]
+fn the_table_of_types_is_up_to_date() {
+    let mut text = "# Types of providers\n\nWhat `type` in a manifest means. Made from the code (`crates/provider/src/family/`); \
+                    a test keeps it so.\n\nEvery request of a probe or a key test is free of charge and changes nothing at \
+                    the provider. *base* is `base_url`;\n*root* is what remains of it without the API's own path, such as \
+                    `/v1`. Where `base_url` is not the vendor's own, every key test\nfirst sees a fake key refused; what \
+                    cannot be proven stays untested. The dialects are those that callers of the gateway\ncan use \
+                    without a translation, and the one that requests are translated into.\n\n\
+                    | type | default `base_url` | health probe | key test | dialects |\n|---|---|---|---|---|\n"
+        .to_owned();
+    for kind in ProviderType::ALL {
+        let words: Vec<String> = kind.same_protocol().map(|it| format!("`{it}`")).collect();
+        if words.first() == Some(&format!("`{kind}`")) {
+            let it = kind.describe();
+            let words = words.join(", ");
+            text += &format!(
+                "| {words} | {} | {} | {} | {} |\n",
+                it.base_url, it.probe, it.key_test, it.dialects
+            );
+        }
+    }
+    is_up_to_date("docs/TYPES.md", &text);
 }
 
 #[test]

@@ -87,6 +87,9 @@ async fn every_type_is_asked_in_its_way_and_understood() {
         (P::MiniMax, "/v1", "", BEARER, OPENAI),
         (P::OpenAiCompatible, "/v1", "/v1/models", BEARER, OPENAI),
         (P::Custom, "/v1", "/v1/models", BEARER, OPENAI),
+        (P::OpenAiUnderscored, "/v1", "/v1/models", BEARER, OPENAI),
+        (P::Local, "/v1", "/v1/models", BEARER, OPENAI),
+        (P::UnicornCommander, "/v1", "/v1/models", BEARER, OPENAI),
     ];
     let lister = lister(NetConfig::default(), Lister::LIMITS);
     for (kind, base, path, auth, body) in rows {

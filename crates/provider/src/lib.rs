@@ -8,7 +8,6 @@
 
 pub mod dialect;
 mod family;
-mod kind;
 mod list;
 mod markers;
 mod probe;
@@ -22,14 +21,14 @@ pub mod shown;
 mod wire;
 mod words;
 
-pub use kind::ProviderType;
+pub use family::{KeyHeader, ProviderType, TypeDescription};
 pub use list::{ListError, ListStep, ListedModel, ModelList, Models};
 pub use probe::{Failure, Outcome, health_probe, read_health};
 pub use proof::{Controls, Guard, Proof, Step};
 pub use read::read_error;
 pub use redact::{KeyEcho, redact};
 pub use retry::{MAX_RETRY_AFTER, retry_after};
-pub use serving::{KeyHeader, key_header, native_apis, serving_base};
+pub use serving::{key_header, native_apis, serving_base};
 pub use wire::{BaseError, Header, Method, Reply, Request, RowUrls, Value, origin_of, parse_base, row_base};
 
 use std::time::Duration;

@@ -12,7 +12,7 @@ use url::Url;
 
 use crate::{
     KeyEcho, KeyVerdict, ProviderType as P, Reply, Request,
-    family::{number, spec},
+    family::{ListedPrices, ModelIds, family, number},
     read::{Said, read_said},
     wire::{LIST_BODY, Method, locate, request},
 };
@@ -82,8 +82,6 @@ pub struct ModelList {
     key: Option<secrecy::SecretString>,
     /// Lists still to be asked; the first is the current one.
     sources: Vec<Url>,
-    /// Bedrock's lists complete each other; elsewhere a later one replaces a missing earlier one.
-    all_sources: bool,
     current: Option<Url>,
     pages: usize,
     seen: HashSet<String>,
@@ -92,18 +90,12 @@ pub struct ModelList {
 
 impl ModelList {
     pub fn new(kind: P, base: &Url, key: Option<&str>) -> Self {
-        let spec = spec(kind);
-        let mut sources: Vec<Url> = spec.list.iter().map(|ask| locate(&spec, base, ask.at)).collect();
-        if kind == P::Bedrock {
-            let at = crate::family::At::Control("/inference-profiles?maxResults=1000");
-            sources.push(locate(&spec, base, at));
-        }
-        sources.reverse();
+        let family = family(kind);
+        let sources = family.list.asks.iter().rev().map(|ask| locate(family, base, ask.at)).collect();
         Self {
             kind,
             key: key.map(secrecy::SecretString::from),
             sources,
-            all_sources: kind == P::Bedrock,
             current: None,
             pages: 0,
             seen: HashSet::new(),
@@ -114,14 +106,10 @@ impl ModelList {
     /// Says what to ask next. The first call's argument is ignored; later `None` means that there was no answer.
     pub fn next(&mut self, answer: Option<Reply<'_>>) -> ListStep {
         let Some(url) = self.current.take() else {
-            return match self.kind {
-                P::Vertex => {
-                    ListStep::Done(Err(ListError::Unsupported("listing models needs a minted token")))
-                }
-                P::GithubModels => {
-                    ListStep::Done(Err(ListError::Unsupported("GitHub Models was retired on 2026-07-30")))
-                }
-                _ => self.next_source(ListError::Shape),
+            let family = family(self.kind);
+            return match family.retired.or(family.list.unsupported) {
+                Some(why) => ListStep::Done(Err(ListError::Unsupported(why))),
+                None => self.next_source(ListError::Shape),
             };
         };
         let Some(reply) = answer else { return self.next_source(ListError::NoAnswer) };
@@ -165,7 +153,9 @@ impl ModelList {
                 }
                 self.ask(next)
             }
-            _ if self.all_sources && !self.sources.is_empty() => self.next_source(ListError::Shape),
+            _ if family(self.kind).list.joined && !self.sources.is_empty() => {
+                self.next_source(ListError::Shape)
+            }
             _ => self.done(),
         }
     }
@@ -182,7 +172,7 @@ impl ModelList {
         let refused_key =
             matches!(&error, ListError::Refused(verdict) if matches!(verdict, KeyVerdict::Invalid { .. }));
         // A page lost in the middle makes the list incomplete; asking another list would mix two.
-        let part = self.pages > 0 && !self.all_sources;
+        let part = self.pages > 0 && !family(self.kind).list.joined;
         match self.sources.pop() {
             Some(url) if !refused_key && !part => self.ask(url),
             _ if self.pages > 0 => {
@@ -269,30 +259,13 @@ fn listed(kind: P, item: &Value) -> Option<ListedModel> {
     }
     let fields = item.as_object()?;
     let text = |name: &str| fields.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
-    let lists = |name: &str, word: &str| {
-        fields
-            .get(name)
-            .and_then(Value::as_array)
-            .map(|items| items.iter().any(|item| item.as_str() == Some(word)))
-    };
-    let skip = match kind {
-        P::Google => lists("supportedGenerationMethods", "generateContent") == Some(false),
-        P::Cohere => {
-            fields.get("is_deprecated").and_then(Value::as_bool) == Some(true)
-                || lists("endpoints", "chat") == Some(false)
-        }
-        P::Bedrock => {
-            text("status").is_some_and(|status| status != "ACTIVE")
-                || lists("outputModalities", "TEXT") == Some(false)
-        }
-        _ => false,
-    };
-    if skip {
+    let list = &family(kind).list;
+    if !(list.offers)(fields) {
         return None;
     }
     const IDS: &[&str] = &["id", "name", "model", "model_id", "modelId", "slug", "inferenceProfileId"];
-    let id = match kind {
-        P::Replicate => format!("{}/{}", text("owner")?, text("name")?),
+    let id = match list.ids {
+        ModelIds::OwnerAndName => format!("{}/{}", text("owner")?, text("name")?),
         _ => IDS.iter().find_map(|name| text(name))?.to_owned(),
     };
     let id = id_of(kind, &id)?;
@@ -308,10 +281,9 @@ fn listed(kind: P, item: &Value) -> Option<ListedModel> {
 
 fn id_of(kind: P, id: &str) -> Option<String> {
     let id = id.trim();
-    let id = if matches!(kind, P::Google | P::Vertex) {
-        id.rsplit_once("models/").map_or(id, |(_, id)| id)
-    } else {
-        id
+    let id = match family(kind).list.ids {
+        ModelIds::After(word) => id.rsplit_once(word).map_or(id, |(_, id)| id),
+        ModelIds::AsListed | ModelIds::OwnerAndName => id,
     };
     let fits = !id.is_empty() && id.chars().count() <= MAX_ID && !id.chars().any(char::is_control);
     fits.then(|| id.to_owned())
@@ -353,10 +325,10 @@ fn costs(kind: P, item: &Value) -> (Option<f64>, Option<f64>) {
         |from: &Value, names: &[&str]| names.iter().filter_map(|name| from.get(*name)).find_map(number);
     const IN: &[&str] = &["prompt", "input", "input_tokens"];
     const OUT: &[&str] = &["completion", "output", "output_tokens"];
-    if kind == P::Xai {
-        // Ten-thousandths of a dollar per million tokens.
-        let price = |name: &str| first(item, &[name]).map(|price| price / 10_000.0).and_then(sane_cost);
-        return (price("prompt_text_token_price"), price("completion_text_token_price"));
+    let quoted = family(kind).list.prices;
+    if let ListedPrices::Fields { input, output, parts } = quoted {
+        let price = |name: &str| first(item, &[name]).map(|price| price / parts).and_then(sane_cost);
+        return (price(input), price(output));
     }
     let pricing = item
         .get("pricing")
@@ -364,11 +336,13 @@ fn costs(kind: P, item: &Value) -> (Option<f64>, Option<f64>) {
         .or_else(|| cheapest(item.get("providers")?.as_array()?));
     let Some(pricing) = pricing else { return (None, None) };
     let (input, output) = (first(pricing, IN), first(pricing, OUT));
-    // Who quotes per token is known for some; elsewhere both figures are below any price per million.
-    let per_token = match kind {
-        P::OpenRouter | P::SambaNova | P::Cerebras => true,
-        P::Together | P::HuggingFace => false,
-        _ => input.unwrap_or(0.0).max(output.unwrap_or(0.0)) < 0.01,
+    let per_token = match quoted {
+        ListedPrices::PerToken => true,
+        ListedPrices::PerMillion => false,
+        // Both figures are below any price per million.
+        ListedPrices::Guessed | ListedPrices::Fields { .. } => {
+            input.unwrap_or(0.0).max(output.unwrap_or(0.0)) < 0.01
+        }
     };
     let scale = if per_token { 1_000_000.0 } else { 1.0 };
     let price = |price: Option<f64>| price.map(|price| price * scale).and_then(sane_cost);

@@ -8,7 +8,7 @@ use url::Url;
 
 use crate::{
     KeyVerdict, ProviderType as P, Reply, Request,
-    family::{Ask, At, spec},
+    family::family,
     read::{Said, read_said},
     retry::retry_after,
     wire::{CHECK_BODY, Method, locate, request},
@@ -120,7 +120,7 @@ impl Outcome {
 
 /// The request of a check. `path` replaces the type's own probe: below the base URL, beginning with `/`.
 pub fn health_probe(kind: P, base: &Url, key: Option<&str>, path: Option<&str>) -> Request {
-    let spec = spec(kind);
+    let family = family(kind);
     if let Some(path) = path {
         let mut url = base.clone();
         let (path, query) = path.split_once('?').map_or((path, None), |(path, query)| (path, Some(query)));
@@ -129,12 +129,9 @@ pub fn health_probe(kind: P, base: &Url, key: Option<&str>, path: Option<&str>) 
         url.set_query(query);
         return request(kind, Method::Get, url, key, None, CHECK_BODY);
     }
-    let mut ask = spec.health;
-    if kind == P::OpenRouter && key.is_none() {
-        // Without a key only the public list answers.
-        ask = Ask { at: At::Base("/models"), ..ask };
-    }
-    request(kind, ask.method, locate(&spec, base, ask.at), key, ask.body, CHECK_BODY)
+    let own = &family.probe;
+    let ask = own.keyless.filter(|_| key.is_none()).unwrap_or(own.ask);
+    request(kind, ask.method, locate(family, base, ask.at), key, ask.body, CHECK_BODY)
 }
 
 /// What the reply says about the provider's health. `expect` replaces "any success"; with it, or with a probe
@@ -147,10 +144,9 @@ pub fn read_health(
     now: DateTime<Utc>,
 ) -> Outcome {
     let status = reply.status;
-    if kind == P::GithubModels {
-        let reason =
-            "GitHub Models was retired on 2026-07-30\nhint: remove the provider, or choose another type"
-                .into();
+    let family = family(kind);
+    if let Some(retired) = family.retired {
+        let reason = format!("{retired}\nhint: remove the provider, or choose another type");
         return Outcome::Hard { failure: Failure::Status, reason, retry_after: None };
     }
     if expect.is_some_and(|expect| expect.contains(&status)) {
@@ -175,8 +171,12 @@ pub fn read_health(
         }
         (_, 401 | 403 | 407) => return Outcome::Auth { reason },
         (_, 408 | 425 | 429) => return Outcome::Soft { reason, retry_after: wait },
-        // With valid accounts that have no deployment, its list fails like this.
-        (_, 500) if kind == P::Fireworks && said.text.contains("error listing deployed models") => {
+        (_, status)
+            if family
+                .probe
+                .tolerated
+                .is_some_and(|(at, words)| at == status && said.text.contains(words)) =>
+        {
             return Outcome::Ok;
         }
         (_, 500..=599) => return Outcome::Hard { failure: Failure::Status, reason, retry_after: wait },
@@ -188,7 +188,7 @@ pub fn read_health(
         _ => {}
     }
     if reply.is_success() && expect.is_none() {
-        let needs_json = !own_path && !matches!(kind, P::Vllm);
+        let needs_json = !own_path && family.probe.json;
         if needs_json && !is_api_answer(reply, json.is_some()) {
             let reason = match &said.packed {
                 Some(with) => format!(
@@ -206,7 +206,7 @@ pub fn read_health(
     }
     // The probe is malformed on purpose: an answer that says so comes from the API itself.
     let about_request = matches!(status, 400 | 415 | 422) && !said.is_page || status == 404 && json.is_some();
-    if !own_path && spec(kind).health.method == Method::Post && about_request {
+    if !own_path && family.probe.ask.method == Method::Post && about_request {
         return Outcome::Ok;
     }
     let hint = match status {

@@ -16,7 +16,7 @@ use url::Url;
 
 use crate::{
     Evidence, KeyReport, KeyVerdict, ProviderType as P, Reply, Request,
-    family::{Attempt, CHAT_PROOFS, Control, Plan, Reads, Spec, plan, speaks_openai, spec},
+    family::{Attempt, CHAT_PROOFS, Control, Family, KeyPlan, Reads, SentKeys, family},
     read::{Said, read_said},
     retry::retry_after,
     wire::{CHECK_BODY, clean_key, is_own_host, is_sendable, locate, request},
@@ -75,7 +75,7 @@ enum Phase {
 /// One proof of one key.
 pub struct Proof {
     kind: P,
-    spec: Spec,
+    family: &'static Family,
     key: SecretString,
     now: DateTime<Utc>,
     /// Base URLs to try: the declared one first, then the vendor's other regions.
@@ -102,24 +102,27 @@ impl std::fmt::Debug for Proof {
 impl Proof {
     /// `base` comes from [`parse_base`](super::parse_base); `controls` are those of earlier proofs.
     pub fn new(kind: P, base: &Url, key: Option<&str>, controls: Controls, now: DateTime<Utc>) -> Self {
-        let spec = spec(kind);
+        let family = family(kind);
         let key = key.map(clean_key).unwrap_or_default();
         let mut attempts = Vec::new();
         let mut early = None;
         if key.is_empty() {
             early = Some(KeyVerdict::Untestable { reason: "there is no key to test".into() });
-        } else if !is_sendable(key) && kind != P::Vertex {
+        } else if !is_sendable(key) && !matches!(family.auth.sent, SentKeys::None) {
             let reason =
                 "the key holds characters that no key has, or is too long\nhint: check what its source holds";
             early = Some(KeyVerdict::Untestable { reason: reason.into() });
+        } else if let Some(retired) = family.retired {
+            early =
+                Some(KeyVerdict::Untestable { reason: format!("{retired}: no key works there any more") });
         } else {
-            match plan(kind, key) {
-                Plan::Untestable(reason) => early = Some(KeyVerdict::Untestable { reason: reason.into() }),
-                Plan::Try(list) => attempts.extend_from_slice(list),
+            match family.proofs.plan(key) {
+                KeyPlan::Untestable(reason) => early = Some(KeyVerdict::Untestable { reason: reason.into() }),
+                KeyPlan::Try(list) => attempts.extend_from_slice(list),
             }
         }
-        let own = is_own_host(&spec, base);
-        if early.is_none() && !own && speaks_openai(kind) {
+        let own = is_own_host(family, base);
+        if early.is_none() && !own && family.proofs.chat_elsewhere {
             // A gateway may lack the vendor's account endpoints, yet guard its chat endpoint.
             for extra in CHAT_PROOFS {
                 if !attempts.iter().any(|have| have.ask == extra.ask) {
@@ -129,7 +132,7 @@ impl Proof {
         }
         let mut bases = vec![base.clone()];
         if own {
-            let others = spec.regions.iter().filter_map(|url| Url::parse(url).ok());
+            let others = family.regions.iter().filter_map(|url| Url::parse(url).ok());
             bases.extend(others.filter(|url| url.host_str() != base.host_str()).map(|mut url| {
                 // A plan's own path, as for coding plans, exists in every region.
                 url.set_path(base.path());
@@ -138,7 +141,7 @@ impl Proof {
         }
         Self {
             kind,
-            spec,
+            family,
             key: SecretString::from(key.to_owned()),
             now,
             bases,
@@ -173,14 +176,14 @@ impl Proof {
 
     fn current(&self) -> Option<(Attempt, Url)> {
         let (attempt, base) = (self.attempts.get(self.attempt)?, self.bases.get(self.base)?);
-        Some((*attempt, locate(&self.spec, base, attempt.ask.at)))
+        Some((*attempt, locate(self.family, base, attempt.ask.at)))
     }
 
     fn ask(&mut self, phase: Phase) -> Step {
         let Some((attempt, url)) = self.current() else { return self.finish() };
         self.phase = phase;
         let key = match phase {
-            Phase::FakeKey => Some(self.spec.fake_key),
+            Phase::FakeKey => Some(self.family.fake_key),
             Phase::NoKey => None,
             Phase::Begin | Phase::RealKey => Some(self.key.expose_secret()),
         };
@@ -190,7 +193,7 @@ impl Proof {
     /// Begins the current attempt: with its control where one is needed and not known yet.
     fn enter(&mut self) -> Step {
         let Some((attempt, url)) = self.current() else { return self.finish() };
-        let own = self.bases.get(self.base).is_some_and(|base| is_own_host(&self.spec, base));
+        let own = self.bases.get(self.base).is_some_and(|base| is_own_host(self.family, base));
         if own && attempt.control == Control::Foreign {
             return self.ask(Phase::RealKey);
         }
@@ -291,7 +294,7 @@ impl Proof {
         let (said, json) = Said::read(reply);
         let verdict = read_said(self.kind, reply.status, &said);
         match attempt.reads {
-            Reads::Shape(shape) => match verdict {
+            Reads::Shape(shape) | Reads::ShapeOrScope(shape) => match verdict {
                 None => json.as_ref().and_then(shape).unwrap_or_else(|| match &said.packed {
                     Some(with) => inconclusive(&format!(
                         "the answer is packed (content-encoding: {with}), although none was asked for\n\
@@ -301,7 +304,9 @@ impl Proof {
                 }),
                 // Only a key that is known can lack a scope here; the control has shown what a fake one gets.
                 Some(KeyVerdict::Restricted { .. })
-                    if self.kind == P::DeepInfra && reply.status == 403 && json.is_some() =>
+                    if matches!(attempt.reads, Reads::ShapeOrScope(_))
+                        && reply.status == 403
+                        && json.is_some() =>
                 {
                     KeyVerdict::Valid.into()
                 }

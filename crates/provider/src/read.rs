@@ -6,7 +6,10 @@ use super::{
     KeyVerdict, Reply,
     markers::{self, INVALID, OVERLOAD, QUOTA, RATE, REFUSED, RESTRICTED},
 };
-use crate::ProviderType as P;
+use crate::{
+    ProviderType as P,
+    family::{ErrorHabits, family},
+};
 
 /// Characters of a provider's message that are kept.
 const MAX_SAID: usize = 1024;
@@ -194,10 +197,15 @@ pub(super) fn read_said(kind: P, status: u16, said: &Said) -> Option<KeyVerdict>
     if status == 401 && (said.is_page || said.is_gate || said.packed.is_some()) {
         return Some(KeyVerdict::Inconclusive { reason: reason(status, said) });
     }
+    let family = family(kind);
+    if let Some(retired) = family.retired {
+        return Some(KeyVerdict::Untestable { reason: retired.into() });
+    }
+    let habits = &family.errors;
     Some(
-        own_habits(kind, status, said)
-            .or_else(|| general_markers(kind, status, said))
-            .unwrap_or_else(|| by_status(kind, status, said)),
+        (habits.reads)(&Complaint { status, said })
+            .or_else(|| general_markers(habits.own_billing, status, said))
+            .unwrap_or_else(|| by_status(habits, status, said)),
     )
 }
 
@@ -219,125 +227,73 @@ fn reason(status: u16, said: &Said) -> String {
     format!("HTTP {status}: {words}")
 }
 
-/// Exceptions that only one type makes, and where a general marker would mislead.
-fn own_habits(kind: P, status: u16, said: &Said) -> Option<KeyVerdict> {
-    let has = |marker: &str| said.text.contains(marker);
-    let reason = || reason(status, said);
-    let invalid = || Some(KeyVerdict::Invalid { reason: reason() });
-    let quota = || Some(KeyVerdict::Quota { reason: reason(), proven: true });
-    let rate = |proven| Some(KeyVerdict::Rate { reason: reason(), proven });
-    let restricted = |proven| Some(KeyVerdict::Restricted { reason: reason(), proven });
-    let overload = || Some(KeyVerdict::Overload { reason: reason() });
-    let unclear = || Some(KeyVerdict::Inconclusive { reason: reason() });
-    let doubtful_quota = || Some(KeyVerdict::Quota { reason: reason(), proven: false });
-    match kind {
-        // Said to mean billing, but not seen: no proof of the key.
-        P::OpenAi if has("billing_not_active") => doubtful_quota(),
-        P::Moonshot if has("exceeded_current_quota_error") => doubtful_quota(),
-        P::Perplexity if status == 402 || has("insufficient credit") => doubtful_quota(),
-        // Its text for a limit per minute speaks of a quota as well; the status word tells.
-        P::Google if has("dunning") => quota(),
-        P::Google if status == 429 => rate(has("resource_exhausted")),
-        P::Google if has("unregistered callers") => unclear(),
-        P::Google if status == 401 && has("expected oauth 2 access token") => invalid(),
-        P::Google if status == 400 && has("failed_precondition") => restricted(false),
-        P::Google if status == 403 && has("permission_denied") => restricted(true),
-        P::AzureOpenAi if status == 404 && has("deploymentnotfound") => Some(KeyVerdict::Valid),
-        P::AzureOpenAi if status == 401 => Some(KeyVerdict::Invalid {
-            reason: format!("{} (or base_url names another resource than the key's)", reason()),
-        }),
-        P::Together if status == 403 => unclear(),
-        P::Together if status == 400 && (has("model_not_available") || has("unable to access model")) => {
-            Some(KeyVerdict::Valid)
-        }
-        P::Mistral if status == 422 => Some(KeyVerdict::Valid),
-        P::Cohere if status == 429 && has("month") => quota(),
-        P::Cohere if status == 498 => unclear(),
-        P::Groq if status == 498 => overload(),
-        P::Xai if status == 403 && has("credits or licenses") => quota(),
-        P::Fireworks if has("fire pass api keys") => Some(KeyVerdict::Valid),
-        P::Fireworks if status == 412 => quota(),
-        P::Moonshot if status == 404 && (has("resource_not_found_error") || has("not found the model")) => {
-            Some(KeyVerdict::Valid)
-        }
-        P::NvidiaNim if status == 403 && has("authorization failed") => invalid(),
-        P::NvidiaNim if status == 404 && has("not found for account") => Some(KeyVerdict::Valid),
-        P::NvidiaNim if status == 400 && has("degraded function") => overload(),
-        P::OllamaCloud if status == 403 && has("subscription") => restricted(true),
-        P::Zhipu => zhipu(said, &reason()),
-        P::Qwen => qwen(status, said, &reason()),
-        P::MiniMax => minimax(said, &reason()),
-        P::Bedrock if has("security token") && has("invalid") => invalid(),
-        P::Bedrock if has("on-demand throughput") => Some(KeyVerdict::Valid),
-        P::Bedrock if has("throttlingexception") => rate(false),
-        // Permissions are per region: in the wrong one this says nothing about the key.
-        P::Bedrock if has("accessdeniedexception") => restricted(false),
-        P::GithubModels => {
-            Some(KeyVerdict::Untestable { reason: "GitHub Models was retired on 2026-07-30".into() })
-        }
-        _ => None,
-    }
+/// An error reply, as the habits of a family look at it. Each verdict comes with the provider's own words.
+pub(crate) struct Complaint<'a> {
+    pub status: u16,
+    said: &'a Said,
 }
 
-/// Business codes under an HTTP status.
-fn zhipu(said: &Said, reason: &str) -> Option<KeyVerdict> {
-    let reason = reason.to_owned();
-    if said.has_code(&["1113", "1304", "1308", "1309", "1310"]) {
-        Some(KeyVerdict::Quota { reason, proven: true })
-    } else if said.has_code(&["1311", "1220"]) {
-        Some(KeyVerdict::Restricted { reason, proven: true })
-    } else if said.has_code(&["1110", "1111", "1112", "1121"]) {
-        Some(KeyVerdict::Restricted { reason, proven: false })
-    } else if said.has_code(&["1000", "1001", "1002", "1003", "1004", "1005"]) {
-        Some(KeyVerdict::Invalid { reason })
-    } else if said.has_code(&["1302", "1303", "1305", "1312"]) {
-        Some(KeyVerdict::Rate { reason, proven: false })
-    } else {
-        None
+impl Complaint<'_> {
+    /// Whether the words, in lower case, stand in a message or a code.
+    pub fn has(&self, words: &str) -> bool {
+        self.said.text.contains(words)
     }
-}
 
-/// One code for two things under 429: a limit per minute, or an exhausted quota. The message tells.
-fn qwen(status: u16, said: &Said, reason: &str) -> Option<KeyVerdict> {
-    let has = |marker: &str| said.text.contains(marker);
-    let ambiguous = has("throttling.allocationquota") || (status == 429 && has("insufficient_quota"));
-    if ambiguous
-        && !has("freetieronly")
-        && !(has("free") && (has("exhausted") || has("expired") || has("used up")))
-    {
-        return Some(KeyVerdict::Rate { reason: reason.to_owned(), proven: false });
+    /// Whether one of the codes is given.
+    pub fn has_code(&self, codes: &[&str]) -> bool {
+        self.said.has_code(codes)
     }
-    None
-}
 
-/// The number stands in `base_resp`, or in brackets at the end of a compatible surface's message.
-fn minimax(said: &Said, reason: &str) -> Option<KeyVerdict> {
-    let reason = reason.to_owned();
-    let code = |code: &str| said.has_code(&[code]) || said.text.contains(&format!("({code})"));
-    if code("1008") {
-        Some(KeyVerdict::Quota { reason, proven: true })
-    } else if code("1004") || code("2049") || said.has_code(&["authorized_error"]) {
-        Some(KeyVerdict::Invalid { reason })
-    } else if code("1002") {
-        Some(KeyVerdict::Rate { reason, proven: false })
-    } else {
-        None
+    /// The provider's message with its status, for a person.
+    pub fn reason(&self) -> String {
+        reason(self.status, self.said)
+    }
+
+    /// Only a key that works gets this error.
+    pub fn valid(&self) -> Option<KeyVerdict> {
+        Some(KeyVerdict::Valid)
+    }
+
+    pub fn invalid(&self) -> Option<KeyVerdict> {
+        Some(KeyVerdict::Invalid { reason: self.reason() })
+    }
+
+    /// `proven`: the answer shows that the key is real; so below.
+    pub fn quota(&self, proven: bool) -> Option<KeyVerdict> {
+        Some(KeyVerdict::Quota { reason: self.reason(), proven })
+    }
+
+    pub fn rate(&self, proven: bool) -> Option<KeyVerdict> {
+        Some(KeyVerdict::Rate { reason: self.reason(), proven })
+    }
+
+    pub fn restricted(&self, proven: bool) -> Option<KeyVerdict> {
+        Some(KeyVerdict::Restricted { reason: self.reason(), proven })
+    }
+
+    pub fn overload(&self) -> Option<KeyVerdict> {
+        Some(KeyVerdict::Overload { reason: self.reason() })
+    }
+
+    /// It does not tell, whatever the general rule would read in it.
+    pub fn unclear(&self) -> Option<KeyVerdict> {
+        Some(KeyVerdict::Inconclusive { reason: self.reason() })
     }
 }
 
 /// Quota, then restricted, invalid, rate, overload. Server errors are never read for a verdict on the key:
 /// a gateway may be quoting its own upstream there.
-fn general_markers(kind: P, status: u16, said: &Said) -> Option<KeyVerdict> {
+fn general_markers(own_billing: bool, status: u16, said: &Said) -> Option<KeyVerdict> {
     if (500..600).contains(&status) || said.is_page {
         return None;
     }
     let text = said.text.as_str();
     let reason = || reason(status, said);
     if markers::any(text, QUOTA) {
-        return Some(KeyVerdict::Quota { reason: reason(), proven: is_known(kind) });
+        return Some(KeyVerdict::Quota { reason: reason(), proven: own_billing });
     }
     if markers::any(text, RESTRICTED) && matches!(status, 200..=299 | 400 | 401 | 403) {
-        return Some(KeyVerdict::Restricted { reason: reason(), proven: is_known(kind) });
+        return Some(KeyVerdict::Restricted { reason: reason(), proven: own_billing });
     }
     // A 401 that calls the key invalid is about the key, whatever else the sentence mentions.
     let invalid = markers::any(text, INVALID) && matches!(status, 200..=299 | 400 | 401 | 403);
@@ -359,25 +315,15 @@ fn general_markers(kind: P, status: u16, said: &Said) -> Option<KeyVerdict> {
     None
 }
 
-/// Whether it is the vendor's own protocol, whose billing words mean its own account.
-const fn is_known(kind: P) -> bool {
-    !matches!(kind, P::OpenAiCompatible | P::Custom | P::Vllm | P::LlamaCpp | P::Ollama)
-}
-
-fn by_status(kind: P, status: u16, said: &Said) -> KeyVerdict {
+fn by_status(habits: &ErrorHabits, status: u16, said: &Said) -> KeyVerdict {
     let reason = reason(status, said);
     match status {
         401 => KeyVerdict::Invalid { reason },
-        402 => KeyVerdict::Quota { reason, proven: is_known(kind) && !said.is_page },
-        403 if forbidden_is_invalid(kind) && !said.is_page => KeyVerdict::Invalid { reason },
+        402 => KeyVerdict::Quota { reason, proven: habits.own_billing && !said.is_page },
+        403 if habits.forbidden_is_invalid && !said.is_page => KeyVerdict::Invalid { reason },
         403 | 434 | 451 => KeyVerdict::Restricted { reason, proven: false },
         429 => KeyVerdict::Rate { reason, proven: false },
         500..=599 => KeyVerdict::Overload { reason },
         _ => KeyVerdict::Inconclusive { reason },
     }
-}
-
-/// Types that answer 403 to a key they do not know.
-const fn forbidden_is_invalid(kind: P) -> bool {
-    matches!(kind, P::Cerebras | P::Fireworks | P::OllamaCloud | P::Zhipu)
 }

@@ -1,55 +1,33 @@
 //! How each type serves completions: where its OpenAI-shaped or own API stands, which dialects it speaks itself, and
 //! in which header its key travels.
 //!
-//! Not its job: translating (`dialect`), and who is asked. Sources: each family's own API reference, see
-//! docs/GATEWAY.md. Invariant: what is not known for certain is not served.
+//! Not its job: translating (`dialect`), who is asked, and the facts themselves (`family`).
+//! Invariant: what is not known for certain is not served.
 
 use url::Url;
 
-use crate::ProviderType;
-
-/// In which header a key travels with a completion.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeyHeader {
-    /// `Authorization: Bearer …`
-    Bearer,
-    /// Alone, in the header of this name.
-    Named(&'static str),
-}
+use crate::{
+    KeyHeader, ProviderType,
+    family::{CompletionsRoot, family},
+};
 
 /// The dialects that a type speaks itself, by the words of a manifest's `apis`.
 pub const fn native_apis(kind: ProviderType) -> &'static [&'static str] {
-    use ProviderType as P;
-    match kind {
-        P::OpenAi => &["chat", "completions", "embeddings", "responses"],
-        P::Anthropic => &["messages"],
-        // Their completions have protocols of their own; the dialects translate.
-        P::Google | P::Vertex | P::Bedrock | P::Replicate => &[],
-        P::Perplexity | P::GithubModels => &["chat"],
-        _ => &["chat", "completions", "embeddings"],
-    }
+    family(kind).serving.apis
 }
 
-/// The header of a type's key.
+/// The header in which a type's key travels with a completion.
 pub const fn key_header(kind: ProviderType) -> KeyHeader {
-    use ProviderType as P;
-    match kind {
-        P::Anthropic => KeyHeader::Named("x-api-key"),
-        P::Google => KeyHeader::Named("x-goog-api-key"),
-        P::AzureOpenAi => KeyHeader::Named("api-key"),
-        _ => KeyHeader::Bearer,
-    }
+    family(kind).auth.header
 }
 
-/// The URL that `/chat/completions` and its kin are appended to. Servers whose base URL is their root have their
-/// OpenAI-shaped API below `/v1`, Cohere below `/compatibility/v1`.
+/// The URL that `/chat/completions` and its kin are appended to.
 pub fn serving_base(kind: ProviderType, base: &Url) -> Url {
-    use ProviderType as P;
     let mut url = base.clone();
     let path = base.path().trim_end_matches('/').to_owned();
-    let below = match kind {
-        P::Ollama | P::LlamaCpp if !path.ends_with("/v1") => "/v1",
-        P::Cohere if path.is_empty() => "/compatibility/v1",
+    let below = match family(kind).serving.root {
+        CompletionsRoot::Below(below) if !path.ends_with(below) => below,
+        CompletionsRoot::BelowHost(below) if path.is_empty() => below,
         _ => "",
     };
     url.set_path(&format!("{path}{below}"));

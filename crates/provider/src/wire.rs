@@ -9,7 +9,7 @@ use url::Url;
 
 use crate::{
     ProviderType,
-    family::{At, Auth, Spec, spec},
+    family::{At, Family, KeyHeader, family},
 };
 
 /// Bytes of a body that a check reads.
@@ -164,16 +164,11 @@ pub(super) fn is_sendable(key: &str) -> bool {
     !key.is_empty() && key.len() <= MAX_KEY && key.bytes().all(|byte| (0x21..=0x7e).contains(&byte))
 }
 
-/// A Bedrock API key, long- or short-lived, as opposed to an access key of AWS.
-pub(super) fn is_bedrock_key(key: &str) -> bool {
-    key.starts_with("ABSK") || key.starts_with("bedrock-api-key-")
-}
-
 /// Whether the base is one of the vendor's own hosts.
-pub(super) fn is_own_host(spec: &Spec, base: &Url) -> bool {
+pub(super) fn is_own_host(family: &Family, base: &Url) -> bool {
     base.scheme() == "https"
         && base.host_str().is_some_and(|host| {
-            spec.hosts.iter().any(|own| match own.strip_prefix('*') {
+            family.hosts.iter().any(|own| match own.strip_prefix('*') {
                 Some(suffix) => host.len() > suffix.len() && host.ends_with(suffix),
                 None => host == *own,
             })
@@ -187,23 +182,23 @@ fn push_path(url: &mut Url, root: &str, path: &str) {
 }
 
 /// The part of a base's path above the API's own: `/proxy/v1` → `/proxy`.
-fn root_of<'a>(spec: &Spec, base: &'a Url) -> &'a str {
+fn root_of<'a>(family: &Family, base: &'a Url) -> &'a str {
     let path = base.path().trim_end_matches('/');
     // Suffixes are listed longest first.
-    spec.suffixes.iter().find_map(|suffix| path.strip_suffix(suffix)).unwrap_or(path)
+    family.suffixes.iter().find_map(|suffix| path.strip_suffix(suffix)).unwrap_or(path)
 }
 
 /// Where an endpoint stands, given the base. Another host is used only when the base is the vendor's own.
-pub(super) fn locate(spec: &Spec, base: &Url, at: At) -> Url {
+pub(super) fn locate(family: &Family, base: &Url, at: At) -> Url {
     let mut url = base.clone();
     match at {
         At::Base(path) => push_path(&mut url, base.path(), path),
-        At::Root(path) => push_path(&mut url, root_of(spec, base), path),
+        At::Root(path) => push_path(&mut url, root_of(family, base), path),
         At::Far(host, path) => {
-            if is_own_host(spec, base) && url.set_host(Some(host)).is_ok() {
+            if is_own_host(family, base) && url.set_host(Some(host)).is_ok() {
                 push_path(&mut url, "", path);
             } else {
-                push_path(&mut url, root_of(spec, base), path);
+                push_path(&mut url, root_of(family, base), path);
             }
         }
         At::Control(path) => {
@@ -214,7 +209,7 @@ pub(super) fn locate(spec: &Spec, base: &Url, at: At) -> Url {
             if let Some(host) = control {
                 let _ = url.set_host(Some(&host));
             }
-            push_path(&mut url, root_of(spec, base), path);
+            push_path(&mut url, root_of(family, base), path);
         }
     }
     url
@@ -237,26 +232,20 @@ pub(super) fn headers(kind: ProviderType, key: Option<&str>, has_body: bool) -> 
     if has_body {
         headers.push(("content-type", Value::Plain("application/json".into())));
     }
-    let auth = spec(kind).auth;
-    if auth == Auth::Anthropic {
-        headers.push(("anthropic-version", Value::Plain("2023-06-01".into())));
+    let auth = &family(kind).auth;
+    let plain = |(name, value): &(&'static str, &'static str)| (*name, Value::Plain((*value).into()));
+    headers.extend(auth.always.iter().map(plain));
+    let Some(key) = key.map(clean_key).filter(|key| is_sendable(key) && auth.sends(key)) else {
+        return headers;
+    };
+    let token = auth.tokens.filter(|(prefix, _)| key.starts_with(prefix));
+    if let Some((_, beside)) = token {
+        headers.extend(beside.iter().map(plain));
     }
-    let Some(key) = key.map(clean_key).filter(|key| is_sendable(key)) else { return headers };
-    match auth {
-        Auth::None => {}
-        Auth::Anthropic if key.starts_with("sk-ant-oat") => {
-            headers.push(("anthropic-beta", Value::Plain("oauth-2025-04-20".into())));
-            headers.push(("authorization", secret("Bearer ", key)));
-        }
-        Auth::Anthropic => headers.push(("x-api-key", secret("", key))),
-        Auth::Google => headers.push(("x-goog-api-key", secret("", key))),
-        // A token of Entra ID is a JWT; everything else is a resource key.
-        Auth::Azure if key.starts_with("eyJ") => headers.push(("authorization", secret("Bearer ", key))),
-        Auth::Azure => headers.push(("api-key", secret("", key))),
-        // Access keys belong into signatures, not onto the wire.
-        Auth::Bearer if kind == ProviderType::Bedrock && !is_bedrock_key(key) => {}
-        Auth::Bearer => headers.push(("authorization", secret("Bearer ", key))),
-    }
+    headers.push(match auth.header {
+        KeyHeader::Named(name) if token.is_none() => (name, secret("", key)),
+        _ => ("authorization", secret("Bearer ", key)),
+    });
     headers
 }
 

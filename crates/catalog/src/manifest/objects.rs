@@ -121,9 +121,8 @@ impl<'a> Reader<'a> {
                 format!("provider `{}` needs a `base_url`: type `{kind}` has none of its own", shorten(name));
             self.error("missing-base-url", span.clone(), message);
         }
-        if kind == Some(ProviderType::GithubModels) {
-            let message =
-                "GitHub Models was retired on 2026-07-30: every call fails, whatever the key".to_owned();
+        if let Some(retired) = kind.and_then(ProviderType::retired) {
+            let message = format!("{retired}: every call fails, whatever the key");
             self.report(Severity::Warning, "retired-type", span.clone(), message);
         }
         if let (Some(url), Some(item)) = (&base_url, table.get("base_url"))

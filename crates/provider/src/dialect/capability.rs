@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{inner::EffortLevel, target::UpstreamDialect};
+use crate::{ProviderType, family::family};
 
 /// How a model wants to be asked for reasoning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -391,65 +392,8 @@ fn chat(caps: &mut ModelCapabilities, upstream: UpstreamDialect, provider: &str,
         caps.penalties = false;
         return;
     }
-    match provider {
-        "mistral" => {
-            caps.renames.insert("seed".to_owned(), "random_seed".to_owned());
-            caps.strict_tools = false;
-            caps.reasoning = ReasoningForm::None;
-            // Its last chunk always has the figures, and fields that it does not know are a 422.
-            caps.stream_usage = false;
-        }
-        "groq" => caps.structured_streams = false,
-        "deepseek" => {
-            caps.reasoning = ReasoningForm::Switch;
-            caps.replay = ReasoningReplay::Text;
-            caps.plain_content = true;
-            caps.images = false;
-            caps.documents = false;
-            caps.structured = StructuredForm::Json;
-        }
-        "moonshot" => {
-            caps.reasoning = ReasoningForm::Switch;
-            caps.replay = ReasoningReplay::Text;
-            caps.temperature_max = 1.0;
-            caps.forced_tools = false;
-        }
-        "zhipu" => {
-            caps.reasoning = ReasoningForm::Switch;
-            caps.structured = StructuredForm::Json;
-            caps.cache_marks = true;
-        }
-        "qwen" => caps.reasoning = ReasoningForm::Flag,
-        "minimax" => caps.cache_marks = true,
-        "openrouter" => {
-            caps.reasoning = ReasoningForm::Object;
-            caps.efforts = E::ALL.to_vec();
-            caps.cache_marks = true;
-            caps.top_k = true;
-        }
-        "xai" => {
-            caps.strict_tools = false;
-            if ["grok-3-mini", "grok-4"].iter().any(|word| name.contains(word)) {
-                caps.stop = 0;
-                caps.penalties = false;
-            }
-        }
-        "perplexity" => {
-            caps.tools = false;
-        }
-        "cerebras" | "sambanova" => {
-            caps.plain_content = true;
-            caps.images = false;
-            caps.documents = false;
-        }
-        "deepinfra" => caps.forced_tools = false,
-        "ollama" | "ollama-cloud" => {
-            caps.tool_choice = false;
-            caps.forced_tools = false;
-            caps.image_urls = false;
-        }
-        "vllm" | "sglang" | "together" | "fireworks" | "llama.cpp" => caps.top_k = true,
-        _ => {}
+    if let Some(kind) = ProviderType::parse(provider) {
+        (family(kind).serving.takes)(caps, name);
     }
 }
 

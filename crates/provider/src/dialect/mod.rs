@@ -41,7 +41,9 @@ pub mod usage;
 mod tests;
 
 pub use capability::{ModelCapabilities, defaults};
+pub(crate) use capability::{ReasoningForm, ReasoningReplay, StructuredForm};
 pub use failure::{FailureClass, UpstreamFailure, read_failure};
+pub(crate) use inner::EffortLevel;
 pub use inner::{FinishReason, TokenParts, TokenSource};
 pub use scrub::{must_translate, scrub};
 pub use signature::{Maker, Signature, carries_tag};

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 use super::{capability::ModelCapabilities, signature::Maker};
+use crate::{ProviderType, family::family};
 
 /// What a caller speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -76,20 +77,12 @@ impl UpstreamDialect {
         }
     }
 
-    /// The dialect of a provider's type for this model; compatible servers and types not named here speak chat.
-    /// Replicate has no chat protocol at all.
+    /// The dialect of a provider's type for this model; words that are no type speak chat. `None`: it has no
+    /// chat protocol at all.
     pub fn of_provider(provider: &str, model: &str) -> Option<Self> {
-        Some(match provider {
-            "replicate" => return None,
-            "anthropic" => Self::Anthropic,
-            "google" => Self::Google,
-            "vertex" if model.contains("claude") => Self::VertexClaude,
-            "vertex" => Self::Vertex,
-            "bedrock" => Self::Bedrock,
-            "azure-openai" => Self::Azure,
-            "cohere" => Self::Cohere,
-            _ => Self::Chat,
-        })
+        let Some(kind) = ProviderType::parse(provider) else { return Some(Self::Chat) };
+        let dialects = family(kind).serving.dialects;
+        dialects.iter().find(|(word, _)| model.contains(word)).map(|(_, dialect)| *dialect)
     }
 
     /// Whose proofs of reasoning this upstream makes and takes.

@@ -1,30 +1,34 @@
 //! Anthropic: `x-api-key` with a dated version header.
 
-use serde_json::Value;
+use super::facts::{At, Auth, Control, Family, KeyHeader, KeyPlan, Proofs, Serving};
+use super::shapes::{OPENAI_SHAPED, get, has_data, list, manages, probe, serves_own, shaped};
+use crate::dialect::UpstreamDialect;
 
-use super::{At, Auth, Control, KeyReport, Plan, Spec, get, has_data, openai::cannot_serve, shaped};
-
-pub(super) const SPEC: Spec = Spec {
-    auth: Auth::Anthropic,
+pub(super) const FAMILY: Family = Family {
+    base_url: Some("https://api.anthropic.com/v1"),
     hosts: &["api.anthropic.com"],
-    suffixes: &["/v1"],
-    health: get(At::Base("/models?limit=1")),
-    list: const { &[get(At::Base("/models?limit=1000"))] },
-    regions: &[],
+    auth: Auth {
+        always: &[("anthropic-version", "2023-06-01")],
+        // OAuth.
+        tokens: Some(("sk-ant-oat", &[("anthropic-beta", "oauth-2025-04-20")])),
+        ..Auth::by(KeyHeader::Named("x-api-key"))
+    },
     fake_key: "sk-ant-api03-providerd-negative-control-not-a-key-000000000000000000000000000000000000000000000000000AA",
-};
-
-pub(super) fn plan(key: &str) -> Plan {
-    if key.starts_with("sk-ant-admin") {
-        Plan::Try(
-            const { &[shaped(At::Root("/v1/organizations/api_keys?limit=1"), Control::Foreign, admin)] },
-        )
-    } else {
+    probe: probe(get(At::Base("/models?limit=1"))),
+    list: list(&[get(At::Base("/models?limit=1000"))]),
+    proofs: Proofs {
         // Not `GET /messages`: it answers 405 to any key.
-        Plan::Try(const { &[shaped(At::Base("/models?limit=1"), Control::Foreign, has_data)] })
-    }
-}
-
-fn admin(json: &Value) -> Option<KeyReport> {
-    has_data(json).map(cannot_serve)
-}
+        usual: KeyPlan::Try(&[shaped(At::Base("/models?limit=1"), Control::Foreign, has_data)]),
+        special: &[(
+            &["sk-ant-admin"],
+            KeyPlan::Try(&[shaped(
+                At::Root("/v1/organizations/api_keys?limit=1"),
+                Control::Foreign,
+                manages,
+            )]),
+        )],
+        chat_elsewhere: false,
+    },
+    serving: Serving { apis: &["messages"], ..serves_own(&[("", UpstreamDialect::Anthropic)]) },
+    ..OPENAI_SHAPED
+};

@@ -1,248 +1,127 @@
-//! One table per protocol family: authentication, endpoints, and which answer proves a key.
+//! The types of providers: one line and one file each.
 //!
-//! Invariant: a request listed here is free of charge and changes nothing at the provider.
+//! Adding a type takes a line in the table below and a file of that name with its [`Family`]: `pub(super) const FAMILY:
+//! Family = Family { …, ..OPENAI_SHAPED }`, each fact with its source where it surprises. A second word on a line is
+//! another name for the same protocol; it is kept as written wherever it is stored. `docs/TYPES.md` is made from the
+//! table. Not its job: what is done with the facts.
+//! Invariant: no other module asks which type it has before it; it asks for the fact that it needs.
 
-mod accounts;
-mod anthropic;
-mod azure;
-mod cloud;
-mod google;
-mod local;
-mod openai;
-mod regional;
+mod describe;
+mod facts;
+mod shapes;
 
-use serde_json::Value;
-
-use super::{Facts, KeyReport, KeyVerdict, Quota, wire::Method};
-use crate::ProviderType;
-
-/// How a key travels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Auth {
-    None,
-    Bearer,
-    /// `x-api-key`, or Bearer for OAuth tokens.
-    Anthropic,
-    /// `x-goog-api-key`; never the query, which ends up in logs.
-    Google,
-    /// `api-key`, or Bearer for Entra tokens.
-    Azure,
-}
-
-/// Where an endpoint stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum At {
-    /// Below the base URL as declared.
-    Base(&'static str),
-    /// Below what remains of the base URL without the API's own path.
-    Root(&'static str),
-    /// On another host of the vendor (host, path); with a foreign base, below that base's root.
-    Far(&'static str, &'static str),
-    /// On the control plane that belongs to a runtime host.
-    Control(&'static str),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Ask {
-    pub method: Method,
-    pub at: At,
-    pub body: Option<&'static str>,
-}
-
-pub(super) const fn get(at: At) -> Ask {
-    Ask { method: Method::Get, at, body: None }
-}
-
-pub(super) const fn post(at: At, body: &'static str) -> Ask {
-    Ask { method: Method::Post, at, body: Some(body) }
-}
-
-/// When an endpoint must first refuse a fake key before a real one's success counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Control {
-    /// Only where the base URL is not the vendor's own: a proxy may answer anybody.
-    Foreign,
-    /// Everywhere: the vendor's own behaviour is not known for certain.
-    Always,
-}
-
-/// How the real key's answer is read once it is not a plain refusal.
-#[derive(Clone, Copy)]
-pub(super) enum Reads {
-    /// A success with this shape proves the key; `None` means "not the expected shape".
-    Shape(fn(&Value) -> Option<KeyReport>),
-    /// The request is malformed on purpose: an answer about the request, where a fake key is refused, proves it.
-    Differential,
-}
-
-/// One way to prove a key.
-#[derive(Clone, Copy)]
-pub(super) struct Attempt {
-    pub ask: Ask,
-    pub control: Control,
-    pub reads: Reads,
-}
-
-pub(super) enum Plan {
-    Try(&'static [Attempt]),
-    Untestable(&'static str),
-}
-
-/// A provider type's facts.
-pub(super) struct Spec {
-    pub auth: Auth,
-    /// The vendor's own hosts; `*.x` matches every name below `x`.
-    pub hosts: &'static [&'static str],
-    /// Endings of a base path that belong to the API, longest first.
-    pub suffixes: &'static [&'static str],
-    /// Is the provider there? Free, quick and small.
-    pub health: Ask,
-    /// Its model list; a later one is asked where an earlier one does not exist.
-    pub list: &'static [Ask],
-    /// Base URLs of the same vendor among which keys do not travel.
-    pub regions: &'static [&'static str],
-    /// Shaped like a key, so that it is refused for what it is and not for its looks.
-    pub fake_key: &'static str,
-}
-
-/// The list where most vendors have it.
-const MODELS: Ask = get(At::Base("/models"));
-
-/// Shaped like OpenAI's older keys, which many vendors imitate.
-const SK_KEY: &str = "sk-providerd0negative0control0not0a0key000000000";
-
-/// OpenAI's dialect on nobody's host: what a vendor has of its own is said where it differs.
-const DIALECT: Spec = Spec {
-    auth: Auth::Bearer,
-    hosts: &[],
-    suffixes: &["/v1"],
-    health: MODELS,
-    list: &[MODELS],
-    regions: &[],
-    fake_key: "providerd-negative-control-not-a-key",
+pub use describe::TypeDescription;
+pub use facts::KeyHeader;
+pub(crate) use facts::{
+    At, Attempt, CompletionsRoot, Control, ErrorHabits, Family, KeyPlan, ListedPrices, ModelIds, Reads,
+    SentKeys,
 };
+pub(crate) use shapes::{CHAT_PROOFS, number};
 
-pub(super) fn spec(kind: ProviderType) -> Spec {
-    use ProviderType as P;
-    match kind {
-        P::Anthropic => anthropic::SPEC,
-        P::Google => google::SPEC,
-        P::AzureOpenAi => azure::SPEC,
-        P::Ollama | P::Vllm | P::LlamaCpp => local::spec(kind),
-        P::OpenRouter
-        | P::Cohere
-        | P::DeepSeek
-        | P::Xai
-        | P::Fireworks
-        | P::HuggingFace
-        | P::Replicate
-        | P::DeepInfra => accounts::spec(kind),
-        P::Moonshot | P::Zhipu | P::Qwen | P::MiniMax => regional::spec(kind),
-        P::Bedrock | P::Vertex => cloud::spec(kind),
-        P::OpenAi
-        | P::OllamaCloud
-        | P::Groq
-        | P::Together
-        | P::Mistral
-        | P::Perplexity
-        | P::Cerebras
-        | P::SambaNova
-        | P::NvidiaNim
-        | P::GithubModels
-        | P::OpenAiCompatible
-        | P::Custom => openai::spec(kind),
-    }
-}
+use crate::words;
 
-/// The ways to prove this key, in order.
-pub(super) fn plan(kind: ProviderType, key: &str) -> Plan {
-    use ProviderType as P;
-    match kind {
-        P::Anthropic => anthropic::plan(key),
-        P::Google => Plan::Try(google::PROOF),
-        P::AzureOpenAi => Plan::Try(azure::PROOF),
-        P::Ollama | P::Vllm | P::LlamaCpp => local::plan(kind),
-        P::OpenRouter
-        | P::Cohere
-        | P::DeepSeek
-        | P::Xai
-        | P::Fireworks
-        | P::HuggingFace
-        | P::Replicate
-        | P::DeepInfra => accounts::plan(kind),
-        P::Moonshot | P::Zhipu | P::Qwen | P::MiniMax => regional::plan(kind, key),
-        P::Bedrock | P::Vertex => cloud::plan(kind, key),
-        _ => openai::plan(kind, key),
-    }
-}
+macro_rules! families {
+    ($($(#[$meta:meta])* $module:ident: $($variant:ident = $word:literal),+;)+) => {
+        $(mod $module;)+
 
-/// Whether the base URL may be a gateway that speaks the OpenAI dialect for many vendors.
-pub(super) const fn speaks_openai(kind: ProviderType) -> bool {
-    use ProviderType as P;
-    !matches!(
-        kind,
-        P::Anthropic
-            | P::Google
-            | P::AzureOpenAi
-            | P::Ollama
-            | P::Cohere
-            | P::Replicate
-            | P::Bedrock
-            | P::Vertex
-            | P::GithubModels
-    )
-}
-
-// ---------------------------------------------------------------- shapes shared by families
-
-/// Malformed on purpose: no model, no messages.
-pub(super) const EMPTY: &str = "{}";
-/// Malformed twice: a model that cannot exist, and no message at all.
-pub(super) const IMPOSSIBLE: &str =
-    r#"{"model":"providerd-proof/no-such-model","max_tokens":1,"messages":[]}"#;
-
-pub(super) const CHAT: At = At::Base("/chat/completions");
-
-pub(super) const fn differential(at: At, body: &'static str) -> Attempt {
-    Attempt { ask: post(at, body), control: Control::Always, reads: Reads::Differential }
-}
-
-/// What every speaker of the OpenAI dialect can be asked, cheapest guess first.
-pub(super) const CHAT_PROOFS: &[Attempt] = &[differential(CHAT, EMPTY), differential(CHAT, IMPOSSIBLE)];
-
-pub(super) const fn shaped(at: At, control: Control, shape: fn(&Value) -> Option<KeyReport>) -> Attempt {
-    Attempt { ask: get(at), control, reads: Reads::Shape(shape) }
-}
-
-fn valid() -> KeyReport {
-    KeyVerdict::Valid.into()
-}
-
-/// `{"data":[…]}`, or a bare array, as some imitators answer.
-pub(super) fn has_data(json: &Value) -> Option<KeyReport> {
-    (json.is_array() || json.get("data").is_some_and(Value::is_array)).then(valid)
-}
-
-/// A number, or a text that holds one.
-pub(super) fn number(value: &Value) -> Option<f64> {
-    let number = match value {
-        Value::Number(number) => number.as_f64(),
-        Value::String(text) => text.trim().parse().ok(),
-        _ => None,
-    };
-    number.filter(|number| number.is_finite())
-}
-
-/// Valid with a balance; nothing left means that it cannot serve.
-fn with_balance(remaining: Option<f64>, limit: Option<f64>, unit: &str) -> KeyReport {
-    let quota = Some(Quota { remaining, limit, unit: unit.chars().take(16).collect() });
-    match remaining {
-        Some(left) if left <= 0.0 => {
-            let mut report =
-                KeyReport::new(KeyVerdict::Quota { reason: "no credit is left".into(), proven: true });
-            report.facts.quota = quota;
-            report
+        words! {
+            /// Which protocol a provider speaks: authentication, endpoints and error shapes.
+            ProviderType { $($(#[$meta])* $($variant = $word),+),+ }
         }
-        _ => KeyReport { verdict: KeyVerdict::Valid, facts: Facts { quota, ..Facts::default() } },
+
+        /// What a type speaks.
+        pub(crate) const fn family(kind: ProviderType) -> &'static Family {
+            match kind { $($(ProviderType::$variant)|+ => &$module::FAMILY,)+ }
+        }
+    };
+}
+
+families! {
+    openai: OpenAi = "openai";
+    anthropic: Anthropic = "anthropic";
+    google: Google = "google";
+    azure_openai: AzureOpenAi = "azure-openai";
+    openrouter: OpenRouter = "openrouter";
+    ollama_cloud: OllamaCloud = "ollama-cloud";
+    ollama: Ollama = "ollama";
+    vllm: Vllm = "vllm";
+    llama_cpp: LlamaCpp = "llama.cpp";
+    groq: Groq = "groq";
+    together: Together = "together";
+    mistral: Mistral = "mistral";
+    cohere: Cohere = "cohere";
+    deepseek: DeepSeek = "deepseek";
+    xai: Xai = "xai";
+    fireworks: Fireworks = "fireworks";
+    perplexity: Perplexity = "perplexity";
+    cerebras: Cerebras = "cerebras";
+    sambanova: SambaNova = "sambanova";
+    nvidia_nim: NvidiaNim = "nvidia-nim";
+    huggingface: HuggingFace = "huggingface";
+    replicate: Replicate = "replicate";
+    deepinfra: DeepInfra = "deepinfra";
+    moonshot: Moonshot = "moonshot";
+    zhipu: Zhipu = "zhipu";
+    qwen: Qwen = "qwen";
+    minimax: MiniMax = "minimax";
+    /// Retired by its operator on 2026-07-30; kept so that old manifests get a clear warning.
+    github_models: GithubModels = "github-models";
+    bedrock: Bedrock = "bedrock";
+    vertex: Vertex = "vertex";
+    // The later words are what Ops-Center writes.
+    openai_compatible: OpenAiCompatible = "openai-compatible", Custom = "custom",
+        OpenAiUnderscored = "openai_compatible", Local = "local", UnicornCommander = "unicorn-commander";
+}
+
+impl ProviderType {
+    /// The base URL used when a manifest names none; `None` where only the operator can know it.
+    pub const fn default_base_url(self) -> Option<&'static str> {
+        family(self).base_url
+    }
+
+    /// A sentence without its full stop, if the operator has ended the service: every call fails, whatever the key.
+    pub const fn retired(self) -> Option<&'static str> {
+        family(self).retired
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use url::Url;
+
+    use super::*;
+    use crate::wire::is_own_host;
+
+    #[test]
+    fn facts_of_a_family_agree_with_each_other() {
+        for kind in ProviderType::ALL {
+            let family = family(*kind);
+            if let Some(base) = family.base_url {
+                let base = Url::parse(base).unwrap();
+                let ours = matches!(base.host_str(), Some("127.0.0.1"));
+                assert!(ours || is_own_host(family, &base), "{kind}: {base}");
+                assert_eq!(ours, family.hosts.is_empty(), "{kind}");
+            }
+            for region in family.regions {
+                assert!(is_own_host(family, &Url::parse(region).unwrap()), "{kind}: {region}");
+            }
+            assert!(family.regions.first().is_none_or(|region| Some(*region) == family.base_url), "{kind}");
+            let longest_first = |pair: &[&str]| !pair[1].ends_with(pair[0]);
+            assert!(family.suffixes.windows(2).all(longest_first), "{kind}");
+            assert!(family.suffixes.iter().all(|it| it.starts_with('/') && !it.ends_with('/')), "{kind}");
+            assert!(!family.list.asks.is_empty() || family.list.unsupported.is_some(), "{kind}");
+            assert!(family.serving.dialects.last().is_none_or(|(word, _)| word.is_empty()), "{kind}");
+            assert!(family.serving.apis.is_empty() || !family.serving.dialects.is_empty(), "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_word_is_kept_as_written() {
+        for kind in ProviderType::ALL {
+            assert_eq!(ProviderType::parse(kind.as_str()), Some(*kind));
+            let json = serde_json::to_string(kind).unwrap();
+            assert_eq!(json, format!("\"{kind}\""));
+            assert_eq!(serde_json::from_str::<ProviderType>(&json).unwrap(), *kind);
+        }
     }
 }

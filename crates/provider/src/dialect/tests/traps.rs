@@ -1003,7 +1003,7 @@ fn no_maker_sees_anothers_proof() {
         for upstream in UpstreamDialect::ALL {
             let (provider, model) = sample_model(upstream);
             let mut options = options(upstream, provider, model);
-            options.capabilities.replay = capability::ReasoningReplay::Signed;
+            options.capabilities.replay = ReasoningReplay::Signed;
             let own = upstream.maker(model);
             let sent = translate_request(caller, upstream, body.to_string().as_bytes(), &options).unwrap();
             let scrubbed = scrub(upstream, model, body.to_string().as_bytes()).unwrap();

@@ -1,0 +1,106 @@
+//! A type in words, for `docs/TYPES.md`.
+//!
+//! Not its job: the page around it. Invariant: nothing is said here that is not read from the type's facts.
+
+use super::{At, Attempt, CompletionsRoot, Control, KeyPlan, facts::Ask, family};
+use crate::ProviderType;
+
+/// What a type speaks, in words; Markdown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TypeDescription {
+    /// The URL used where a manifest names none.
+    pub base_url: String,
+    /// The request that asks whether it is there.
+    pub probe: String,
+    /// How a key is tested.
+    pub key_test: String,
+    /// What it speaks itself, and what requests are translated into.
+    pub dialects: String,
+}
+
+impl ProviderType {
+    /// The words of types that speak exactly this type's protocol, this one among them.
+    pub fn same_protocol(self) -> impl Iterator<Item = Self> {
+        Self::ALL.iter().copied().filter(move |kind| std::ptr::eq(family(*kind), family(self)))
+    }
+
+    /// What this type speaks.
+    pub fn describe(self) -> TypeDescription {
+        let family = family(self);
+        let base_url =
+            family.base_url.map_or_else(|| "must be declared".to_owned(), |url| format!("`{url}`"));
+        if let Some(retired) = family.retired {
+            let nothing = "–".to_owned();
+            return TypeDescription {
+                base_url,
+                probe: format!("none: {retired}"),
+                key_test: nothing.clone(),
+                dialects: nothing,
+            };
+        }
+        let keyless = family.probe.keyless.map(|it| format!("; without a key {}", ask(it)));
+        let special = family.proofs.special.iter().map(|(prefixes, plan)| {
+            let prefixes: Vec<String> = prefixes.iter().map(|it| format!("`{it}…`")).collect();
+            format!("; {}: {}", prefixes.join(", "), in_words(*plan))
+        });
+        TypeDescription {
+            base_url,
+            probe: ask(family.probe.ask) + &keyless.unwrap_or_default(),
+            key_test: in_words(family.proofs.usual) + &special.collect::<String>(),
+            dialects: dialects(self),
+        }
+    }
+}
+
+fn dialects(kind: ProviderType) -> String {
+    let serving = &family(kind).serving;
+    if serving.dialects.is_empty() {
+        return "none: it is not asked for completions".to_owned();
+    }
+    let own: Vec<String> = serving.apis.iter().map(|api| format!("`{api}`")).collect();
+    let asked: Vec<String> = serving
+        .dialects
+        .iter()
+        .map(|(word, dialect)| match *word {
+            "" => format!("`{}`", dialect.word()),
+            word => format!("`{}` for models with `{word}` in their name", dialect.word()),
+        })
+        .collect();
+    let place = match serving.root {
+        CompletionsRoot::Base => String::new(),
+        CompletionsRoot::Below(path) | CompletionsRoot::BelowHost(path) => format!(", below `{path}`"),
+    };
+    let own = if own.is_empty() { String::new() } else { format!("{}{place}; ", own.join(", ")) };
+    format!("{own}asked in {}", asked.join(", else "))
+}
+
+fn in_words(plan: KeyPlan) -> String {
+    match plan {
+        KeyPlan::Untestable(why) => format!("not: {why}"),
+        KeyPlan::Try(attempts) => {
+            let mut words: Vec<String> = attempts.iter().map(attempt).collect();
+            // The same endpoint, malformed in two ways.
+            words.dedup();
+            words.join(", else ")
+        }
+    }
+}
+
+fn attempt(attempt: &Attempt) -> String {
+    match attempt.control {
+        Control::Always => format!("{}, if a fake key is refused", ask(attempt.ask)),
+        Control::Foreign => ask(attempt.ask),
+    }
+}
+
+fn ask(ask: Ask) -> String {
+    let (place, path) = match ask.at {
+        At::Base(path) => ("base".to_owned(), path),
+        At::Root(path) => ("root".to_owned(), path),
+        At::Far(host, path) => (host.to_owned(), path),
+        At::Control(path) => ("control plane".to_owned(), path),
+    };
+    // Every body is malformed on purpose but the empty one, which is no body.
+    let malformed = if ask.body.is_some_and(|body| !body.is_empty()) { "malformed " } else { "" };
+    format!("{malformed}{} {place} `{path}`", ask.method.as_str())
+}

@@ -1,0 +1,20 @@
+//! SambaNova: the list is public.
+
+use super::facts::{Family, KeyPlan, ListedPrices, Listing, Serving};
+use super::shapes::{CHAT_PROOFS, MODELS, OPENAI_SHAPED, SERVES_CHAT, list, proofs};
+
+pub(super) const FAMILY: Family = Family {
+    base_url: Some("https://api.sambanova.ai/v1"),
+    hosts: &["api.sambanova.ai"],
+    list: Listing { prices: ListedPrices::PerToken, ..list(&[MODELS]) },
+    proofs: proofs(KeyPlan::Try(CHAT_PROOFS)),
+    serving: Serving {
+        takes: |caps, _| {
+            caps.plain_content = true;
+            caps.images = false;
+            caps.documents = false;
+        },
+        ..SERVES_CHAT
+    },
+    ..OPENAI_SHAPED
+};

@@ -1,0 +1,22 @@
+//! Together.
+
+use super::facts::{ErrorHabits, Family, ListedPrices, Listing, Serving};
+use super::shapes::{BY_LIST, MODELS, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, list};
+
+pub(super) const FAMILY: Family = Family {
+    base_url: Some("https://api.together.xyz/v1"),
+    hosts: &["api.together.xyz", "api.together.ai"],
+    fake_key: "tgp_v1_providerd0negative0control0not0a0key0000000",
+    list: Listing { prices: ListedPrices::PerMillion, ..list(&[MODELS]) },
+    proofs: BY_LIST,
+    errors: ErrorHabits {
+        reads: |said| match said.status {
+            403 => said.unclear(),
+            400 if said.has("model_not_available") || said.has("unable to access model") => said.valid(),
+            _ => None,
+        },
+        ..PLAIN_ERRORS
+    },
+    serving: Serving { takes: |caps, _| caps.top_k = true, ..SERVES_CHAT },
+    ..OPENAI_SHAPED
+};

@@ -1,0 +1,13 @@
+//! vLLM's server.
+
+use super::facts::{At, Family, HealthProbe, Serving};
+use super::shapes::{FOREIGN_ERRORS, OPENAI_SHAPED, SERVES_CHAT, get, probe};
+
+pub(super) const FAMILY: Family = Family {
+    base_url: Some("http://127.0.0.1:8000/v1"),
+    // It answers with an empty body.
+    probe: HealthProbe { json: false, ..probe(get(At::Root("/health"))) },
+    errors: FOREIGN_ERRORS,
+    serving: Serving { takes: |caps, _| caps.top_k = true, ..SERVES_CHAT },
+    ..OPENAI_SHAPED
+};
