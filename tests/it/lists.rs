@@ -85,6 +85,8 @@ async fn every_type_is_asked_in_its_way_and_understood() {
         (P::Zhipu, "/api/paas/v4", "", BEARER, OPENAI),
         (P::Qwen, "/compatible-mode/v1", "", BEARER, OPENAI),
         (P::MiniMax, "/v1", "", BEARER, OPENAI),
+        (P::LiteLlm, "/v1", "/v1/models", BEARER, OPENAI),
+        (P::LmStudio, "/v1", "/v1/models", BEARER, OPENAI),
         (P::OpenAiCompatible, "/v1", "/v1/models", BEARER, OPENAI),
         (P::Custom, "/v1", "/v1/models", BEARER, OPENAI),
         (P::OpenAiUnderscored, "/v1", "/v1/models", BEARER, OPENAI),

@@ -95,6 +95,15 @@ fn errors_are_read_body_before_status() {
         (P::Vllm, 401, r#"{"error":"Unauthorized"}"#, "invalid"),
         (P::LlamaCpp, 401, r#"{"error":{"code":401,"message":"Invalid API Key","type":"authentication_error"}}"#, "invalid"),
         (P::LlamaCpp, 503, r#"{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}"#, "overload"),
+        (P::LiteLlm, 401, r#"{"error":{"message":"Authentication Error, Invalid proxy server token passed. Unable to find token in cache","type":"token_not_found_in_db","param":"key","code":"401"}}"#, "invalid"),
+        (P::LiteLlm, 429, r#"{"error":{"message":"Budget has been exceeded! Current cost: 10.51, Max budget: 10.00","type":"budget_exceeded","code":"429"}}"#, "quota!"),
+        (P::LiteLlm, 400, r#"{"error":{"message":"Budget has been exceeded! Current cost: 26.075, Max budget: 0.25","type":"budget_exceeded","param":null,"code":"400"}}"#, "quota!"),
+        // The proxy's own key at a vendor, not ours.
+        (P::LiteLlm, 401, r#"{"error":{"message":"litellm.AuthenticationError: AuthenticationError: OpenAIException - Incorrect API key provided: sk-x","type":null,"param":null,"code":"401"}}"#, "inconclusive"),
+        (P::LiteLlm, 400, r#"{"error":{"message":"litellm.BadRequestError: OpenAIException - Budget has been exceeded! Current cost: 14, Max budget: 100.","type":null,"param":null,"code":"400"}}"#, "inconclusive"),
+        (P::LiteLlm, 429, r#"{"error":{"message":"litellm.RateLimitError: RateLimitError: OpenAIException - You exceeded your current quota","type":null,"code":"429"}}"#, "quota"),
+        (P::LmStudio, 401, r#"{"error":{"type":"invalid_request","code":"invalid_api_key","message":"An LM Studio API token is required to make requests to this server"}}"#, "invalid"),
+        (P::LmStudio, 402, "", "quota"),
         // Groq
         (P::Groq, 401, r#"{"error":{"message":"Invalid API Key","type":"invalid_request_error","code":"invalid_api_key"}}"#, "invalid"),
         (P::Groq, 403, r#"{"error":{"message":"x"}}"#, "restricted"),
@@ -380,6 +389,8 @@ fn bases_of_ones_own_prove_as_well() {
         (P::Vllm, "http://h:8000/v1", "http://h:8000/v1/models", list, REAL),
         (P::LlamaCpp, "http://h:8080", "http://h:8080/props", r#"{"total_slots":1}"#, REAL),
         (P::LlamaCpp, "http://h:8080/v1", "http://h:8080/props", r#"{"total_slots":1}"#, REAL),
+        (P::LiteLlm, "http://h:4000", "http://h:4000/models", list, REAL),
+        (P::LmStudio, "http://h:1234/v1", "http://h:1234/v1/models", list, REAL),
         (P::Bedrock, "https://bedrock-runtime.eu-west-1.amazonaws.com", "https://bedrock.eu-west-1.amazonaws.com/foundation-models", r#"{"modelSummaries":[]}"#, "ABSKtest"),
         (P::OpenRouter, "http://127.0.0.1:9/api/v1", "http://127.0.0.1:9/api/v1/key", r#"{"data":{"label":"l"}}"#, REAL),
         (P::HuggingFace, "http://127.0.0.1:9/v1", "http://127.0.0.1:9/api/whoami-v2", r#"{"name":"n"}"#, REAL),
@@ -708,6 +719,10 @@ fn health_and_keys_are_two_verdicts() {
         (P::Vllm, 200, "", "ok"),
         (P::LlamaCpp, 503, r#"{"error":{"message":"Loading model","type":"unavailable_error"}}"#, "hard"),
         (P::Ollama, 200, r#"{"version":"0.9"}"#, "ok"),
+        (P::LiteLlm, 200, r#""I'm alive!""#, "ok"),
+        (P::LiteLlm, 503, r#"{"status":"shutting_down"}"#, "hard"),
+        // An endpoint that it does not know.
+        (P::LmStudio, 200, r#"{"error":"Unexpected endpoint or method. (GET /v1)"}"#, "hard"),
         (P::GithubModels, 200, r#"{"data":[]}"#, "hard"),
     ];
     for (kind, status, body, expected) in rows {
@@ -744,6 +759,9 @@ fn probes_stand_where_each_type_answers() {
         (P::Ollama, Some("http://h:1/v1"), None, "http://h:1/api/version"),
         (P::Vllm, Some("http://h:8000/v1/"), None, "http://h:8000/health"),
         (P::LlamaCpp, Some("http://h:8080"), None, "http://h:8080/health"),
+        (P::LiteLlm, None, None, "http://127.0.0.1:4000/health/liveliness"),
+        (P::LiteLlm, Some("https://llm.example/v1"), None, "https://llm.example/health/liveliness"),
+        (P::LmStudio, None, None, "http://127.0.0.1:1234/v1/models"),
         (P::OpenAi, None, None, "https://api.openai.com/v1/models"),
         (P::OpenAi, None, Some("/ping?x=1"), "https://api.openai.com/v1/ping?x=1"),
         (P::Perplexity, None, None, "https://api.perplexity.ai/v1/models"),

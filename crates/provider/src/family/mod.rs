@@ -68,6 +68,8 @@ families! {
     github_models: GithubModels = "github-models";
     bedrock: Bedrock = "bedrock";
     vertex: Vertex = "vertex";
+    litellm: LiteLlm = "litellm";
+    lmstudio: LmStudio = "lmstudio";
     // The later words are what Ops-Center writes.
     openai_compatible: OpenAiCompatible = "openai-compatible", Custom = "custom",
         OpenAiUnderscored = "openai_compatible", Local = "local", UnicornCommander = "unicorn-commander";
