@@ -304,8 +304,11 @@ fn pure_modules_touch_nothing() {
 fn only_the_table_of_types_asks_which_type_it_is() {
     let asks = |path: &str, code: &str| {
         // The provider crate abbreviates.
-        let names: &[&str] =
-            if path.starts_with("crates/provider/") { &["ProviderType::", "P::"] } else { &["ProviderType::"] };
+        let names: &[&str] = if path.starts_with("crates/provider/") {
+            &["ProviderType::", "P::"]
+        } else {
+            &["ProviderType::"]
+        };
         names.iter().any(|name| {
             code.match_indices(name).any(|(at, _)| {
                 let before = code[..at].chars().next_back();
