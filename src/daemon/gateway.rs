@@ -47,16 +47,18 @@ pub async fn run(settings: Settings, env: Option<Zeroizing<String>>) -> anyhow::
     supervisor.spawn("database", async move {
         let mut wait = RETRY.0;
         loop {
-            match backend::prepare(&following, &byok).await {
-                Ok(_) => break,
-                Err(error) if backend::is_transient(&error) => {
+            // Connecting may take longer than a stop may.
+            match waiting.run_until_cancelled(backend::prepare(&following, &byok)).await {
+                None => return Ok(()),
+                Some(Ok(_)) => break,
+                Some(Err(error)) if backend::is_transient(&error) => {
                     warn!(error = format!("{error:#}"), retry_in = ?wait, "the database is not ready");
                     if waiting.run_until_cancelled(sleep(wait)).await.is_none() {
                         return Ok(());
                     }
                     wait = (wait * 2).min(RETRY.1);
                 }
-                Err(error) => return Err(error),
+                Some(Err(error)) => return Err(error),
             }
         }
         serving.follow(&following, &byok, &settings, &tasks);
