@@ -380,6 +380,9 @@ impl Loop {
         let metrics = &self.main.metrics;
         if outcome.deferred {
             self.deferred_since.get_or_insert_with(Instant::now);
+            // What could not wait is applied.
+            self.seq = outcome.seq.or(self.seq);
+            metrics.events.inc_by(outcome.events as u64);
             self.retry_at = Some(Instant::now() + DEFER_LIMIT);
             return;
         }

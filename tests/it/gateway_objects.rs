@@ -224,6 +224,28 @@ async fn a_key_is_withdrawn_at_once_and_bad_files_withdraw_nothing() {
     assert_eq!(daemon.stop(), 0);
 }
 
+/// A prune waits until the directory has settled; a withdrawn key does not wait with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_withdrawn_key_does_not_wait_for_a_prune() {
+    let lab = Lab::new().await;
+    lab.write("a.toml", &(provider("alpha", 1) + &provider("beta", 1)));
+    lab.write("callers.toml", &callers());
+    let mut daemon = lab.daemon_with(|command| {
+        command.env("PROVIDERD_MANIFESTS__SETTLE", "5s");
+    });
+    daemon.wait_ready().await;
+    lab.wait_for(COUNT, "2").await;
+    lab.write("a.toml", &provider("beta", 1));
+    let second = format!("{{ sha256 = \"{}\" }},\n", hash("face0002"));
+    lab.write("callers.toml", &callers().replace(&second, ""));
+    lab.wait_for("SELECT string_agg(name, ' ') FROM llm_providers", "beta").await;
+    // In one transaction the trail would name the provider first.
+    let order = "SELECT string_agg(kind, ' ' ORDER BY id) FROM providerd.events
+         WHERE detail #>> '{changes,0,action}' IN ('update', 'delete')";
+    assert_eq!(lab.value(order).await, "gateway change");
+    assert_eq!(daemon.stop(), 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_other_programs_write_there_is_read_safely_and_set_back() {
     let lab = Lab::new().await;
