@@ -1,3 +1,5 @@
+//! Recorded answers, cut everywhere, against what they hold.
+
 use super::*;
 use proptest::prelude::*;
 
