@@ -21,7 +21,7 @@ fn errors(said: &Complaint<'_>) -> Option<KeyVerdict> {
     match said.status {
         // A vendor refused what the proxy sent it, such as the proxy's own key: that says nothing about ours. The
         // exception's name stands before what is quoted.
-        400 | 401 | 402 | 403 if said.has("litellm.") => said.unclear(),
+        400..=403 if said.has("litellm.") => said.unclear(),
         // Of a key, its user or its team: looked at once the key is known.
         400 | 429 if said.has("budget_exceeded") => said.quota(true),
         _ => None,
