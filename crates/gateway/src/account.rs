@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use catalog::price::{LISTED, Money, PricedTokens, TokenPrices};
+use provider::dialect::{TokenParts, TokenSource};
 
 use crate::ask::BYTES_PER_TOKEN;
 use crate::decide::RouteCandidate;
@@ -112,6 +113,8 @@ pub(crate) struct Ending<'a> {
     pub error: &'a str,
     /// What the last answer said, where there was one.
     pub sums: Option<&'a TapSums>,
+    /// Tokens that a translation read; they say more than `sums`.
+    pub parts: Option<TokenParts>,
     /// The answer was whole.
     pub whole: bool,
     /// A provider may have read the input.
@@ -136,6 +139,8 @@ pub(crate) struct Account {
     fallback: bool,
     /// Who was asked before, and why they did not answer.
     before: String,
+    /// Hints that the last provider has no place for.
+    dropped: Vec<&'static str>,
     closed: bool,
 }
 
@@ -173,6 +178,11 @@ impl Account {
         account
     }
 
+    /// The request's id.
+    pub(crate) fn id(&self) -> uuid::Uuid {
+        self.facts.id
+    }
+
     /// Who is or was asked last.
     pub(crate) fn provider(&self) -> Option<uuid::Uuid> {
         self.facts.provider_id
@@ -208,8 +218,14 @@ impl Account {
             attempts: 0,
             fallback: false,
             before: String::new(),
+            dropped: Vec::new(),
             closed: false,
         }
+    }
+
+    /// Hints that the candidate which is asked next has no place for.
+    pub(crate) fn dropped(&mut self, hints: &[String]) {
+        self.dropped = self.meters.hints_dropped(hints);
     }
 
     /// A candidate is about to be asked: the intent, or one more attempt, is written down first. `reserved`: of money,
@@ -290,7 +306,11 @@ impl Account {
         }
         let latency = self.begun.elapsed();
         let (tokens, reasoning, source) = self.tokens(ending);
-        let units = ending.sums.and_then(|sums| sums.usage.cost_units).map(Money::from_units);
+        let units = match ending.parts {
+            Some(parts) => parts.reported_cost.and_then(|units| i64::try_from(units).ok()),
+            None => ending.sums.and_then(|sums| sums.usage.cost_units),
+        };
+        let units = units.map(Money::from_units);
         let cost = self.prices.cost(&tokens, LISTED, units);
         self.meters.ended(self.operation, ending.status, latency);
         if let Some(admission) = self.admission.take() {
@@ -316,6 +336,7 @@ impl Account {
             input = tokens.input_total(),
             output = tokens.output,
             usage = source.as_str(),
+            dropped = ?self.dropped,
             "request"
         );
         let Some(entry) = self.entry.take() else { return };
@@ -356,6 +377,22 @@ impl Account {
 
     /// Tokens, reasoning among them, and where they come from.
     fn tokens(&self, ending: Ending<'_>) -> (PricedTokens, u64, UsageSource) {
+        if let Some(parts) = ending.parts {
+            let source = match parts.source {
+                TokenSource::Reported if ending.whole => UsageSource::Reported,
+                TokenSource::Reported | TokenSource::Partial => UsageSource::Partial,
+                TokenSource::Estimated => UsageSource::Estimated,
+                TokenSource::None => UsageSource::None,
+            };
+            let tokens = PricedTokens {
+                input: parts.input,
+                cache_read: parts.cache_read,
+                cache_write: parts.cache_write.saturating_sub(parts.cache_write_long),
+                cache_write_1h: parts.cache_write_long,
+                output: parts.output,
+            };
+            return (tokens, parts.reasoning, source);
+        }
         let estimated = |output_bytes: u64| PricedTokens {
             input: self.input_estimate,
             output: output_bytes.div_ceil(BYTES_PER_TOKEN),
@@ -382,7 +419,14 @@ impl Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        self.close(Ending { status: LEFT, error: "caller_left", sums: None, whole: false, input_read: true });
+        self.close(Ending {
+            status: LEFT,
+            error: "caller_left",
+            sums: None,
+            parts: None,
+            whole: false,
+            input_read: true,
+        });
     }
 }
 

@@ -40,6 +40,8 @@ pub enum AttemptOutcome {
     Finished,
     /// Not asked: it has begun to cool, or has as many requests as it may have.
     Busy,
+    /// Not asked: what the request wants cannot be said in its dialect.
+    Unfit,
     /// Resolving, connecting or TLS failed.
     ConnectFailed,
     TimedOut(Clock),
@@ -113,6 +115,7 @@ impl AttemptOutcome {
             Self::Content => "content",
             Self::Finished => "ok",
             Self::Busy => "busy",
+            Self::Unfit => "unfit",
             Self::ConnectFailed => "connect_failed",
             Self::TimedOut(Clock::Connect) => "timeout_connect",
             Self::TimedOut(Clock::FirstToken) => "timeout_first_token",
@@ -260,7 +263,7 @@ impl Course {
         allowance: &dyn RetryAllowance,
     ) -> CourseStep {
         let Some(leg) = self.legs.get(self.at).copied() else { return self.end(CourseStep::End) };
-        if outcome == AttemptOutcome::Busy {
+        if matches!(outcome, AttemptOutcome::Busy | AttemptOutcome::Unfit) {
             // It was not asked: that costs no candidate and no budget.
             self.candidates_asked = self.candidates_asked.saturating_sub(u32::from(!self.repeated));
             self.attempts = self.attempts.saturating_sub(1);
@@ -280,7 +283,8 @@ impl Course {
         });
         let next = next.filter(|_| self.candidates_asked < MAX_CANDIDATES);
         let late = now >= self.total;
-        let free = matches!(outcome, AttemptOutcome::Busy | AttemptOutcome::ContextOverflow);
+        let free =
+            matches!(outcome, AttemptOutcome::Busy | AttemptOutcome::Unfit | AttemptOutcome::ContextOverflow);
         if outcome == AttemptOutcome::ContextOverflow && (next.is_none() || late) {
             return self.end(CourseStep::PassOn);
         }
@@ -291,7 +295,9 @@ impl Course {
         };
         let Some((candidate, repeat, not_before)) = step else {
             let error = match (outcome, self.failed.take()) {
-                (AttemptOutcome::Busy, Some(before)) => before,
+                (AttemptOutcome::Busy | AttemptOutcome::Unfit, Some(before)) => before,
+                // The reason stands in the request.
+                (AttemptOutcome::Unfit, None) if !late => return self.end(CourseStep::PassOn),
                 _ => error,
             };
             return self.fail(error);
@@ -300,8 +306,11 @@ impl Course {
             self.out_of_budget = true;
             return self.fail(error);
         }
-        if outcome != AttemptOutcome::Busy {
-            self.failed = Some(error);
+        match outcome {
+            // Another time it may be asked, so a later one that never can says less.
+            AttemptOutcome::Busy => drop(self.failed.get_or_insert(error)),
+            AttemptOutcome::Unfit => {}
+            _ => self.failed = Some(error),
         }
         self.ask(candidate, repeat, not_before)
     }
@@ -382,6 +391,9 @@ impl Course {
             AttemptOutcome::Busy => {
                 error(ErrorCode::Overloaded, "the providers have as many requests as they may have at once")
                     .retry_after(Duration::from_secs(1))
+            }
+            AttemptOutcome::Unfit => {
+                error(ErrorCode::UnsupportedParameter, "no provider takes all of what the request asks for")
             }
             AttemptOutcome::OwnFault | AttemptOutcome::Content | AttemptOutcome::Finished => {
                 error(ErrorCode::Overloaded, "the gateway lacks the means to ask")

@@ -26,6 +26,52 @@ const OVERHEAD: &[f64] = &[0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.00
 const OPERATIONS: [&str; 8] =
     ["chat", "completions", "embeddings", "responses", "messages", "count_tokens", "models", "other"];
 
+/// The words of the label `hint`: fields that a translation may drop, by the names of all dialects of callers.
+const HINTS: &[&str] = &[
+    "cache_control",
+    "container",
+    "context_management",
+    "frequency_penalty",
+    "include",
+    "logit_bias",
+    "max_tool_calls",
+    "metadata",
+    "metadata.user_id",
+    "modalities",
+    "moderation",
+    "output_config.effort",
+    "parallel_tool_calls",
+    "prediction",
+    "presence_penalty",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "reasoning",
+    "reasoning.effort",
+    "reasoning.summary",
+    "reasoning_effort",
+    "safety_identifier",
+    "seed",
+    "service_tier",
+    "stop",
+    "stop_sequences",
+    "store",
+    "stream_options",
+    "temperature",
+    "text.verbosity",
+    "thinking",
+    "tool_choice",
+    "tool_choice.disable_parallel_tool_use",
+    "tools",
+    "tools.strict",
+    "top_k",
+    "top_logprobs",
+    "top_p",
+    "truncation",
+    "user",
+    "verbosity",
+    "web_search_options",
+];
+
 /// All of them. Made once and registered once.
 pub struct Meters {
     requests: IntCounterVec,
@@ -48,6 +94,7 @@ pub struct Meters {
     sources: [(UsageSource, IntCounter); 4],
     pub(crate) picture_age: Gauge,
     pub(crate) unwritten: IntCounter,
+    hints: IntCounterVec,
 }
 
 impl Meters {
@@ -135,6 +182,11 @@ impl Meters {
             sources: [UsageSource::Reported, UsageSource::Estimated, UsageSource::Partial, UsageSource::None]
                 .map(|source| (source, sources.with_label_values(&[source.as_str()]))),
             picture_age,
+            hints: counter(
+                "hints_dropped_total",
+                "Fields that a translated request lost because the provider has no place for them",
+                &["hint"],
+            )?,
             unwritten: plain("unwritten_outcomes_total", "Outcomes that the spool could not take")?,
         })
     }
@@ -152,6 +204,18 @@ impl Meters {
                 self.requests.with_label_values(&[operation, status_text(status, &mut buffer)]).inc();
             }
         }
+    }
+
+    /// Hints were dropped: their names as far as they are known ones, `other` for the rest. A caller may send any name.
+    pub(crate) fn hints_dropped(&self, names: &[String]) -> Vec<&'static str> {
+        let word = |name: &String| HINTS.iter().copied().find(|known| known == name).unwrap_or("other");
+        let mut words: Vec<&'static str> = names.iter().map(word).collect();
+        words.sort_unstable();
+        words.dedup();
+        for word in &words {
+            self.hints.with_label_values(&[word]).inc();
+        }
+        words
     }
 
     /// A row was made.

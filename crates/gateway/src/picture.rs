@@ -666,6 +666,12 @@ impl Picture {
             made
         });
 
+        let (apis, reachable) = match input.key_placement {
+            // Requests are not signed here: it cannot be asked in any dialect.
+            KeyPlacement::Signed => (ApiSet::default(), ApiSet::default()),
+            _ => (input.apis, input.apis.union(input.translated)),
+        };
+
         let mut headers = Vec::with_capacity(input.headers.len());
         for (name, value) in &input.headers {
             match (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
@@ -714,8 +720,8 @@ impl Picture {
             key_missing: input.key_missing,
             key_unusable,
             key_note: input.key_note.as_deref().map(Into::into),
-            native: input.apis,
-            reachable: input.apis.union(input.translated),
+            native: apis,
+            reachable,
             local: input.local,
             clocks: Clocks::preset(input.local).over(self.rules.clocks).over(input.clocks),
             headers,

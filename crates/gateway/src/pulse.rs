@@ -78,9 +78,12 @@ impl AttemptOutcome {
             // A request may be longer than it may take without anything being wrong.
             Self::TimedOut(Clock::Total) => Blame::Nothing,
             Self::ConnectFailed | Self::TimedOut(_) | Self::BrokenOff | Self::Garbage => Blame::Hard,
-            Self::Busy | Self::ContextOverflow | Self::CallerLeft | Self::OwnFault | Self::Stopping => {
-                Blame::Nothing
-            }
+            Self::Busy
+            | Self::Unfit
+            | Self::ContextOverflow
+            | Self::CallerLeft
+            | Self::OwnFault
+            | Self::Stopping => Blame::Nothing,
             Self::InBand { status: None, .. } => Blame::Hard,
             Self::Status { status, retry_after } | Self::InBand { status: Some(status), retry_after } => {
                 match status {

@@ -1,8 +1,8 @@
 //! Bodies of answers: a whole one, a stream that is relayed as it comes, and a stream whose answer is still awaited.
 //!
-//! Not its job: choosing who answers (`trip`), what is seen in the bytes (`tap`).
+//! Not its job: choosing who answers (`trip`), what is seen in the bytes (`tap`), their translation (`reading`).
 //!
-//! Invariants: what a provider sent leaves as it came; a stream that is not whole ends with an error in the caller's
+//! Invariants: what a provider sent in the caller's dialect leaves as it came; a stream that is not whole ends with an error in the caller's
 //! dialect and without the mark of a whole one; whoever drops a body closes the connection to the provider with it.
 
 use std::collections::VecDeque;
@@ -25,8 +25,9 @@ use crate::error::{ErrorCode, GatewayError};
 use crate::meter::Meters;
 use crate::picture::Api;
 use crate::pulse::{Flight, Heard};
+use crate::reading::AnswerReading;
 use crate::serve::{Edge, tick};
-use crate::tap::{Tap, TapShape};
+use crate::tap::TapShape;
 use crate::tick::Tick;
 use crate::trip::Resolved;
 
@@ -94,7 +95,7 @@ pub struct StreamRelay {
     body: Option<PooledAnswer>,
     /// To be shown next.
     queue: VecDeque<Bytes>,
-    tap: Tap,
+    reading: AnswerReading,
     shape: TapShape,
     api: Api,
     account: Account,
@@ -116,7 +117,7 @@ pub struct StreamRelay {
 pub(crate) struct Relaying {
     pub body: PooledAnswer,
     pub unshown: Vec<Bytes>,
-    pub tap: Tap,
+    pub reading: AnswerReading,
     pub ended: bool,
     pub shape: TapShape,
     pub api: Api,
@@ -137,7 +138,7 @@ impl StreamRelay {
         let mut relay = Self {
             body: Some(from.body),
             queue: from.unshown.into(),
-            tap: from.tap,
+            reading: from.reading,
             shape: from.shape,
             api: from.api,
             account: from.account,
@@ -155,6 +156,8 @@ impl StreamRelay {
         };
         if from.ended {
             relay.ended();
+        } else {
+            relay.check_failure();
         }
         relay
     }
@@ -170,13 +173,14 @@ impl StreamRelay {
                     let Ok(data) = frame.into_data() else { continue };
                     self.last_byte = Instant::now();
                     let queue = &mut self.queue;
-                    self.tap.feed(&data, |part| queue.push_back(part));
+                    self.reading.feed(&data, |part| queue.push_back(part));
+                    self.check_failure();
                 }
                 Poll::Ready(Some(Err(_))) if self.is_whole() => self.ended(),
                 Poll::Ready(Some(Err(_))) => self.broke(AttemptOutcome::BrokenOff),
                 Poll::Ready(None) => {
                     let queue = &mut self.queue;
-                    self.tap.end(|part| queue.push_back(part));
+                    self.reading.end(|part| queue.push_back(part));
                     self.ended();
                 }
                 Poll::Pending => {
@@ -190,10 +194,12 @@ impl StreamRelay {
                     // The timer is set once and looked at when it fires, not moved with every event.
                     let (tick, clock) = self.deadlines.relaying(self.tick(self.last_byte));
                     let deadline = self.start + Duration::from_millis(tick.0);
-                    if deadline <= Instant::now() {
-                        self.broke(AttemptOutcome::TimedOut(clock));
-                    } else {
+                    if deadline > Instant::now() {
                         self.timer.as_mut().reset(deadline);
+                    } else if self.is_whole() {
+                        self.ended();
+                    } else {
+                        self.broke(AttemptOutcome::TimedOut(clock));
                     }
                 }
             }
@@ -206,12 +212,23 @@ impl StreamRelay {
 
     /// What came so far is a whole answer.
     fn is_whole(&self) -> bool {
-        is_whole(self.shape, &self.tap)
+        self.reading.is_whole()
+    }
+
+    /// A translation found an error, an early end or nonsense in what came: nothing follows it.
+    fn check_failure(&mut self) {
+        if let Some(failure) = self.reading.failure() {
+            let retry_after = failure.retry_after.map(Duration::from_secs);
+            self.broke(AttemptOutcome::of_failure(failure.class, true, retry_after));
+        }
     }
 
     /// The provider's bytes ended in order.
     fn ended(&mut self) {
-        match (self.is_whole(), self.tap.sums().error) {
+        if self.reading.failure().is_some() {
+            return self.check_failure();
+        }
+        match (self.is_whole(), self.reading.sums().error) {
             (true, false) => self.settle(AttemptOutcome::Finished, ""),
             // The provider's own error event stands in the stream: a second one would contradict it.
             (_, true) => {
@@ -230,11 +247,11 @@ impl StreamRelay {
             CourseStep::Truncate(error) => error,
             _ => GatewayError::new(ErrorCode::UpstreamTruncated, "the answer is not whole"),
         };
-        let sums = self.tap.sums();
+        let sums = self.reading.sums();
         let sequence = sums.sequence.map_or(0, |last| last.saturating_add(1));
         let event = error.event(self.api, Some(&self.request_id), sequence, sums.response_id.as_deref());
         // A half event must not swallow it.
-        let event = if self.tap.mid_event() { format!("\n\n{event}") } else { event };
+        let event = if self.reading.mid_event() { format!("\n\n{event}") } else { event };
         self.queue.push_back(event.into());
         self.settle(outcome, error.code.as_str());
     }
@@ -250,8 +267,8 @@ impl StreamRelay {
         self.edge.meters.streams.dec();
         let status = if outcome == AttemptOutcome::CallerLeft { LEFT } else { 200 };
         let whole = outcome == AttemptOutcome::Finished;
-        let sums = Some(self.tap.sums());
-        self.account.close(Ending { status, error, sums, whole, input_read: true });
+        let (sums, parts) = (Some(self.reading.sums()), self.reading.parts());
+        self.account.close(Ending { status, error, sums, parts, whole, input_read: true });
     }
 }
 
@@ -262,13 +279,6 @@ impl crate::course::RetryAllowance for NoRetry {
     fn take(&self, _: u32, _: Tick) -> bool {
         false
     }
-}
-
-/// Whether what a tap saw is a whole answer of its shape.
-fn is_whole(shape: TapShape, tap: &Tap) -> bool {
-    let sums = tap.sums();
-    // Some compatible providers leave `[DONE]` out.
-    sums.ended || (shape == TapShape::Chat && sums.finish.is_some())
 }
 
 pub(crate) fn attempt_ended(meters: &Meters, outcome: AttemptOutcome) {
@@ -285,24 +295,24 @@ impl Drop for StreamRelay {
         };
         // The rest of the answer is paid for anyway: read it for its usage, within bounds.
         let edge = Arc::clone(&self.edge);
-        let tap = std::mem::replace(&mut self.tap, Tap::stream(self.shape, false));
+        let reading = std::mem::replace(&mut self.reading, AnswerReading::stream(self.shape, false));
         let account = std::mem::replace(&mut self.account, Account::closed(&edge.meters));
         self.settled = true;
         self.edge.meters.streams.dec();
         attempt_ended(&self.edge.meters, AttemptOutcome::CallerLeft);
-        edge.aside(read_on(body, tap, self.shape, account));
+        edge.aside(read_on(body, reading, account));
     }
 }
 
 /// Reads an answer on that has lost its caller.
-async fn read_on(mut body: PooledAnswer, mut tap: Tap, shape: TapShape, mut account: Account) {
+async fn read_on(mut body: PooledAnswer, mut reading: AnswerReading, mut account: Account) {
     let mut left = DRAIN_MAX;
     let _ = tokio::time::timeout(DRAIN_FOR, async {
         while let Some(Ok(frame)) =
             std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await
         {
             let Ok(data) = frame.into_data() else { continue };
-            tap.feed(&data, drop);
+            reading.feed(&data, drop);
             left = left.saturating_sub(data.len() as u64);
             if left == 0 {
                 break;
@@ -310,11 +320,12 @@ async fn read_on(mut body: PooledAnswer, mut tap: Tap, shape: TapShape, mut acco
         }
     })
     .await;
-    let whole = is_whole(shape, &tap);
+    let whole = reading.is_whole();
     account.close(Ending {
         status: LEFT,
         error: "caller_left",
-        sums: Some(tap.sums()),
+        sums: Some(reading.sums()),
+        parts: reading.parts(),
         whole,
         input_read: true,
     });

@@ -12,13 +12,15 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until};
 
 use catalog::price::{LISTED, Money, PricedTokens};
+use provider::dialect::{CallerDialect, TokenParts, TranslateError, count_tokens};
 
 use crate::account::{Account, Ending};
 use crate::ask::{Ask, OUTPUT_UNLESS_SAID};
 use crate::course::{AttemptOutcome, Course, CourseStep, total_of};
 use crate::decide::Decision;
-use crate::error::{ErrorCode, GatewayError};
+use crate::error::{ErrorCode, ErrorSource, GatewayError};
 use crate::limit::{RateView, Reserved};
+use crate::payload::{Payload, PayloadFacts};
 use crate::relay::{Relaying, StreamRelay, attempt_ended};
 use crate::serve::{Edge, Scene};
 use crate::skim::Skim;
@@ -69,6 +71,13 @@ pub(crate) enum Resolved {
 impl Trip {
     /// Asks until there is an answer to show, or a word why there is none.
     pub(crate) async fn run(mut self: Box<Self>) -> Resolved {
+        if self.endpoint == Endpoint::CountTokens {
+            // Only who speaks the dialect counts; the others are not asked.
+            self.decision.candidates.retain(|candidate| candidate.native);
+            if self.decision.candidates.is_empty() {
+                return self.counted();
+            }
+        }
         let reserved = match self.reserve().await {
             Ok(reserved) => reserved,
             Err(error) => return self.failed(error, false),
@@ -111,10 +120,33 @@ impl Trip {
                 step = CourseStep::End;
                 continue;
             };
+            let Some(upstream) = scene.picture.upstream(asked.upstream) else {
+                step = course.follow(AttemptOutcome::Busy, now, &scene.pulse);
+                continue;
+            };
+            let made = PayloadFacts {
+                picture: &scene.picture,
+                upstream,
+                candidate: asked,
+                endpoint: self.endpoint,
+                ask: &self.ask,
+                body: &self.body,
+                skim: &self.skim,
+                id: self.account.id(),
+                unix: self.edge.unix(),
+            };
+            let payload = match made.payload() {
+                Ok(payload) => payload,
+                Err(error) => {
+                    refusal.get_or_insert(Refusal(unfit(&error)));
+                    step = course.follow(AttemptOutcome::Unfit, now, &scene.pulse);
+                    continue;
+                }
+            };
             let first = course.attempts() == 1;
             let flight = scene.pulse.begin(asked.upstream, asked.offer, first, now);
             let seat = scene.seats.get(asked.upstream as usize).and_then(Option::as_ref);
-            let (Ok(mut flight), Some(seat), true) = (flight, seat, asked.native) else {
+            let (Ok(mut flight), Some(seat)) = (flight, seat) else {
                 step = course.follow(AttemptOutcome::Busy, now, &scene.pulse);
                 continue;
             };
@@ -132,12 +164,13 @@ impl Trip {
             if let Some(settled) = self.account.settled() {
                 settled.await;
             }
-            let upstream = scene.picture.upstream(asked.upstream);
-            let drain = upstream.is_some_and(|upstream| upstream.drain);
-            let deadlines = upstream.map_or_else(
-                || course.deadlines(&crate::picture::Clocks::preset(false), self.ask.stream, now),
-                |upstream| course.deadlines(&upstream.clocks, self.ask.stream, now),
-            );
+            if let Payload::Translated(request) = &payload {
+                self.account.dropped(&request.dropped);
+            } else {
+                self.account.dropped(&[]);
+            }
+            let drain = upstream.drain;
+            let deadlines = course.deadlines(&upstream.clocks, self.ask.stream, now);
             if first {
                 self.edge.meters.overhead.observe(self.begun.elapsed().as_secs_f64());
             }
@@ -148,8 +181,7 @@ impl Trip {
                 candidate: asked,
                 endpoint: self.endpoint,
                 ask: &self.ask,
-                body: &self.body,
-                skim: &self.skim,
+                payload: &payload,
                 passed: &self.passed,
                 deadlines,
                 start: self.edge.start,
@@ -175,7 +207,7 @@ impl Trip {
                     let relay = StreamRelay::new(Relaying {
                         body: begun.body,
                         unshown: begun.unshown,
-                        tap: begun.tap,
+                        reading: begun.reading,
                         ended: begun.ended,
                         shape: endpoint.shape(),
                         api: endpoint.api(),
@@ -219,6 +251,9 @@ impl Trip {
 
     /// Reserves tokens and money for the dearest outcome that is usual.
     async fn reserve(&mut self) -> Result<Money, GatewayError> {
+        if self.endpoint == Endpoint::CountTokens {
+            return Ok(Money::ZERO);
+        }
         let Some(admission) = &mut self.account.admission else { return Ok(Money::ZERO) };
         let candidate = self.decision.candidates.first();
         let offer = candidate.and_then(|candidate| candidate.offer_in(&self.scene.picture));
@@ -289,33 +324,81 @@ impl Trip {
 
     fn plain(mut self: Box<Self>, answer: PlainAnswer, candidate: usize, course: &Course) -> Resolved {
         let shown = self.shown(candidate, course, answer.upstream_id);
-        let sums = answer.tap.sums();
+        let sums = answer.reading.sums();
         self.account.close(Ending {
             status: 200,
             error: "",
             sums: Some(sums),
+            parts: match self.endpoint {
+                // Counting uses nothing.
+                Endpoint::CountTokens => Some(TokenParts::default()),
+                _ => answer.reading.parts(),
+            },
             whole: true,
             input_read: true,
         });
         Resolved::Plain(answer.body, answer.content_type, shown)
     }
 
-    fn failed(mut self: Box<Self>, error: GatewayError, input_read: bool) -> Resolved {
-        let shown = Box::new(Shown {
+    /// What is shown where no provider answered.
+    fn unanswered(&self) -> Box<Shown> {
+        Box::new(Shown {
             model: String::new(),
             provider: String::new(),
             attempts: u32::from(self.account.attempts()),
             route: self.account.route().to_owned(),
             upstream_id: None,
             limits: self.limits(),
+        })
+    }
+
+    /// The gateway's own estimate of tokens, for callers of `count_tokens`.
+    fn counted(mut self: Box<Self>) -> Resolved {
+        let body = match count_tokens(CallerDialect::Messages, &self.body) {
+            Ok(body) => body,
+            Err(error) => return self.refused(unfit(&error), false),
+        };
+        let shown = self.unanswered();
+        self.account.close(Ending {
+            status: 200,
+            error: "",
+            sums: None,
+            parts: Some(TokenParts::default()),
+            whole: true,
+            input_read: false,
         });
+        Resolved::Plain(body.into(), None, shown)
+    }
+
+    fn failed(self: Box<Self>, error: GatewayError, input_read: bool) -> Resolved {
+        // An estimate is better than no count; 404 is said by servers that speak the dialect and do not count.
+        let no_answer = error.blame != ErrorSource::Caller
+            && (error.code != ErrorCode::UpstreamRefused || error.status == 404);
+        match self.endpoint {
+            Endpoint::CountTokens if no_answer => self.counted(),
+            _ => self.refused(error, input_read),
+        }
+    }
+
+    fn refused(mut self: Box<Self>, error: GatewayError, input_read: bool) -> Resolved {
+        let shown = self.unanswered();
         self.account.close(Ending {
             status: error.status,
             error: error.code.as_str(),
             sums: None,
+            parts: (self.endpoint == Endpoint::CountTokens).then(TokenParts::default),
             whole: false,
             input_read,
         });
         Resolved::Failed(error, Some(shown))
     }
+}
+
+/// What the caller is answered where no candidate takes the request.
+fn unfit(error: &TranslateError) -> GatewayError {
+    let code = match error {
+        TranslateError::Invalid { .. } => ErrorCode::InvalidRequest,
+        TranslateError::Unsupported { .. } => ErrorCode::UnsupportedParameter,
+    };
+    GatewayError::new(code, error.to_string()).param(error.param().to_owned())
 }

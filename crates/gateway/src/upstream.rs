@@ -20,17 +20,20 @@ use hyper::{Method, Request, Uri};
 use tokio::time::{Instant, timeout_at};
 
 use net::pool::{BodySlices, ConnectPhase, Pool, PoolOrigin, PooledAnswer, SendError};
-use provider::dialect::{FailureClass, UpstreamFailure, read_failure};
+use provider::dialect::{
+    FailureClass, PathRoot, StreamTranslator, TranslateSession, UpstreamFailure, read_failure,
+    translate_response,
+};
 
 use crate::ask::Ask;
 use crate::course::{AttemptDeadlines, AttemptOutcome, Clock};
 use crate::decide::RouteCandidate;
 use crate::error::GatewayError;
-use crate::picture::{Api, LevelDefaults, Picture, Upstream};
+use crate::payload::Payload;
+use crate::picture::{Api, Picture, Upstream};
+use crate::reading::AnswerReading;
 use crate::serve::tick;
-use crate::skim::{BodyField, OWN_FIELDS, Skim};
-use crate::splice::{BodyEdit, splice, usage_wanted};
-use crate::tap::{Tap, TapShape};
+use crate::tap::TapShape;
 use crate::tick::Tick;
 
 /// Of an answer that is an error: more is no message.
@@ -39,6 +42,11 @@ const REFUSAL_MAX: usize = 64 * 1024;
 const PLAIN_MAX: usize = 64 * 1024 * 1024;
 /// Of a stream before its first content. Comments and empty deltas are small; what is larger is shown as it is.
 const UNSHOWN_MAX: usize = 256 * 1024;
+/// Headers of callers that mean something in their own dialect only.
+const OF_DIALECT: [&str; 5] =
+    ["accept", "content-type", "openai-beta", "anthropic-version", "anthropic-beta"];
+/// The type of a stream.
+const EVENTS: &[u8] = b"text/event-stream";
 /// The version that Anthropic's API is asked for where the caller names none (its documentation, "Versions").
 const ANTHROPIC_VERSION: HeaderValue = HeaderValue::from_static("2023-06-01");
 
@@ -103,6 +111,8 @@ impl Endpoint {
 pub(crate) struct UpstreamSeat {
     origin: PoolOrigin,
     host: HeaderValue,
+    /// Path of the base URL, without a slash at its end.
+    base: Box<str>,
     paths: [Uri; Endpoint::ALL.len()],
     fixed: Vec<(HeaderName, HeaderValue)>,
 }
@@ -118,7 +128,11 @@ impl UpstreamSeat {
             Some(port) => format!("{}:{port}", url.host_str()?),
             None => url.host_str()?.to_owned(),
         };
-        let base = url.path().trim_end_matches('/');
+        let base = match url.path().trim_end_matches('/') {
+            // Azure has its OpenAI-shaped API in one place, whatever part of it a manifest names.
+            _ if &*upstream.kind == "azure-openai" => "/openai/v1",
+            base => base,
+        };
         let path = |endpoint: Endpoint| format!("{base}/{}", endpoint.path()).parse::<PathAndQuery>().ok();
         let mut paths = [const { None }; Endpoint::ALL.len()];
         for (slot, endpoint) in paths.iter_mut().zip(Endpoint::ALL) {
@@ -129,9 +143,19 @@ impl UpstreamSeat {
         Some(Self {
             origin: PoolOrigin { tls, host, port, settings: 0 },
             host: HeaderValue::try_from(authority).ok()?,
+            base: base.into(),
             paths: paths.map(Option::unwrap_or_default),
             fixed,
         })
+    }
+
+    /// Where a translated request goes.
+    fn place(&self, root: PathRoot, path: &str) -> Option<Uri> {
+        let base = match root {
+            PathRoot::Base => &*self.base,
+            PathRoot::Origin => "",
+        };
+        format!("{base}{path}").parse::<PathAndQuery>().ok().map(Uri::from)
     }
 }
 
@@ -153,12 +177,12 @@ pub(crate) struct PlainAnswer {
     pub(crate) body: Bytes,
     pub(crate) content_type: Option<HeaderValue>,
     pub(crate) upstream_id: Option<HeaderValue>,
-    pub(crate) tap: Tap,
+    pub(crate) reading: AnswerReading,
 }
 
 pub(crate) struct StreamBegun {
     pub(crate) body: PooledAnswer,
-    pub(crate) tap: Tap,
+    pub(crate) reading: AnswerReading,
     /// What came so far and was not shown.
     pub(crate) unshown: Vec<Bytes>,
     pub(crate) upstream_id: Option<HeaderValue>,
@@ -174,8 +198,7 @@ pub(crate) struct Attempt<'a> {
     pub(crate) candidate: &'a RouteCandidate,
     pub(crate) endpoint: Endpoint,
     pub(crate) ask: &'a Ask,
-    pub(crate) body: &'a Bytes,
-    pub(crate) skim: &'a Skim,
+    pub(crate) payload: &'a Payload,
     /// Of the caller's, by the allow-list.
     pub(crate) passed: &'a [(HeaderName, HeaderValue)],
     pub(crate) deadlines: AttemptDeadlines,
@@ -188,8 +211,17 @@ impl Attempt<'_> {
         let Some(upstream) = self.picture.upstream(self.candidate.upstream) else {
             return Attempted::failed(AttemptOutcome::OwnFault);
         };
-        let (parts, withhold) = self.body_parts();
-        let request = || self.request(&parts);
+        let (parts, uri) = match self.payload {
+            Payload::Own { parts, .. } => {
+                (parts.clone(), self.seat.paths.get(self.endpoint as usize).cloned())
+            }
+            Payload::Translated(asked) => {
+                (vec![asked.body.clone().into()], self.seat.place(asked.root, &asked.path))
+            }
+        };
+        // A model's name is percent-encoded, so a path that is none is our own mistake.
+        let Some(uri) = uri else { return Attempted::failed(AttemptOutcome::OwnFault) };
+        let request = || self.request(&uri, &parts);
         let connect = self.deadlines.connect.since(self.now());
         let (deadline, clock) = self.deadline(None);
         let sending = self.pool.send(&self.seat.origin, connect, request);
@@ -205,14 +237,32 @@ impl Attempt<'_> {
             return self.refused(upstream, head.status.as_u16(), &head.headers, body).await;
         }
         let content_type = head.headers.get(CONTENT_TYPE);
-        let streams = content_type.is_some_and(|value| {
-            value.as_bytes().get(..17).is_some_and(|begin| begin.eq_ignore_ascii_case(b"text/event-stream"))
-        });
-        match (streams, self.ask.stream) {
-            (true, true) => self.stream(upstream, body, withhold, upstream_id).await,
-            // Events where one answer was asked for.
-            (true, false) => Attempted::failed(AttemptOutcome::Garbage),
-            (false, _) => self.plain(upstream, body, content_type.cloned(), upstream_id).await,
+        let is = |word: &[u8]| {
+            content_type.is_some_and(|value| {
+                value.as_bytes().get(..word.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(word))
+            })
+        };
+        let shape = self.endpoint.shape();
+        match self.payload {
+            Payload::Own { withhold, .. } => match (is(EVENTS), self.ask.stream) {
+                (true, true) => {
+                    let reading = AnswerReading::stream(shape, *withhold);
+                    self.stream(upstream, body, reading, upstream_id).await
+                }
+                // Events where one answer was asked for.
+                (true, false) => Attempted::failed(AttemptOutcome::Garbage),
+                (false, _) => self.plain(upstream, body, content_type.cloned(), upstream_id).await,
+            },
+            Payload::Translated(asked) => {
+                let session = &asked.session;
+                let reading = || AnswerReading::translated(shape, StreamTranslator::new(session.clone()));
+                match (self.ask.stream, is(b"application/json")) {
+                    (true, false) => self.stream(upstream, body, reading(), upstream_id).await,
+                    (true, true) => self.at_once(upstream, body, reading(), upstream_id).await,
+                    (false, _) if is(EVENTS) => Attempted::failed(AttemptOutcome::Garbage),
+                    (false, _) => self.translated(upstream, body, session, upstream_id).await,
+                }
+            }
         }
     }
 
@@ -236,79 +286,34 @@ impl Attempt<'_> {
         (self.at(tick), clock)
     }
 
-    /// The body for this candidate, and whether usage was asked for by us alone.
-    fn body_parts(&self) -> (Vec<Bytes>, bool) {
-        let mut edits: Vec<BodyEdit> = Vec::with_capacity(4);
-        let model = self.candidate.upstream_model(self.picture);
-        // A plain name is written without escapes.
-        let plain = |text: &str| !text.bytes().any(|byte| byte < 0x20 || byte == b'"' || byte == b'\\');
-        let written = match plain(model) {
-            true => format!("\"{model}\""),
-            false => serde_json::Value::from(model).to_string(),
-        };
-        if self.skim.value(self.body, BodyField::Model) != Some(written.as_bytes()) {
-            edits.push(BodyEdit::Set(BodyField::Model, written.into()));
-        }
-        edits.extend(
-            OWN_FIELDS
-                .iter()
-                .filter(|field| self.skim.member(**field).is_some())
-                .map(|field| BodyEdit::Remove(*field)),
-        );
-        let mut withhold = false;
-        if self.ask.stream
-            && matches!(self.endpoint, Endpoint::Chat | Endpoint::Completions)
-            && let Some(edit) = usage_wanted(self.body, self.skim)
-        {
-            edits.push(edit);
-            withhold = true;
-        }
-        if self.ask.of_level {
-            self.level_defaults(self.picture.level_defaults(self.ask.level), &mut edits);
-        }
-        if edits.is_empty() {
-            return (vec![self.body.clone()], withhold);
-        }
-        (splice(self.body, self.skim, &edits), withhold)
-    }
-
-    fn level_defaults(&self, defaults: &LevelDefaults, edits: &mut Vec<BodyEdit>) {
-        let absent = |field| self.skim.value(self.body, field).is_none();
-        if let Some(most) = defaults.max_tokens
-            && absent(BodyField::MaxTokens)
-            && absent(BodyField::MaxCompletionTokens)
-            && absent(BodyField::MaxOutputTokens)
-        {
-            let field = match self.endpoint {
-                Endpoint::Responses => Some(BodyField::MaxOutputTokens),
-                Endpoint::Chat | Endpoint::Completions | Endpoint::Messages => Some(BodyField::MaxTokens),
-                Endpoint::Embeddings | Endpoint::CountTokens => None,
-            };
-            edits.extend(field.map(|field| BodyEdit::Set(field, most.to_string().into())));
-        }
-        if let Some(temperature) = defaults.temperature
-            && absent(BodyField::Temperature)
-            && !matches!(self.endpoint, Endpoint::Embeddings | Endpoint::CountTokens)
-            && let Some(number) = serde_json::Number::from_f64(temperature)
-        {
-            edits.push(BodyEdit::Set(BodyField::Temperature, number.to_string().into()));
-        }
-    }
-
-    fn request(&self, parts: &[Bytes]) -> Request<BodySlices> {
+    fn request(&self, uri: &Uri, parts: &[Bytes]) -> Request<BodySlices> {
         let mut request = Request::new(BodySlices::new(parts.to_vec()));
         *request.method_mut() = Method::POST;
-        let path = self.seat.paths.get(self.endpoint as usize);
-        *request.uri_mut() = path.cloned().unwrap_or_default();
+        *request.uri_mut() = uri.clone();
         let headers = request.headers_mut();
         headers.reserve(self.passed.len() + self.seat.fixed.len() + 4);
         headers.insert(HOST, self.seat.host.clone());
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        for (name, value) in self.passed {
-            headers.append(name, value.clone());
-        }
-        if self.endpoint.api() == Api::Messages {
-            headers.entry("anthropic-version").or_insert(ANTHROPIC_VERSION);
+        match self.payload {
+            Payload::Own { .. } => {
+                for (name, value) in self.passed {
+                    headers.append(name, value.clone());
+                }
+                if self.endpoint.api() == Api::Messages {
+                    headers.entry("anthropic-version").or_insert(ANTHROPIC_VERSION);
+                }
+            }
+            Payload::Translated(asked) => {
+                let passed = self.passed.iter().filter(|(name, _)| !OF_DIALECT.contains(&name.as_str()));
+                for (name, value) in passed {
+                    headers.append(name, value.clone());
+                }
+                for (name, value) in &asked.headers {
+                    if let Ok(value) = HeaderValue::from_str(value) {
+                        headers.insert(*name, value);
+                    }
+                }
+            }
         }
         headers.entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
         // The provider's own come last: no header of a caller stands in their place.
@@ -335,8 +340,12 @@ impl Attempt<'_> {
             }
         }
         text.truncate(REFUSAL_MAX);
-        let failure = read_failure(status, "", &text);
+        let kind = headers.get("x-amzn-errortype").and_then(|kind| kind.to_str().ok()).unwrap_or("");
+        let failure = read_failure(status, kind, &text);
         let retry_after = retry_after(headers).or(failure.retry_after.map(Duration::from_secs));
+        if let Payload::Translated(_) = self.payload {
+            return failed(upstream, failure, false, retry_after);
+        }
         let outcome = match failure.class {
             FailureClass::ContextOverflow => AttemptOutcome::ContextOverflow,
             _ => AttemptOutcome::Status { status, retry_after },
@@ -345,20 +354,15 @@ impl Attempt<'_> {
         Attempted::Failed { outcome, refusal }
     }
 
-    async fn plain(
-        &self,
-        upstream: &Upstream,
-        mut body: PooledAnswer,
-        content_type: Option<HeaderValue>,
-        upstream_id: Option<HeaderValue>,
-    ) -> Attempted {
+    /// A body whole.
+    async fn gathered(&self, body: &mut PooledAnswer) -> Result<Bytes, AttemptOutcome> {
         let declared = body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
         let mut whole = Bytes::new();
         let mut gathered: Vec<u8> = Vec::new();
         loop {
-            match within(|| self.deadline(Some(self.now())), next(&mut body)).await {
-                Err(clock) => return Attempted::failed(AttemptOutcome::TimedOut(clock)),
-                Ok(Some(Err(_))) => return Attempted::failed(AttemptOutcome::BrokenOff),
+            match within(|| self.deadline(Some(self.now())), next(body)).await {
+                Err(clock) => return Err(AttemptOutcome::TimedOut(clock)),
+                Ok(Some(Err(_))) => return Err(AttemptOutcome::BrokenOff),
                 Ok(None) => break,
                 Ok(Some(Ok(data))) if whole.is_empty() && gathered.is_empty() => whole = data,
                 Ok(Some(Ok(data))) => {
@@ -372,57 +376,120 @@ impl Attempt<'_> {
                 }
             }
             if gathered.len().max(whole.len()) > PLAIN_MAX {
-                return Attempted::failed(AttemptOutcome::Garbage);
+                return Err(AttemptOutcome::Garbage);
             }
         }
-        let body = if gathered.is_empty() { whole } else { gathered.into() };
-        let mut tap = Tap::body(self.endpoint.shape());
-        tap.feed(&body, drop);
-        tap.end(drop);
-        let sums = tap.sums();
+        Ok(if gathered.is_empty() { whole } else { gathered.into() })
+    }
+
+    async fn plain(
+        &self,
+        upstream: &Upstream,
+        mut body: PooledAnswer,
+        content_type: Option<HeaderValue>,
+        upstream_id: Option<HeaderValue>,
+    ) -> Attempted {
+        let body = match self.gathered(&mut body).await {
+            Ok(body) => body,
+            Err(outcome) => return Attempted::failed(outcome),
+        };
+        let reading = AnswerReading::plain(self.endpoint.shape(), &body, None);
+        let sums = reading.sums();
         if sums.error {
             return in_band(upstream, &body);
         }
         if sums.garbage > 0 {
             return Attempted::failed(AttemptOutcome::Garbage);
         }
-        Attempted::Plain(PlainAnswer { body, content_type, upstream_id, tap })
+        Attempted::Plain(PlainAnswer { body, content_type, upstream_id, reading })
+    }
+
+    /// A plain answer in another dialect.
+    async fn translated(
+        &self,
+        upstream: &Upstream,
+        mut body: PooledAnswer,
+        session: &TranslateSession,
+        upstream_id: Option<HeaderValue>,
+    ) -> Attempted {
+        let body = match self.gathered(&mut body).await {
+            Ok(body) => body,
+            Err(outcome) => return Attempted::failed(outcome),
+        };
+        match translate_response(session, &body) {
+            Ok(answer) => {
+                let body = Bytes::from(answer.body);
+                let reading = AnswerReading::plain(self.endpoint.shape(), &body, Some(answer.usage));
+                let content_type = Some(HeaderValue::from_static("application/json"));
+                Attempted::Plain(PlainAnswer { body, content_type, upstream_id, reading })
+            }
+            Err(failure) => {
+                let retry_after = failure.retry_after.map(Duration::from_secs);
+                failed(upstream, failure, true, retry_after)
+            }
+        }
+    }
+
+    /// A stream was asked for, and another dialect's answer comes whole.
+    async fn at_once(
+        &self,
+        upstream: &Upstream,
+        mut body: PooledAnswer,
+        mut reading: AnswerReading,
+        upstream_id: Option<HeaderValue>,
+    ) -> Attempted {
+        let whole = match self.gathered(&mut body).await {
+            Ok(whole) => whole,
+            Err(outcome) => return Attempted::failed(outcome),
+        };
+        let mut unshown = Vec::new();
+        reading.whole(&whole, |part| unshown.push(part));
+        match reading.failure().cloned() {
+            Some(failure) => failed(upstream, failure, true, None),
+            None => {
+                Attempted::Stream(Box::new(StreamBegun { body, reading, unshown, upstream_id, ended: true }))
+            }
+        }
     }
 
     async fn stream(
         &self,
         upstream: &Upstream,
         mut body: PooledAnswer,
-        withhold: bool,
+        mut reading: AnswerReading,
         upstream_id: Option<HeaderValue>,
     ) -> Attempted {
-        let mut tap = Tap::stream(self.endpoint.shape(), withhold);
         let mut unshown = Vec::new();
         let mut size = 0;
         let mut last_byte = None;
-        let ended = loop {
+        let mut ended = false;
+        // After the end there is nothing to wait for, and what it brought is looked at as before.
+        while !ended {
             match within(|| self.deadline(last_byte), next(&mut body)).await {
                 Err(clock) => return Attempted::failed(AttemptOutcome::TimedOut(clock)),
                 Ok(Some(Err(_))) => return Attempted::failed(AttemptOutcome::BrokenOff),
                 Ok(Some(Ok(data))) => {
                     last_byte = Some(self.now());
                     size += data.len();
-                    tap.feed(&data, |part| unshown.push(part));
+                    reading.feed(&data, |part| unshown.push(part));
                 }
                 Ok(None) => {
-                    tap.end(|part| unshown.push(part));
-                    break true;
+                    reading.end(|part| unshown.push(part));
+                    ended = true;
                 }
             }
-            let sums = tap.sums();
-            if sums.content || size > UNSHOWN_MAX {
-                break false;
+            if reading.content() || size > UNSHOWN_MAX {
+                break;
             }
-            if sums.error {
+            if let Some(failure) = reading.failure().cloned() {
+                let retry_after = failure.retry_after.map(Duration::from_secs);
+                return failed(upstream, failure, true, retry_after);
+            }
+            if reading.sums().error {
                 return in_band(upstream, &unshown.concat());
             }
-        };
-        let sums = tap.sums();
+        }
+        let sums = reading.sums();
         if ended && !sums.content && !sums.ended {
             let outcome = match sums.garbage {
                 0 => AttemptOutcome::BrokenOff,
@@ -430,7 +497,7 @@ impl Attempt<'_> {
             };
             return Attempted::failed(outcome);
         }
-        Attempted::Stream(Box::new(StreamBegun { body, tap, unshown, upstream_id, ended }))
+        Attempted::Stream(Box::new(StreamBegun { body, reading, unshown, upstream_id, ended }))
     }
 }
 
@@ -481,6 +548,18 @@ fn outcome_of(error: &SendError) -> AttemptOutcome {
     }
 }
 
+/// What a translation, or its reading of a refusal, made of a provider's error.
+fn failed(
+    upstream: &Upstream,
+    failure: UpstreamFailure,
+    in_band: bool,
+    retry_after: Option<Duration>,
+) -> Attempted {
+    let outcome = AttemptOutcome::of_failure(failure.class, in_band, retry_after);
+    let status = failure.class.status(false);
+    Attempted::Failed { outcome, refusal: Some(refusal(upstream, status, failure, b"")) }
+}
+
 /// An error inside a success: its JSON, or the events in which it stands.
 fn in_band(upstream: &Upstream, text: &[u8]) -> Attempted {
     let of_event = text
@@ -512,6 +591,9 @@ fn refusal(upstream: &Upstream, status: u16, failure: UpstreamFailure, text: &[u
     });
     let code = match failure.class {
         FailureClass::ContextOverflow => Some("context_length_exceeded".to_owned()),
+        // A provider of another dialect has other words for it.
+        FailureClass::Unsupported if text.is_empty() => Some("unsupported_parameter".to_owned()),
+        FailureClass::Policy if text.is_empty() => Some("content_policy_violation".to_owned()),
         _ => code.filter(|code| code.bytes().all(|byte| byte.is_ascii_graphic())),
     };
     let mask = |text: &str| {

@@ -224,6 +224,7 @@ pub struct StreamTranslator {
     bytes: u64,
     content: bool,
     over: bool,
+    holds: bool,
 }
 
 impl StreamTranslator {
@@ -246,7 +247,16 @@ impl StreamTranslator {
             bytes: 0,
             content: false,
             over: false,
+            holds: false,
         }
+    }
+
+    /// Failures are kept for [`Self::failure`] and not written: who relays the stream ends it in words that were freed
+    /// of keys.
+    #[must_use]
+    pub fn holding_failures(mut self) -> Self {
+        self.holds = true;
+        self
     }
 
     /// Takes more of the upstream's bytes, cut anywhere, and appends what they mean to `out`.
@@ -344,6 +354,9 @@ impl StreamTranslator {
                 InnerEvent::Failed(failure) => {
                     self.failure = Some(failure.clone());
                     self.over = true;
+                    if self.holds {
+                        break;
+                    }
                 }
                 InnerEvent::End => {
                     self.over = true;
