@@ -1,5 +1,7 @@
 //! A gateway on a real socket between scripted providers and raw callers.
 
+#![allow(dead_code, reason = "each binary of tests uses its own part")]
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -155,7 +157,6 @@ pub struct Row {
     pub model: String,
     pub input: u64,
     pub output: u64,
-    #[allow(dead_code, reason = "looked at as text")]
     pub whole: String,
 }
 
@@ -222,6 +223,7 @@ pub struct Stage {
     gateway: Arc<Gateway>,
     input: PictureInput,
     rows: Rows,
+    registry: prometheus::Registry,
     _tasks: JoinSet<()>,
 }
 
@@ -291,7 +293,8 @@ impl Stage {
         let mut settings = GatewaySettings::default();
         settle(&mut settings);
         let rows = Rows::default();
-        let meters = Arc::new(Meters::register(&prometheus::Registry::new()).expect("an empty registry"));
+        let registry = prometheus::Registry::new();
+        let meters = Arc::new(Meters::register(&registry).expect("an empty registry"));
         let gateway = Arc::new(Gateway::new(
             settings,
             Arc::new(Dial),
@@ -304,7 +307,7 @@ impl Stage {
         let mut tasks = JoinSet::new();
         let stop = gateway.stop_signals();
         tasks.spawn(accept(listener, Arc::new(PlainDoor), Arc::clone(&gateway), stop));
-        let stage = Self { port, gateway, input, rows, _tasks: tasks };
+        let stage = Self { port, gateway, input, rows, registry, _tasks: tasks };
         stage.reload();
         stage
     }
@@ -328,6 +331,11 @@ impl Stage {
 
     pub fn stop(&self) {
         self.gateway.drain();
+    }
+
+    /// All metrics as text.
+    pub fn metrics(&self) -> String {
+        prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()).expect("text")
     }
 
     pub fn rows(&self) -> Vec<Row> {
