@@ -689,6 +689,11 @@ mod tests {
         check(4, &[Busy, Busy, Busy, Content], "ask 0, ask 1, ask 2, ask 3, commit");
         check(2, &[Busy, Busy], "ask 0, ask 1, fail overloaded");
         check(2, &[status(500), Busy], "ask 0, ask 1, fail upstream_error");
+        check(5, &[Unfit, Unfit, Unfit, Unfit, Content], "ask 0, ask 1, ask 2, ask 3, ask 4, commit");
+        check(2, &[Unfit, Unfit], "ask 0, ask 1, pass");
+        check(2, &[Unfit, Busy], "ask 0, ask 1, fail overloaded");
+        check(2, &[Busy, Unfit], "ask 0, ask 1, fail overloaded");
+        check(2, &[status(500), Unfit], "ask 0, ask 1, fail upstream_error");
         check(0, &[Content], "fail no_upstream, end");
     }
 
@@ -821,6 +826,7 @@ mod tests {
             Just(Content),
             Just(Finished),
             Just(Busy),
+            Just(Unfit),
             Just(ConnectFailed),
             prop::sample::select(Clock::ALL).prop_map(TimedOut),
             Just(BrokenOff),
@@ -852,7 +858,7 @@ mod tests {
                 if let CourseStep::Ask { candidate, not_before, .. } = &step {
                     prop_assert!(!content && !left && !over, "nothing is asked after content or the end");
                     prop_assert!(not_before.0 >= now && not_before.0 < 60_000);
-                    if outcome != AttemptOutcome::Busy {
+                    if !matches!(outcome, AttemptOutcome::Busy | AttemptOutcome::Unfit) {
                         sent += 1;
                         asked.insert(*candidate);
                     }

@@ -405,6 +405,16 @@ impl fmt::Debug for UpstreamKey {
     }
 }
 
+/// Whether a key is one that never travels: a service account of Google, which is exchanged for a token, and access
+/// keys of Amazon, which sign (its API keys begin with `ABSK` or `bedrock-api-key-`; "Amazon Bedrock API keys").
+fn must_sign(kind: &str, key: &[u8]) -> bool {
+    match kind {
+        "vertex" => key.trim_ascii_start().starts_with(b"{"),
+        "bedrock" => !key.starts_with(b"ABSK") && !key.starts_with(b"bedrock-api-key-"),
+        _ => false,
+    }
+}
+
 /// What [`Bytes`] owns here.
 struct Wiped(Zeroizing<Vec<u8>>);
 
@@ -649,7 +659,9 @@ impl Picture {
             }
             key
         });
-        let auth = key.as_ref().and_then(|key| {
+        let signed = input.key_placement == KeyPlacement::Signed
+            || key.as_ref().is_some_and(|key| must_sign(&input.kind, key.expose()));
+        let auth = key.as_ref().filter(|_| !signed).and_then(|key| {
             let made = match &input.key_placement {
                 KeyPlacement::Signed => return None,
                 KeyPlacement::Bearer => {
@@ -666,10 +678,10 @@ impl Picture {
             made
         });
 
-        let (apis, reachable) = match input.key_placement {
-            // Requests are not signed here: it cannot be asked in any dialect.
-            KeyPlacement::Signed => (ApiSet::default(), ApiSet::default()),
-            _ => (input.apis, input.apis.union(input.translated)),
+        // Requests are not signed here: it cannot be asked in any dialect.
+        let (apis, reachable) = match signed {
+            true => (ApiSet::default(), ApiSet::default()),
+            false => (input.apis, input.apis.union(input.translated)),
         };
 
         let mut headers = Vec::with_capacity(input.headers.len());

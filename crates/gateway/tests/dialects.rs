@@ -403,19 +403,21 @@ async fn messages_of_a_broken_stream_end_in_their_own_grammar() {
 
 #[tokio::test]
 async fn a_refusal_of_another_dialect_is_the_callers_without_keys() {
-    let body = format!(
-        r#"{{"error":{{"code":400,"message":"bad request for {}","status":"INVALID_ARGUMENT"}}}}"#,
-        key_of("a")
-    );
-    for caller in CALLERS {
-        let a = Liar::start(vec![status("400 Bad", &body)]).await;
-        let stage =
-            Stage::start_with(&[("a", &a)], |input| become_kind(&mut input.providers[0], "google")).await;
-        let seen = stage.ask(&asking(caller, false)).await;
-        assert_eq!(seen.status, 400, "{seen:?}");
-        assert!(seen.body.contains("bad request for"), "{seen:?}");
-        assert_eq!(seen.body.contains("\"type\":\"error\""), caller == Api::Messages, "{seen:?}");
-        free_of_keys(&seen);
+    let body = |message: &str| {
+        format!(r#"{{"error":{{"code":400,"message":"{message}","status":"INVALID_ARGUMENT"}}}}"#)
+    };
+    let leak = format!("bad request for {}", key_of("a"));
+    for (message, shown) in [("turns must alternate", "turns must alternate"), (&*leak, "repeats the key")] {
+        for caller in CALLERS {
+            let a = Liar::start(vec![status("400 Bad", &body(message))]).await;
+            let stage =
+                Stage::start_with(&[("a", &a)], |input| become_kind(&mut input.providers[0], "google")).await;
+            let seen = stage.ask(&asking(caller, false)).await;
+            assert_eq!(seen.status, 400, "{seen:?}");
+            assert!(seen.body.contains(shown), "{seen:?}");
+            assert_eq!(seen.body.contains("\"type\":\"error\""), caller == Api::Messages, "{seen:?}");
+            free_of_keys(&seen);
+        }
     }
 }
 
@@ -491,15 +493,22 @@ async fn tokens_are_counted_by_who_can_and_estimated_else() {
 
 #[tokio::test]
 async fn who_needs_signed_requests_is_not_asked() {
-    let a = Liar::start(plain_answer("anthropic")).await;
-    let stage = Stage::start_with(&[("a", &a)], |input| {
-        become_kind(&mut input.providers[0], "bedrock");
-        input.providers[0].key_placement = KeyPlacement::Signed;
-    })
-    .await;
-    let seen = stage.ask(&asking(Api::Chat, false)).await;
-    assert!(seen.status >= 400 && seen.body.contains("dialect"), "{seen:?}");
-    assert!(a.requests().is_empty());
+    // Keys of the stage are no API keys of Amazon.
+    for (kind, placement) in [
+        ("google", KeyPlacement::Signed),
+        ("bedrock", KeyPlacement::Bearer),
+        ("replicate", KeyPlacement::Bearer),
+    ] {
+        let a = Liar::start(plain_answer("google")).await;
+        let stage = Stage::start_with(&[("a", &a)], |input| {
+            become_kind(&mut input.providers[0], kind);
+            input.providers[0].key_placement = placement;
+        })
+        .await;
+        let seen = stage.ask(&asking(Api::Chat, false)).await;
+        assert_eq!(seen.status, 400, "{kind}: {seen:?}");
+        assert!(a.requests().is_empty(), "{kind}");
+    }
 }
 
 #[tokio::test]
