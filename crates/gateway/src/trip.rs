@@ -195,7 +195,7 @@ impl Trip {
                     attempt_ended(&self.edge.meters, AttemptOutcome::Finished);
                     course.follow(AttemptOutcome::Content, now, &scene.pulse);
                     self.account.content(course.was_fallback());
-                    return self.plain(answer, candidate, &course);
+                    return self.plain(*answer, candidate, &course);
                 }
                 Attempted::Stream(begun) => {
                     let heard = flight.hear(AttemptOutcome::Content, now);

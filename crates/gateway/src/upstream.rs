@@ -166,7 +166,7 @@ pub(crate) struct Refusal(pub(crate) GatewayError);
 /// What became of an attempt.
 pub(crate) enum Attempted {
     /// A plain answer, whole and good.
-    Plain(PlainAnswer),
+    Plain(Box<PlainAnswer>),
     /// A stream whose first content is there.
     Stream(Box<StreamBegun>),
     /// Nothing that may be shown as an answer.
@@ -401,7 +401,7 @@ impl Attempt<'_> {
         if sums.garbage > 0 {
             return Attempted::failed(AttemptOutcome::Garbage);
         }
-        Attempted::Plain(PlainAnswer { body, content_type, upstream_id, reading })
+        Attempted::Plain(Box::new(PlainAnswer { body, content_type, upstream_id, reading }))
     }
 
     /// A plain answer in another dialect.
@@ -421,7 +421,7 @@ impl Attempt<'_> {
                 let body = Bytes::from(answer.body);
                 let reading = AnswerReading::plain(self.endpoint.shape(), &body, Some(answer.usage));
                 let content_type = Some(HeaderValue::from_static("application/json"));
-                Attempted::Plain(PlainAnswer { body, content_type, upstream_id, reading })
+                Attempted::Plain(Box::new(PlainAnswer { body, content_type, upstream_id, reading }))
             }
             Err(failure) => {
                 let retry_after = failure.retry_after.map(Duration::from_secs);
