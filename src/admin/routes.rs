@@ -36,7 +36,7 @@ pub(super) async fn all(State(shared): State<Shared>, headers: HeaderMap) -> Res
 
 /// Who would answer a request, in which order, and why not the others; by what is declared and proven now.
 #[utoipa::path(post, path = "/api/v1/routes/explain", tag = "catalog", request_body = RouteQuestion,
-    responses((status = 200, description = "The decision in words, as `providerd routes explain --output json` prints it"), BodyErrors, ReadErrors))]
+    responses((status = 200, description = "The decision in words, as `providerd routes explain --output json` prints it", body = Object), BodyErrors, ReadErrors))]
 pub(super) async fn explain(
     State(shared): State<Shared>,
     JsonBody(question): JsonBody<RouteQuestion>,
