@@ -73,7 +73,7 @@ fn main() {
             let seen = local(load::run(shape, pid));
             println!("{}", line(&seen));
         }
-        _ => run(word(1).unwrap_or("")),
+        _ => run(),
     }
 }
 
@@ -129,7 +129,7 @@ impl Drop for Running {
     }
 }
 
-fn run(_which: &str) {
+fn run() {
     let me = std::env::current_exe().expect("own path");
     let me = me.to_str().expect("plain path");
     let streams = std::env::var("BENCH_STREAMS").ok().and_then(|n| n.parse().ok()).unwrap_or(9_000);

@@ -633,10 +633,8 @@ impl Reading {
         match (place, key) {
             (P::Root, K::Type) => self.kind = Some(Kind::of(word)),
             (P::Response | P::Root, K::Status) => self.status(place, word),
-            (P::Response, K::Id) => {
-                if self.sums.response_id.is_none() {
-                    self.sums.response_id = std::str::from_utf8(word).ok().map(Into::into);
-                }
+            (P::Response, K::Id) if self.sums.response_id.is_none() => {
+                self.sums.response_id = std::str::from_utf8(word).ok().map(Into::into);
             }
             (P::Root, K::Error) if length > 0 => self.sums.error = true,
             (P::Choice | P::Root | P::BlockDelta, K::Finish) if length > 0 => self.finish(word),
