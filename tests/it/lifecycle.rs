@@ -67,7 +67,7 @@ impl Process {
         let path: PathBuf = dir.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "child", "--ignored", "--nocapture"])
+            .args(["--exact", "lifecycle::child", "--ignored", "--nocapture"])
             .env(BEHAVIOUR, behaviour)
             .env("NOTIFY_SOCKET", &path)
             .env("WATCHDOG_USEC", "100000")
