@@ -205,12 +205,16 @@ BEGIN
         END IF;
     END LOOP;
 
-    -- Duplicate names were refused before any of this began.
     IF NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = 'llm_providers'::regclass AND i.indisunique
                    AND i.indpred IS NULL AND i.indnkeyatts = 1
                    AND i.indkey[0] = (SELECT attnum FROM pg_attribute
                                       WHERE attrelid = 'llm_providers'::regclass AND attname = 'name')) THEN
-        CREATE UNIQUE INDEX IF NOT EXISTS llm_providers_name_providerd ON llm_providers (name);
+        -- Two rows of one name are somebody's data: they stay, and the index is a plain one.
+        IF EXISTS (SELECT FROM llm_providers GROUP BY name HAVING count(*) > 1) THEN
+            CREATE INDEX IF NOT EXISTS llm_providers_name_providerd ON llm_providers (name);
+        ELSE
+            CREATE UNIQUE INDEX IF NOT EXISTS llm_providers_name_providerd ON llm_providers (name);
+        END IF;
     END IF;
 
     IF NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = 'llm_models'::regclass AND i.indisunique

@@ -55,7 +55,7 @@ ALTER TABLE llm_models
     ADD COLUMN IF NOT EXISTS quality_score numeric(3, 2),
     ADD COLUMN IF NOT EXISTS power_level   varchar(20) DEFAULT 'balanced';
 
--- For ON CONFLICT (name, type): a name is unique already, so this never finds two.
+-- For ON CONFLICT (name, type). Rows that share both are somebody's data, and stay.
 DO $$
 BEGIN
     IF NOT EXISTS (
@@ -63,6 +63,7 @@ BEGIN
         AND i.indexprs IS NULL AND i.indnkeyatts = 2
         AND ARRAY(SELECT a.attname::text FROM pg_attribute a
                   WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:1]) ORDER BY 1) = ARRAY['name', 'type'])
+       AND NOT EXISTS (SELECT FROM llm_providers GROUP BY name, type HAVING count(*) > 1)
     THEN
         CREATE UNIQUE INDEX IF NOT EXISTS llm_providers_name_type_providerd ON llm_providers (name, type);
     END IF;

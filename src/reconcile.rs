@@ -1,14 +1,19 @@
 //! read → plan → apply → report: the only place that carries a plan out.
 //!
 //! Not its job: deciding what to do (that is `plan`), or when (that is `daemon`). Invariants: one catalog is
-//! applied in one transaction, under an advisory lock and, for a daemon, under its lease; the plan that is
-//! applied was made from rows that the same transaction read; nothing is written where nothing differs.
+//! applied in one transaction, alone among passes and, for a daemon, under its lease; the plan that is
+//! applied was made from rows that the same transaction read; nothing is written where nothing differs; an object that
+//! is locked, refused or unreadable waits with what hangs on it, and nothing else does.
 
 use std::{
+    borrow::Cow,
     cell::RefCell,
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use rayon::prelude::*;
@@ -17,13 +22,15 @@ use tracing::{info, warn};
 use uuid::Uuid;
 
 use catalog::{
-    manifest::Build,
+    manifest::{Build, MAX_RULES},
     model::{HealthPolicy, Provider, Revision, SecretRef},
     plan::{
         Action, AuditEntry, Change, Desired, DesiredKey, EventKind, Hold, HoldKind, Input, KeyAction, Kind,
-        Notice, NoticeKind, ObjectChange, Plan, Policy, ProviderPlan, PruneLimit, World, lost_cells, plan,
+        Notice, NoticeKind, ObjectChange, Plan, Policy, ProviderPlan, PruneLimit, Wait, World, lost_cells,
+        plan,
     },
     policy::RouteGuard,
+    serving::ObjectName,
 };
 
 use crate::{
@@ -98,24 +105,42 @@ pub struct Outcome {
 impl Outcome {
     /// The database was read to hold, or now holds, exactly what is declared.
     pub fn is_as_desired(&self) -> bool {
-        (self.applied || self.plan.is_empty()) && self.plan.held.is_empty() && self.refused.is_empty()
+        (self.applied || self.plan.is_empty())
+            && self.plan.held.is_empty()
+            && self.refused.is_empty()
+            && !self.plan.notices.iter().any(|notice| notice.kind.is_waiting())
+    }
+
+    /// Providers with something that another session keeps locked.
+    pub fn locked(&self) -> BTreeSet<Arc<str>> {
+        let locked = self.plan.notices.iter().filter(|notice| notice.kind == NoticeKind::Locked);
+        locked.map(|notice| notice.provider.clone()).collect()
     }
 }
 
-/// One provider that the database refused; it stays whole at its last good state.
+/// One object that the database refused; it stays at its last good state, with what hangs on it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Refusal {
     pub provider: Arc<str>,
+    /// `provider`, `provider/model` or `provider/model power × tier`.
+    pub object: String,
     pub message: String,
 }
 
-/// A plan with the secrets it needs to be carried out.
-struct Planned {
-    plan: Plan,
+/// All that a plan follows from, as one transaction read it, with the secrets it needs to be carried out.
+struct Facts {
+    desired: BTreeMap<Arc<str>, Desired>,
+    world: World,
+    policy: Policy,
+    with_usage: HashSet<Uuid>,
     secrets: HashMap<Arc<str>, Secret>,
     /// An operator stopped all applying.
     suspended: bool,
-    /// Cells that would lose their last usable model.
+}
+
+/// A plan, and the cells that would lose their last usable model.
+struct Planned {
+    plan: Plan,
     lost: Vec<(String, String)>,
 }
 
@@ -150,7 +175,9 @@ pub struct Reconciler {
     /// `None`: nobody tries keys.
     trials: Option<Arc<Trials>>,
     /// What the database refused in the last pass, so that each refusal is recorded once.
-    refused: Mutex<BTreeMap<Arc<str>, String>>,
+    refused: Mutex<BTreeMap<String, String>>,
+    /// The last pass found rows locked: the next one looks before it writes.
+    careful: AtomicBool,
 }
 
 impl Reconciler {
@@ -163,7 +190,15 @@ impl Reconciler {
         trials: Option<Arc<Trials>>,
     ) -> Self {
         let rules = Rules::new(settings, require_valid);
-        Self { store, keyring, resolver, rules, trials, refused: Mutex::default() }
+        Self {
+            store,
+            keyring,
+            resolver,
+            rules,
+            trials,
+            refused: Mutex::default(),
+            careful: AtomicBool::new(false),
+        }
     }
 
     /// Goes by rules that somebody else may change.
@@ -180,11 +215,11 @@ impl Reconciler {
     /// What [`Self::reconcile`] would do now; writes nothing.
     pub async fn preview(&self, pass: &Pass<'_>) -> Result<Plan, ReconcileError> {
         let mut tx = self.store.look_begin().await?;
-        let planned = self.plan(&mut tx, pass).await;
-        let found = tx.discovery_notices().await;
+        let facts = self.read(&mut tx, pass).await?;
+        let mut plan = self.plan(&mut tx, pass, &facts).await?.plan;
+        let found = tx.discovery_notices().await?;
         tx.rollback().await?;
-        let mut plan = planned?.plan;
-        plan.notices.extend(discover::notices(found?, &pass.build.catalog));
+        plan.notices.extend(discover::notices(found, &pass.build.catalog));
         Ok(plan)
     }
 
@@ -198,9 +233,11 @@ impl Reconciler {
         loop {
             match self.attempt(pass).await {
                 Err(ReconcileError::Store(StoreError::Conflict(what))) if tries > 0 => {
-                    tracing::debug!(%what, "somebody else wrote at the same time; reading again");
+                    tracing::debug!(%what, "the same rows were changed at the same time; reading again");
                     tries -= 1;
                 }
+                // It was not expected, so nobody looked which rows that are.
+                Err(ReconcileError::Store(StoreError::Locked(_))) if !self.careful.swap(true, Relaxed) => {}
                 result => return result,
             }
         }
@@ -208,13 +245,23 @@ impl Reconciler {
 
     async fn attempt(&self, pass: &Pass<'_>) -> Result<Outcome, ReconcileError> {
         let mut tx = self.store.reconcile_begin().await?;
-        let Planned { plan, secrets, suspended, lost } = self.plan(&mut tx, pass).await?;
+        let mut facts = match self.read(&mut tx, pass).await {
+            Err(ReconcileError::Store(StoreError::Locked(text))) => {
+                return Err(self.store.name_holders(StoreError::Locked(text)).await.into());
+            }
+            facts => facts?,
+        };
+        let mut planned = self.plan(&mut tx, pass, &facts).await?;
+        if self.careful.load(Relaxed) && !planned.plan.is_empty() {
+            planned = self.without_locked(&mut tx, pass, &mut facts, planned).await?;
+        }
+        let Planned { plan, lost } = planned;
         for (power, tier) in &lost {
             warn!(power_level = %power, user_tier = %tier, guard = ?self.rules.settings().route_guard, "a route cell loses its last usable model");
         }
-        let trials = wanted_trials(&plan, pass, &secrets, &self.keyring);
-        let mut outcome = Outcome { plan, suspended, trials, ..Outcome::default() };
-        if !suspended && !pass.settled && prunes(&outcome.plan) {
+        let trials = wanted_trials(&plan, pass, &facts.secrets, &self.keyring);
+        let mut outcome = Outcome { plan, suspended: facts.suspended, trials, ..Outcome::default() };
+        if !outcome.suspended && !pass.settled && prunes(&outcome.plan) {
             outcome.deferred = true;
         }
         if outcome.deferred {
@@ -225,25 +272,26 @@ impl Reconciler {
             tx.rollback().await?;
             return Ok(outcome);
         }
-        let tokens = self.encrypt(&outcome.plan, &secrets);
-        drop(secrets);
+        let tokens = self.encrypt(&outcome.plan, &facts.secrets);
         outcome.seq = Some(self.fence(&mut tx, pass, &plan_digest(&outcome.plan)).await?);
         let revision = pass.revision.as_ref();
-        let written = self.write(&mut tx, &outcome.plan, &tokens, reports, revision).await;
-        match written {
-            Ok(events) => {
-                outcome.events = events;
-                tx.commit().await?;
-            }
+        tx.savepoint().await?;
+        let mut wrote = true;
+        match self.write(&mut tx, &outcome.plan, &tokens, reports, revision).await {
+            Ok(events) => outcome.events = events,
             Err(error) if error.is_data() => {
                 warn!(error = %error, "the database refused part of the catalog; applying the rest");
-                tx.rollback().await?;
-                let trials = std::mem::take(&mut outcome.trials);
-                outcome = self.isolate(pass, outcome.plan, &tokens).await?;
-                outcome.trials = trials;
+                self.isolate(&mut tx, pass, &mut facts, &tokens, &mut outcome).await?;
+                wrote = !outcome.plan.is_empty() || outcome.events > 0;
             }
             Err(error) => return Err(error.into()),
         }
+        if !wrote {
+            tx.rollback().await?;
+            outcome.seq = None;
+            return Ok(outcome);
+        }
+        tx.commit().await?;
         outcome.applied = true;
         if !outcome.plan.is_empty() {
             info!(summary = %outcome.plan.summary(), events = outcome.events, "applied");
@@ -272,6 +320,30 @@ impl Reconciler {
         Ok(outcome)
     }
 
+    /// The plan without what other sessions keep locked.
+    async fn without_locked(
+        &self,
+        tx: &mut ReconcileTx,
+        pass: &Pass<'_>,
+        facts: &mut Facts,
+        mut planned: Planned,
+    ) -> Result<Planned, ReconcileError> {
+        for round in 0.. {
+            let locked = tx.locked(&planned.plan.providers).await?;
+            if locked.is_empty() {
+                if round == 0 {
+                    self.careful.store(false, Relaxed);
+                }
+                break;
+            }
+            for (object, message) in locked {
+                facts.world.waits.insert(object, Wait { kind: NoticeKind::Locked, message });
+            }
+            planned = self.plan(tx, pass, facts).await?;
+        }
+        Ok(planned)
+    }
+
     /// Writes the plan and what the audit trail says about it; how many rows of the trail that are.
     async fn write(
         &self,
@@ -295,84 +367,79 @@ impl Reconciler {
         Ok(events)
     }
 
-    /// Applies provider by provider, still in one transaction, leaving out what the database refuses.
+    /// Finds out what the database refuses, and applies the rest, still in the same transaction.
     async fn isolate(
         &self,
+        tx: &mut ReconcileTx,
         pass: &Pass<'_>,
-        plan: Plan,
+        facts: &mut Facts,
         tokens: &HashMap<Arc<str>, String>,
-    ) -> Result<Outcome, ReconcileError> {
-        let mut tx = self.store.reconcile_begin().await?;
-        let seq = self.fence(&mut tx, pass, &plan_digest(&plan)).await?;
-        let mut outcome = Outcome { seq: Some(seq), ..Outcome::default() };
-        let Plan { providers, objects, held, notices } = plan;
-        for provider in providers {
-            let one = [provider];
-            tx.savepoint().await?;
-            let written = match tx.apply(&one, tokens, pass.revision.as_ref()).await {
-                Ok(()) => tx.record_plans(&one, pass.revision.as_ref()).await,
-                Err(refused) => Err(refused),
-            };
-            match written {
+        outcome: &mut Outcome,
+    ) -> Result<(), ReconcileError> {
+        let revision = pass.revision.as_ref();
+        tx.rollback_to().await?;
+        let mut refused = refusals(tx, &outcome.plan.providers, tokens, revision).await?;
+        let mut bad: HashSet<ObjectName> = HashSet::new();
+        for (object, message) in refused_objects(tx, &outcome.plan.objects, revision).await? {
+            bad.insert((object.kind, object.name.clone()));
+            refused.push(object_refusal(object, message));
+        }
+        // What each object is not refused for, all together may be: then their providers wait as a whole.
+        for whole in [false, true] {
+            for it in
+                refused.iter().filter(|it| outcome.plan.providers.iter().any(|plan| plan.name == it.provider))
+            {
+                let object = if whole { it.provider.to_string() } else { it.object.clone() };
+                let wait = Wait { kind: NoticeKind::Refused, message: it.message.clone() };
+                facts.world.waits.insert(object, wait);
+            }
+            let Planned { mut plan, .. } = self.plan(tx, pass, facts).await?;
+            plan.objects.retain(|object| !bad.contains(&(object.kind, object.name.clone())));
+            let reports = self.new_reports(tx, &plan, pass).await?;
+            match self.write(tx, &plan, tokens, reports, revision).await {
                 Ok(events) => {
-                    outcome.events += events;
-                    outcome.plan.providers.extend(one);
+                    outcome.plan = plan;
+                    outcome.events = events;
+                    break;
                 }
-                Err(error) if error.is_data() => {
+                Err(error) if error.is_data() && !whole => {
                     tx.rollback_to().await?;
-                    outcome.refused.extend(one.first().map(|it| refusal(it, &error)));
+                    for provider in &plan.providers {
+                        if let Some(message) =
+                            tx.refuses(std::slice::from_ref(provider), tokens, revision).await?
+                        {
+                            let object = provider.name.to_string();
+                            refused.push(Refusal { provider: provider.name.clone(), object, message });
+                        }
+                    }
                 }
                 Err(error) => return Err(error.into()),
             }
         }
-        for object in objects {
-            if outcome.refused.iter().any(|it| object.provider.as_ref() == Some(&it.provider)) {
-                continue;
-            }
-            let one = [object];
-            tx.savepoint().await?;
-            match write_objects(&mut tx, &one, pass.revision.as_ref()).await {
-                Ok(events) => {
-                    outcome.events += events;
-                    outcome.plan.objects.extend(one);
-                }
-                Err(error) if error.is_data() => {
-                    tx.rollback_to().await?;
-                    outcome.refused.extend(one.iter().map(|it| object_refusal(it, &error)));
-                }
-                Err(error) => return Err(error.into()),
-            }
+        for it in &refused {
+            warn!(provider = %it.provider, object = %it.object, error = %it.message, "refused by the database; its last good state stays");
         }
-        let refusals = with_revision(self.new_refusals(&outcome.refused), pass.revision.as_ref());
-        if outcome.plan.is_empty() && refusals.is_empty() {
-            tx.rollback().await?;
-        } else {
-            tx.tell_gateways().await?;
-            tx.record(&refusals).await?;
-            outcome.events += refusals.len();
-            tx.commit().await?;
-        }
-        outcome.plan.held = held;
-        outcome.plan.notices = notices;
-        Ok(outcome)
+        let events = with_revision(self.new_refusals(&refused), revision);
+        tx.record(&events).await?;
+        outcome.events += events.len();
+        outcome.refused = refused;
+        Ok(())
     }
 
     /// Audit rows for refusals that the previous pass did not have.
     fn new_refusals(&self, refused: &[Refusal]) -> Vec<AuditEntry> {
-        let now: BTreeMap<Arc<str>, String> =
-            refused.iter().map(|it| (it.provider.clone(), it.message.clone())).collect();
         let mut before = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = now.iter().filter(|(provider, message)| before.get(*provider) != Some(message));
-        let entries = fresh.map(|(provider, message)| AuditEntry {
+        let fresh = refused.iter().filter(|it| before.get(&it.object) != Some(&it.message));
+        let entries = fresh.map(|it| AuditEntry {
             kind: EventKind::Refusal,
-            provider: Some(provider.clone()),
+            provider: Some(it.provider.clone()),
             provider_id: None,
-            detail: serde_json::json!({}),
-            reason: message.clone(),
+            detail: serde_json::json!({ "object": it.object }),
+            reason: it.message.clone(),
             origin: None,
         });
         let entries = entries.collect();
-        *before = now;
+        *before = refused.iter().map(|it| (it.object.clone(), it.message.clone())).collect();
         entries
     }
 
@@ -393,7 +460,8 @@ impl Reconciler {
         Ok(tx.fence_advance(seq, pass.revision.as_ref(), digest, holder).await?)
     }
 
-    async fn plan(&self, tx: &mut ReconcileTx, pass: &Pass<'_>) -> Result<Planned, ReconcileError> {
+    /// Reads all that a plan follows from.
+    async fn read(&self, tx: &mut ReconcileTx, pass: &Pass<'_>) -> Result<Facts, ReconcileError> {
         let catalog = &pass.build.catalog;
         let chosen: Vec<Arc<Provider>> = match pass.providers {
             None => catalog.providers.values().cloned().collect(),
@@ -417,9 +485,14 @@ impl Reconciler {
             if let Some(secret) = secret {
                 secrets.insert(provider.name.clone(), secret);
             }
+            if rules.len() > MAX_RULES {
+                let message = format!("its models would have {} rules, more than {MAX_RULES}", rules.len());
+                let wait = Wait { kind: NoticeKind::Refused, message };
+                world.waits.insert(provider.name.to_string(), wait);
+            }
             desired.insert(provider.name.clone(), Desired { provider, rules, key });
         }
-        let mut policy = self.policy(pass, &suspended);
+        let policy = self.policy(pass, &suspended);
         let none = HashSet::new();
         let candidates = Input {
             desired: &desired,
@@ -436,36 +509,44 @@ impl Reconciler {
             with_usage = tx.with_usage(&candidates).await?;
             world.managed_total = tx.managed_total().await?;
         }
+        Ok(Facts { desired, world, policy, with_usage, secrets, suspended: suspended.all.is_some() })
+    }
+
+    /// What follows from the facts.
+    async fn plan(
+        &self,
+        tx: &mut ReconcileTx,
+        pass: &Pass<'_>,
+        facts: &Facts,
+    ) -> Result<Planned, ReconcileError> {
+        let Facts { desired, world, .. } = facts;
+        let frozen = &pass.build.catalog.frozen;
         let input = |policy: &Policy, with_usage: &HashSet<Uuid>| {
             plan(&Input {
-                desired: &desired,
-                world: &world,
-                frozen: &catalog.frozen,
-                objects: pass.objects.then_some(&**catalog),
+                desired,
+                world,
+                frozen,
+                objects: pass.objects.then_some(&*pass.build.catalog),
                 policy,
                 with_usage,
                 new_id: &new_id,
             })
         };
-        let mut plan = input(&policy, &with_usage);
+        let mut plan = input(&facts.policy, &facts.with_usage);
+        let mut with_usage = Cow::Borrowed(&facts.with_usage);
         let used = tx.models_with_usage(&deleted_models(&plan)).await?;
         if !used.is_empty() {
-            with_usage.extend(used);
+            with_usage.to_mut().extend(used);
+            plan = input(&facts.policy, &with_usage);
+        }
+        let lost = self.lost(tx, &plan, world).await?;
+        if !lost.is_empty() && self.rules.settings().route_guard == RouteGuard::Hold {
+            let mut policy = facts.policy.clone();
+            policy.hold_cells = lost.iter().cloned().collect();
             plan = input(&policy, &with_usage);
+            plan.held.extend(lost.iter().map(|cell| self.route_hold(cell)));
         }
-        let lost = self.lost(tx, &plan, &world).await?;
-        if !lost.is_empty() {
-            if self.rules.settings().route_guard == RouteGuard::Hold {
-                policy.hold_cells = lost.iter().cloned().collect();
-                plan = input(&policy, &with_usage);
-            }
-            plan.held.extend(
-                lost.iter()
-                    .map(|cell| self.route_hold(cell))
-                    .filter(|_| self.rules.settings().route_guard == RouteGuard::Hold),
-            );
-        }
-        Ok(Planned { plan, secrets, suspended: suspended.all.is_some(), lost })
+        Ok(Planned { plan, lost })
     }
 
     fn route_hold(&self, (power, tier): &(String, String)) -> Hold {
@@ -624,20 +705,134 @@ fn wanted_trials(
     untried.filter_map(trial).collect()
 }
 
-fn refusal(provider: &ProviderPlan, error: &StoreError) -> Refusal {
-    let message = error.to_string();
-    warn!(provider = %provider.name, error = %message, "refused by the database; its last good state stays");
-    Refusal { provider: provider.name.clone(), message }
+/// The objects that the database refuses, found by halves: a thousand good ones cost ten looks.
+async fn refusals(
+    tx: &mut ReconcileTx,
+    plans: &[ProviderPlan],
+    tokens: &HashMap<Arc<str>, String>,
+    revision: Option<&Revision>,
+) -> Result<Vec<Refusal>, StoreError> {
+    let mut found = Vec::new();
+    let mut open = vec![plans];
+    while let Some(some) = open.pop() {
+        if some.is_empty() {
+            continue;
+        }
+        let Some(message) = tx.refuses(some, tokens, revision).await? else { continue };
+        let (front, back) = some.split_at(some.len() / 2);
+        match some {
+            [one] => found.extend(refused_within(tx, one, message, tokens, revision).await?),
+            _ => open.extend([back, front]),
+        }
+    }
+    Ok(found)
 }
 
-fn object_refusal(object: &ObjectChange, error: &StoreError) -> Refusal {
-    let message = error.to_string();
-    let name = match &object.provider {
-        Some(provider) => provider.clone(),
-        None => format!("{} {}", object.kind.noun(), object.name).into(),
+/// What of one provider the database refuses: models, rules, or all of it.
+async fn refused_within(
+    tx: &mut ReconcileTx,
+    plan: &ProviderPlan,
+    message: String,
+    tokens: &HashMap<Arc<str>, String>,
+    revision: Option<&Revision>,
+) -> Result<Vec<Refusal>, StoreError> {
+    let of = |object: &str, message: String| Refusal {
+        provider: plan.name.clone(),
+        object: object.to_owned(),
+        message,
     };
-    warn!(object = %name, error = %message, "refused by the database; its last good state stays");
-    Refusal { provider: name, message }
+    let (own, rest): (Vec<Change>, Vec<Change>) =
+        plan.changes.iter().cloned().partition(|change| change.kind == Kind::Provider);
+    let with = |changes: &[&Change]| ProviderPlan {
+        changes: own.iter().chain(changes.iter().copied()).cloned().collect(),
+        ..plan.clone()
+    };
+    if own.is_empty() && rest.len() == 1 {
+        return Ok(rest.iter().map(|change| of(&change.name, message.clone())).collect());
+    }
+    if let Some(message) = tx.refuses(&[with(&[])], tokens, revision).await? {
+        return Ok(vec![of(&plan.name, message)]);
+    }
+    let mut found = Vec::new();
+    let mut bad: HashSet<Uuid> = HashSet::new();
+    let models: Vec<&Change> = rest.iter().filter(|change| change.kind == Kind::Model).collect();
+    let rules: Vec<&Change> = rest.iter().filter(|change| change.kind == Kind::Route).collect();
+    let mut open = vec![models.as_slice()];
+    while let Some(some) = open.pop() {
+        if some.is_empty() {
+            continue;
+        }
+        let Some(message) = tx.refuses(&[with(some)], tokens, revision).await? else { continue };
+        match some {
+            [one] => {
+                bad.insert(one.id);
+                found.push(of(&one.name, message));
+            }
+            _ => {
+                let (front, back) = some.split_at(some.len() / 2);
+                open.extend([back, front]);
+            }
+        }
+    }
+    // Rules hang on models, which may be new themselves.
+    let good: Vec<&Change> = models.iter().copied().filter(|model| !bad.contains(&model.id)).collect();
+    let rules: Vec<&Change> = rules.into_iter().filter(|rule| !bad.contains(&rule.parent)).collect();
+    let mut open = vec![rules.as_slice()];
+    while let Some(some) = open.pop() {
+        if some.is_empty() {
+            continue;
+        }
+        let all: Vec<&Change> = good.iter().chain(some).copied().collect();
+        let Some(message) = tx.refuses(&[with(&all)], tokens, revision).await? else { continue };
+        match some {
+            [one] => found.push(of(&one.name, message)),
+            _ => {
+                let (front, back) = some.split_at(some.len() / 2);
+                open.extend([back, front]);
+            }
+        }
+    }
+    if found.is_empty() {
+        found.push(of(&plan.name, message));
+    }
+    Ok(found)
+}
+
+fn object_refusal(object: &ObjectChange, message: String) -> Refusal {
+    let full = format!("{} {}", object.kind.noun(), object.name);
+    let provider = object.provider.clone().unwrap_or_else(|| full.as_str().into());
+    Refusal { provider, object: full, message }
+}
+
+/// The rows of the gateway's objects that the database refuses, by halves.
+async fn refused_objects<'p>(
+    tx: &mut ReconcileTx,
+    objects: &'p [ObjectChange],
+    revision: Option<&Revision>,
+) -> Result<Vec<(&'p ObjectChange, String)>, StoreError> {
+    let mut found = Vec::new();
+    let mut open = vec![objects];
+    while let Some(some) = open.pop() {
+        if some.is_empty() {
+            continue;
+        }
+        let tried = write_objects(tx, some, revision).await;
+        let message = match tried {
+            Ok(_) => None,
+            Err(error) if error.is_data() => Some(error.to_string()),
+            Err(error) => return Err(error),
+        };
+        tx.rollback_to().await?;
+        let Some(message) = message else { continue };
+        match some {
+            [one] => found.push((one, message)),
+            _ => {
+                let (front, back) = some.split_at(some.len() / 2);
+                open.extend([back, front]);
+            }
+        }
+    }
+    Ok(found)
 }
 
 /// Writes rows of the gateway's objects and what the audit trail says about them; how many rows of the trail that are.

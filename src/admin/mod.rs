@@ -27,13 +27,16 @@ mod routes;
 mod status;
 mod usage;
 
-use std::sync::{
-    Arc, OnceLock,
-    atomic::{AtomicBool, AtomicUsize},
+use std::{
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use axum::{Router, middleware};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::Instant};
 use utoipa::OpenApi as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -65,6 +68,46 @@ pub struct Readiness {
     pub database: AtomicBool,
     /// The first reconcile is done, by this daemon or, where another one leads, by that one.
     pub reconciled: AtomicBool,
+    /// Why the database cannot be used, where more is known than that it does not answer.
+    trouble: Mutex<Option<&'static str>>,
+    /// When the pass under way began.
+    pass: Mutex<Option<Instant>>,
+}
+
+/// The daemon asks the database at least every 2.5 s, and a pass takes about a second for 10,000 providers: what takes
+/// longer than this is not going to end well, and whoever asks should ask another daemon.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+impl Readiness {
+    /// Notes why the database cannot be used.
+    pub fn trouble(&self, cause: &'static str) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause);
+    }
+
+    pub fn pass_began(&self) {
+        *self.pass.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    pub fn pass_ended(&self) {
+        *self.pass.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// What is waited for; `None`: ready. `silence`: how long ago the database answered last.
+    fn waiting(&self, silence: Duration) -> Option<&'static str> {
+        let began = *self.pass.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.database.load(Ordering::Relaxed) {
+            let trouble = *self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+            Some(trouble.unwrap_or("the database is not reachable"))
+        } else if silence > PATIENCE {
+            Some("the database has not answered for more than 15 s")
+        } else if began.is_some_and(|began| began.elapsed() > PATIENCE) {
+            Some("a pass has been waiting for the database for more than 15 s")
+        } else if !self.reconciled.load(Ordering::Relaxed) {
+            Some("the first reconcile is not done")
+        } else {
+            None
+        }
+    }
 }
 
 /// What exists once the database was reached for the first time.

@@ -38,13 +38,8 @@ async fn livez() -> &'static str {
 }
 
 async fn readyz(State(shared): State<Shared>) -> Response {
-    let readiness = &shared.readiness;
-    let waiting = if !readiness.database.load(Ordering::Relaxed) {
-        "the database is not reachable"
-    } else if !readiness.reconciled.load(Ordering::Relaxed) {
-        "the first reconcile is not done"
-    } else {
-        return "ok\n".into_response();
-    };
-    ApiError::NotReady(waiting).into_response()
+    match shared.readiness.waiting(shared.store.silence()) {
+        None => "ok\n".into_response(),
+        Some(waiting) => ApiError::NotReady(waiting).into_response(),
+    }
 }

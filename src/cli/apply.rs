@@ -105,7 +105,7 @@ impl Apply {
                 for refusal in &outcome.refused {
                     output::say(
                         &mut text,
-                        &format!("! {}: refused by the database: {}\n", refusal.provider, refusal.message),
+                        &format!("! {}: refused by the database: {}\n", refusal.object, refusal.message),
                     );
                 }
                 if outcome.suspended {

@@ -65,6 +65,16 @@ impl Import {
                 report.skipped.insert(name.to_string(), format!("declared already at {}", known.origin));
                 continue;
             }
+            let odd: Vec<String> = world
+                .unreadable
+                .iter()
+                .filter(|row| row.provider == *name)
+                .map(ToString::to_string)
+                .collect();
+            if !odd.is_empty() {
+                report.skipped.insert(name.to_string(), odd.join("; "));
+                continue;
+            }
             let mut left_out = Vec::new();
             let sealed = sealed(context, live, &mut left_out).await?;
             match import::provider(live, sealed.as_deref()) {

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use crate::store::{Lease, Store};
+use crate::store::{Lease, Result, Store, StoreError};
 
 /// Name of the lease that admits one reconciling daemon.
 const LEASE: &str = "reconcile";
@@ -20,6 +20,13 @@ const LEASE_TTL: Duration = Duration::from_secs(8);
 const LEASE_RENEW: Duration = Duration::from_millis(2500);
 /// How often a daemon in waiting looks whether the lease is free.
 const LEASE_LOOK: Duration = Duration::from_secs(1);
+
+/// A look takes a millisecond; one that takes so long has met a connection that is gone, and there is time for another
+/// one before the lease runs out.
+const LEASE_WAIT: Duration = Duration::from_millis(2500);
+
+/// Giving it back is a courtesy: a stop waits no longer for it.
+const RELEASE_WAIT: Duration = Duration::from_secs(1);
 
 /// Who may reconcile.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,15 +57,13 @@ pub(super) async fn hold(
 ) -> anyhow::Result<()> {
     let mut lease: Option<Lease> = None;
     let mut good_until = Instant::now();
+    let mut trouble = Told::default();
     while !stop.is_cancelled() {
         let asked = Instant::now();
-        let answer = match &lease {
-            Some(held) => {
-                store.lease_renew(held, LEASE_TTL).await.map(|held_still| held_still.then(|| held.clone()))
-            }
-            None => store.lease_acquire(LEASE, holder, LEASE_TTL).await,
-        };
+        let answer = tokio::time::timeout(LEASE_WAIT, ask(&store, lease.as_ref(), holder)).await;
+        let answer = answer.unwrap_or_else(|_| Err(StoreError::Unreachable("no answer in time".to_owned())));
         let answered = answer.is_ok();
+        trouble.note(answer.as_ref().err());
         match answer {
             Ok(now) => {
                 if now.is_some() {
@@ -70,8 +75,7 @@ pub(super) async fn hold(
                 lease = now;
             }
             // An outage is no reason to step down before the lease has run out: nobody else can hold it.
-            Err(error) => {
-                debug!(error = %error, "the lease could not be renewed");
+            Err(_) => {
                 if Instant::now() >= good_until {
                     lease = None;
                 }
@@ -95,7 +99,32 @@ pub(super) async fn hold(
     }
     if let Some(held) = lease {
         // A lease that cannot be given back runs out by itself.
-        let _ = store.lease_release(&held).await;
+        let _ = tokio::time::timeout(RELEASE_WAIT, store.lease_release(&held)).await;
     }
     Ok(())
+}
+
+async fn ask(store: &Store, lease: Option<&Lease>, holder: Uuid) -> Result<Option<Lease>> {
+    match lease {
+        Some(held) => Ok(store.lease_renew(held, LEASE_TTL).await?.then(|| held.clone())),
+        None => store.lease_acquire(LEASE, holder, LEASE_TTL).await,
+    }
+}
+
+/// What was logged last, so that a trouble that lasts is logged once.
+#[derive(Default)]
+struct Told(Option<&'static str>);
+
+impl Told {
+    fn note(&mut self, error: Option<&StoreError>) {
+        let Some(error) = error else {
+            self.0 = None;
+            return;
+        };
+        if self.0.replace(error.reason()) == Some(error.reason()) {
+            debug!(%error, "the lease could not be renewed");
+        } else {
+            warn!(%error, reason = error.reason(), "this daemon cannot lead: the lease cannot be taken or renewed");
+        }
+    }
 }

@@ -458,12 +458,17 @@ impl Main {
     async fn prepare(&self, stop: &CancellationToken) -> anyhow::Result<Option<Keyring>> {
         let mut wait = RETRY.0;
         loop {
-            match backend::prepare(&self.store, &self.byok).await {
+            let prepared = stop.run_until_cancelled(backend::prepare(&self.store, &self.byok)).await;
+            let Some(prepared) = prepared else { return Ok(None) };
+            match prepared {
                 Ok(keyring) => {
                     self.database_up(true);
                     return Ok(Some(keyring));
                 }
                 Err(error) if backend::is_transient(&error) => {
+                    if let Some(error) = error.downcast_ref::<StoreError>() {
+                        self.readiness.trouble(error.cause());
+                    }
                     self.database_up(false);
                     warn!(error = format!("{error:#}"), retry_in = ?wait, "the database is not ready");
                 }

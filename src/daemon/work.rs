@@ -41,12 +41,17 @@ use crate::{
     reconcile::{Outcome, Pass, ReconcileError, Reconciler, Refusal},
     source::{Look, RevisionTracker, Wake, Watcher},
     status::{Board, Seen},
+    store::StoreError,
 };
 
 /// A stream of events may put off a deletion so long, and no longer.
 const DEFER_LIMIT: Duration = Duration::from_secs(10);
 /// From so many providers on, a pass over all of them leaves enough behind to be worth giving back.
 const LARGE: usize = 500;
+/// How soon what another session keeps locked is looked at again.
+const LOCKED_RETRY: Duration = Duration::from_secs(2);
+/// Of the 5 s that a stop may take, what a pass under way gets to come to its end.
+const PASS_GRACE: Duration = Duration::from_secs(2);
 /// Batches of tried keys that may wait for the loop.
 const TRIED: usize = 16;
 
@@ -99,6 +104,8 @@ pub(super) struct Loop {
     seq: Option<i64>,
     /// What the database refused in the last pass.
     refused: Vec<Refusal>,
+    /// What waited in the last pass.
+    waiting: BTreeSet<String>,
 }
 
 impl Loop {
@@ -119,13 +126,16 @@ impl Loop {
             suspended: false,
             seq: None,
             refused: Vec::new(),
+            waiting: BTreeSet::new(),
         }
     }
 
     pub async fn run(mut self, mut watcher: Watcher, stop: &CancellationToken) -> anyhow::Result<()> {
         self.settled = true;
         self.load(&Look::Everything, BTreeSet::new()).await;
-        self.pass("start").await?;
+        if !self.pass_until(stop, "start").await? {
+            return Ok(());
+        }
         self.saw();
         // Should the task that wakes this loop ever be late, this look is not.
         let mut resync_at = Instant::now() + *self.parts.resync_interval.borrow() * 2;
@@ -185,9 +195,27 @@ impl Loop {
             if self.wanted == Changed::All {
                 resync_at = Instant::now() + *self.parts.resync_interval.borrow() * 2;
             }
-            self.pass(trigger).await?;
+            if !self.pass_until(stop, trigger).await? {
+                return Ok(());
+            }
             self.saw();
         }
+    }
+
+    /// A pass, which a stop lets come to its end if that is near; `false`: it did not, and the database rolls it back.
+    async fn pass_until(&mut self, stop: &CancellationToken, trigger: &'static str) -> anyhow::Result<bool> {
+        let readiness = self.main.readiness.clone();
+        readiness.pass_began();
+        let late = async {
+            stop.cancelled().await;
+            tokio::time::sleep(PASS_GRACE).await;
+        };
+        let done = tokio::select! {
+            done = self.pass(trigger) => Some(done),
+            () = late => None,
+        };
+        readiness.pass_ended();
+        done.map_or(Ok(false), |done| done.map(|()| true))
     }
 
     /// Shows what this turn of the loop has seen to the admin API.
@@ -364,8 +392,9 @@ impl Loop {
     fn failed(&mut self, error: &ReconcileError) -> anyhow::Result<()> {
         self.main.metrics.reconcile_failures.with_label_values(&[error.reason()]).inc();
         if let ReconcileError::Store(error) = error
-            && error.is_unreachable()
+            && (error.is_unreachable() || matches!(error, StoreError::Denied(_) | StoreError::Locked(_)))
         {
+            self.main.readiness.trouble(error.cause());
             self.main.database_up(false);
         }
         let wait = (RETRY.0 * 2u32.saturating_pow(self.failures.min(10))).min(RETRY.1);
@@ -377,12 +406,11 @@ impl Loop {
 
     /// Notes what a pass did: metrics, what is left to do, what a person should know.
     fn took(&mut self, outcome: &Outcome, whole: bool, time: Duration) {
-        let metrics = &self.main.metrics;
         if outcome.deferred {
             self.deferred_since.get_or_insert_with(Instant::now);
             // What could not wait is applied.
             self.seq = outcome.seq.or(self.seq);
-            metrics.events.inc_by(outcome.events as u64);
+            self.main.metrics.events.inc_by(outcome.events as u64);
             self.retry_at = Some(Instant::now() + DEFER_LIMIT);
             return;
         }
@@ -396,6 +424,8 @@ impl Loop {
         self.look_at_checks();
         self.try_keys(outcome);
         self.wanted = Changed::NONE;
+        self.waits(outcome);
+        let metrics = &self.main.metrics;
         self.seq = outcome.seq.or(self.seq);
         if outcome.applied {
             for ((kind, action), count) in &outcome.plan.summary().rows {
@@ -448,6 +478,29 @@ impl Loop {
             for notice in outcome.plan.notices.iter().filter(|it| it.kind == NoticeKind::KeyUnresolved) {
                 warn!(provider = %notice.provider, "{}", notice.message);
             }
+        }
+    }
+
+    /// Says what waits, once, and comes back for what is locked.
+    fn waits(&mut self, outcome: &Outcome) {
+        let waiting: BTreeSet<String> = outcome
+            .plan
+            .notices
+            .iter()
+            .filter(|it| matches!(it.kind, NoticeKind::Locked | NoticeKind::Unreadable))
+            .map(|it| format!("{}: {}", it.provider, it.message))
+            .collect();
+        // How long a lock is held changes with every look.
+        let steady = |text: &String| text.split(", held by ").next().unwrap_or_default().to_owned();
+        let known: BTreeSet<String> = self.waiting.iter().map(steady).collect();
+        for text in waiting.iter().filter(|text| !known.contains(&steady(text))) {
+            warn!("waits: {text}");
+        }
+        self.waiting = waiting;
+        let locked = outcome.locked();
+        if !locked.is_empty() {
+            self.wanted.add(Changed::providers(locked));
+            self.retry_at = Some(Instant::now() + LOCKED_RETRY);
         }
     }
 

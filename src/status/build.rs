@@ -57,6 +57,8 @@ struct Common<'a> {
     suspended: &'a Suspended,
     live: &'a Live,
     strips: Option<&'a Strips>,
+    /// Other programs filled the tables with more rows than are shown.
+    more: bool,
     at: DateTime<Utc>,
 }
 
@@ -75,9 +77,9 @@ struct Draft {
 pub(super) fn snapshot(input: Input<'_>, keyring: &Keyring, at: DateTime<Utc>) -> Snapshot {
     let Input { build, seen, plan, rows, catalog, suspended, live, strips } = input;
     let judge = Judge::new(build, plan, &suspended);
-    let common = Common { judge, seen, keyring, suspended: &suspended, live: &live, strips, at };
+    let CatalogRows { providers, mut models, rules, more } = catalog;
+    let common = Common { judge, seen, keyring, suspended: &suspended, live: &live, strips, more, at };
     let judge = &common.judge;
-    let CatalogRows { providers, mut models, rules } = catalog;
     let mut details: HashMap<Uuid, ProviderRow> = providers.into_iter().map(|row| (row.id, row)).collect();
 
     let paired: Vec<(ProviderStatus, Option<ProviderRow>)> =
@@ -185,8 +187,9 @@ fn draft(status: ProviderStatus, detail: Option<ProviderRow>, common: &Common<'_
     }
     let unwritten = live.map_or(&[][..], |live| &live.hours);
     let strip = common.strips.and_then(|strips| strips.of(id, unwritten));
-    let (tokens, priority, config) =
-        detail.map_or_else(Default::default, |row| (row.tokens, row.priority, row.config));
+    let (tokens, priority, config, odd) =
+        detail.map_or_else(Default::default, |row| (row.tokens, row.priority, row.config, row.odd));
+    line.notices.extend(odd);
     // The first column is what programs read to use the key, so it is believed if it opens.
     let opened = tokens.iter().filter(|token| !token.is_empty());
     let opened: Vec<Secret> = opened.filter_map(|token| keyring.byok.decrypt(token).ok()).collect();
@@ -454,7 +457,11 @@ fn status(drafts: &[Draft], build: &Build, plan: &Plan, common: &Common<'_>) -> 
         && suspended.all.is_none()
         && gateway.pending == 0
         && drafts.iter().filter(managed).all(|draft| draft.item.state == State::Synced);
-    let attention = attention(drafts, seen, judge, suspended, &held, &manifests);
+    let mut attention = attention(drafts, seen, judge, suspended, &held, &manifests);
+    if common.more {
+        let message = "the shared tables hold more rows than are shown here".to_owned();
+        attention.push(Attention { provider: None, kind: AttentionKind::Refused, message, command: None });
+    }
     Status {
         synced,
         suspended: suspended.all.is_some(),
@@ -533,6 +540,9 @@ fn attention(
                 | NoticeKind::KeyUntried
                 | NoticeKind::Vanished
                 | NoticeKind::Discovery => continue,
+                NoticeKind::Unreadable | NoticeKind::Locked | NoticeKind::Refused | NoticeKind::Twin => {
+                    (AttentionKind::Refused, None)
+                }
             };
             add(name, kind, notice.message.clone(), command);
         }

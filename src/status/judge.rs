@@ -172,7 +172,7 @@ impl<'a> Judge<'a> {
             State::Drifted
         } else if self.held.contains(&*row.name) {
             State::Held
-        } else if self.planned.contains(&*row.name) {
+        } else if self.planned.contains(&*row.name) || about.iter().any(|it| it.kind.is_waiting()) {
             State::Pending
         } else if declared.is_some() {
             State::Synced
@@ -194,6 +194,7 @@ impl<'a> Judge<'a> {
             let misplaced = declared.and_then(|declared| place.agrees(&declared).err());
             notices.extend(misplaced.map(|why| format!("key: {why}")));
         }
+        notices.extend(row.odd);
         Line {
             name: row.name.to_string(),
             kind: row.kind,

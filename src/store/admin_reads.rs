@@ -4,13 +4,16 @@
 //! without an error.
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
 use sqlx::Row;
 use uuid::Uuid;
 
 use catalog::model::JsonMap;
 
-use super::{Event, Result, Store, UsageTotals, events, query};
+use super::{
+    Event, Result, Store, UsageTotals,
+    cells::{Bad, Cells, cut, integer, json, number, token},
+    events, query,
+};
 
 /// What `provider_status_rows` does not tell of a provider.
 #[derive(Debug, Clone)]
@@ -20,6 +23,8 @@ pub struct ProviderRow {
     pub config: JsonMap,
     /// Fernet tokens: `api_key_encrypted` and `encrypted_api_key`.
     pub tokens: [String; 2],
+    /// Values of the row that cannot be read, in words.
+    pub odd: Vec<String>,
 }
 
 /// A model of any provider.
@@ -68,6 +73,8 @@ pub struct CatalogRows {
     /// By provider and name.
     pub models: Vec<ModelRow>,
     pub rules: Vec<RuleRow>,
+    /// There are more rows than are shown: others filled the tables.
+    pub more: bool,
 }
 
 /// Which events a page shows: the newest first, older than `before`.
@@ -83,6 +90,9 @@ pub struct EventQuery {
 /// Counting an audit trail of years takes seconds, and nobody reads that number to the last digit.
 pub const COUNT_LIMIT: i64 = 100_000;
 
+/// Rows of one table that are shown; those that manifests manage come first, and there are fewer of them.
+const SHOWN: i64 = 250_000;
+
 impl Store {
     /// Every provider, model and rule there is.
     pub async fn catalog_rows(&self) -> Result<CatalogRows> {
@@ -91,64 +101,106 @@ impl Store {
         }
         let mut tx = self.read().await?;
         let mut found = CatalogRows::default();
-        let rows = query(
-            "SELECT id, priority, config, coalesce(api_key_encrypted, ''), coalesce(encrypted_api_key, '')
-             FROM llm_providers",
-        )
+        let rows = query(concat!(
+            "SELECT p.id, ",
+            integer!("p.priority"),
+            ", ",
+            json!("p.config"),
+            ", ",
+            token!("p.api_key_encrypted"),
+            ", ",
+            token!("p.encrypted_api_key"),
+            " FROM llm_providers p LEFT JOIN providerd.managed g ON g.provider_id = p.id
+             ORDER BY g.provider_id IS NULL LIMIT $1"
+        ))
+        .bind(SHOWN)
         .fetch_all(&mut *tx)
         .await?;
-        for row in rows {
-            let config: Option<Value> = row.try_get(2)?;
-            found.providers.push(ProviderRow {
-                id: row.try_get(0)?,
-                priority: row.try_get(1)?,
-                config: match config {
-                    Some(Value::Object(map)) => map,
-                    _ => JsonMap::new(),
-                },
-                tokens: [row.try_get(3)?, row.try_get(4)?],
-            });
+        for row in &rows {
+            let mut cells = Cells::of(row);
+            let Some(id) = cells.get(0, "id") else { continue };
+            let mut provider = ProviderRow {
+                id,
+                priority: cells.get(1, "priority"),
+                config: cells.object(2, "config"),
+                tokens: [cells.text(3).unwrap_or_default(), cells.text(4).unwrap_or_default()],
+                odd: Vec::new(),
+            };
+            let odd = |bad: &Bad| format!("llm_providers, row {id}, column {}: {}", bad.column, bad.why);
+            provider.odd = cells.bad.iter().map(odd).collect();
+            found.providers.push(provider);
         }
-        let rows = query(
-            "SELECT id, provider_id, coalesce(name, model_name, '')::text, display_name::text,
-                    CASE WHEN context_length BETWEEN 0 AND 2147483647 THEN context_length::integer END,
-                    cost_per_1m_input_tokens::float8, cost_per_1m_output_tokens::float8, avg_latency_ms::float8,
-                    coalesce(enabled, true)
-             FROM llm_models WHERE provider_id IS NOT NULL ORDER BY provider_id, 3, id",
-        )
+        drop(rows);
+        let rows = query(concat!(
+            "SELECT m.id, m.provider_id, /*bytes*/(left(coalesce(m.name, m.model_name, '')::text, 4096))/*bytes*/, ",
+            cut!("m.display_name"),
+            ", CASE WHEN m.context_length BETWEEN 0 AND 2147483647 THEN m.context_length::integer END, ",
+            number!("m.cost_per_1m_input_tokens"),
+            ", ",
+            number!("m.cost_per_1m_output_tokens"),
+            ", ",
+            number!("m.avg_latency_ms"),
+            ", coalesce(m.enabled, true)
+             FROM llm_models m LEFT JOIN providerd.managed g ON g.provider_id = m.provider_id
+             WHERE m.provider_id IS NOT NULL ORDER BY g.provider_id IS NULL, m.provider_id, 3, m.id LIMIT $1"
+        ))
+        .bind(SHOWN)
         .fetch_all(&mut *tx)
         .await?;
-        for row in rows {
+        for row in &rows {
+            let mut cells = Cells::of(row);
+            let (Some(id), Some(provider_id)) = (cells.get(0, "id"), cells.get(1, "provider_id")) else {
+                continue;
+            };
             found.models.push(ModelRow {
-                id: row.try_get(0)?,
-                provider_id: row.try_get(1)?,
-                name: row.try_get(2)?,
-                display_name: row.try_get(3)?,
-                context_length: row.try_get(4)?,
-                cost_per_1m_input_tokens: finite(row.try_get(5)?),
-                cost_per_1m_output_tokens: finite(row.try_get(6)?),
-                avg_latency_ms: finite(row.try_get(7)?),
-                enabled: row.try_get(8)?,
+                id,
+                provider_id,
+                name: cells.text(2).unwrap_or_default(),
+                display_name: cells.text(3),
+                context_length: cells.get(4, "context_length"),
+                cost_per_1m_input_tokens: cells.get(5, "cost_per_1m_input_tokens"),
+                cost_per_1m_output_tokens: cells.get(6, "cost_per_1m_output_tokens"),
+                avg_latency_ms: cells.get(7, "avg_latency_ms"),
+                enabled: cells.get(8, "enabled").unwrap_or(true),
             });
         }
-        let rows = query(
-            "SELECT model_id, power_level::text, coalesce(user_tier, 'all')::text, task_type::text,
-                    coalesce(priority, 100), coalesce(weight, 100), coalesce(is_active, true)
-             FROM llm_routing_rules WHERE model_id IS NOT NULL AND power_level IS NOT NULL",
-        )
+        drop(rows);
+        found.models.sort_by(|a, b| (a.provider_id, &a.name, a.id).cmp(&(b.provider_id, &b.name, b.id)));
+        let rows = query(concat!(
+            "SELECT r.model_id, ",
+            cut!("r.power_level"),
+            ", /*bytes*/(left(coalesce(r.user_tier, 'all')::text, 4096))/*bytes*/, ",
+            cut!("r.task_type"),
+            ", ",
+            integer!("r.priority"),
+            ", ",
+            integer!("r.weight"),
+            ", coalesce(r.is_active, true)
+             FROM llm_routing_rules r JOIN llm_models m ON m.id = r.model_id
+             LEFT JOIN providerd.managed g ON g.provider_id = m.provider_id
+             WHERE r.power_level IS NOT NULL ORDER BY g.provider_id IS NULL LIMIT $1"
+        ))
+        .bind(SHOWN)
         .fetch_all(&mut *tx)
         .await?;
-        for row in rows {
+        for row in &rows {
+            let mut cells = Cells::of(row);
+            let (Some(model_id), Some(power_level)) = (cells.get(0, "model_id"), cells.text(1)) else {
+                continue;
+            };
             found.rules.push(RuleRow {
-                model_id: row.try_get(0)?,
-                power_level: row.try_get(1)?,
-                user_tier: row.try_get(2)?,
-                task_type: row.try_get(3)?,
-                priority: row.try_get(4)?,
-                weight: row.try_get(5)?,
-                enabled: row.try_get(6)?,
+                model_id,
+                power_level,
+                user_tier: cells.text(2).unwrap_or_default(),
+                task_type: cells.text(3),
+                priority: cells.get(4, "priority").unwrap_or(100),
+                weight: cells.get(5, "weight").unwrap_or(100),
+                enabled: cells.get(6, "is_active").unwrap_or(true),
             });
         }
+        drop(rows);
+        let all = usize::try_from(SHOWN).unwrap_or(usize::MAX);
+        found.more = found.providers.len() >= all || found.models.len() >= all || found.rules.len() >= all;
         tx.rollback().await?;
         Ok(found)
     }
@@ -184,8 +236,11 @@ impl Store {
     pub async fn usage_of(&self, provider: Uuid, since: DateTime<Utc>) -> Result<Option<UsageTotals>> {
         let mut tx = self.read().await?;
         let row: (i64, i64, i64, i64, f64) = sqlx::query_as(
-            "SELECT count(*), count(*) FILTER (WHERE NOT success), coalesce(sum(prompt_tokens), 0)::bigint,
-                    coalesce(sum(completion_tokens), 0)::bigint, coalesce(sum(cost_total_usd), 0)::float8
+            // What no request can have cost or taken was written by a program that meant harm, or none.
+            "SELECT count(*), count(*) FILTER (WHERE NOT success),
+                    least(coalesce(sum(prompt_tokens::numeric), 0), 9e18)::bigint,
+                    least(coalesce(sum(completion_tokens::numeric), 0), 9e18)::bigint,
+                    coalesce(sum(cost_total_usd::numeric) FILTER (WHERE cost_total_usd BETWEEN -1e12 AND 1e12), 0)::float8
              FROM llm_usage_logs WHERE provider_id = $1 AND created_at >= $2",
         )
         .persistent(false)
@@ -248,9 +303,4 @@ impl Store {
         tx.rollback().await?;
         Ok(newest)
     }
-}
-
-/// JSON knows neither NaN nor infinity, which a `numeric` column can hold.
-fn finite(number: Option<f64>) -> Option<f64> {
-    number.filter(|number| number.is_finite())
 }

@@ -215,8 +215,11 @@ impl ReconcileTx {
         .execute(&mut *self.tx)
         .await?;
         let row = query(
-            "SELECT max(created_at)::timestamp - interval '1 microsecond',
-                    max(updated_at)::timestamp - interval '1 microsecond'
+            // Dates at the ends of the calendar have no neighbours.
+            "SELECT max(created_at) FILTER (WHERE created_at BETWEEN '0001-01-01' AND '9999-12-31')::timestamp
+                        - interval '1 microsecond',
+                    max(updated_at) FILTER (WHERE updated_at BETWEEN '0001-01-01' AND '9999-12-31')::timestamp
+                        - interval '1 microsecond'
              FROM llm_routing_rules WHERE model_id IS NULL",
         )
         .fetch_one(&mut *self.tx)

@@ -6,10 +6,9 @@
 //! Invariant: what stands in memory is one block, however many rows are written.
 
 use serde::Serialize;
-use sqlx::{PgConnection, postgres::PgCopyIn};
 use uuid::Uuid;
 
-use super::{Result, StoreError, Tx};
+use super::{Result, StoreError, Tx, link::Copying};
 
 /// Bytes handed to the connection at a time: well below what a socket holds, so that the server finds the next block
 /// there when it has taken one, and starts on the first of them at once.
@@ -150,7 +149,7 @@ fn field(to: &mut Vec<u8>, value: &[u8]) {
 
 /// A COPY that is under way.
 pub(super) struct Copy<'t> {
-    server: PgCopyIn<&'t mut PgConnection>,
+    server: Copying<'t>,
     rows: Rows,
 }
 
@@ -161,7 +160,7 @@ impl<'t> Copy<'t> {
             Format::Text => "",
             Format::Binary(_) => " (FORMAT binary)",
         };
-        let server = tx.copy_in_raw(&format!("COPY {target} FROM STDIN{how}")).await?;
+        let server = tx.copy(&format!("COPY {target} FROM STDIN{how}")).await?;
         Ok(Self { server, rows: Rows::new(format) })
     }
 
@@ -183,8 +182,7 @@ impl<'t> Copy<'t> {
     pub(super) async fn finish(mut self) -> Result<()> {
         self.rows.end();
         self.send().await?;
-        self.server.finish().await.map_err(copy_error)?;
-        Ok(())
+        self.server.finish().await.map_err(copy_error)
     }
 }
 

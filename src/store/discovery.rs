@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use catalog::plan::{DiscoveryDecision, DiscoveryMemory, ListEnd, ListState, SeenModel};
 
-use super::{ReconcileTx, Result, Store, query};
+use super::{ReconcileTx, Result, Store, cells::Cells, query};
 
 /// A provider that discovery remembers something of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,21 +35,20 @@ impl Store {
     /// Every provider that discovery remembers something of.
     pub async fn discovery_rows(&self) -> Result<Vec<DiscoveryRow>> {
         let mut tx = self.read().await?;
-        let rows: Vec<(Uuid, Option<String>, Option<String>)> = sqlx::query_as(
-            "SELECT q.provider_id, p.name::text, s.policy
+        let rows = query(
+            "SELECT q.provider_id, /*bytes*/(left(p.name::text, 4096))/*bytes*/, s.policy
              FROM (SELECT provider_id FROM providerd.discovery UNION SELECT provider_id FROM providerd.discovered) q
              LEFT JOIN providerd.discovery s USING (provider_id) LEFT JOIN llm_providers p ON p.id = q.provider_id",
         )
-        .persistent(false)
         .fetch_all(&mut *tx)
         .await?;
         tx.rollback().await?;
-        let row = |(provider_id, name, policy): (Uuid, Option<String>, Option<String>)| DiscoveryRow {
-            provider_id,
-            name: name.map(Into::into),
-            policy,
+        let read = |row: &sqlx::postgres::PgRow| {
+            let mut cells = Cells::of(row);
+            let (provider_id, policy) = (cells.get(0, "provider_id")?, cells.text(2));
+            Some(DiscoveryRow { provider_id, name: cells.text(1).map(Into::into), policy })
         };
-        Ok(rows.into_iter().map(row).collect())
+        Ok(rows.iter().filter_map(read).collect())
     }
 
     /// The models, by row, that are marked as no longer offered: of one provider, or of all.
@@ -175,20 +174,20 @@ impl ReconcileTx {
         }
         let mut notices = Vec::new();
         let rows = query(
-            "SELECT p.name::text, s.state, s.detail, s.since FROM providerd.discovery s
+            "SELECT /*bytes*/(left(p.name::text, 4096))/*bytes*/, s.state, s.detail, s.since FROM providerd.discovery s
              JOIN llm_providers p ON p.id = s.provider_id WHERE s.state <> 'ok' ORDER BY 1",
         )
         .fetch_all(&mut *self.tx)
         .await?;
         for row in rows {
             let Some(ended) = ListEnd::parse(row.try_get(1)?) else { continue };
-            let provider: String = row.try_get(0)?;
+            let provider = Cells::of(&row).text(0).unwrap_or_default();
             let (detail, since) = (row.try_get(2)?, row.try_get(3)?);
             notices.push(DiscoveryNotice::Trouble { provider: provider.into(), ended, detail, since });
         }
         let rows = query(
-            "SELECT p.name::text, d.name, d.vanished_at, ARRAY(
-                 SELECT DISTINCT r.power_level::text || ' × ' || r.user_tier::text FROM llm_routing_rules r
+            "SELECT /*bytes*/(left(p.name::text, 4096))/*bytes*/, d.name, d.vanished_at, ARRAY(
+                 SELECT DISTINCT left(r.power_level::text, 64) || ' × ' || left(r.user_tier::text, 64) FROM llm_routing_rules r
                  WHERE r.model_id = m.id AND coalesce(r.is_active, true) AND coalesce(m.enabled, true)
                    AND coalesce(p.enabled, true) AND r.power_level IS NOT NULL AND r.user_tier IS NOT NULL
                  ORDER BY 1)
@@ -199,7 +198,7 @@ impl ReconcileTx {
         .fetch_all(&mut *self.tx)
         .await?;
         for row in rows {
-            let provider: String = row.try_get(0)?;
+            let provider = Cells::of(&row).text(0).unwrap_or_default();
             let (model, since, routes) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
             notices.push(DiscoveryNotice::Vanished { provider: provider.into(), model, since, routes });
         }

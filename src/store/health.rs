@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use chrono::{DateTime, DurationRound, NaiveDateTime, TimeDelta, Utc};
+use chrono::{DateTime, DurationRound, TimeDelta, Utc};
 use serde::Serialize;
 use sqlx::Row;
 use uuid::Uuid;
@@ -17,7 +17,9 @@ use uuid::Uuid;
 use catalog::model::{HealthStatus, KeyStatus};
 use provider::rollup::Rollup;
 
-use super::{Lease, NewEvent, Result, StatusWrite, Store, StoreError, Tx, events, leases, query, status};
+use super::{
+    Lease, NewEvent, Result, StatusWrite, Store, StoreError, Tx, cells::Cells, events, leases, query, status,
+};
 
 /// One provider as it is to be checked. Only what manifests manage is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,7 +116,7 @@ macro_rules! with_place {
         concat!(
             "SELECT ",
             $columns,
-            ", left(p.type::text, 255), left(p.api_base_url, 4096), left(p.config->>'base_url', 4096),
+            ", /*bytes*/(left(p.type::text, 255))/*bytes*/, /*bytes*/(left(p.api_base_url, 4096))/*bytes*/, /*bytes*/(left(p.config->>'base_url', 4096))/*bytes*/,
                coalesce(p.config::text LIKE '%://%', false),
                g.record::jsonb->'provider'->>'type', g.record::jsonb->'provider'->>'api_base_url' ",
             $from
@@ -122,20 +124,20 @@ macro_rules! with_place {
     };
 }
 
-fn place(row: &sqlx::postgres::PgRow, at: usize) -> Result<Place> {
-    Ok(Place {
-        kind: row.try_get(at)?,
-        api_base_url: row.try_get(at + 1)?,
-        config_base_url: row.try_get(at + 2)?,
-        any_url: row.try_get(at + 3)?,
+fn place(cells: &mut Cells<'_>, at: usize) -> Place {
+    Place {
+        kind: cells.text(at),
+        api_base_url: cells.text(at + 1),
+        config_base_url: cells.text(at + 2),
+        // Where that cannot be told, there may be one.
+        any_url: cells.get(at + 3, "config").unwrap_or(true),
         applied: None,
-    })
+    }
 }
 
-fn applied(row: &sqlx::postgres::PgRow, at: usize) -> Result<Option<Applied>> {
-    let kind: Option<String> = row.try_get(at)?;
-    let base_url = row.try_get(at + 1)?;
-    Ok(kind.is_some().then_some(Applied { kind, base_url }))
+fn applied(cells: &mut Cells<'_>, at: usize) -> Option<Applied> {
+    let kind = cells.text(at)?;
+    Some(Applied { kind: Some(kind), base_url: cells.text(at + 1) })
 }
 
 impl Store {
@@ -147,11 +149,12 @@ impl Store {
         }
         let mut tx = self.read().await?;
         let rows = query(with_place!(
-            "p.id, p.name::text, g.provider_id IS NOT NULL, coalesce(p.api_key_encrypted, ''),
-             coalesce(p.encrypted_api_key, '')",
+            "p.id, /*bytes*/(left(p.name::text, 4096))/*bytes*/, g.provider_id IS NOT NULL,
+             /*bytes*/(coalesce(left(p.api_key_encrypted, 65536), ''))/*bytes*/, /*bytes*/(coalesce(left(p.encrypted_api_key, 65536), ''))/*bytes*/",
             "FROM llm_providers p LEFT JOIN providerd.managed g ON g.provider_id = p.id
-             WHERE p.name = $1
-                OR $2 AND (coalesce(p.api_key_encrypted, '') <> '' OR coalesce(p.encrypted_api_key, '') <> '')"
+             WHERE p.name::text = $1
+                OR $2 AND (coalesce(p.api_key_encrypted, '') <> '' OR coalesce(p.encrypted_api_key, '') <> '')
+             ORDER BY g.provider_id IS NULL LIMIT 100000"
         ))
         .bind(name)
         .bind(all)
@@ -159,18 +162,18 @@ impl Store {
         .await?;
         tx.rollback().await?;
         let read = |row: &sqlx::postgres::PgRow| {
-            let name: Option<&str> = row.try_get(1)?;
-            let mut place = place(row, 5)?;
-            place.applied = applied(row, 9)?;
-            Ok(KeyRow {
-                id: row.try_get(0)?,
-                name: name.unwrap_or_default().into(),
-                managed: row.try_get(2)?,
+            let mut cells = Cells::of(row);
+            let mut place = place(&mut cells, 5);
+            place.applied = applied(&mut cells, 9);
+            Some(KeyRow {
+                id: cells.get(0, "id")?,
+                name: cells.text(1).unwrap_or_default().into(),
+                managed: cells.get(2, "id").unwrap_or_default(),
                 place,
-                tokens: [row.try_get(3)?, row.try_get(4)?],
+                tokens: [cells.text(3).unwrap_or_default(), cells.text(4).unwrap_or_default()],
             })
         };
-        rows.iter().map(read).collect()
+        Ok(rows.iter().filter_map(read).collect())
     }
 
     /// The managed providers of these names, or all of them, by name; with what is on record of the place of those
@@ -181,12 +184,15 @@ impl Store {
         }
         let mut tx = self.read().await?;
         let rows = query(with_place!(
-            "p.id, p.name::text, coalesce(p.enabled, true), coalesce(p.api_key_encrypted, ''),
-             coalesce(p.encrypted_api_key, ''), p.api_key_updated_at::timestamp, p.health_status::text,
-             p.api_key_test_status::text, h.memory",
+            "p.id, /*bytes*/(left(p.name::text, 4096))/*bytes*/, coalesce(p.enabled, true),
+             /*bytes*/(coalesce(left(p.api_key_encrypted, 65536), ''))/*bytes*/, /*bytes*/(coalesce(left(p.encrypted_api_key, 65536), ''))/*bytes*/,
+             CASE WHEN isfinite(p.api_key_updated_at)
+                   AND p.api_key_updated_at BETWEEN '0001-01-01' AND '9999-12-31'
+                  THEN p.api_key_updated_at::timestamp END,
+             /*bytes*/(left(p.health_status::text, 255))/*bytes*/, /*bytes*/(left(p.api_key_test_status::text, 255))/*bytes*/, h.memory",
             "FROM llm_providers p
              JOIN providerd.managed m ON m.provider_id = p.id
-             LEFT JOIN providerd.managed g ON g.provider_id = p.id AND p.name <> ALL($2)
+             LEFT JOIN providerd.managed g ON g.provider_id = p.id AND p.name::text <> ALL($2)
              LEFT JOIN providerd.health h ON h.provider_id = p.id
              WHERE $1::text[] IS NULL OR p.name = ANY($1)
              ORDER BY p.name"
@@ -197,22 +203,22 @@ impl Store {
         .await?;
         tx.rollback().await?;
         let read = |row: &sqlx::postgres::PgRow| {
-            let name: &str = row.try_get(1)?;
-            let mut place = place(row, 9)?;
-            place.applied = applied(row, 13)?;
-            Ok(CheckRow {
-                id: row.try_get(0)?,
-                name: name.into(),
-                enabled: row.try_get(2)?,
+            let mut cells = Cells::of(row);
+            let mut place = place(&mut cells, 9);
+            place.applied = applied(&mut cells, 13);
+            Some(CheckRow {
+                id: cells.get(0, "id")?,
+                name: cells.text(1).unwrap_or_default().into(),
+                enabled: cells.get(2, "enabled").unwrap_or(true),
                 place,
-                tokens: [row.try_get(3)?, row.try_get(4)?],
-                key_updated_at: row.try_get::<Option<NaiveDateTime>, _>(5)?.map(|at| at.and_utc()),
-                health_status: row.try_get(6)?,
-                key_status: row.try_get(7)?,
-                memory: row.try_get(8)?,
+                tokens: [cells.text(3).unwrap_or_default(), cells.text(4).unwrap_or_default()],
+                key_updated_at: cells.time(5, "api_key_updated_at"),
+                health_status: cells.text(6),
+                key_status: cells.text(7),
+                memory: cells.text(8),
             })
         };
-        rows.iter().map(read).collect()
+        Ok(rows.iter().filter_map(read).collect())
     }
 
     /// Writes what checks found out. Returns how many transitions were news.
@@ -318,16 +324,21 @@ async fn news(tx: &mut Tx, writes: &[CheckWrite]) -> Result<Vec<NewEvent>> {
     if changing.is_empty() {
         return Ok(Vec::new());
     }
-    let rows: Vec<(Uuid, Option<String>, Option<String>)> = sqlx::query_as(
-        "SELECT id, health_status::text, api_key_test_status::text FROM llm_providers WHERE id = ANY($1)
+    let rows = query(
+        "SELECT id, /*bytes*/(left(health_status::text, 255))/*bytes*/, /*bytes*/(left(api_key_test_status::text, 255))/*bytes*/
+         FROM llm_providers WHERE id = ANY($1)
          ORDER BY id FOR NO KEY UPDATE",
     )
-    .persistent(false)
     .bind(&changing)
     .fetch_all(&mut **tx)
     .await?;
-    let mut shown: HashMap<Uuid, (Option<String>, Option<String>)> =
-        rows.into_iter().map(|(id, health, key)| (id, (health, key))).collect();
+    let mut shown: HashMap<Uuid, (Option<String>, Option<String>)> = rows
+        .iter()
+        .filter_map(|row| {
+            let mut cells = Cells::of(row);
+            Some((cells.get(0, "id")?, (cells.text(1), cells.text(2))))
+        })
+        .collect();
     let mut news = Vec::new();
     for write in writes {
         let Some((health, key)) = shown.get_mut(&write.status.id) else { continue };
@@ -428,7 +439,7 @@ async fn latencies(tx: &mut Tx, writes: &[CheckWrite]) -> Result<()> {
          JOIN providerd.managed g ON g.provider_id = u.id
          WHERE m.provider_id = u.id
            AND m.name IN (SELECT jsonb_object_keys(coalesce(g.record::jsonb->'models', '{}')))
-           AND (m.avg_latency_ms IS NULL OR abs(m.avg_latency_ms - u.ms) > greatest(5, m.avg_latency_ms / 10))",
+           AND (m.avg_latency_ms IS NULL OR abs(m.avg_latency_ms::bigint - u.ms) > greatest(5, m.avg_latency_ms / 10))",
     )
     .bind(ids)
     .bind(medians)

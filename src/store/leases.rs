@@ -160,6 +160,19 @@ impl Store {
             tx.rollback().await?;
             return Ok(None);
         }
+        // Its holder may have let it run out in the middle of a pass, which must end first.
+        let (there, free): (bool, bool) = sqlx::query_as(
+            "WITH free AS (SELECT FROM providerd.lease WHERE name = $1 FOR UPDATE SKIP LOCKED)
+             SELECT EXISTS (SELECT FROM providerd.lease WHERE name = $1), EXISTS (SELECT FROM free)",
+        )
+        .persistent(false)
+        .bind(name)
+        .fetch_one(&mut *tx)
+        .await?;
+        if there && !free {
+            tx.rollback().await?;
+            return Ok(None);
+        }
         let token: Option<i64> = sqlx::query_scalar(
             "INSERT INTO providerd.lease AS l (name, holder, token, expires_at)
              VALUES ($1, $2, 1, clock_timestamp() + $3 * interval '1 second')
@@ -292,11 +305,11 @@ impl Store {
 /// Daemons have something to catch up with.
 const LOOK_AGAIN: &str = "SELECT pg_notify('providerd_drift', 'suspension')";
 
-/// As [`ReconcileTx::lease_check`].
+/// As [`ReconcileTx::lease_check`]. Renewing it goes on meanwhile; taking it over waits for the end.
 pub(super) async fn is_held(tx: &mut Tx, lease: &Lease) -> Result<bool> {
     let found = query(
         "SELECT FROM providerd.lease
-         WHERE name = $1 AND holder = $2 AND token = $3 AND expires_at > clock_timestamp() FOR UPDATE",
+         WHERE name = $1 AND holder = $2 AND token = $3 AND expires_at > clock_timestamp() FOR KEY SHARE",
     )
     .bind(&lease.name)
     .bind(lease.holder)
@@ -403,6 +416,14 @@ impl ReconcileTx {
         .bind(holder)
         .fetch_optional(&mut *self.tx)
         .await?;
-        advanced.ok_or(StoreError::Fenced)
+        if let Some(seq) = advanced {
+            return Ok(seq);
+        }
+        if self.fence_read().await? == expected {
+            return Err(StoreError::Denied(
+                "providerd.applied cannot be changed: row-level security hides its row".to_owned(),
+            ));
+        }
+        Err(StoreError::Fenced)
     }
 }

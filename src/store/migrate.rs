@@ -4,7 +4,7 @@
 //! shared tables is a setting.
 //! Invariant: a layout that cannot be joined is found by reading, before the first statement that writes.
 
-use std::fmt::Write as _;
+use std::{borrow::Cow, fmt::Write as _};
 
 use sqlx::{AssertSqlSafe, Row};
 
@@ -23,10 +23,11 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (9, "usage", include_str!("../../migrations/0009_usage.sql")),
     (10, "comments", include_str!("../../migrations/0010_comments.sql")),
     (11, "gateway", include_str!("../../migrations/0011_gateway.sql")),
+    (12, "own_path", include_str!("../../migrations/0012_own_path.sql")),
 ];
 
-/// Advisory lock that lets one daemon migrate at a time.
-const MIGRATE_LOCK: i64 = 0x7072_6f76_6d69_6772;
+/// Daemons that start at the same time on an empty database wait for each other so often.
+const MIGRATE_TRIES: u32 = 10;
 
 /// Pages of `llm_usage_logs` brought up to date per transaction: about 50,000 rows, well under a second.
 const FILL_PAGES: i64 = 1_000;
@@ -80,19 +81,33 @@ impl Store {
     /// [`StoreError::ForeignLayout`] if the tables cannot be joined; nothing was touched then.
     pub async fn migrate(&self) -> Result<MigrationReport> {
         let mut report = MigrationReport::default();
-        if !self.migrated().await? {
-            self.migrate_now(&mut report).await?;
-            self.fill_usage().await?;
+        let mut tries = MIGRATE_TRIES;
+        while !self.migrated().await? {
+            match self.migrate_now(&mut report).await {
+                Ok(()) => self.fill_usage().await?,
+                // Another daemon was just making the same.
+                Err(StoreError::Conflict(what)) if tries > 0 => {
+                    tracing::debug!(%what, "another daemon migrates the database");
+                    report.applied.clear();
+                    tries -= 1;
+                }
+                Err(error) => return Err(error),
+            }
         }
         report.version = newest();
         Ok(report)
     }
 
     async fn migrate_now(&self, report: &mut MigrationReport) -> Result<()> {
-        let mut tx = self.write().await?;
-        // Tables of an existing installation may be long; the lock timeout stays, so as not to queue up readers.
-        query("SET LOCAL statement_timeout TO 0").execute(&mut *tx).await?;
-        query("SELECT pg_advisory_xact_lock($1)").bind(MIGRATE_LOCK).execute(&mut *tx).await?;
+        let mut tx = self.write_ddl().await?;
+        // One daemon migrates at a time. The first one makes the schema, and who makes it too waits for that.
+        let exists: bool = sqlx::query_scalar("SELECT to_regclass('providerd.migrations') IS NOT NULL")
+            .persistent(false)
+            .fetch_one(&mut *tx)
+            .await?;
+        if exists {
+            query("LOCK TABLE providerd.migrations IN SHARE ROW EXCLUSIVE MODE").execute(&mut *tx).await?;
+        }
         refuse_foreign(&mut tx, &self.schema).await?;
 
         let have = version(&mut tx).await?;
@@ -118,7 +133,14 @@ impl Store {
                 version integer PRIMARY KEY, name text NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp());
              SET LOCAL providerd.applying TO 'on';",
         );
-        sqlx::raw_sql(AssertSqlSafe(setup)).execute(&mut *tx).await?;
+        sqlx::raw_sql(AssertSqlSafe(setup)).execute(&mut *tx).await.map_err(|error| {
+            let code = error.as_database_error().and_then(|error| error.code().map(Cow::into_owned));
+            match code.as_deref() {
+                // duplicate_schema, duplicate_table, unique_violation in the system's own tables
+                Some("42P06" | "42P07" | "23505") => StoreError::Conflict("it exists by now".to_owned()),
+                _ => error.into(),
+            }
+        })?;
         // A log that these migrations make may be partitioned; one that is there already stays what it is.
         query(
             "SELECT set_config('providerd.fresh_usage', CASE WHEN to_regclass('llm_usage_logs') IS NULL THEN 'on' ELSE 'off' END, true)",
@@ -132,6 +154,9 @@ impl Store {
                     StoreError::Other(text) => {
                         StoreError::Other(format!("migration {number} ({name}): {text}"))
                     }
+                    StoreError::Locked(text) => StoreError::Locked(format!(
+                        "migration {number} ({name}): {text}; hint: end the session that holds it (pg_locks)"
+                    )),
                     other => other,
                 }
             })?;
@@ -167,7 +192,7 @@ impl Store {
             let Some(page) = page else { return Ok(tx.rollback().await?) };
             // Rewritten rows move behind the end as it was; looking at them once more finds nothing to do.
             let pages: i64 = sqlx::query_scalar(
-                "SELECT pg_relation_size('llm_usage_logs') / current_setting('block_size')::bigint",
+                "SELECT pg_relation_size('llm_usage_logs'::regclass) / current_setting('block_size')::bigint",
             )
             .persistent(false)
             .fetch_one(&mut *tx)
@@ -265,23 +290,6 @@ async fn refuse_foreign(tx: &mut Tx, schema: &str) -> Result<()> {
     if ids < tables.len() {
         return Err(StoreError::ForeignLayout(format!(
             "one of the llm_ tables in schema {schema} has no column id"
-        )));
-    }
-    if !tables.contains("llm_providers") {
-        return Ok(());
-    }
-    let names = query(
-        "SELECT name::text AS name FROM llm_providers GROUP BY name HAVING count(*) > 1 ORDER BY 1 LIMIT 5",
-    )
-    .fetch_all(&mut **tx)
-    .await?;
-    if !names.is_empty() {
-        let names: Vec<String> =
-            names.iter().map(|row| row.try_get::<String, _>("name")).collect::<Result<_, _>>()?;
-        return Err(StoreError::ForeignLayout(format!(
-            "several rows of {schema}.llm_providers share a name ({}), and a manifest names a provider by its name \
-             alone; hint: rename all but one of each",
-            names.join(", ")
         )));
     }
     Ok(())

@@ -3,12 +3,13 @@
 //! Not its job: deciding what to write (`plan`), opening or sealing keys (`secret`).
 //!
 //! Invariants: every statement runs inside an explicit transaction and is prepared without a name, so that a
-//! transaction-pooling PgBouncer may stand between; the shared tables are found through a `search_path` set for the
-//! transaction only; reading writes nothing, and a transaction that only reads takes no transaction id.
+//! transaction-pooling PgBouncer may stand between; the shared tables are named with their schema (`link`); every wait
+//! has an end; reading writes nothing, and a transaction that only reads takes no transaction id.
 
 mod admin_reads;
 mod apply;
 mod budget_leases;
+mod cells;
 mod columns;
 mod copy;
 mod create;
@@ -18,7 +19,9 @@ mod events;
 mod gateway_objects;
 mod health;
 mod leases;
+mod link;
 mod listen;
+mod locks;
 mod migrate;
 mod picture;
 mod status;
@@ -30,17 +33,21 @@ mod world;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{
-    AssertSqlSafe, PgPool, Postgres, Transaction,
+    AssertSqlSafe, PgPool, Postgres,
     postgres::{PgArguments, PgConnectOptions, PgPoolOptions},
     query::Query,
 };
 use uuid::Uuid;
+
+use catalog::{model::Revision, plan::ProviderPlan};
+
+use link::{Pulse, Tx};
 
 pub use crate::store::{
     admin_reads::{CatalogRows, EventQuery, HourRow, ModelRow, ProviderRow, RuleRow},
@@ -83,7 +90,8 @@ impl Settings {
             // One for reconciling, one for health writes, the rest for readers of the API.
             max_connections: 8,
             acquire_timeout: Duration::from_secs(5),
-            statement_timeout: Duration::from_secs(60),
+            // The largest statement of a first apply of 100,000 objects takes a few seconds.
+            statement_timeout: Duration::from_secs(30),
         }
     }
 }
@@ -94,6 +102,12 @@ pub struct Store {
     pool: PgPool,
     options: PgConnectOptions,
     schema: Arc<str>,
+    /// The same, quoted.
+    quoted: Arc<str>,
+    statement_timeout: Duration,
+    pulse: Pulse,
+    /// Whether texts of this database may be of no encoding; unknown before the first transaction.
+    any_bytes: Arc<OnceLock<bool>>,
     begin_read: Arc<str>,
     begin_write: Arc<str>,
     begin_reconcile: Arc<str>,
@@ -107,8 +121,6 @@ impl std::fmt::Debug for Store {
         f.debug_struct("Store").field("schema", &self.schema).finish_non_exhaustive()
     }
 }
-
-type Tx = Transaction<'static, Postgres>;
 
 /// A statement that leaves no name behind on the server.
 fn query(sql: &'static str) -> Query<'static, Postgres, PgArguments> {
@@ -144,10 +156,11 @@ impl Store {
             .idle_timeout(Duration::from_secs(300))
             .max_lifetime(Duration::from_secs(1800))
             .connect_lazy_with(options.clone());
-        let schema = identifier(&settings.schema);
+        // Nobody else may put anything where names are looked for: an operator of another program, were it a better
+        // fit, would run with our rights.
         let common = format!(
-            "SET LOCAL search_path TO {schema}; SET LOCAL statement_timeout TO {}; SET LOCAL lock_timeout TO 10000; \
-             SET LOCAL timezone TO 'UTC'",
+            "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCAL statement_timeout TO {}; \
+             SET LOCAL timezone TO 'UTC'; SET LOCAL lock_timeout TO ",
             settings.statement_timeout.as_millis()
         );
         let abandoned = format!("SET LOCAL idle_in_transaction_session_timeout TO {}", ABANDONED.as_millis());
@@ -155,11 +168,18 @@ impl Store {
             pool,
             options,
             schema: settings.schema.as_str().into(),
+            quoted: identifier(&settings.schema).into(),
+            statement_timeout: settings.statement_timeout,
+            pulse: Pulse::new(),
+            any_bytes: Arc::default(),
             blank: false,
-            begin_read: format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {common}").into(),
-            begin_write: format!("BEGIN; {common}; {abandoned}").into(),
+            begin_read: format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {common}{LOCKED_LONG}")
+                .into(),
+            begin_write: format!("BEGIN; {common}{LOCKED_LONG}; {abandoned}").into(),
+            // A table that holds nothing and that only its owner may lock: a number would be anybody's to take.
             begin_reconcile: format!(
-                "BEGIN ISOLATION LEVEL REPEATABLE READ; {common}; {abandoned}; SET LOCAL providerd.applying TO 'on'"
+                "BEGIN ISOLATION LEVEL REPEATABLE READ; {common}{LOCKED_SHORT}; {abandoned}; \
+                 SET LOCAL providerd.applying TO 'on'; LOCK TABLE providerd.applying IN EXCLUSIVE MODE NOWAIT"
             )
             .into(),
         })
@@ -183,14 +203,36 @@ impl Store {
         self.blank
     }
 
-    /// Closes all connections.
+    /// Closes all connections. One that does not answer is left to the end of the process.
     pub async fn close(&self) {
-        self.pool.close().await;
+        let _ = tokio::time::timeout(CLOSE_LIMIT, self.pool.close()).await;
+    }
+
+    /// How long ago the database answered last; before its first answer, how long this store is there.
+    pub fn silence(&self) -> Duration {
+        self.pulse.age()
+    }
+
+    /// Adds to [`StoreError::Locked`] who holds the shared tables.
+    pub async fn name_holders(&self, error: StoreError) -> StoreError {
+        let StoreError::Locked(mut text) = error else { return error };
+        for table in columns::TABLES {
+            let Ok(holders) = self.holders(table).await else { continue };
+            if !holders.is_empty() {
+                text += &format!("; {table}{holders}");
+            }
+        }
+        StoreError::Locked(text)
+    }
+
+    async fn begin(&self, begin: &Arc<str>) -> Result<Tx> {
+        let limit = self.statement_timeout;
+        Tx::begin(&self.pool, begin, &self.quoted, limit, &self.pulse, &self.any_bytes).await
     }
 
     /// A consistent view that can write nothing.
     async fn read(&self) -> Result<Tx> {
-        Ok(self.pool.begin_with(AssertSqlSafe(Arc::clone(&self.begin_read))).await?)
+        self.begin(&self.begin_read).await
     }
 
     /// A transaction with the methods of [`ReconcileTx`] that only reads: one snapshot, no lock.
@@ -202,7 +244,22 @@ impl Store {
     }
 
     async fn write(&self) -> Result<Tx> {
-        Ok(self.pool.begin_with(AssertSqlSafe(Arc::clone(&self.begin_write))).await?)
+        self.begin(&self.begin_write).await
+    }
+
+    /// A transaction that changes tables, which are found in the schema of the shared ones. Tables may be long; a lock
+    /// timeout stays, so as not to queue up readers.
+    async fn write_ddl(&self) -> Result<Tx> {
+        let mut tx = self.write().await?;
+        tx.without_limits();
+        query(
+            "SELECT set_config('search_path', $1, true), set_config('statement_timeout', '0', true),
+                    set_config('lock_timeout', '10000', true)",
+        )
+        .bind(&*self.quoted)
+        .execute(&mut *tx)
+        .await?;
+        Ok(tx)
     }
 
     /// Begins the one transaction that reads the world and applies a catalog. Waits for another daemon's to end.
@@ -212,24 +269,29 @@ impl Store {
     pub async fn reconcile_begin(&self) -> Result<ReconcileTx> {
         let deadline = tokio::time::Instant::now() + LOCK_WAIT;
         loop {
-            let mut tx = self.pool.begin_with(AssertSqlSafe(Arc::clone(&self.begin_reconcile))).await?;
-            let locked: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock($1)")
-                .persistent(false)
-                .bind(RECONCILE_LOCK)
-                .fetch_one(&mut *tx)
-                .await?;
-            if locked {
-                return Ok(ReconcileTx::new(tx));
-            }
-            // A transaction that has waited would read the world as it was before the wait: begin anew.
-            tx.rollback().await?;
-            if tokio::time::Instant::now() >= deadline {
-                return Err(StoreError::Conflict("another daemon is applying".to_owned()));
+            // A transaction that has waited would read the world as it was before the wait: none waits, all begin again.
+            match self.begin(&self.begin_reconcile).await {
+                Ok(tx) => return Ok(ReconcileTx::new(tx)),
+                Err(StoreError::Locked(_)) if tokio::time::Instant::now() < deadline => {}
+                Err(StoreError::Locked(_)) => {
+                    let holders = self.holders("providerd.applying").await.unwrap_or_default();
+                    return Err(StoreError::Conflict(format!("another daemon is applying{holders}")));
+                }
+                Err(error) => return Err(error),
             }
             tokio::time::sleep(Duration::from_millis(25)).await;
         }
     }
 }
+
+/// Milliseconds that a statement waits for a lock of another program: as long as an orderly one may take.
+const LOCKED_LONG: u32 = 2_000;
+
+/// The same in a pass: it goes on without what is locked, and looks again soon.
+const LOCKED_SHORT: u32 = 300;
+
+/// Of the 5 s that a stop may take, what is left for this.
+const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
 /// A process that is frozen, or whose machine is gone, in the middle of a transaction keeps its locks until the server
 /// gives it up: by the time its lease has run out (8 s), so that its successor can write. Between two statements of a
@@ -239,10 +301,7 @@ const ABANDONED: Duration = Duration::from_secs(8);
 /// Longer than any healthy apply (10,000 providers take about a second), shorter than the 10 s takeover.
 const LOCK_WAIT: Duration = Duration::from_secs(8);
 
-/// Advisory lock that serializes reconciling; the bytes of "provider".
-const RECONCILE_LOCK: i64 = 0x7072_6f76_6964_6572;
-
-/// The transaction of one reconcile: REPEATABLE READ, holding the reconcile lock. Dropped, it rolls back.
+/// The transaction of one reconcile: REPEATABLE READ, holding the lock of passes. Dropped, it rolls back.
 pub struct ReconcileTx {
     tx: Tx,
     /// For rows whose key columns disagree: the token that opens.
@@ -268,6 +327,26 @@ impl ReconcileTx {
     /// Undoes everything since the last [`Self::savepoint`], which stays and can be used again.
     pub async fn rollback_to(&mut self) -> Result<()> {
         self.simple("ROLLBACK TO SAVEPOINT providerd").await
+    }
+
+    /// What the database says against these plans; `None`: it takes them. Nothing of them stays.
+    ///
+    /// # Errors
+    /// It failed otherwise.
+    pub async fn refuses(
+        &mut self,
+        plans: &[ProviderPlan],
+        tokens: &HashMap<Arc<str>, String>,
+        revision: Option<&Revision>,
+    ) -> Result<Option<String>> {
+        let tried = self.apply(plans, tokens, revision).await;
+        let refused = match tried {
+            Ok(()) => None,
+            Err(error) if error.is_data() => Some(error.to_string()),
+            Err(error) => return Err(error),
+        };
+        self.rollback_to().await?;
+        Ok(refused)
     }
 
     pub async fn commit(self) -> Result<()> {

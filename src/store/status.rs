@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use chrono::{DateTime, NaiveDateTime, Utc};
+use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::Row;
 use uuid::Uuid;
@@ -12,7 +12,11 @@ use catalog::{
     plan::Digest,
 };
 
-use super::{NewEvent, Place, Result, Store, Tx, events, query};
+use super::{
+    NewEvent, Place, Result, Store, Tx,
+    cells::{Cells, cut, odd_time, time, token},
+    events, query,
+};
 
 /// One provider as the database holds it now.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,6 +45,8 @@ pub struct ProviderStatus {
     pub models: i64,
     /// What checks remember of it, as they have written it.
     pub memory: Option<String>,
+    /// Values of the row that no reader of ours can take, in words.
+    pub odd: Vec<String>,
 }
 
 impl ProviderStatus {
@@ -86,59 +92,89 @@ impl Store {
             return Ok(Vec::new());
         }
         let mut tx = self.read().await?;
-        let rows = query(
-            "SELECT p.id, p.name::text, p.type::text, p.enabled, p.health_status::text, p.last_health_check::timestamp,
-                    p.api_key_test_status::text, p.api_key_last_tested::timestamp, p.api_key_updated_at::timestamp,
-                    p.api_key_source::text,
-                    coalesce(p.api_key_encrypted, '') <> '' OR coalesce(p.encrypted_api_key, '') <> '',
-                    p.api_base_url, p.updated_at::timestamp, g.file, g.line, g.digest, coalesce(m.n, 0), h.memory, g.revision,
-                    left(p.config->>'base_url', 4096), coalesce(p.config::text LIKE '%://%', false)
+        let rows = query(concat!(
+            "SELECT p.id, ",
+            cut!("p.name"),
+            ", ",
+            cut!("p.type"),
+            ", p.enabled, ",
+            cut!("p.health_status"),
+            ", ",
+            time!("p.last_health_check"),
+            ", ",
+            cut!("p.api_key_test_status"),
+            ", ",
+            time!("p.api_key_last_tested"),
+            ", ",
+            time!("p.api_key_updated_at"),
+            ", ",
+            cut!("p.api_key_source"),
+            ", coalesce(p.api_key_encrypted, '') <> '' OR coalesce(p.encrypted_api_key, '') <> '', ",
+            cut!("p.api_base_url"),
+            ", ",
+            time!("p.updated_at"),
+            ", g.file, g.line, g.digest, coalesce(m.n, 0), h.memory, g.revision, concat_ws(' ', ",
+            odd_time!("p.last_health_check"),
+            ", ",
+            odd_time!("p.api_key_last_tested"),
+            ", ",
+            odd_time!("p.api_key_updated_at"),
+            ", ",
+            odd_time!("p.updated_at"),
+            ", ",
+            odd_time!("p.created_at"),
+            "), /*bytes*/(left(p.config->>'base_url', 4096))/*bytes*/, coalesce(p.config::text LIKE '%://%', false)
              FROM llm_providers p
              LEFT JOIN providerd.managed g ON g.provider_id = p.id
              LEFT JOIN providerd.health h ON h.provider_id = p.id
              LEFT JOIN (SELECT provider_id, count(*) AS n FROM llm_models GROUP BY 1) m ON m.provider_id = p.id
-             WHERE $1::text[] IS NULL OR p.name = ANY($1)
-             ORDER BY p.name",
-        )
+             WHERE $1::text[] IS NULL OR p.name::text = ANY($1)
+             ORDER BY g.provider_id IS NULL, p.name LIMIT 200000"
+        ))
         .bind(names)
         .fetch_all(&mut *tx)
         .await?;
         tx.rollback().await?;
-        let time = |row: &sqlx::postgres::PgRow, index: usize| -> Result<Option<DateTime<Utc>>> {
-            Ok(row.try_get::<Option<NaiveDateTime>, _>(index)?.map(|time| time.and_utc()))
-        };
         let mut found = Vec::with_capacity(rows.len());
         for row in &rows {
-            let name: Option<&str> = row.try_get(1)?;
-            let file: Option<&str> = row.try_get(13)?;
-            let line: Option<i32> = row.try_get(14)?;
+            let mut cells = Cells::of(row);
+            let Some(id) = cells.get(0, "id") else { continue };
             let digest: Option<&[u8]> = row.try_get(15)?;
-            found.push(ProviderStatus {
-                id: row.try_get(0)?,
-                name: name.unwrap_or_default().into(),
-                kind: row.try_get(2)?,
-                enabled: row.try_get(3)?,
-                health_status: row.try_get(4)?,
-                last_health_check: time(row, 5)?,
-                key_test_status: row.try_get(6)?,
-                key_last_tested: time(row, 7)?,
-                key_updated_at: time(row, 8)?,
-                key_source: row.try_get(9)?,
-                has_key: row.try_get(10)?,
-                api_base_url: row.try_get(11)?,
-                config_base_url: row.try_get(19)?,
-                any_url: row.try_get(20)?,
-                updated_at: time(row, 12)?,
-                managed: file.map(|file| {
-                    let line = u32::try_from(line.unwrap_or_default()).unwrap_or_default();
-                    let digest = digest.and_then(|digest| digest.try_into().ok()).unwrap_or_default();
-                    (Origin { file: file.into(), line }, Digest(digest))
-                }),
-                models: row.try_get(16)?,
-                memory: row.try_get(17)?,
-                revision: row.try_get(18)?,
+            let line: Option<i32> = row.try_get(14)?;
+            let managed = cells.text(13).map(|file| {
+                let line = u32::try_from(line.unwrap_or_default()).unwrap_or_default();
+                let digest = digest.and_then(|digest| digest.try_into().ok()).unwrap_or_default();
+                (Origin { file: file.into(), line }, Digest(digest))
             });
+            let mut status = ProviderStatus {
+                id,
+                name: cells.text(1).unwrap_or_default().into(),
+                kind: cells.text(2),
+                enabled: cells.get(3, "enabled"),
+                health_status: cells.text(4),
+                last_health_check: cells.time(5, "last_health_check"),
+                key_test_status: cells.text(6),
+                key_last_tested: cells.time(7, "api_key_last_tested"),
+                key_updated_at: cells.time(8, "api_key_updated_at"),
+                key_source: cells.text(9),
+                has_key: cells.get(10, "api_key_encrypted").unwrap_or_default(),
+                api_base_url: cells.text(11),
+                config_base_url: cells.text(20),
+                any_url: cells.get(21, "config").unwrap_or(true),
+                updated_at: cells.time(12, "updated_at"),
+                managed,
+                models: row.try_get(16)?,
+                memory: cells.text(17),
+                revision: cells.text(18),
+                odd: Vec::new(),
+            };
+            let dates = cells.text(19).unwrap_or_default();
+            let odd = dates.split_whitespace().map(|column| column.trim_start_matches("p."));
+            status.odd = odd.map(|column| odd_value(id, column, "a date that no calendar has")).collect();
+            status.odd.extend(cells.bad.iter().map(|bad| odd_value(id, bad.column, &bad.why)));
+            found.push(status);
         }
+        found.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(found)
     }
 
@@ -146,16 +182,26 @@ impl Store {
     /// `encrypted_api_key`, `api_key_updated_at`). `None` if there is no such provider.
     pub async fn key_columns(&self, name: &str) -> Result<Option<(String, String, Option<DateTime<Utc>>)>> {
         let mut tx = self.read().await?;
-        let row: Option<(String, String, Option<NaiveDateTime>)> = sqlx::query_as(
-            "SELECT coalesce(api_key_encrypted, ''), coalesce(encrypted_api_key, ''), api_key_updated_at::timestamp
-             FROM llm_providers WHERE name = $1",
-        )
-        .persistent(false)
+        // The row that manifests manage comes first, should another one share its name.
+        let row = query(concat!(
+            "SELECT ",
+            token!("p.api_key_encrypted"),
+            ", ",
+            token!("p.encrypted_api_key"),
+            ", ",
+            time!("p.api_key_updated_at"),
+            " FROM llm_providers p LEFT JOIN providerd.managed g ON g.provider_id = p.id
+             WHERE p.name::text = $1 ORDER BY g.provider_id IS NULL, p.id LIMIT 1"
+        ))
         .bind(name)
         .fetch_optional(&mut *tx)
         .await?;
         tx.rollback().await?;
-        Ok(row.map(|(first, second, updated)| (first, second, updated.map(|time| time.and_utc()))))
+        Ok(row.map(|row| {
+            let mut cells = Cells::of(&row);
+            let tokens = (cells.text(0).unwrap_or_default(), cells.text(1).unwrap_or_default());
+            (tokens.0, tokens.1, cells.time(2, "api_key_updated_at"))
+        }))
     }
 
     /// Replaces the tokens of both key columns by others for the same keys, only where both still are `old`, and without
@@ -198,6 +244,10 @@ impl Store {
         tx.rollback().await?;
         Ok(now)
     }
+}
+
+fn odd_value(id: Uuid, column: &str, why: &str) -> String {
+    format!("llm_providers, row {id}, column {column}: {why}")
 }
 
 /// Writes statuses. A row that holds the values already is not written.

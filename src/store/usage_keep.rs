@@ -164,8 +164,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::ForeignLayout`] where the plan names an obstacle; nothing was changed then.
     pub async fn usage_partition(&self) -> Result<UsagePartitionPlan> {
-        let mut tx = self.write().await?;
-        query("SET LOCAL statement_timeout TO 0").execute(&mut *tx).await?;
+        let mut tx = self.write_ddl().await?;
         query("SET LOCAL providerd.applying TO 'on'").execute(&mut *tx).await?;
         query("LOCK TABLE llm_usage_logs IN ACCESS EXCLUSIVE MODE").execute(&mut *tx).await?;
         let plan = plan(&mut tx).await?;
@@ -323,7 +322,9 @@ async fn plan(tx: &mut Tx) -> Result<UsagePartitionPlan> {
          UNION ALL SELECT 'another table inherits from it' WHERE EXISTS (
              SELECT FROM pg_inherits WHERE inhparent = 'llm_usage_logs'::regclass OR inhrelid = 'llm_usage_logs'::regclass)
          UNION ALL SELECT 'a table named ' || n || ' is there already; hint: rename it'
-             FROM unnest(ARRAY['llm_usage_logs_before', 'llm_usage_logs_rest']) n WHERE to_regclass(n) IS NOT NULL
+             FROM unnest(ARRAY['llm_usage_logs_before', 'llm_usage_logs_rest']) n
+             WHERE EXISTS (SELECT FROM pg_class k JOIN pg_class l ON l.relnamespace = k.relnamespace
+                           WHERE l.oid = 'llm_usage_logs'::regclass AND k.relname = n)
          UNION ALL SELECT 'the unique rule ' || c.relname || ' would hold for each day alone; hint: drop it'
              FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
              WHERE i.indrelid = 'llm_usage_logs'::regclass AND i.indisunique AND NOT i.indisprimary

@@ -1,7 +1,7 @@
 //! Reading what the database holds: the live rows, the bookkeeping, and what a plan must know before it deletes.
 //!
-//! Plain ordered SELECTs, decoded row by row. Invariant: whatever others wrote (a `config` that is no object, a status
-//! of any text, NULLs) is read without an error.
+//! Plain ordered SELECTs, decoded row by row. Invariant: whatever others wrote (JSON that no parser takes, a status of any
+//! text, NULLs, names twice, rows without number) concerns its own object only, which waits and is named.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -9,7 +9,6 @@ use std::{
 };
 
 use futures_util::TryStreamExt;
-use serde_json::Value;
 use sqlx::{
     Postgres, Row,
     postgres::{PgArguments, PgRow},
@@ -18,11 +17,25 @@ use sqlx::{
 use uuid::Uuid;
 
 use catalog::{
-    model::{JsonMap, Origin},
-    plan::{Digest, LiveKey, LiveModel, LiveProvider, LiveRule, Managed, World},
+    model::Origin,
+    plan::{
+        Digest, LiveKey, LiveModel, LiveProvider, LiveRule, Managed, NoticeKind, UnreadableRow, Wait, World,
+    },
 };
 
-use super::{ReconcileTx, Result, Store, Tx, query, unmigrated::Tables};
+use super::{
+    ReconcileTx, Result, Store, Tx,
+    cells::{Bad, Cells, cut, integer, json, number, token},
+    query,
+    unmigrated::Tables,
+};
+
+/// Rows of one table that hang on one provider and that are read beyond those on record: what others add, and what
+/// discovery finds. Far more than any provider lists.
+const STRANGERS: usize = 20_000;
+
+/// No row on record takes fewer bytes there.
+const RECORDED_BYTES: usize = 64;
 
 /// Which providers a reading is about. Managed providers are always found by their id too, whatever their name is now.
 #[derive(Debug, Clone)]
@@ -166,105 +179,232 @@ async fn read(
 
     let owned: Vec<Uuid> = world.managed.values().map(|managed| managed.provider_id).collect();
     let mut places: HashMap<Uuid, LiveProvider> = HashMap::new();
-    let select = tables.query(
-        "SELECT p.id, p.name::text, p.type::text, p.enabled, p.priority, p.api_base_url, p.api_key_source::text,
-                coalesce(p.api_key_encrypted, ''), coalesce(p.encrypted_api_key, ''), p.api_key_test_status::text,
-                p.health_status::text, p.config
-         FROM llm_providers p WHERE $1 OR p.name = ANY($2) OR p.id = ANY($3)",
-    );
+    let select = tables.query(concat!(
+        "SELECT p.id, ",
+        cut!("p.name"),
+        ", ",
+        cut!("p.type"),
+        ", p.enabled, ",
+        integer!("p.priority"),
+        ", ",
+        cut!("p.api_base_url"),
+        ", ",
+        cut!("p.api_key_source"),
+        ", ",
+        token!("p.api_key_encrypted"),
+        ", ",
+        token!("p.encrypted_api_key"),
+        ", ",
+        cut!("p.api_key_test_status"),
+        ", ",
+        cut!("p.health_status"),
+        ", ",
+        json!("p.config"),
+        " FROM llm_providers p WHERE $1 OR p.name::text = ANY($2) OR p.id = ANY($3)"
+    ));
     each(tx, select.bind(everything).bind(&names).bind(&owned), |row| {
-        let (provider, token) = provider(row, open)?;
+        let mut cells = Cells::of(row);
+        let Some(id) = cells.get(0, "id") else { return Ok(()) };
+        let (provider, token) = provider(&mut cells, id, open);
+        let name = provider.name.to_string();
+        unreadable(&mut world, "llm_providers", id, &provider.name, &name, &cells.bad);
         if let Some(token) = token {
-            align.insert(provider.id, token.to_owned());
+            align.insert(provider.id, token);
         }
-        places.insert(provider.id, provider);
+        places.insert(id, provider);
         Ok(())
     })
     .await?;
 
     let ids: Vec<Uuid> = places.keys().copied().collect();
+    let recorded: HashMap<Uuid, usize> = world
+        .managed
+        .values()
+        .map(|managed| (managed.provider_id, managed.record.len() / RECORDED_BYTES))
+        .collect();
+    let most = |provider: &Uuid| STRANGERS + recorded.get(provider).copied().unwrap_or_default();
+    let mut counts: HashMap<Uuid, usize> = HashMap::new();
+    let mut flooded: BTreeMap<Uuid, &'static str> = BTreeMap::new();
     let mut rules: HashMap<Uuid, Vec<LiveRule>> = HashMap::new();
-    let select = tables.query(
-        "SELECT r.id, r.model_id, r.power_level::text, r.user_tier::text, r.task_type::text, r.priority, r.weight,
-                r.is_active
+    let select = tables.query(concat!(
+        "SELECT r.id, r.model_id, ",
+        cut!("r.power_level"),
+        ", ",
+        cut!("r.user_tier"),
+        ", ",
+        cut!("r.task_type"),
+        ", ",
+        integer!("r.priority"),
+        ", ",
+        integer!("r.weight"),
+        ", r.is_active, m.provider_id
          FROM llm_routing_rules r JOIN llm_models m ON m.id = r.model_id
-         WHERE $1 OR m.provider_id = ANY($2) ORDER BY r.model_id, r.id",
-    );
+         WHERE $1 OR m.provider_id = ANY($2) ORDER BY r.model_id, r.id"
+    ));
     each(tx, select.bind(everything).bind(&ids), |row| {
-        rules.entry(row.try_get(1)?).or_default().push(rule(row)?);
-        Ok(())
-    })
-    .await?;
-
-    let select = tables.query(
-        "SELECT m.id, m.provider_id, coalesce(m.name, m.model_name, '')::text, m.display_name::text,
-                CASE WHEN m.context_length BETWEEN 0 AND 2147483647 THEN m.context_length::integer END,
-                m.cost_per_1m_tokens::float8, m.cost_per_1m_input_tokens::float8,
-                m.cost_per_1m_output_tokens::float8, m.enabled, m.metadata
-         FROM llm_models m WHERE $1 OR m.provider_id = ANY($2) ORDER BY m.provider_id, m.name, m.id",
-    );
-    each(tx, select.bind(everything).bind(&ids), |row| {
-        let provider: Option<Uuid> = row.try_get(1)?;
-        if let Some(provider) = provider.and_then(|provider| places.get_mut(&provider)) {
-            let id = row.try_get(0)?;
-            provider.models.push(model(row, id, rules.remove(&id).unwrap_or_default())?);
+        let mut cells = Cells::of(row);
+        let (Some(id), Some(model), Some(provider)) =
+            (cells.get(0, "id"), cells.get(1, "model_id"), cells.get(8, "provider_id"))
+        else {
+            return Ok(());
+        };
+        let count = counts.entry(provider).or_default();
+        *count += 1;
+        if *count > most(&provider) {
+            flooded.insert(provider, "llm_routing_rules");
+        } else {
+            rules.entry(model).or_default().push(rule(&mut cells, id));
         }
         Ok(())
     })
     .await?;
-    world.live = places
-        .into_values()
-        .map(|provider| (Arc::clone(&provider.name), provider))
-        .collect::<BTreeMap<_, _>>();
+
+    counts.clear();
+    let select = tables.query(concat!(
+        "SELECT m.id, m.provider_id, /*bytes*/(left(coalesce(m.name, m.model_name, '')::text, 4096))/*bytes*/, ",
+        cut!("m.display_name"),
+        ", CASE WHEN m.context_length BETWEEN 0 AND 2147483647 THEN m.context_length::integer END, ",
+        number!("m.cost_per_1m_tokens"),
+        ", ",
+        number!("m.cost_per_1m_input_tokens"),
+        ", ",
+        number!("m.cost_per_1m_output_tokens"),
+        ", m.enabled, ",
+        json!("m.metadata"),
+        " FROM llm_models m WHERE $1 OR m.provider_id = ANY($2) ORDER BY m.provider_id, m.name, m.id"
+    ));
+    each(tx, select.bind(everything).bind(&ids), |row| {
+        let mut cells = Cells::of(row);
+        let (Some(id), Some(owner)) = (cells.get(0, "id"), cells.get::<Uuid>(1, "provider_id")) else {
+            return Ok(());
+        };
+        let Some(provider) = places.get_mut(&owner) else { return Ok(()) };
+        let count = counts.entry(owner).or_default();
+        *count += 1;
+        if *count > most(&owner) {
+            flooded.insert(owner, "llm_models");
+            return Ok(());
+        }
+        let model = model(&mut cells, id, rules.remove(&id).unwrap_or_default());
+        if !cells.bad.is_empty() {
+            let name = format!("{}/{}", provider.name, model.name);
+            unreadable(&mut world, "llm_models", id, &provider.name, &name, &cells.bad);
+        }
+        provider.models.push(model);
+        Ok(())
+    })
+    .await?;
+    for (id, table) in flooded {
+        if let Some(provider) = places.get_mut(&id) {
+            let why = format!("more than {} rows of {table} hang on it", most(&id));
+            let bad = [Bad { column: "id", why }];
+            let name = provider.name.to_string();
+            unreadable(&mut world, "llm_providers", id, &provider.name, &name, &bad);
+        }
+    }
+    by_name(places, &mut world);
     Ok(world)
 }
 
+/// Notes values that cannot be read, so that their object waits.
+fn unreadable(
+    world: &mut World,
+    table: &'static str,
+    id: Uuid,
+    provider: &Arc<str>,
+    object: &str,
+    bad: &[Bad],
+) {
+    for Bad { column, why } in bad {
+        let row = UnreadableRow { table, id, column, provider: provider.clone(), why: why.clone() };
+        let wait = Wait { kind: NoticeKind::Unreadable, message: format!("{row}; it is left as it is") };
+        world.waits.insert(object.to_owned(), wait);
+        world.unreadable.push(row);
+    }
+}
+
+/// Finds each name its row. Of several, the one that is on record is meant; where none is, nothing is done.
+fn by_name(places: HashMap<Uuid, LiveProvider>, world: &mut World) {
+    let mut rows: Vec<LiveProvider> = places.into_values().collect();
+    rows.sort_by_key(|row| row.id);
+    for row in rows {
+        let name = row.name.clone();
+        let Some(other) = world.live.get(&name) else {
+            world.live.insert(name, row);
+            continue;
+        };
+        let on_record = world.managed.get(&name).map(|managed| managed.provider_id);
+        let meant = [row.id, other.id].into_iter().find(|id| Some(*id) == on_record);
+        let stranger = if meant == Some(row.id) { other.id } else { row.id };
+        let why = match meant {
+            Some(meant) => format!("another row is called so too; the one that is managed is {meant}"),
+            None => format!("several rows are called so, {} is another (hint: rename all but one)", other.id),
+        };
+        let found = UnreadableRow {
+            table: "llm_providers",
+            id: stranger,
+            column: "name",
+            provider: name.clone(),
+            why,
+        };
+        if meant.is_none() {
+            let wait =
+                Wait { kind: NoticeKind::Unreadable, message: format!("{found}; nothing is applied to it") };
+            world.waits.insert(name.to_string(), wait);
+        }
+        world.unreadable.push(found);
+        if meant == Some(row.id) {
+            world.live.insert(name, row);
+        }
+    }
+}
+
 /// A provider without its models, and, where its key columns disagree, the token that opens.
-fn provider<'r>(row: &'r PgRow, open: Opener<'_>) -> Result<(LiveProvider, Option<&'r str>)> {
-    let (key, token) = live_key(row.try_get(7)?, row.try_get(8)?, open);
-    let name: Option<&str> = row.try_get(1)?;
+fn provider(cells: &mut Cells<'_>, id: Uuid, open: Opener<'_>) -> (LiveProvider, Option<String>) {
+    let (first, second) = (cells.text(7).unwrap_or_default(), cells.text(8).unwrap_or_default());
+    let (key, token) = live_key(&first, &second, open);
     let provider = LiveProvider {
-        id: row.try_get(0)?,
-        name: name.unwrap_or_default().into(),
-        kind: row.try_get(2)?,
-        enabled: row.try_get(3)?,
-        priority: row.try_get(4)?,
-        api_base_url: row.try_get(5)?,
-        api_key_source: row.try_get(6)?,
+        id,
+        name: cells.text(1).unwrap_or_default().into(),
+        kind: cells.text(2),
+        enabled: cells.get(3, "enabled"),
+        priority: cells.get(4, "priority"),
+        api_base_url: cells.text(5),
+        api_key_source: cells.text(6),
         key,
-        key_test_status: row.try_get(9)?,
-        health_status: row.try_get(10)?,
-        config: object(row.try_get(11)?),
+        key_test_status: cells.text(9),
+        health_status: cells.text(10),
+        config: cells.object(11, "config"),
         models: Vec::new(),
     };
-    Ok((provider, token))
+    (provider, token.map(str::to_owned))
 }
 
-fn model(row: &PgRow, id: Uuid, rules: Vec<LiveRule>) -> Result<LiveModel> {
-    Ok(LiveModel {
+fn model(cells: &mut Cells<'_>, id: Uuid, rules: Vec<LiveRule>) -> LiveModel {
+    LiveModel {
         id,
-        name: row.try_get(2)?,
-        display_name: row.try_get(3)?,
-        context_length: row.try_get(4)?,
-        cost_per_1m_tokens: row.try_get(5)?,
-        cost_per_1m_input_tokens: row.try_get(6)?,
-        cost_per_1m_output_tokens: row.try_get(7)?,
-        enabled: row.try_get(8)?,
-        metadata: object(row.try_get(9)?),
+        name: cells.text(2).unwrap_or_default(),
+        display_name: cells.text(3),
+        context_length: cells.get(4, "context_length"),
+        cost_per_1m_tokens: cells.get(5, "cost_per_1m_tokens"),
+        cost_per_1m_input_tokens: cells.get(6, "cost_per_1m_input_tokens"),
+        cost_per_1m_output_tokens: cells.get(7, "cost_per_1m_output_tokens"),
+        enabled: cells.get(8, "enabled"),
+        metadata: cells.object(9, "metadata"),
         rules,
-    })
+    }
 }
 
-fn rule(row: &PgRow) -> Result<LiveRule> {
-    Ok(LiveRule {
-        id: row.try_get(0)?,
-        power_level: row.try_get(2)?,
-        user_tier: row.try_get(3)?,
-        task_type: row.try_get(4)?,
-        priority: row.try_get(5)?,
-        weight: row.try_get(6)?,
-        is_active: row.try_get(7)?,
-    })
+fn rule(cells: &mut Cells<'_>, id: Uuid) -> LiveRule {
+    LiveRule {
+        id,
+        power_level: cells.text(2),
+        user_tier: cells.text(3),
+        task_type: cells.text(4),
+        priority: cells.get(5, "priority"),
+        weight: cells.get(6, "weight"),
+        is_active: cells.get(7, "is_active"),
+    }
 }
 
 fn managed(row: &PgRow) -> Result<Managed> {
@@ -281,14 +421,6 @@ fn managed(row: &PgRow) -> Result<Managed> {
         origin: Origin { file: file.into(), line: u32::try_from(line).unwrap_or_default() },
         record: record.into_boxed_str(),
     })
-}
-
-/// A JSON column as a map; anything else that somebody stored there reads as an empty one.
-fn object(value: Option<Value>) -> JsonMap {
-    match value {
-        Some(Value::Object(map)) => map,
-        _ => JsonMap::new(),
-    }
 }
 
 /// What the two key columns hold, and, where they disagree, the token that opens.

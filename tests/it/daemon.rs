@@ -228,18 +228,31 @@ async fn what_the_database_refuses_stays_alone() {
          CREATE TRIGGER refuse BEFORE INSERT ON llm_models FOR EACH ROW EXECUTE FUNCTION refuse()",
     )
     .await;
-    lab.write("b.toml", &provider("beta", 1));
+    let sibling = "\n[[providers.beta.models]]\nname = \"beta-large\"\n";
+    lab.write("b.toml", &(provider("beta", 1) + sibling));
     lab.write("c.toml", &provider("gamma", 1));
     let ran = lab.run(&["apply"]).expect(2);
-    assert!(ran.stdout.contains("beta") && ran.stdout.contains("no betas here"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("beta/beta-small") && ran.stdout.contains("no betas here"), "{}", ran.stdout);
     assert_eq!(
         lab.value("SELECT string_agg(name, ',' ORDER BY name) FROM llm_providers").await,
-        "alpha,gamma"
+        "alpha,beta,gamma"
     );
-    assert_eq!(lab.value("SELECT count(*) FROM providerd.events WHERE kind = 'refusal'").await, "1");
+    // Its sibling with its route is there, and that it waits writes nothing more.
+    assert_eq!(
+        lab.value("SELECT string_agg(m.name, ',' ORDER BY m.name) FROM llm_models m JOIN llm_routing_rules r ON r.model_id = m.id").await,
+        "alpha-small,beta-large,gamma-small"
+    );
+    let events = lab.value("SELECT count(*) FROM providerd.events").await;
+    lab.run(&["apply"]).expect(2);
+    let again: i64 = lab.value("SELECT count(*) FROM providerd.events").await.parse().unwrap();
+    assert!(
+        again <= events.parse::<i64>().unwrap() + 1,
+        "each apply by hand records the refusal, and nothing else"
+    );
+    assert_eq!(lab.value("SELECT count(*) FROM providerd.events WHERE kind = 'refusal'").await, "2");
     lab.execute("DROP TRIGGER refuse ON llm_models").await;
     lab.run(&["apply"]).expect(0);
-    assert_eq!(lab.value("SELECT count(*) FROM llm_models").await, "3");
+    assert_eq!(lab.value("SELECT count(*) FROM llm_models").await, "4");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -376,9 +376,14 @@ async fn integer_ids_are_refused_untouched() {
 }
 
 #[tokio::test]
-async fn repeated_names_are_refused_by_name() {
-    let sql = "CREATE TABLE llm_providers (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), name varchar(255), type text,
-                   UNIQUE (name, type));
-               INSERT INTO llm_providers (name, type) VALUES ('twin', 'a'), ('twin', 'b'), ('single', 'a')";
-    refused("twins", sql, "(twin)").await;
+async fn repeated_names_are_joined_as_they_are() {
+    let db = pg().database("twins").await;
+    db.run(
+        "CREATE TABLE llm_providers (id uuid PRIMARY KEY DEFAULT gen_random_uuid(), name varchar(255), type text,
+             UNIQUE (name, type));
+         INSERT INTO llm_providers (name, type) VALUES ('twin', 'a'), ('twin', 'b'), ('single', 'a')",
+    )
+    .await;
+    store(&db).await.migrate().await.expect("the layout is joined");
+    assert_eq!(db.text("SELECT count(*) n FROM llm_providers").await, r#"{"n": 3}"#);
 }

@@ -734,3 +734,90 @@ fn callers_go_at_once_with_an_edit_and_wait_with_their_file() {
     let plan = after(&all[..1], &Frozen::default(), &confirmed);
     assert_eq!((plan.objects.len(), plan.held.len()), (8, 0));
 }
+
+/// How long a plan takes that finds nothing to do, at best, for so many models and rules of each.
+fn idle_plan(models: usize, rules: usize) -> std::time::Duration {
+    let provider = {
+        let model = |at: usize| Model {
+            name: format!("model-{at}").into(),
+            line: 1,
+            display_name: None,
+            context_length: None,
+            cost_per_1m_input_tokens: None,
+            cost_per_1m_output_tokens: None,
+            enabled: None,
+            metadata: JsonMap::new(),
+            gateway: Default::default(),
+        };
+        Provider {
+            name: "large".into(),
+            origin: Origin { file: "a.toml".into(), line: 1 },
+            kind: ProviderType::OpenAi,
+            enabled: None,
+            priority: None,
+            base_url: None,
+            model_prefixes: None,
+            description: None,
+            api_key: None,
+            api_key_source: None,
+            config: JsonMap::new(),
+            health: HealthPolicy::default(),
+            discover: None,
+            gateway: Default::default(),
+            models: (0..models).map(model).collect(),
+        }
+    };
+    let routes: Vec<Arc<catalog::model::Route>> = (0..rules)
+        .map(|at| {
+            Arc::new(catalog::model::Route {
+                origin: Origin { file: "a.toml".into(), line: 1 },
+                models: "large/*".into(),
+                power_level: PowerLevel::Eco,
+                user_tier: format!("tier-{at}").into(),
+                task_type: None,
+                priority: None,
+                weight: None,
+                enabled: None,
+            })
+        })
+        .collect();
+    let index = catalog::routing::RouteIndex::new(&routes);
+    let mut database = Database::default();
+    let desired = || {
+        let rules = index.rules_for(&provider);
+        let desired = Desired { provider: Arc::new(provider.clone()), rules, key: DesiredKey::Undeclared };
+        BTreeMap::from([(provider.name.clone(), desired)])
+    };
+    let first = database.plan(&desired(), &policy(), &Frozen::default());
+    database.apply(&first);
+    let time = |_| {
+        let began = std::time::Instant::now();
+        let plan = database.plan(&desired(), &policy(), &Frozen::default());
+        assert!(plan.is_empty());
+        began.elapsed()
+    };
+    (0..3).map(time).min().expect("three times")
+}
+
+#[test]
+fn a_plan_that_finds_nothing_is_linear_in_its_rules() {
+    // Eight times as many; a quadratic step would take sixty-four times as long.
+    for (small, large) in [((500, 10), (4_000, 10)), ((10, 500), (10, 4_000)), ((1, 4_000), (1, 32_000))] {
+        // A busy machine may disturb any one measurement, not all of them.
+        let ratio = || {
+            let (before, after) = (idle_plan(small.0, small.1), idle_plan(large.0, large.1));
+            after.as_secs_f64() / before.as_secs_f64()
+        };
+        let ratios: Vec<f64> = (0..5).map(|_| ratio()).take_while(|ratio| *ratio >= 30.0).collect();
+        assert!(ratios.len() < 5, "{small:?} to {large:?}: {ratios:?}");
+    }
+}
+
+/// Figures: `cargo test --release --test it idle_plans -- --ignored --nocapture`.
+#[test]
+#[ignore = "prints figures"]
+fn idle_plans_in_figures() {
+    for (models, rules) in [(2_000, 10), (2_000, 30), (2_000, 60), (2_000, 100), (200, 1_000), (20, 10_000)] {
+        println!("{} rules ({models} models): {:?}", models * rules, idle_plan(models, rules));
+    }
+}

@@ -4,7 +4,6 @@
 //! glob is stronger than one with, then the higher priority, then the one declared first.
 
 use std::{
-    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::Arc,
@@ -15,7 +14,7 @@ use wildmatch::WildMatch;
 
 use provider::shown::one_line;
 
-use crate::model::{Catalog, Cell, Origin, PowerLevel, Provider, Route};
+use crate::model::{Catalog, Cell, Model, Origin, PowerLevel, Provider, Route};
 
 /// Priority and weight of a route that sets none.
 const DEFAULT_SHARE: i32 = 100;
@@ -112,30 +111,33 @@ impl RouteIndex {
     }
 
     /// The rules of one provider's models, by model and cell.
-    pub fn rules_for(&self, provider: &Provider) -> Vec<DesiredRule> {
+    pub fn rules_for<'m>(&'m self, provider: &'m Provider) -> Vec<DesiredRule> {
         let named = self.literal.get(&*provider.name).into_iter().flat_map(|routes| routes.iter());
         let anywhere = self.anywhere.iter().filter(|any| any.means(&provider.name)).map(|any| &any.route);
-        let mut best: BTreeMap<(&str, Cow<'_, Cell>), (&Route, bool)> = BTreeMap::new();
+        let by_name: HashMap<&str, &Model> =
+            provider.models.iter().map(|model| (&*model.name, model)).collect();
+        let mut best: BTreeMap<(&str, CellKey<'_>), (&Route, bool)> = BTreeMap::new();
         for route in named.chain(anywhere) {
             let (provider_part, model_part) = route.pattern();
             let glob = provider_part.contains(['*', '?']) || model_part.contains(['*', '?']);
-            let pattern = Pattern::new(model_part);
-            for model in provider.models.iter().filter(|model| pattern.matches(&model.name)) {
-                let cell = Cell {
-                    power_level: route.power_level,
-                    user_tier: route.user_tier.clone(),
-                    task_type: route.task_type.clone(),
-                };
-                let entry = best.entry((&model.name, Cow::Owned(cell))).or_insert((route, glob));
+            let cell = (route.power_level, &*route.user_tier, route.task_type.as_deref());
+            let mut offer = |model: &'m Model| {
+                let entry = best.entry((&model.name, cell)).or_insert((route, glob));
                 if strength(route, glob) > strength(entry.0, entry.1) {
                     *entry = (route, glob);
+                }
+            };
+            match Pattern::new(model_part) {
+                Pattern::Literal(name) => by_name.get(name).copied().into_iter().for_each(&mut offer),
+                Pattern::Glob(glob) => {
+                    provider.models.iter().filter(|model| glob.matches(&model.name)).for_each(offer);
                 }
             }
         }
         best.into_iter()
-            .map(|((model, cell), (route, _))| DesiredRule {
+            .map(|((model, (power_level, user_tier, task_type)), (route, _))| DesiredRule {
                 model: model.into(),
-                cell: cell.into_owned(),
+                cell: Cell { power_level, user_tier: user_tier.into(), task_type: task_type.map(Into::into) },
                 priority: route.priority,
                 weight: route.weight,
                 enabled: route.enabled,
@@ -144,6 +146,9 @@ impl RouteIndex {
             .collect()
     }
 }
+
+/// Power level, user tier and task type, in the order of [`Cell`].
+type CellKey<'a> = (PowerLevel, &'a str, Option<&'a str>);
 
 /// Stronger is greater: literal first, then priority, then the earlier place.
 fn strength(route: &Route, glob: bool) -> (bool, i32, std::cmp::Reverse<&Origin>) {

@@ -135,3 +135,37 @@ fn too_many_objects_leave_a_file_out() {
     assert!(build.catalog.frozen.files.contains("z.toml") && build.catalog.frozen.providers.contains("z"));
     assert_eq!(build.changed, Changed::All);
 }
+
+#[test]
+fn what_routes_expand_to_is_bounded() {
+    use std::collections::BTreeSet;
+
+    use catalog::manifest::{Content, MAX_RULES, Workspace, read};
+    let check = |models: usize, routes: usize, pattern: &dyn Fn(usize) -> String, bad: bool| {
+        let mut text = String::from("[providers.x]\ntype = \"openai\"\n");
+        for at in 0..models {
+            text += &format!("[[providers.x.models]]\nname = \"m{at}\"\n");
+        }
+        for at in 0..routes {
+            let models = pattern(at);
+            text +=
+                &format!("[[routes]]\nmodels = \"{models}\"\npower_level = \"eco\"\nuser_tier = \"t{at}\"\n");
+        }
+        let mut workspace = Workspace::new();
+        let path = "a.toml".into();
+        let file = read(&path, &Content::Text(text.into()));
+        workspace.set_parsed(path, file);
+        let build = workspace.build();
+        let codes: BTreeSet<&str> = build.diagnostics.iter().map(|it| it.code).collect();
+        assert_eq!(codes.contains("too-many-rules"), bad, "{models} × {routes}: {codes:?}");
+        let rules: usize =
+            build.catalog.providers.values().map(|provider| build.index.rules_for(provider).len()).sum();
+        assert!(rules <= MAX_RULES, "{rules}");
+    };
+    check(2_000, 100, &|_| "x/*".into(), false);
+    check(2_000, 101, &|_| "x/*".into(), true);
+    check(2_000, 101, &|_| "*/m*".into(), true);
+    // Few rules, and twenty million comparisons.
+    check(5_000, 5_000, &|at| format!("x/?{at}"), true);
+    check(5_000, 5_000, &|at| format!("x/m{at}"), false);
+}

@@ -22,7 +22,7 @@ pub use self::{
     diagnostic::{Diagnostic, Related, Severity},
     parse::parse,
     schema::json_schema,
-    workspace::{Build, Changed, FileCounts, Workspace},
+    workspace::{Build, Changed, FileCounts, MAX_RULES, Workspace},
 };
 use crate::{
     model::{HealthPolicy, ManifestPath, Provider, Route},

@@ -17,6 +17,8 @@ use crate::{duration, model::JsonMap};
 pub(super) const MAX_NAME: usize = 255;
 /// `numeric(10,4)` holds six digits before the point.
 const MAX_COST: f64 = 1_000_000.0;
+/// The column is `numeric(12, 6)`.
+const COST_DIGITS: f64 = 1e6;
 pub(super) const REVOKE: &str = "if this file was ever committed, revoke the key: Git remembers it";
 /// No key is known to be longer, and more of a line is not looked at.
 const LONGEST_KEY: usize = 1024;
@@ -227,7 +229,9 @@ impl<'a> Reader<'a> {
                 return None;
             }
         };
-        let number = number.filter(|it| it.is_finite() && *it >= 0.0 && *it < MAX_COST);
+        // As the column will hold it: what is rounded up to the limit does not fit.
+        let stored = |it: f64| (it * COST_DIGITS).round() / COST_DIGITS;
+        let number = number.filter(|it| it.is_finite() && *it >= 0.0 && stored(*it) < MAX_COST);
         if number.is_none() {
             self.error(
                 "out-of-range",

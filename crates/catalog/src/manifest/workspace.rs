@@ -22,6 +22,10 @@ use crate::{
 
 /// Providers, models and routes over all files.
 const MAX_OBJECTS: usize = 100_000;
+/// Rules that all routes together may expand to: one for each model that a route means. A few lines can mean a million.
+pub const MAX_RULES: usize = 200_000;
+/// Names that patterns may be held against: ten thousand providers by a thousand patterns, and a second's work.
+const MAX_MATCHES: usize = 20_000_000;
 /// What was probably meant is looked for among all names for so many routes; the rest are told without.
 const MAX_GUESSES: usize = 100;
 
@@ -516,9 +520,9 @@ fn at_object(code: &'static str, path: &ManifestPath, place: &Place, message: St
     Diagnostic::at(Severity::Error, code, path, Some(place), message)
 }
 
-/// Whether files were left out because there are too many objects.
+/// Whether something was left out because there is too much of it.
 fn is_cut(build: &Build) -> bool {
-    build.diagnostics.iter().any(|it| it.code == "too-many-objects")
+    build.diagnostics.iter().any(|it| matches!(it.code, "too-many-objects" | "too-many-rules"))
 }
 
 /// The directory of a path, `""` for the top.
@@ -598,13 +602,26 @@ fn check_routes(catalog: &Catalog, places: &[&Place], diagnostics: &mut Vec<Diag
     let mut first: HashMap<Said<'_>, usize> = HashMap::with_capacity(catalog.routes.len());
     let mut same: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     let mut guesses = MAX_GUESSES;
+    let mut expansion = Expansion::of(catalog);
     for (at, (route, place)) in catalog.routes.iter().zip(places).enumerate() {
         let key = said(route);
         let first = *first.entry(key).or_insert(at);
         if first != at {
             same.entry(first).or_insert_with(|| vec![first]).push(at);
         }
-        match reach(catalog, route) {
+        let Some(models) = expansion.models(route) else {
+            bad.insert(at);
+            let message = format!(
+                "up to this route all routes together mean more than {MAX_RULES} rules, or hold too many patterns against \
+                 too many names; it is left out"
+            );
+            diagnostics.push(
+                at_object("too-many-rules", &route.origin.file, place, message)
+                    .with_help("name models, or fewer of them, in place of `*`"),
+            );
+            continue;
+        };
+        match if models > 0 { Reach::Models } else { reach(catalog, route) } {
             Reach::Models | Reach::Unknown => {}
             Reach::Discovered => diagnostics.push(idle(route, place)),
             Reach::Nothing => {
@@ -635,7 +652,7 @@ fn check_routes(catalog: &Catalog, places: &[&Place], diagnostics: &mut Vec<Diag
     bad
 }
 
-/// What a route means.
+/// What a route stands for.
 enum Reach {
     /// Declared models.
     Models,
@@ -646,19 +663,16 @@ enum Reach {
     Nothing,
 }
 
+/// What a route means that means no declared model.
 fn reach(catalog: &Catalog, route: &Route) -> Reach {
-    let (provider, model) = route.pattern();
-    let model = Pattern::new(model);
-    let declares = |it: &Provider| it.models.iter().any(|declared| model.matches(&declared.name));
+    let (provider, _) = route.pattern();
     let frozen = &catalog.frozen;
     if provider.contains(['*', '?']) {
         let pattern = Pattern::new(provider);
-        let matching = || catalog.providers.values().filter(|it| pattern.matches(&it.name));
-        if matching().any(|it| declares(it)) {
-            Reach::Models
-        } else if !frozen.files.is_empty() || !frozen.providers.is_empty() {
+        let mut matching = catalog.providers.values().filter(|it| pattern.matches(&it.name));
+        if !frozen.files.is_empty() || !frozen.providers.is_empty() {
             Reach::Unknown
-        } else if matching().any(|it| it.discover.is_some()) {
+        } else if matching.any(|it| it.discover.is_some()) {
             Reach::Discovered
         } else {
             Reach::Nothing
@@ -666,12 +680,64 @@ fn reach(catalog: &Catalog, route: &Route) -> Reach {
     } else {
         match catalog.providers.get(provider) {
             _ if frozen.providers.contains(provider) => Reach::Unknown,
-            Some(found) if declares(found) => Reach::Models,
             Some(found) if found.discover.is_some() => Reach::Discovered,
             Some(_) => Reach::Nothing,
             None if frozen.files.is_empty() => Reach::Nothing,
             None => Reach::Unknown,
         }
+    }
+}
+
+/// Counts what routes expand to. Invariant: the work is bounded, and a name is looked up where it is not a pattern.
+struct Expansion<'a> {
+    catalog: &'a Catalog,
+    names: HashMap<&'a str, HashSet<&'a str>>,
+    rules: usize,
+    matches: usize,
+}
+
+impl<'a> Expansion<'a> {
+    fn of(catalog: &'a Catalog) -> Self {
+        let models = |it: &'a Provider| it.models.iter().map(|model| &*model.name).collect();
+        let names = catalog.providers.values().map(|it| (&*it.name, models(it))).collect();
+        Self { catalog, names, rules: 0, matches: 0 }
+    }
+
+    /// How many declared models a route means; `None` where that is too much, and it is not counted.
+    fn models(&mut self, route: &Route) -> Option<usize> {
+        let (provider, model) = route.pattern();
+        let mut found = 0;
+        if provider.contains(['*', '?']) {
+            let pattern = Pattern::new(provider);
+            self.looked(self.catalog.providers.len())?;
+            let catalog = self.catalog;
+            for it in catalog.providers.values().filter(|it| pattern.matches(&it.name)) {
+                found += self.of_provider(&it.name, model)?;
+            }
+        } else {
+            found = self.of_provider(provider, model)?;
+        }
+        let rules = self.rules + found;
+        (rules <= MAX_RULES).then(|| {
+            self.rules = rules;
+            found
+        })
+    }
+
+    fn of_provider(&mut self, provider: &str, model: &str) -> Option<usize> {
+        let looked =
+            if model.contains(['*', '?']) { self.names.get(provider).map_or(0, HashSet::len) } else { 1 };
+        self.looked(looked)?;
+        let Some(names) = self.names.get(provider) else { return Some(0) };
+        Some(match Pattern::new(model) {
+            Pattern::Literal(name) => usize::from(names.contains(name)),
+            Pattern::Glob(glob) => names.iter().filter(|name| glob.matches(name)).count(),
+        })
+    }
+
+    fn looked(&mut self, names: usize) -> Option<()> {
+        self.matches = self.matches.saturating_add(names);
+        (self.matches <= MAX_MATCHES).then_some(())
     }
 }
 

@@ -230,7 +230,11 @@ impl Notice {
             | NoticeKind::Frozen
             | NoticeKind::Suspended
             | NoticeKind::Vanished
-            | NoticeKind::Discovery => return None,
+            | NoticeKind::Discovery
+            | NoticeKind::Unreadable
+            | NoticeKind::Locked
+            | NoticeKind::Refused
+            | NoticeKind::Twin => return None,
         };
         Some(AuditEntry {
             kind,

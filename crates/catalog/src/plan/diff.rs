@@ -2,6 +2,8 @@
 //!
 //! Not its job: deciding about rows. Invariant: a field that compares as the same is never written.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::{Cause, Field, FieldChange, Fields, LiveModel, LiveProvider, LiveRule};
@@ -205,7 +207,11 @@ pub(super) fn creation(desired: &Lowered) -> Vec<FieldChange> {
 
 /// The fields that were owned and are no longer declared; their values stay.
 pub(super) fn released(desired: &Lowered, recorded: &Fields) -> Vec<FieldChange> {
-    let gone = recorded.iter().filter(|(field, _)| !desired.owned.iter().any(|(owned, _)| owned == *field));
+    if recorded.is_empty() {
+        return Vec::new();
+    }
+    let owned: HashSet<&str> = desired.owned.iter().map(|(owned, _)| &**owned).collect();
+    let gone = recorded.iter().filter(|(field, _)| !owned.contains(&***field));
     gone.map(|(field, value)| FieldChange {
         field: field.clone(),
         old: Some(value.clone()),

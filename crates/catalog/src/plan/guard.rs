@@ -3,7 +3,7 @@
 //! PURE. A cell is a (power level, user tier). Only providers that the plan touches are looked at here; whether
 //! others still serve a lost cell is a question to the database, asked by the caller.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use uuid::Uuid;
 
@@ -22,11 +22,13 @@ pub struct LostCell {
 pub fn lost_cells(plan: &Plan, world: &World) -> Vec<LostCell> {
     let mut before: BTreeMap<(String, String), Vec<Uuid>> = BTreeMap::new();
     let mut after: BTreeSet<(String, String)> = BTreeSet::new();
+    // Made where a row has another name than its manifest.
+    let mut by_id: Option<HashMap<Uuid, &LiveProvider>> = None;
     for provider in plan.providers.iter().filter(|provider| provider.changes.iter().any(takes_away)) {
-        let live = world
-            .live
-            .get(&provider.name)
-            .or_else(|| world.live.values().find(|live| live.id == provider.id));
+        let live = world.live.get(&provider.name).or_else(|| {
+            let all = || world.live.values().map(|live| (live.id, live)).collect();
+            by_id.get_or_insert_with(all).get(&provider.id).copied()
+        });
         let Some(live) = live else { continue };
         for (cell, rule) in served(live) {
             before.entry(cell).or_default().push(rule);

@@ -180,6 +180,59 @@ pub struct World {
     pub managed_total: usize,
     /// Rows of `providerd.gateway_object`: those of the providers in scope, and the others where they are.
     pub objects: BTreeMap<ObjectName, LiveObject>,
+    /// Objects that cannot be changed now.
+    pub waits: Waits,
+    /// Values that could not be read.
+    pub unreadable: Vec<UnreadableRow>,
+}
+
+/// A value of a shared table that could not be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnreadableRow {
+    pub table: &'static str,
+    pub id: Uuid,
+    pub column: &'static str,
+    /// The provider that the row belongs to.
+    pub provider: Arc<str>,
+    pub why: String,
+}
+
+impl fmt::Display for UnreadableRow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, row {}, column {}: {}", self.table, self.id, self.column, self.why)
+    }
+}
+
+/// Objects that nothing may be done to in this pass, by the name that a [`Change`] of theirs would have. What hangs on
+/// one of them waits too.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Waits(BTreeMap<String, Wait>);
+
+/// Why an object waits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wait {
+    /// [`NoticeKind::Unreadable`], [`NoticeKind::Locked`] or [`NoticeKind::Refused`].
+    pub kind: NoticeKind,
+    pub message: String,
+}
+
+impl Waits {
+    /// Notes a reason; the first one stays.
+    pub fn insert(&mut self, object: String, wait: Wait) {
+        self.0.entry(object).or_insert(wait);
+    }
+
+    pub fn get(&self, object: &str) -> Option<&Wait> {
+        self.0.get(object)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Wait)> {
+        self.0.iter().map(|(object, wait)| (object.as_str(), wait))
+    }
 }
 
 // ---------------------------------------------------------------- what to do
@@ -360,6 +413,21 @@ pub enum NoticeKind {
     Vanished,
     /// The provider's own list could not be had, or is not believed.
     Discovery,
+    /// A stored value cannot be read: its object is not touched.
+    Unreadable,
+    /// Another session keeps a row locked: its object waits.
+    Locked,
+    /// The database refuses the object.
+    Refused,
+    /// Another row has the name of a managed provider.
+    Twin,
+}
+
+impl NoticeKind {
+    /// Whether an object waits that is declared otherwise than it is stored, or may be.
+    pub const fn is_waiting(self) -> bool {
+        matches!(self, Self::Unreadable | Self::Locked | Self::Refused)
+    }
 }
 
 /// What differs between catalog and database, and what is going to be done about it.

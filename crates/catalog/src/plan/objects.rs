@@ -148,9 +148,16 @@ pub(super) fn callers(input: &Input<'_>, plan: &mut Plan) -> Vec<ObjectChange> {
 /// Adds what happens to what providers and their models say for the gateway, once it is planned what becomes of them.
 pub(super) fn of_providers(input: &Input<'_>, plan: &mut Plan) {
     let mut wanted: HashSet<ObjectName> = HashSet::new();
-    for (name, desired) in input.desired.iter().filter(|(name, _)| !input.policy.suspended.contains(*name)) {
+    let waits = &input.world.waits;
+    let stands = |name: &str| input.policy.suspended.contains(name) || waits.get(name).is_some();
+    for (name, desired) in input.desired.iter().filter(|(name, _)| !stands(name)) {
         for (kind, row, line, spec) in serving::of_provider(&desired.provider) {
             let row: ObjectName = (kind, row.into());
+            // What belongs to a model that waits, waits with it.
+            if kind == ObjectKind::Model && waits.get(&row.1).is_some() {
+                wanted.insert(row);
+                continue;
+            }
             let origin = Origin { line, ..desired.provider.origin.clone() };
             plan.objects.extend(compare(&row, spec, &origin, Some(name), input.world.objects.get(&row)));
             wanted.insert(row);
@@ -170,16 +177,21 @@ pub(super) fn of_providers(input: &Input<'_>, plan: &mut Plan) {
         })
         .map(|change| change.name.as_str())
         .collect();
+    let declared: HashSet<(&str, &str)> = input
+        .desired
+        .values()
+        .flat_map(|it| it.provider.models.iter().map(|model| (&*it.provider.name, &*model.name)))
+        .collect();
+    let live: HashSet<(&str, &str)> = input
+        .world
+        .live
+        .iter()
+        .flat_map(|(name, live)| live.models.iter().map(|model| (&**name, model.name.as_str())))
+        .collect();
     // A model that no manifest declares any more may have to stay as the last one of a route's cell, and with it its
     // prices.
     let stays = |provider: &str, model: &str, full: &str| {
-        let is_declared = input
-            .desired
-            .get(provider)
-            .is_some_and(|it| it.provider.models.iter().any(|it| *it.name == *model));
-        let is_live =
-            input.world.live.get(provider).is_some_and(|live| live.models.iter().any(|it| it.name == model));
-        !is_declared && is_live && !deleted.contains(full)
+        !declared.contains(&(provider, model)) && live.contains(&(provider, model)) && !deleted.contains(full)
     };
     let mut removals = Vec::new();
     for (row, live) in &input.world.objects {
@@ -189,7 +201,8 @@ pub(super) fn of_providers(input: &Input<'_>, plan: &mut Plan) {
         }
         let (provider, model) = name.split_once('/').unwrap_or((name, ""));
         let is_desired = input.desired.contains_key(provider);
-        let keep = input.policy.suspended.contains(provider)
+        let keep = stands(provider)
+            || waits.get(name).is_some()
             || if is_desired {
                 *kind == ObjectKind::Model && stays(provider, model, name)
             } else {

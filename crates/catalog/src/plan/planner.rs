@@ -119,6 +119,7 @@ fn prunable<'a>(input: &'a Input<'_>) -> impl Iterator<Item = &'a Managed> {
             && !input.frozen.files.contains(&managed.origin.file)
             && !input.frozen.providers.contains(&managed.name)
             && !input.policy.suspended.contains(&managed.name)
+            && input.world.waits.get(&managed.name).is_none()
     })
 }
 
@@ -133,6 +134,7 @@ impl Input<'_> {
 pub fn plan(input: &Input<'_>) -> Plan {
     let by_id: BTreeMap<Uuid, &LiveProvider> =
         input.world.live.values().map(|live| (live.id, live)).collect();
+    let held = HeldCells::of(&input.policy.hold_cells);
     let planned: Vec<(Option<ProviderPlan>, Vec<Notice>)> = input
         .desired
         .par_iter()
@@ -144,12 +146,15 @@ pub fn plan(input: &Input<'_>) -> Plan {
                     vec![notice(name, NoticeKind::Suspended, "suspended by an operator: nothing is applied")],
                 );
             }
+            if let Some(wait) = input.world.waits.get(name) {
+                return (None, vec![notice(name, wait.kind, wait.message.clone())]);
+            }
             let live = input
                 .world
                 .live
                 .get(name)
                 .or_else(|| managed.and_then(|managed| by_id.get(&managed.provider_id).copied()));
-            One { input, desired, managed, live, notices: Vec::new() }.plan()
+            One { input, desired, managed, live, held: &held, notices: Vec::new() }.plan()
         })
         .collect();
     let mut plan = Plan::default();
@@ -167,7 +172,16 @@ pub fn plan(input: &Input<'_>) -> Plan {
         }
     }
     let gone = objects::callers(input, &mut plan);
-    prune(input, &by_id, gone, &mut plan);
+    let twins = input.world.unreadable.iter().filter(|row| row.column == "name");
+    for twin in twins.filter(|row| input.world.waits.get(&row.provider).is_none()) {
+        plan.notices.push(notice(&twin.provider, NoticeKind::Twin, twin.to_string()));
+    }
+    for managed in input.world.managed.values().filter(|it| !input.desired.contains_key(&it.name)) {
+        if let Some(wait) = input.world.waits.get(&managed.name) {
+            plan.notices.push(notice(&managed.name, wait.kind, wait.message.clone()));
+        }
+    }
+    prune(input, &by_id, &held, gone, &mut plan);
     objects::of_providers(input, &mut plan);
     plan.providers.sort_by(|a, b| a.name.cmp(&b.name));
     plan
@@ -181,6 +195,7 @@ pub(super) fn notice(provider: &Arc<str>, kind: NoticeKind, message: impl Into<S
 fn prune(
     input: &Input<'_>,
     by_id: &BTreeMap<Uuid, &LiveProvider>,
+    held: &HeldCells<'_>,
     objects: Vec<ObjectChange>,
     plan: &mut Plan,
 ) {
@@ -189,7 +204,7 @@ fn prune(
         match by_id.get(&managed.provider_id) {
             // A declared provider may have taken over the row under its own name.
             Some(live) if !input.desired.contains_key(&live.name) => {
-                let held = input.policy.hold_cells.iter().any(|cell| serves(live, cell));
+                let held = held.serves(live);
                 if held { &mut stay } else { &mut gone }.push((managed, Some(*live)));
             }
             _ => gone.push((managed, None)),
@@ -289,18 +304,31 @@ fn removal(managed: &Managed, live: Option<&LiveProvider>, has_usage: bool) -> P
     plan
 }
 
-/// Whether a caller of `cell` would be served by one of the provider's models.
-fn serves(live: &LiveProvider, cell: &(String, String)) -> bool {
-    live.enabled != Some(false) && live.models.iter().any(|model| model_serves(model, cell))
-}
+/// The cells that must keep what serves them.
+pub(super) struct HeldCells<'a>(HashSet<(&'a str, &'a str)>);
 
-fn model_serves(model: &LiveModel, cell: &(String, String)) -> bool {
-    model.enabled != Some(false)
-        && model.rules.iter().any(|rule| rule.is_active != Some(false) && in_cell(rule, cell))
-}
+impl<'a> HeldCells<'a> {
+    fn of(cells: &'a BTreeSet<(String, String)>) -> Self {
+        Self(cells.iter().map(|(level, tier)| (level.as_str(), tier.as_str())).collect())
+    }
 
-fn in_cell(rule: &LiveRule, (power_level, user_tier): &(String, String)) -> bool {
-    rule.power_level.as_ref() == Some(power_level) && rule.user_tier.as_ref() == Some(user_tier)
+    /// Whether a caller of one of them is served by one of the provider's models.
+    fn serves(&self, live: &LiveProvider) -> bool {
+        !self.0.is_empty()
+            && live.enabled != Some(false)
+            && live.models.iter().any(|model| self.model_serves(model))
+    }
+
+    fn model_serves(&self, model: &LiveModel) -> bool {
+        !self.0.is_empty()
+            && model.enabled != Some(false)
+            && model.rules.iter().any(|rule| rule.is_active != Some(false) && self.contains(rule))
+    }
+
+    fn contains(&self, rule: &LiveRule) -> bool {
+        let cell = rule.power_level.as_deref().zip(rule.user_tier.as_deref());
+        cell.is_some_and(|cell| self.0.contains(&cell))
+    }
 }
 
 /// The planning of one declared provider.
@@ -309,7 +337,42 @@ pub(super) struct One<'a> {
     pub(super) desired: &'a Desired,
     pub(super) managed: Option<&'a Managed>,
     pub(super) live: Option<&'a LiveProvider>,
+    pub(super) held: &'a HeldCells<'a>,
     pub(super) notices: Vec<Notice>,
+}
+
+/// Rules of one kind, found by what they are for: a model may have a hundred thousand.
+struct RuleMaps<'r> {
+    live: HashMap<Uuid, &'r LiveRule>,
+    /// The first by id of each cell.
+    live_cells: HashMap<CellRef<'r>, &'r LiveRule>,
+    recorded: HashMap<&'r Cell, &'r RecordedRule>,
+}
+
+/// Power level, user tier and task type.
+type CellRef<'r> = (Option<&'r str>, Option<&'r str>, Option<&'r str>);
+
+fn cell_ref(cell: &Cell) -> CellRef<'_> {
+    (Some(cell.power_level.as_str()), Some(&cell.user_tier), cell.task_type.as_deref())
+}
+
+fn live_cell(live: &LiveRule) -> CellRef<'_> {
+    (live.power_level.as_deref(), live.user_tier.as_deref(), live.task_type.as_deref())
+}
+
+impl<'r> RuleMaps<'r> {
+    fn of(live: &'r [LiveRule], recorded: &[&'r RecordedRule]) -> Self {
+        let mut live_cells: HashMap<CellRef<'r>, &'r LiveRule> = HashMap::with_capacity(live.len());
+        for rule in live {
+            let first = live_cells.entry(live_cell(rule)).or_insert(rule);
+            if rule.id < first.id {
+                *first = rule;
+            }
+        }
+        // Of several with one cell the first is meant.
+        let recorded = recorded.iter().rev().map(|rule| (&rule.cell, *rule)).collect();
+        Self { live: live.iter().map(|rule| (rule.id, rule)).collect(), live_cells, recorded }
+    }
 }
 
 impl<'a> One<'a> {
@@ -328,7 +391,8 @@ impl<'a> One<'a> {
 
         let mut changes = Vec::new();
         self.row(known.is_some(), &record, &mut next, &mut said, id, &mut changes);
-        self.models(id, &record, &mut next, &mut said, &mut changes);
+        let waiting = self.models(id, &record, &mut next, &mut said, &mut changes);
+        self.notices.extend(waiting);
         let key = self.key(&record, &mut next.keys);
         // While a key is on trial, nothing was given up and nothing declared: the last one goes on.
         let waits = match (&self.desired.key, &next.keys.key) {
@@ -425,7 +489,7 @@ impl<'a> One<'a> {
 
     /// Disabling this provider would empty a cell that must be kept.
     fn keeps_serving(&self, live: &LiveProvider) -> bool {
-        self.input.policy.hold_cells.iter().any(|cell| serves(live, cell))
+        self.held.serves(live)
     }
 
     /// An existing row: adopt it, update it, give fields up, or leave it alone.
@@ -457,26 +521,44 @@ impl<'a> One<'a> {
         next: &mut Next<'r>,
         said: &mut Said,
         changes: &mut Vec<Change>,
-    ) where
+    ) -> Vec<Notice>
+    where
         'a: 'r,
     {
+        let mut waiting = Vec::new();
         let live_models = self.live.map(|live| live.models.as_slice()).unwrap_or_default();
         let by_name: BTreeMap<&str, &LiveModel> =
             live_models.iter().map(|live| (live.name.as_str(), live)).collect();
+        let by_id: HashMap<Uuid, &LiveModel> = live_models.iter().map(|live| (live.id, live)).collect();
         let rules = self.rules_by_model();
+        let mut recorded_rules: HashMap<&str, Vec<&'r RecordedRule>> = HashMap::new();
+        for rule in &record.rules {
+            recorded_rules.entry(&rule.model).or_default().push(rule);
+        }
+        let recorded_rules = |model: &str| recorded_rules.get(model).map(Vec::as_slice).unwrap_or_default();
         let provider: &'a Provider = &self.desired.provider;
         for model in &provider.models {
             let recorded = record.models.get(&model.name);
             let live = by_name
                 .get(&*model.name)
                 .copied()
-                .or_else(|| recorded.and_then(|known| live_models.iter().find(|live| live.id == known.id)));
+                .or_else(|| recorded.and_then(|known| by_id.get(&known.id).copied()));
             let id = live.map(|live| live.id).unwrap_or_else(self.input.new_id);
             let blended = live.is_none()
                 || recorded.is_some_and(|known| known.fields.contains_key("cost_per_1m_tokens"));
             let lowered = diff::lower_model(model, blended);
             said.model(&model.name, &lowered);
             let name = format!("{}/{}", provider.name, model.name);
+            if let Some(wait) = self.input.world.waits.get(&name) {
+                waiting.push(notice(&provider.name, wait.kind, format!("{name}: {}", wait.message)));
+                said.waits(&name);
+                if let Some(known) = recorded {
+                    let fields = NextFields::Kept(&known.fields);
+                    next.models.insert(&model.name, NextRow { id: known.id, fields });
+                    next.rules.extend(recorded_rules(&model.name).iter().map(|rule| NextRule::kept(rule)));
+                }
+                continue;
+            }
             let at = changes.len();
             match live {
                 None => changes.push(self.change(
@@ -492,23 +574,32 @@ impl<'a> One<'a> {
             for change in changes.iter_mut().skip(at) {
                 change.origin = Some(Origin { line: model.line, ..provider.origin.clone() });
             }
-            self.rules(model, id, live, rules.get(&*model.name), record, next, changes);
+            let recorded = recorded_rules(&model.name);
+            let said_rules = rules.get(&*model.name).map(Vec::as_slice).unwrap_or_default();
+            waiting.extend(self.rules(model, id, live, said_rules, recorded, next, said, changes));
             next.models.insert(&model.name, NextRow { id, fields: NextFields::New(lowered) });
         }
+        let declared: HashSet<&str> = provider.models.iter().map(|model| &*model.name).collect();
         for (name, recorded) in &record.models {
-            let declared = provider.models.iter().any(|model| model.name == *name);
-            let live = live_models.iter().find(|live| live.id == recorded.id);
+            let declared = declared.contains(&**name);
+            let live = by_id.get(&recorded.id).copied();
             if let (false, Some(live)) = (declared, live) {
-                if self.input.policy.hold_cells.iter().any(|cell| model_serves(live, cell)) {
+                let full = format!("{}/{name}", provider.name);
+                let wait = self.input.world.waits.get(&full);
+                if let Some(wait) = wait {
+                    waiting.push(notice(&provider.name, wait.kind, format!("{full}: {}", wait.message)));
+                    said.waits(&full);
+                }
+                if wait.is_some() || self.held.model_serves(live) {
                     let fields = NextFields::Kept(&recorded.fields);
                     next.models.insert(name, NextRow { id: recorded.id, fields });
-                    let rules = record.rules.iter().filter(|rule| rule.model == *name);
-                    next.rules.extend(rules.map(NextRule::kept));
+                    next.rules.extend(recorded_rules(name).iter().map(|rule| NextRule::kept(rule)));
                 } else {
-                    self.model_removal(live, provider_id, name, record, changes);
+                    self.model_removal(live, provider_id, name, recorded_rules(name), changes);
                 }
             }
         }
+        waiting
     }
 
     /// A model with usage is disabled instead of deleted, and so its rules go by themselves.
@@ -517,7 +608,7 @@ impl<'a> One<'a> {
         live: &LiveModel,
         provider_id: Uuid,
         name: &str,
-        record: &Record,
+        recorded: &[&RecordedRule],
         changes: &mut Vec<Change>,
     ) {
         let full = format!("{}/{name}", self.desired.provider.name);
@@ -539,7 +630,8 @@ impl<'a> One<'a> {
             full.clone(),
             vec![disabled],
         ));
-        let managed = |rule: &&LiveRule| record.rules.iter().any(|known| known.id == rule.id);
+        let recorded: HashSet<Uuid> = recorded.iter().map(|known| known.id).collect();
+        let managed = |rule: &&LiveRule| recorded.contains(&rule.id);
         for rule in live.rules.iter().filter(managed) {
             let word = |part: &Option<String>| part.clone().unwrap_or_default();
             let name = format!("{full} {} × {}", word(&rule.power_level), word(&rule.user_tier));
@@ -563,7 +655,7 @@ impl<'a> One<'a> {
             let (old, new) = (Some(live.name.as_str().into()), (&*model.name).into());
             fields.push(FieldChange { field: "name".into(), old, new, cause: Cause::Drift });
         }
-        if self.input.policy.hold_cells.iter().any(|cell| model_serves(live, cell)) {
+        if self.held.model_serves(live) {
             fields.retain(|field| !(field.field == "enabled" && field.new == false));
         }
         let released = recorded.map(|known| diff::released(lowered, &known.fields)).unwrap_or_default();
@@ -583,30 +675,42 @@ impl<'a> One<'a> {
         &self,
         model: &Model,
         model_id: Uuid,
-        live: Option<&LiveModel>,
-        desired: Option<&Vec<&'r DesiredRule>>,
-        record: &'r Record,
+        live: Option<&'r LiveModel>,
+        desired: &[&'r DesiredRule],
+        recorded: &[&'r RecordedRule],
         next: &mut Next<'r>,
+        said: &mut Said,
         changes: &mut Vec<Change>,
-    ) {
+    ) -> Vec<Notice> {
+        let mut waiting = Vec::new();
         let live_rules = live.map(|live| live.rules.as_slice()).unwrap_or_default();
-        let recorded: Vec<&'r RecordedRule> =
-            record.rules.iter().filter(|rule| rule.model == model.name).collect();
+        let maps = RuleMaps::of(live_rules, recorded);
+        let mut done: HashSet<Uuid> = HashSet::with_capacity(desired.len());
         let full_name = |cell: &Cell| format!("{}/{} {cell}", self.desired.provider.name, model.name);
-        for rule in desired.into_iter().flatten() {
-            let known = recorded.iter().find(|known| known.cell == rule.cell).copied();
-            if let Some(known) = known
-                && known.file != rule.origin.file
-                && self.input.frozen.files.contains(&known.file)
-            {
-                // The file that the rule came from is bad now: its last good state stays.
-                next.rules.push(NextRule::kept(known));
+        let waits = &self.input.world.waits;
+        let mut waits = |cell: &Cell, said: &mut Said| {
+            let name = if waits.is_empty() { return false } else { full_name(cell) };
+            let Some(wait) = waits.get(&name) else { return false };
+            let message = format!("{name}: {}", wait.message);
+            waiting.push(notice(&self.desired.provider.name, wait.kind, message));
+            said.waits(&name);
+            true
+        };
+        for rule in desired {
+            let known = maps.recorded.get(&rule.cell).copied();
+            let frozen = known.filter(|known| {
+                known.file != rule.origin.file && self.input.frozen.files.contains(&known.file)
+            });
+            if frozen.is_some() || waits(&rule.cell, said) {
+                // The file that the rule came from is bad now, or its row cannot be changed: its last good state stays.
+                done.extend(known.map(|known| known.id));
+                next.rules.extend(known.map(NextRule::kept));
                 continue;
             }
-            let live =
-                known.and_then(|known| live_rules.iter().find(|live| live.id == known.id)).or_else(|| {
-                    live_rules.iter().filter(|live| same_cell(live, &rule.cell)).min_by_key(|live| live.id)
-                });
+            let live = known
+                .and_then(|known| maps.live.get(&known.id))
+                .or_else(|| maps.live_cells.get(&cell_ref(&rule.cell)))
+                .copied();
             let id = live.map(|live| live.id).unwrap_or_else(self.input.new_id);
             let lowered = diff::lower_rule(rule);
             let at = changes.len();
@@ -625,10 +729,10 @@ impl<'a> One<'a> {
                 }
                 Some(live) => {
                     let mut fields = diff::changes(&lowered, live, known.map(|known| &known.fields));
-                    if self.input.policy.hold_cells.iter().any(|cell| in_cell(live, cell)) {
+                    if self.held.contains(live) {
                         fields.retain(|field| !(field.field == "is_active" && field.new == false));
                     }
-                    if !same_cell(live, &rule.cell) {
+                    if live_cell(live) != cell_ref(&rule.cell) {
                         fields.extend(
                             cell_fields(&rule.cell)
                                 .into_iter()
@@ -644,6 +748,7 @@ impl<'a> One<'a> {
             for change in changes.iter_mut().skip(at) {
                 change.origin = Some(rule.origin.clone());
             }
+            done.insert(id);
             next.rules.push(NextRule {
                 id,
                 model: &rule.model,
@@ -653,12 +758,12 @@ impl<'a> One<'a> {
             });
         }
         for known in recorded {
-            if next.rules.iter().any(|kept| kept.id == known.id) {
+            if done.contains(&known.id) {
                 continue;
             }
-            let Some(live) = live_rules.iter().find(|live| live.id == known.id) else { continue };
-            let held = self.input.policy.hold_cells.iter().any(|cell| in_cell(live, cell));
-            if held || self.input.frozen.files.contains(&known.file) {
+            let Some(live) = maps.live.get(&known.id) else { continue };
+            let held = self.held.contains(live);
+            if held || waits(&known.cell, said) || self.input.frozen.files.contains(&known.file) {
                 next.rules.push(NextRule::kept(known));
             } else {
                 changes.push(self.change(
@@ -671,6 +776,7 @@ impl<'a> One<'a> {
                 ));
             }
         }
+        waiting
     }
 
     /// Under `reconcile.drift = "report"` what somebody else changed is said, not corrected.
@@ -688,12 +794,6 @@ impl<'a> One<'a> {
         }
         changes.retain(|change| change.action != Action::Update || !change.fields.is_empty());
     }
-}
-
-fn same_cell(live: &LiveRule, cell: &Cell) -> bool {
-    live.power_level.as_deref() == Some(cell.power_level.as_str())
-        && live.user_tier.as_deref() == Some(&*cell.user_tier)
-        && live.task_type.as_deref() == cell.task_type.as_deref()
 }
 
 /// The columns that say which cell a rule is for.

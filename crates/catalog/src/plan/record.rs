@@ -117,6 +117,12 @@ impl Said {
         self.fields(lowered);
     }
 
+    /// Something that is left out for now: once it is not, the bookkeeping is written again.
+    pub fn waits(&mut self, object: &str) {
+        self.part(b"waits");
+        self.part(object.as_bytes());
+    }
+
     pub fn finish(mut self, rules: &[DesiredRule], key: &DesiredKey, live: Option<&LiveKey>) -> Digest {
         for rule in rules {
             self.part(rule.origin.file.as_bytes());
