@@ -5,7 +5,7 @@
 //! so an outage of the database loses no transition.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -13,6 +13,7 @@ use std::{
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use catalog::{
     model::{HealthPolicy, HealthStatus, KeyStatus},
@@ -163,6 +164,18 @@ pub struct Batch {
 impl Batch {
     pub fn is_empty(&self) -> bool {
         self.writes.is_empty() && self.own.is_empty() && self.impaired.is_none()
+    }
+
+    /// Takes out what is about other rows than these.
+    pub fn without(&mut self, free: &HashSet<Uuid>) -> Self {
+        let (writes, names) = (std::mem::take(&mut self.writes), std::mem::take(&mut self.names));
+        let mut rest = Self { writes: Vec::new(), names: Vec::new(), own: Vec::new(), impaired: None };
+        for (write, name) in writes.into_iter().zip(names) {
+            let to = if free.contains(&write.status.id) { &mut *self } else { &mut rest };
+            to.writes.push(write);
+            to.names.push(name);
+        }
+        rest
     }
 }
 

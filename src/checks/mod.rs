@@ -19,7 +19,7 @@ mod writer;
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -132,6 +132,7 @@ impl Checks {
             metrics: parts.metrics.clone(),
             lease,
             waiting,
+            careful: AtomicBool::new(false),
         };
         supervisor.spawn("verdicts", writer.run(ended));
         let keeper = Keeper {

@@ -1,14 +1,21 @@
 //! Takes the monitor's events in and writes what they found: news at once, the rest in batches.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use chrono::Utc;
 use tokio::{
     sync::{Notify, mpsc, watch},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+use uuid::Uuid;
 
 use provider::Outcome;
 
@@ -59,7 +66,12 @@ pub(super) struct Writer {
     pub lease: watch::Receiver<Option<Lease>>,
     /// Told when something is worth writing at once.
     pub waiting: Arc<Notify>,
+    /// The last write met rows that another session keeps locked: the next one looks before it writes.
+    pub careful: AtomicBool,
 }
+
+/// Of the 5 s that a stop may take, what the last verdicts get.
+const LAST: Duration = Duration::from_millis(2500);
 
 impl Writer {
     /// Runs until the monitor has `ended`; then writes everything once more and gives the lease back.
@@ -109,13 +121,15 @@ impl Writer {
                 }
             }
         }
-        if let Err(error) = self.write(Depth::All).await {
-            warn!(%error, "the last verdicts could not be written");
+        match timeout(LAST, self.write(Depth::All)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%error, "the last verdicts could not be written"),
+            Err(_) => warn!("the last verdicts could not be written: the database does not answer"),
         }
         let held = self.lease.borrow().clone();
         if let Some(held) = held {
             // A lease that cannot be given back runs out by itself.
-            let _ = self.store.lease_release(&held).await;
+            let _ = timeout(Duration::from_secs(1), self.store.lease_release(&held)).await;
         }
     }
 
@@ -125,11 +139,21 @@ impl Writer {
             let held = self.lease.borrow().clone();
             // Without a lease nothing may be written; the verdicts wait.
             let Some(held) = held else { return Err(StoreError::Fenced) };
-            let batch: Batch = self.checks.ledger().take(depth, BATCH);
+            let mut batch: Batch = self.checks.ledger().take(depth, BATCH);
             if batch.is_empty() {
                 return Ok(());
             }
             let last = batch.writes.len() < BATCH;
+            let mut locked = None;
+            if self.careful.load(Ordering::Relaxed) {
+                locked = match self.leave_locked(&mut batch).await {
+                    Ok(locked) => locked,
+                    Err(error) => {
+                        self.checks.ledger().give_back(batch);
+                        return Err(error);
+                    }
+                };
+            }
             let written = async {
                 let news = self.store.checks_write(Some(&held), &batch.writes).await?;
                 self.store.record(&batch.own).await?;
@@ -148,13 +172,34 @@ impl Writer {
                 }
                 Err(error) => {
                     self.checks.ledger().give_back(batch);
+                    if matches!(error, StoreError::Locked(_)) && !self.careful.swap(true, Ordering::Relaxed) {
+                        continue;
+                    }
                     return Err(error);
                 }
+            }
+            // The rest is written; this comes when its rows are free.
+            if let Some(locked) = locked {
+                return Err(locked);
             }
             if last {
                 return Ok(());
             }
         }
+    }
+
+    /// Gives back what is about rows that another session keeps locked, and says so.
+    async fn leave_locked(&self, batch: &mut Batch) -> Result<Option<StoreError>, StoreError> {
+        let ids: Vec<Uuid> = batch.writes.iter().map(|write| write.status.id).collect();
+        let free = self.store.checks_free(&ids).await?;
+        let rest = batch.without(&free);
+        if rest.is_empty() {
+            self.careful.store(false, Ordering::Relaxed);
+            return Ok(None);
+        }
+        let text = format!("rows of {} providers", rest.writes.len());
+        self.checks.ledger().give_back(rest);
+        Ok(Some(StoreError::Locked(text)))
     }
 }
 

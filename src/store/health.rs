@@ -5,7 +5,7 @@
 //! that the database already shows is not recorded a second time.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -247,6 +247,36 @@ impl Store {
         latencies(&mut tx, writes).await?;
         tx.commit().await?;
         Ok(news.len())
+    }
+
+    /// Which of these providers' rows no other session keeps locked, models included; nothing stays locked.
+    pub async fn checks_free(&self, ids: &[Uuid]) -> Result<HashSet<Uuid>> {
+        let mut tx = self.write().await?;
+        let rows = query("SELECT id FROM llm_providers WHERE id = ANY($1) FOR NO KEY UPDATE SKIP LOCKED")
+            .bind(ids)
+            .fetch_all(&mut *tx)
+            .await?;
+        let mut free: HashSet<Uuid> = rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?;
+        let mut models: HashMap<Uuid, Uuid> = HashMap::new();
+        for row in query("SELECT id, provider_id FROM llm_models WHERE provider_id = ANY($1)")
+            .bind(ids)
+            .fetch_all(&mut *tx)
+            .await?
+        {
+            models.insert(row.try_get(0)?, row.try_get(1)?);
+        }
+        let rows =
+            query("SELECT id FROM llm_models WHERE provider_id = ANY($1) FOR NO KEY UPDATE SKIP LOCKED")
+                .bind(ids)
+                .fetch_all(&mut *tx)
+                .await?;
+        for row in &rows {
+            models.remove(&row.try_get(0)?);
+        }
+        tx.rollback().await?;
+        let locked: HashSet<Uuid> = models.into_values().collect();
+        free.retain(|id| !locked.contains(id));
+        Ok(free)
     }
 
     /// Sums of the checks of these providers since `since`, or of all, by provider and time.

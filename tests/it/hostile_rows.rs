@@ -278,6 +278,25 @@ async fn a_locked_row_holds_up_its_own_object_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_locked_row_holds_up_its_own_verdict_alone() {
+    let lab = Lab::new().await;
+    for name in ["victim", "other"] {
+        let text = provider(name, 1).replace(&format!("https://{name}.example.com"), "http://127.0.0.1:9");
+        lab.write(&format!("{name}.toml"), &text);
+    }
+    lab.run(&["apply"]).expect(0);
+    let holder =
+        forgetful(&lab, "forgotten", "UPDATE llm_providers SET priority = 7 WHERE name = 'victim'").await;
+    let mut daemon = lab.checking();
+    daemon.wait_ready().await;
+    lab.wait_for("SELECT health_status FROM llm_providers WHERE name = 'other'", "unhealthy").await;
+    assert_eq!(lab.value("SELECT health_status FROM llm_providers WHERE name = 'victim'").await, "unknown");
+    holder.close().await.expect("it ends");
+    lab.wait_for("SELECT health_status FROM llm_providers WHERE name = 'victim'", "unhealthy").await;
+    assert_eq!(daemon.stop(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_role_without_rights_stops_nothing() {
     let lab = Lab::new().await;
     let role = format!("nobody_{}", uuid::Uuid::new_v4().simple());
