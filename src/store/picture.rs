@@ -102,7 +102,8 @@ impl Store {
             "SELECT p.id, left(p.name::text, $1) AS name, left(p.type::text, 255) AS kind,
                     left(p.api_base_url, $1) AS api_base_url, left(p.config->>'base_url', $1) AS config_base_url,
                     coalesce(p.config::text LIKE '%://%', false) AS any_url,
-                    coalesce(p.enabled, true) AS enabled, coalesce(p.priority, 0) AS priority,
+                    coalesce(p.enabled, true) AS enabled,
+                    CASE WHEN p.priority BETWEEN -2147483648 AND 2147483647 THEN p.priority::integer ELSE 0 END AS priority,
                     left(p.config->>'model_prefixes', $1) AS prefixes,
                     left(coalesce(p.api_key_encrypted, ''), 32768) AS token,
                     left(coalesce(p.encrypted_api_key, ''), 32768) AS other_token,
@@ -176,7 +177,8 @@ impl Store {
         let rows = query(
             "SELECT model_id, left(power_level::text, 50) AS power_level,
                     left(coalesce(user_tier, 'all')::text, 255) AS user_tier, left(task_type::text, 255) AS task_type,
-                    coalesce(priority, 100) AS priority, coalesce(weight, 100) AS weight,
+                    CASE WHEN priority BETWEEN -2147483648 AND 2147483647 THEN priority::integer ELSE 100 END AS priority,
+                    CASE WHEN weight BETWEEN -2147483648 AND 2147483647 THEN weight::integer ELSE 100 END AS weight,
                     coalesce(is_active, true) AS enabled
              FROM llm_routing_rules WHERE model_id IS NOT NULL AND power_level IS NOT NULL",
         )
