@@ -154,7 +154,7 @@ impl Tx {
         self.schema = None;
     }
 
-    /// Begins a COPY; see [`Limited`] for what follows.
+    /// Begins a COPY; see `Limited` for what follows.
     pub(super) async fn copy(&mut self, statement: &str) -> Result<Copying<'_>, Error> {
         let statement = self.qualified(statement);
         let Link { conn, limit, torn, pulse, .. } = &mut self.0;
