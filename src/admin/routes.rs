@@ -7,8 +7,6 @@ use axum::{
     http::HeaderMap,
     response::{IntoResponse as _, Response},
 };
-use gateway::picture::Picture;
-use zeroize::Zeroizing;
 
 use crate::{
     admin::{
@@ -19,9 +17,8 @@ use crate::{
         openapi::{BodyErrors, ReadErrors},
     },
     dataplane::{
-        GatewayObject,
         explain::{RouteQuestion, answer},
-        picture_input,
+        load,
     },
     status::view::Routes,
 };
@@ -42,13 +39,8 @@ pub(super) async fn explain(
     JsonBody(question): JsonBody<RouteQuestion>,
 ) -> Result<Response, ApiError> {
     let live = shared.live()?;
-    let rows = shared.store.picture_rows().await?;
-    let objects: Vec<GatewayObject> =
-        shared.store.gateway_objects().await?.into_iter().map(GatewayObject::from).collect();
-    let (input, _) = picture_input(&rows, &objects, &shared.gateway, chrono::Utc::now().timestamp());
-    let byok = &live.keyring.byok;
-    let open = |token: &str| Some(Zeroizing::new(byok.decrypt(token).ok()?.expose().as_bytes().to_vec()));
-    let (picture, _) = Picture::build(&input, open);
+    let (input, _) = load::read_input(&shared.store, &shared.gateway).await?;
+    let (picture, _) = load::build(&input, &live.keyring.byok);
     match answer(&picture, &question) {
         Ok(explanation) => Ok(Json(explanation).into_response()),
         Err(error) => Err(ApiError::Invalid(error.to_string())),

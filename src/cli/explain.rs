@@ -2,8 +2,6 @@
 
 use anyhow::Context as _;
 use clap::Args;
-use gateway::picture::Picture;
-use zeroize::Zeroizing;
 
 use super::{
     Format,
@@ -11,9 +9,8 @@ use super::{
     output::{self, Exit},
 };
 use crate::dataplane::{
-    GatewayObject,
     explain::{RouteQuestion, answer},
-    picture_input,
+    load,
 };
 
 #[derive(Debug, Args)]
@@ -47,18 +44,11 @@ pub struct Explain {
 impl Explain {
     /// Exit 0: a provider would answer; 2: none would.
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        let store = &context.backend.store;
-        let rows = store.picture_rows().await?;
-        let objects: Vec<GatewayObject> =
-            store.gateway_objects().await?.into_iter().map(GatewayObject::from).collect();
-        let now = chrono::Utc::now().timestamp();
-        let (input, problems) = picture_input(&rows, &objects, &context.settings.gateway, now);
+        let (input, problems) = load::read_input(&context.backend.store, &context.settings.gateway).await?;
         for problem in problems {
             anstream::eprintln!("warning: {problem}");
         }
-        let byok = &context.backend.keyring.byok;
-        let open = |token: &str| Some(Zeroizing::new(byok.decrypt(token).ok()?.expose().as_bytes().to_vec()));
-        let (picture, problems) = Picture::build(&input, open);
+        let (picture, problems) = load::build(&input, &context.backend.keyring.byok);
         for problem in problems {
             anstream::eprintln!("warning: {problem}");
         }

@@ -2,10 +2,9 @@
 
 use std::io::Read;
 
-use base64::Engine as _;
+use anyhow::Context as _;
 use clap::Subcommand;
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 
 use catalog::{
     plan::{EventKind, Fingerprint, LiveKey},
@@ -20,6 +19,7 @@ use super::{
 };
 use crate::{
     backend,
+    dataplane::first_consumer::{caller_key, key_hash},
     secret::{Byok, Secret},
     store::{NewEvent, Scope},
 };
@@ -88,9 +88,6 @@ fn expires(text: &str) -> Result<String, String> {
     }
 }
 
-/// What a consumer's key begins with, so that people, scanners and `validate` recognize it.
-const CONSUMER_PREFIX: &str = "pd_";
-
 /// Stable JSON of `key consumer`.
 #[derive(Serialize)]
 struct ConsumerKey<'a> {
@@ -107,12 +104,8 @@ struct ConsumerKey<'a> {
 /// Prints a fresh key of 256 random bits and the lines to commit. Needs no settings and no database: what opens the
 /// gateway is the hash in a manifest.
 fn consumer(format: Format, name: &str, expires: Option<&str>) -> anyhow::Result<Exit> {
-    let mut random = zeroize::Zeroizing::new([0_u8; 32]);
-    getrandom::fill(random.as_mut()).map_err(|error| anyhow::anyhow!("no random numbers: {error}"))?;
-    let mut text = String::from(CONSUMER_PREFIX);
-    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode_string(random.as_ref(), &mut text);
-    let key = Secret::new(text);
-    let sha256: String = Sha256::digest(key.expose()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let key = caller_key().context("no random numbers")?;
+    let sha256 = key_hash(&key);
     let until = expires.map_or_else(String::new, |date| format!(", expires = \"{date}\""));
     // A name with a dot is quoted.
     let table = if name.contains('.') { format!("\"{name}\"") } else { name.to_owned() };

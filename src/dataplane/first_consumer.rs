@@ -19,6 +19,8 @@ use crate::secret::Secret;
 pub const NAME: &str = "embedded";
 /// The file of its hash in the state directory.
 const FILE: &str = "gateway_consumer.sha256";
+/// What a caller's key begins with, so that operators, scanners and `validate` recognize it.
+const PREFIX: &str = "pd_";
 /// Bytes of chance in a key.
 const RANDOM: usize = 32;
 
@@ -29,7 +31,7 @@ const RANDOM: usize = 32;
 pub fn caller_key() -> io::Result<Secret> {
     let mut bytes = Zeroizing::new([0; RANDOM]);
     getrandom::fill(&mut *bytes).map_err(|error| io::Error::other(error.to_string()))?;
-    Ok(Secret::new(format!("pd_{}", URL_SAFE_NO_PAD.encode(bytes.as_slice()))))
+    Ok(Secret::new(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes.as_slice()))))
 }
 
 /// The hash of a caller's key, as manifests hold it: 64 hexadecimal digits.

@@ -7,7 +7,7 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use gateway::{
-    picture::{ConsumerInput, Picture, PictureInput},
+    picture::{ConsumerInput, PictureInput},
     serve::Gateway,
 };
 use tokio::{
@@ -16,9 +16,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
-use zeroize::Zeroizing;
 
-use super::{GatewayObject, picture_input, sealed};
+use super::{load, sealed};
 use crate::{config, secret::Byok, store::Store};
 
 /// While nothing gives a reason: what other programs and other daemons changed is seen by then.
@@ -118,10 +117,7 @@ impl PictureKeeper {
             *database =
                 Some(self.store.meta_set_if_absent("database_id", &uuid::Uuid::new_v4().to_string()).await?);
         }
-        let rows = self.store.picture_rows().await?;
-        let objects = self.store.gateway_objects().await?;
-        let objects: Vec<GatewayObject> = objects.into_iter().map(GatewayObject::from).collect();
-        let (mut input, problems) = picture_input(&rows, &objects, &self.settings, unix());
+        let (mut input, problems) = load::read_input(&self.store, &self.settings).await?;
         for problem in problems {
             debug!(problem, "left out of the picture");
         }
@@ -130,11 +126,7 @@ impl PictureKeeper {
     }
 
     fn publish(&self, input: &PictureInput) {
-        let open = |token: &str| {
-            let secret = self.byok.decrypt(token).ok()?;
-            Some(Zeroizing::new(secret.expose().as_bytes().to_vec()))
-        };
-        let (picture, problems) = Picture::build(input, open);
+        let (picture, problems) = load::build(input, &self.byok);
         for problem in problems {
             debug!(%problem, "left out of the picture");
         }

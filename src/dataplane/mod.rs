@@ -8,6 +8,7 @@ pub mod explain;
 pub mod first_consumer;
 mod keeper;
 mod leases;
+pub mod load;
 pub mod picture;
 pub mod sealed;
 pub mod serving;
