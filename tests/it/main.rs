@@ -48,3 +48,5 @@ mod store;
 mod support;
 mod terminal;
 mod usage;
+mod usage_kills;
+mod usage_outage;

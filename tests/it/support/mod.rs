@@ -10,3 +10,4 @@ pub mod pg;
 pub mod process;
 pub mod python;
 pub mod targets;
+pub mod traffic;

@@ -65,6 +65,7 @@ while IFS= read -r word; do
     case "$word" in
         immediate) kill -QUIT "$pid"; wait "$pid"; exit 0 ;;
         fast) kill -INT "$pid"; wait "$pid"; exit 0 ;;
+        kill) kill -KILL "$pid"; wait "$pid"; exit 0 ;;
     esac
 done
 kill -QUIT "$pid" 2>/dev/null
@@ -142,6 +143,33 @@ impl Cluster {
     /// Stops the server as a crash would: no checkpoint, connections cut.
     pub fn stop_immediate(&self) {
         self.stop("immediate");
+    }
+
+    /// `kill -9` of the first process of the server. Its others notice and end; one that starts before they have ended
+    /// would be refused, so they are waited for.
+    pub fn kill(&self) {
+        let children = self.children();
+        self.stop("kill");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while children.iter().any(|pid| Path::new("/proc").join(pid).exists()) {
+            assert!(Instant::now() < deadline, "processes of the killed server stay");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Process ids of the server's children.
+    fn children(&self) -> Vec<String> {
+        let file = std::fs::read_to_string(self.dir.join("data/postmaster.pid")).expect("the server runs");
+        let parent = format!("PPid:\t{}", file.lines().next().expect("its first line is the process id"));
+        std::fs::read_dir("/proc")
+            .expect("/proc")
+            .flatten()
+            .filter(|entry| {
+                std::fs::read_to_string(entry.path().join("status"))
+                    .is_ok_and(|status| status.lines().any(|line| line == parent))
+            })
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect()
     }
 
     fn stop(&self, how: &str) {
