@@ -14,7 +14,7 @@ use chrono::{TimeDelta, Utc};
 use gateway::spool::{RequestFacts, Spool, SpoolSettings, UsageIntent, UsageRow, UsageSource};
 use pg::{Cluster, Options, TestDb};
 use providerd::{
-    store::{Settings, Store, UsageBy, UsageQuery},
+    store::{Store, StoreSettings, UsageBy, UsageQuery},
     usage::{ShipReport, Shipper, ShipperSettings},
 };
 use uuid::Uuid;
@@ -123,7 +123,7 @@ async fn main() {
     let rows: u128 = std::env::var("USAGE_ROWS").map_or(100_000, |it| it.parse().unwrap());
     let cluster = Arc::new(Cluster::start_private(Options { fsync: true }));
     let db = cluster.database("usage").await;
-    let store = Store::connect(&Settings::new(db.url.clone().into())).await.unwrap();
+    let store = Store::connect(&StoreSettings::new(db.url.clone().into())).await.unwrap();
     store.migrate().await.unwrap();
     db.run(&format!(
         "INSERT INTO llm_providers (id, name, type) SELECT ('00000000-0000-0000-0000-' || lpad(to_hex(1 + n), 12, '0'))::uuid,

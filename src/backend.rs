@@ -42,7 +42,7 @@ pub fn settings(
             settings.source.git_url = None;
         }
         None => {
-            if let Some(pull) = pull::Options::of(&settings) {
+            if let Some(pull) = pull::PullOptions::of(&settings) {
                 settings.manifests.path = pull.manifests();
             }
         }
@@ -227,12 +227,12 @@ fn own_files(settings: &Settings) -> Vec<PathBuf> {
 }
 
 /// How to connect.
-pub fn store_settings(settings: &Settings, url: SecretString) -> store::Settings {
-    store::Settings {
+pub fn store_settings(settings: &Settings, url: SecretString) -> store::StoreSettings {
+    store::StoreSettings {
         schema: settings.database.schema.clone(),
         max_connections: settings.database.max_connections.get(),
         acquire_timeout: settings.database.connect_timeout,
-        ..store::Settings::new(url)
+        ..store::StoreSettings::new(url)
     }
 }
 

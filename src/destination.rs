@@ -15,7 +15,7 @@ use provider::{BaseError, ProviderType, RowUrls, origin_of, parse_base, row_base
 
 use crate::{
     secret::Byok,
-    store::{KeyRow, Place},
+    store::{KeyRow, RowPlace},
 };
 
 /// Why a key goes nowhere.
@@ -48,7 +48,7 @@ impl Declared {
     }
 
     /// What the manifests declare of a managed row or, where they cannot be read, what was applied last.
-    pub fn of(build: Option<&Build>, name: &str, place: &Place) -> Option<Self> {
+    pub fn of(build: Option<&Build>, name: &str, place: &RowPlace) -> Option<Self> {
         if let Some(provider) = build.and_then(|build| build.catalog.providers.get(name)) {
             return Self::new(provider.kind, provider.base_url.as_deref());
         }
@@ -57,7 +57,7 @@ impl Declared {
     }
 }
 
-impl Place {
+impl RowPlace {
     fn urls(&self) -> RowUrls<'_> {
         RowUrls {
             api_base_url: self.api_base_url.as_deref(),
@@ -174,13 +174,13 @@ pub fn opened(row: &KeyRow, byok: &Byok) -> Option<SecretString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Applied;
+    use crate::store::RecordedPlace;
 
     const ORIGIN: &str = "https://api.openai.com/v1";
 
-    fn place(kind: &str, api: Option<&str>, config: Option<&str>, any_url: bool) -> Place {
+    fn place(kind: &str, api: Option<&str>, config: Option<&str>, any_url: bool) -> RowPlace {
         let own = |text: Option<&str>| text.map(str::to_owned);
-        Place {
+        RowPlace {
             kind: Some(kind.to_owned()),
             api_base_url: own(api),
             config_base_url: own(config),
@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn a_row_names_one_place_or_none() {
         #[track_caller]
-        fn check(place: Place, expected: Option<&str>) {
+        fn check(place: RowPlace, expected: Option<&str>) {
             let own = place.own().ok().map(|(_, base)| base.to_string());
             assert_eq!(own.as_deref(), expected, "{place:?}");
         }
@@ -229,8 +229,10 @@ mod tests {
         }
         // A manifest that cannot be read is replaced by what it said when it was applied.
         let mut drifted = place("openai", Some("http://thief/v1"), None, true);
-        drifted.applied =
-            Some(Applied { kind: Some("openai".to_owned()), base_url: Some("https://own/v1".to_owned()) });
+        drifted.applied = Some(RecordedPlace {
+            kind: Some("openai".to_owned()),
+            base_url: Some("https://own/v1".to_owned()),
+        });
         let declared = Declared::of(None, "p", &drifted).unwrap();
         assert_eq!(declared.base.as_str(), "https://own/v1");
         assert!(drifted.agrees(&declared).is_err());

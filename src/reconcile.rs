@@ -25,9 +25,9 @@ use catalog::{
     manifest::{Build, MAX_RULES},
     model::{HealthPolicy, Provider, Revision, SecretRef},
     plan::{
-        Action, AuditEntry, Change, Desired, DesiredKey, EventKind, Hold, HoldKind, Input, KeyAction, Kind,
-        Notice, NoticeKind, ObjectChange, Plan, Policy, ProviderPlan, PruneLimit, Wait, World, lost_cells,
-        plan,
+        Action, AuditEntry, Change, ChangedTable, Desired, DesiredKey, EventKind, Hold, HoldKind, KeyAction,
+        Notice, NoticeKind, ObjectChange, Plan, PlanInput, Policy, ProviderPlan, PruneLimit, Wait, World,
+        lost_cells, plan,
     },
     policy::RouteGuard,
     serving::ObjectName,
@@ -36,7 +36,7 @@ use catalog::{
 use crate::{
     checks::{
         key_trial::{Trial, Trials},
-        monitor::Target,
+        monitor::CheckTarget,
     },
     config::{self, Reconcile},
     discover,
@@ -84,7 +84,7 @@ pub struct Pass<'a> {
 
 /// What one pass found and did.
 #[derive(Debug, Default)]
-pub struct Outcome {
+pub struct PassOutcome {
     pub plan: Plan,
     /// The plan, less what was refused, is committed.
     pub applied: bool,
@@ -93,7 +93,7 @@ pub struct Outcome {
     /// An operator suspended applying: nothing was applied.
     pub suspended: bool,
     /// Providers that the database refused, with its words.
-    pub refused: Vec<Refusal>,
+    pub refused: Vec<RefusedObject>,
     /// Rows of the audit trail that were written.
     pub events: usize,
     /// The number that the applied catalog was given.
@@ -102,7 +102,7 @@ pub struct Outcome {
     pub trials: Vec<Trial>,
 }
 
-impl Outcome {
+impl PassOutcome {
     /// The database was read to hold, or now holds, exactly what is declared.
     pub fn is_as_desired(&self) -> bool {
         (self.applied || self.plan.is_empty())
@@ -120,7 +120,7 @@ impl Outcome {
 
 /// One object that the database refused; it stays at its last good state, with what hangs on it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub struct Refusal {
+pub struct RefusedObject {
     pub provider: Arc<str>,
     /// `provider`, `provider/model` or `provider/model power × tier`.
     pub object: String,
@@ -227,8 +227,8 @@ impl Reconciler {
     ///
     /// # Errors
     /// The database could not be reached, refused the transaction as a whole, or the lease is lost. Nothing was
-    /// applied then. Objects that the database refuses one by one are in [`Outcome::refused`].
-    pub async fn reconcile(&self, pass: &Pass<'_>) -> Result<Outcome, ReconcileError> {
+    /// applied then. Objects that the database refuses one by one are in [`PassOutcome::refused`].
+    pub async fn reconcile(&self, pass: &Pass<'_>) -> Result<PassOutcome, ReconcileError> {
         let mut tries = CONFLICT_TRIES;
         loop {
             match self.attempt(pass).await {
@@ -243,7 +243,7 @@ impl Reconciler {
         }
     }
 
-    async fn attempt(&self, pass: &Pass<'_>) -> Result<Outcome, ReconcileError> {
+    async fn attempt(&self, pass: &Pass<'_>) -> Result<PassOutcome, ReconcileError> {
         let mut tx = self.store.reconcile_begin().await?;
         let mut facts = match self.read(&mut tx, pass).await {
             Err(ReconcileError::Store(StoreError::Locked(text))) => {
@@ -260,7 +260,7 @@ impl Reconciler {
             warn!(power_level = %power, user_tier = %tier, guard = ?self.rules.settings().route_guard, "a route cell loses its last usable model");
         }
         let trials = wanted_trials(&plan, pass, &facts.secrets, &self.keyring);
-        let mut outcome = Outcome { plan, suspended: facts.suspended, trials, ..Outcome::default() };
+        let mut outcome = PassOutcome { plan, suspended: facts.suspended, trials, ..PassOutcome::default() };
         if !outcome.suspended && !pass.settled && prunes(&outcome.plan) {
             outcome.deferred = true;
         }
@@ -305,8 +305,8 @@ impl Reconciler {
         &self,
         mut tx: ReconcileTx,
         pass: &Pass<'_>,
-        mut outcome: Outcome,
-    ) -> Result<Outcome, ReconcileError> {
+        mut outcome: PassOutcome,
+    ) -> Result<PassOutcome, ReconcileError> {
         let objects = outcome.plan.objects.iter().filter(|it| it.provider.is_none() && !it.pruned);
         let part = Plan { objects: objects.cloned().collect(), ..Plan::default() };
         if part.is_empty() {
@@ -374,7 +374,7 @@ impl Reconciler {
         pass: &Pass<'_>,
         facts: &mut Facts,
         tokens: &HashMap<Arc<str>, String>,
-        outcome: &mut Outcome,
+        outcome: &mut PassOutcome,
     ) -> Result<(), ReconcileError> {
         let revision = pass.revision.as_ref();
         tx.rollback_to().await?;
@@ -409,7 +409,7 @@ impl Reconciler {
                             tx.refuses(std::slice::from_ref(provider), tokens, revision).await?
                         {
                             let object = provider.name.to_string();
-                            refused.push(Refusal { provider: provider.name.clone(), object, message });
+                            refused.push(RefusedObject { provider: provider.name.clone(), object, message });
                         }
                     }
                 }
@@ -427,7 +427,7 @@ impl Reconciler {
     }
 
     /// Audit rows for refusals that the previous pass did not have.
-    fn new_refusals(&self, refused: &[Refusal]) -> Vec<AuditEntry> {
+    fn new_refusals(&self, refused: &[RefusedObject]) -> Vec<AuditEntry> {
         let mut before = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = refused.iter().filter(|it| before.get(&it.object) != Some(&it.message));
         let entries = fresh.map(|it| AuditEntry {
@@ -494,7 +494,7 @@ impl Reconciler {
         }
         let policy = self.policy(pass, &suspended);
         let none = HashSet::new();
-        let candidates = Input {
+        let candidates = PlanInput {
             desired: &desired,
             world: &world,
             frozen: &catalog.frozen,
@@ -522,7 +522,7 @@ impl Reconciler {
         let Facts { desired, world, .. } = facts;
         let frozen = &pass.build.catalog.frozen;
         let input = |policy: &Policy, with_usage: &HashSet<Uuid>| {
-            plan(&Input {
+            plan(&PlanInput {
                 desired,
                 world,
                 frozen,
@@ -699,7 +699,7 @@ fn wanted_trials(
         let secret = secrets.get(&notice.provider)?;
         let provider = pass.build.catalog.providers.get(&notice.provider)?;
         let key = Some(secret.expose().into());
-        let target = Target::new(provider, &HealthPolicy::default(), key).ok()?;
+        let target = CheckTarget::new(provider, &HealthPolicy::default(), key).ok()?;
         Some(Trial { fingerprint: keyring.fp.fingerprint(secret), target: Arc::new(target) })
     };
     untried.filter_map(trial).collect()
@@ -711,7 +711,7 @@ async fn refusals(
     plans: &[ProviderPlan],
     tokens: &HashMap<Arc<str>, String>,
     revision: Option<&Revision>,
-) -> Result<Vec<Refusal>, StoreError> {
+) -> Result<Vec<RefusedObject>, StoreError> {
     let mut found = Vec::new();
     let mut open = vec![plans];
     while let Some(some) = open.pop() {
@@ -735,14 +735,14 @@ async fn refused_within(
     message: String,
     tokens: &HashMap<Arc<str>, String>,
     revision: Option<&Revision>,
-) -> Result<Vec<Refusal>, StoreError> {
-    let of = |object: &str, message: String| Refusal {
+) -> Result<Vec<RefusedObject>, StoreError> {
+    let of = |object: &str, message: String| RefusedObject {
         provider: plan.name.clone(),
         object: object.to_owned(),
         message,
     };
     let (own, rest): (Vec<Change>, Vec<Change>) =
-        plan.changes.iter().cloned().partition(|change| change.kind == Kind::Provider);
+        plan.changes.iter().cloned().partition(|change| change.kind == ChangedTable::Provider);
     let with = |changes: &[&Change]| ProviderPlan {
         changes: own.iter().chain(changes.iter().copied()).cloned().collect(),
         ..plan.clone()
@@ -755,8 +755,8 @@ async fn refused_within(
     }
     let mut found = Vec::new();
     let mut bad: HashSet<Uuid> = HashSet::new();
-    let models: Vec<&Change> = rest.iter().filter(|change| change.kind == Kind::Model).collect();
-    let rules: Vec<&Change> = rest.iter().filter(|change| change.kind == Kind::Route).collect();
+    let models: Vec<&Change> = rest.iter().filter(|change| change.kind == ChangedTable::Model).collect();
+    let rules: Vec<&Change> = rest.iter().filter(|change| change.kind == ChangedTable::Route).collect();
     let mut open = vec![models.as_slice()];
     while let Some(some) = open.pop() {
         if some.is_empty() {
@@ -798,10 +798,10 @@ async fn refused_within(
     Ok(found)
 }
 
-fn object_refusal(object: &ObjectChange, message: String) -> Refusal {
+fn object_refusal(object: &ObjectChange, message: String) -> RefusedObject {
     let full = format!("{} {}", object.kind.noun(), object.name);
     let provider = object.provider.clone().unwrap_or_else(|| full.as_str().into());
-    Refusal { provider, object: full, message }
+    RefusedObject { provider, object: full, message }
 }
 
 /// The rows of the gateway's objects that the database refuses, by halves.
@@ -889,7 +889,7 @@ fn short_digest(text: &str) -> String {
 
 fn deleted_models(plan: &Plan) -> Vec<Uuid> {
     let changes = plan.providers.iter().flat_map(|provider| &provider.changes);
-    let deleted = |change: &&Change| change.kind == Kind::Model && change.action == Action::Delete;
+    let deleted = |change: &&Change| change.kind == ChangedTable::Model && change.action == Action::Delete;
     changes.filter(deleted).map(|change| change.id).collect()
 }
 
@@ -898,15 +898,15 @@ fn deleted_models(plan: &Plan) -> Vec<Uuid> {
 fn prunes(plan: &Plan) -> bool {
     let taken = |change: &Change| matches!(change.action, Action::Delete | Action::Retire);
     let changes = plan.providers.iter().flat_map(|provider| &provider.changes);
-    changes.filter(|change| change.kind == Kind::Provider).any(taken)
+    changes.filter(|change| change.kind == ChangedTable::Provider).any(taken)
         || plan.objects.iter().any(|object| object.pruned)
 }
 
 fn prune_limit(settings: &Reconcile) -> PruneLimit {
     let minimum = usize::try_from(settings.prune_limit_min).unwrap_or(usize::MAX);
     match settings.prune_limit {
-        config::PruneLimit::Percent(percent) => PruneLimit { percent, at_least: minimum },
-        config::PruneLimit::Count(count) => {
+        config::PruneLimitSetting::Percent(percent) => PruneLimit { percent, at_least: minimum },
+        config::PruneLimitSetting::Count(count) => {
             PruneLimit { percent: 0, at_least: usize::try_from(count).unwrap_or(usize::MAX).max(minimum) }
         }
     }

@@ -23,7 +23,7 @@ use catalog::plan::EventKind;
 
 use crate::{
     admin::{
-        Shared,
+        AdminShared,
         auth::Caller,
         error::{ApiError, ErrorBody},
         extract::JsonBody,
@@ -47,7 +47,7 @@ pub(super) struct Triggered {
     untagged,
     expecting = "expected provider and reason; for maintenance provider, checks: true, for (such as 30m) and reason"
 )]
-pub(super) enum Suspend {
+pub(super) enum SuspendCall {
     Applying(SuspendApplying),
     Checks(SuspendChecks),
 }
@@ -84,7 +84,7 @@ pub(super) struct SuspendChecks {
 /// What to resume: applying, or the checks of one provider.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected provider; after maintenance provider and checks: true")]
-pub(super) enum Resume {
+pub(super) enum ResumeCall {
     Applying(ResumeApplying),
     Checks(ResumeChecks),
 }
@@ -168,7 +168,7 @@ pub(super) struct SuspendedNow {
 #[utoipa::path(post, path = "/api/v1/sync", tag = "actions",
     responses((status = 202, description = "It will be looked at", body = Triggered), ReadErrors))]
 pub(super) async fn sync(
-    State(shared): State<Shared>,
+    State(shared): State<AdminShared>,
     Extension(caller): Extension<Caller>,
 ) -> Result<Response, ApiError> {
     let live = shared.live()?;
@@ -178,26 +178,26 @@ pub(super) async fn sync(
 }
 
 /// Stops applying, for everything or for one provider; checks go on. Or stops the checks of one provider.
-#[utoipa::path(post, path = "/api/v1/suspend", tag = "actions", request_body = Suspend,
+#[utoipa::path(post, path = "/api/v1/suspend", tag = "actions", request_body = SuspendCall,
     responses((status = 200, description = "It is suspended", body = SuspendedNow),
         (status = 404, description = "There is no such provider", body = ErrorBody), ReadErrors, BodyErrors))]
 pub(super) async fn suspend(
-    State(shared): State<Shared>,
+    State(shared): State<AdminShared>,
     Extension(caller): Extension<Caller>,
-    JsonBody(body): JsonBody<Suspend>,
+    JsonBody(body): JsonBody<SuspendCall>,
 ) -> Result<Json<SuspendedNow>, ApiError> {
     let live = shared.live()?;
     let (reason, until) = match &body {
-        Suspend::Applying(what) => (&what.reason, None),
-        Suspend::Checks(what) => (&what.reason, what.duration.as_ref().map(|pause| Utc::now() + pause.0)),
+        SuspendCall::Applying(what) => (&what.reason, None),
+        SuspendCall::Checks(what) => (&what.reason, what.duration.as_ref().map(|pause| Utc::now() + pause.0)),
     };
     let reason = match reason {
         Some(reason) => tidy(reason)?,
         None => format!("suspended through the API by token {}", caller.who),
     };
     let (provider, stopped) = match &body {
-        Suspend::Applying(what) => applying(&shared, what.provider.as_deref())?,
-        Suspend::Checks(what) => checks(&shared, &what.provider)?,
+        SuspendCall::Applying(what) => applying(&shared, what.provider.as_deref())?,
+        SuspendCall::Checks(what) => checks(&shared, &what.provider)?,
     };
     record(&shared, &caller, "suspend", provider).await?;
     shared.store.suspend(stopped, &Suspension { at: Utc::now(), reason, until }).await?;
@@ -206,18 +206,18 @@ pub(super) async fn suspend(
 }
 
 /// Starts applying, or the checks of one provider, again. Of no effect where nothing was suspended.
-#[utoipa::path(post, path = "/api/v1/resume", tag = "actions", request_body = Resume,
+#[utoipa::path(post, path = "/api/v1/resume", tag = "actions", request_body = ResumeCall,
     responses((status = 200, description = "It is not suspended", body = SuspendedNow),
         (status = 404, description = "There is no such provider", body = ErrorBody), ReadErrors, BodyErrors))]
 pub(super) async fn resume(
-    State(shared): State<Shared>,
+    State(shared): State<AdminShared>,
     Extension(caller): Extension<Caller>,
-    JsonBody(body): JsonBody<Resume>,
+    JsonBody(body): JsonBody<ResumeCall>,
 ) -> Result<Json<SuspendedNow>, ApiError> {
     let live = shared.live()?;
     let (provider, stopped) = match &body {
-        Resume::Applying(what) => applying(&shared, what.provider.as_deref())?,
-        Resume::Checks(what) => checks(&shared, &what.provider)?,
+        ResumeCall::Applying(what) => applying(&shared, what.provider.as_deref())?,
+        ResumeCall::Checks(what) => checks(&shared, &what.provider)?,
     };
     record(&shared, &caller, "resume", provider).await?;
     shared.store.resume(stopped, &format!("resumed through the API by token {}", caller.who)).await?;
@@ -228,17 +228,17 @@ pub(super) async fn resume(
 /// Whom it concerns, and what that stops.
 type Concerned<'a> = (Option<&'a str>, Stopped<'a>);
 
-fn applying<'a>(shared: &Shared, provider: Option<&'a str>) -> Result<Concerned<'a>, ApiError> {
+fn applying<'a>(shared: &AdminShared, provider: Option<&'a str>) -> Result<Concerned<'a>, ApiError> {
     let Some(name) = provider else { return Ok((None, Stopped::Everything)) };
     Ok((Some(known(shared, name)?), Stopped::Provider(name)))
 }
 
-fn checks<'a>(shared: &Shared, name: &'a str) -> Result<Concerned<'a>, ApiError> {
+fn checks<'a>(shared: &AdminShared, name: &'a str) -> Result<Concerned<'a>, ApiError> {
     Ok((Some(known(shared, name)?), Stopped::Checks(name)))
 }
 
 /// A provider that the picture knows.
-fn known<'a>(shared: &Shared, name: &'a str) -> Result<&'a str, ApiError> {
+fn known<'a>(shared: &AdminShared, name: &'a str) -> Result<&'a str, ApiError> {
     match shared.snapshot()?.row(name) {
         Some(_) => Ok(name),
         None => Err(ApiError::NotFound("no provider has this name".to_owned())),
@@ -256,7 +256,7 @@ fn tidy(reason: &str) -> Result<String, ApiError> {
 
 /// One row of the audit trail: who asked for what.
 pub(super) async fn record(
-    shared: &Shared,
+    shared: &AdminShared,
     caller: &Caller,
     call: &'static str,
     provider: Option<&str>,

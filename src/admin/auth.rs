@@ -26,7 +26,7 @@ use tokio::time::Instant;
 use tracing::debug;
 use zeroize::Zeroizing;
 
-use super::{Shared, error::ApiError};
+use super::{AdminShared, error::ApiError};
 use crate::{
     config::{Setting as _, TokenHash},
     secret::Secret,
@@ -196,7 +196,11 @@ fn read_hashes(path: &Path) -> Result<Vec<[u8; 32]>, TokenError> {
 }
 
 /// Lets only known tokens through, and traces every call.
-pub(super) async fn authorize(State(shared): State<Shared>, mut request: Request, next: Next) -> Response {
+pub(super) async fn authorize(
+    State(shared): State<AdminShared>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let began = Instant::now();
     let caller = match shared.tokens.authenticate(request.headers()) {
         Ok(caller) => caller,

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{
-    Shared,
+    AdminShared,
     error::ApiError,
     events::{EventItem, Filter},
 };
@@ -155,7 +155,11 @@ async fn look(
 }
 
 /// A stream of events that fit, after `last` or from now on.
-pub(super) async fn stream(shared: &Shared, filter: Filter, last: Option<i64>) -> Result<Response, ApiError> {
+pub(super) async fn stream(
+    shared: &AdminShared,
+    filter: Filter,
+    last: Option<i64>,
+) -> Result<Response, ApiError> {
     let tail = shared.tail.clone();
     let permit = tail.streams.clone().try_acquire_owned().map_err(|_| ApiError::TooManyStreams)?;
     let (heard, mut live) = tail.join();

@@ -17,20 +17,20 @@ use catalog::plan::EventKind;
 
 use crate::{
     admin::{
-        Shared,
+        AdminShared,
         error::ApiError,
         event_stream,
         extract::Params,
         list,
         openapi::{Page, ParameterErrors, ReadErrors},
     },
-    store::{Event, EventQuery},
+    store::{EventQuery, EventRow},
 };
 
 /// Which events.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub(super) struct Wanted {
+pub(super) struct EventsParams {
     /// Name of the provider.
     #[param(max_length = 255)]
     provider: Option<String>,
@@ -83,8 +83,8 @@ pub(super) struct EventItem {
     pub detail: Value,
 }
 
-impl From<Event> for EventItem {
-    fn from(event: Event) -> Self {
+impl From<EventRow> for EventItem {
+    fn from(event: EventRow) -> Self {
         let actor = event.detail.get("who").and_then(Value::as_str).map(str::to_owned);
         Self {
             id: event.id,
@@ -119,14 +119,14 @@ impl Filter {
 /// The audit trail, the newest first; with `Accept: text/event-stream`, what happens from now on.
 ///
 /// The stream's `id` is the event's, its `data` the item. `Last-Event-ID` begins after that event.
-#[utoipa::path(get, path = "/api/v1/events", tag = "events", params(Wanted, Resumed),
+#[utoipa::path(get, path = "/api/v1/events", tag = "events", params(EventsParams, Resumed),
     responses((status = 200, description = "One page of events, or the stream",
             content((Page<EventItem> = "application/json"), (String = "text/event-stream"))),
         ReadErrors, ParameterErrors))]
 pub(super) async fn all(
-    State(shared): State<Shared>,
+    State(shared): State<AdminShared>,
     headers: HeaderMap,
-    Params(wanted): Params<Wanted>,
+    Params(wanted): Params<EventsParams>,
 ) -> Result<Response, ApiError> {
     let limit = list::limit(wanted.limit)?;
     list::text("provider", wanted.provider.as_deref())?;

@@ -12,7 +12,7 @@ use axum::{
 };
 use futures_util::FutureExt as _;
 
-use super::{Shared, error::ApiError};
+use super::{AdminShared, error::ApiError};
 
 /// Longer than any answer takes, but for the key test, which has a limit of its own below this one.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -33,7 +33,7 @@ const HEADERS: [(HeaderName, &str); 7] = [
 ];
 
 /// The outermost layer.
-pub(super) async fn guard(State(shared): State<Shared>, request: Request, next: Next) -> Response {
+pub(super) async fn guard(State(shared): State<AdminShared>, request: Request, next: Next) -> Response {
     answer(&shared.hosts, request, next).await
 }
 

@@ -16,12 +16,12 @@ use tokio::time::{Instant, timeout};
 use url::Url;
 use utoipa::ToSchema;
 
-use net::{Limits, probe::Prober};
+use net::{PhaseLimits, probe::Prober};
 use provider::{Controls, Evidence, ProviderType, parse_base};
 
 use crate::{
     admin::{
-        Shared,
+        AdminShared,
         actions::record,
         auth::Caller,
         error::{ApiError, ErrorBody},
@@ -99,7 +99,7 @@ impl Budget {
         (status = 404, description = "There is no such provider or type", body = ErrorBody),
         (status = 429, description = "Too many tests; see Retry-After", body = ErrorBody), ReadErrors, BodyErrors))]
 pub(super) async fn test(
-    State(shared): State<Shared>,
+    State(shared): State<AdminShared>,
     Extension(caller): Extension<Caller>,
     JsonBody(body): JsonBody<KeyTest>,
 ) -> Result<Json<KeyTestResult>, ApiError> {
@@ -128,7 +128,7 @@ pub(super) async fn test(
 
 /// What to ask; the inner error is an answer: the test cannot succeed.
 async fn target(
-    shared: &Shared,
+    shared: &AdminShared,
     wanted: &str,
     given: Option<Secret>,
 ) -> Result<Result<Target, String>, ApiError> {
@@ -186,7 +186,7 @@ async fn target(
 async fn ask(prober: &Prober, target: &Target) -> KeyTestResult {
     let began = Instant::now();
     let key = target.key.as_ref().map(Secret::expose);
-    let limits = Limits::default();
+    let limits = PhaseLimits::default();
     let asking = async {
         let tested = prober.test_key(target.kind, &target.base, key, Controls::default(), limits).await;
         let latency_ms = millis(tested.took);

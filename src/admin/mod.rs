@@ -58,7 +58,7 @@ use crate::{
 };
 use net::{
     probe::Prober,
-    server::{Limits, Tls},
+    server::{ServerLimits, Tls},
 };
 
 /// What the daemon tells about itself.
@@ -111,27 +111,27 @@ impl Readiness {
 }
 
 /// What exists once the database was reached for the first time.
-pub struct Live {
+pub struct AdminLive {
     pub wake: Wake,
     pub keyring: Arc<Keyring>,
 }
 
 /// What handlers share.
 #[derive(Clone)]
-pub struct Shared {
+pub struct AdminShared {
     pub metrics: Arc<Metrics>,
     pub readiness: Arc<Readiness>,
     /// The webhook of the Git repository, where there is one.
     pub hook: Option<Arc<hooks::Hook>>,
     /// Set once the checks run.
-    pub checked: Arc<OnceLock<Checked>>,
+    pub checked: Arc<OnceLock<ShownChecks>>,
     /// Whether the series that carry a provider's name are shown.
     pub per_provider: bool,
     pub tokens: Tokens,
     pub hosts: Hosts,
     pub store: Store,
     pub latest: Latest,
-    pub live: Arc<OnceLock<Live>>,
+    pub live: Arc<OnceLock<AdminLive>>,
     pub tail: Tail,
     pub prober: Arc<Prober>,
     pub budget: Arc<Budget>,
@@ -141,24 +141,24 @@ pub struct Shared {
 }
 
 /// The checks, as far as they are shown.
-pub struct Checked {
+pub struct ShownChecks {
     pub checks: Checks,
     /// Turns under way.
     pub in_flight: Arc<AtomicUsize>,
 }
 
-impl Shared {
+impl AdminShared {
     fn snapshot(&self) -> Result<Arc<Snapshot>, ApiError> {
         self.latest.borrow().clone().ok_or(ApiError::Unavailable("the database was not read yet"))
     }
 
-    fn live(&self) -> Result<&Live, ApiError> {
+    fn live(&self) -> Result<&AdminLive, ApiError> {
         self.live.get().ok_or(ApiError::Unavailable("the start-up is not over"))
     }
 }
 
 /// Everything that is served.
-pub fn router(shared: Shared) -> Router {
+pub fn router(shared: AdminShared) -> Router {
     let (admin, document) = admin().split_for_parts();
     let admin = admin.route_layer(middleware::from_fn_with_state(shared.clone(), auth::authorize));
     Router::new()
@@ -173,7 +173,7 @@ pub fn router(shared: Shared) -> Router {
         .with_state(shared)
 }
 
-fn admin() -> OpenApiRouter<Shared> {
+fn admin() -> OpenApiRouter<AdminShared> {
     OpenApiRouter::with_openapi(openapi::Document::openapi())
         .routes(routes!(status::show))
         .routes(routes!(providers::all))
@@ -191,9 +191,9 @@ fn admin() -> OpenApiRouter<Shared> {
 }
 
 /// Serves until the supervisor stops; requests under way are finished.
-pub async fn serve(listener: TcpListener, shared: Shared, supervisor: Supervisor) {
+pub async fn serve(listener: TcpListener, shared: AdminShared, supervisor: Supervisor) {
     let tls = shared.tls.clone();
     let stop = supervisor.token();
     let spawn = move |connection| supervisor.spawn_brief("http-connection", connection);
-    net::server::serve(listener, tls, router(shared), Limits::default(), stop, spawn).await;
+    net::server::serve(listener, tls, router(shared), ServerLimits::default(), stop, spawn).await;
 }

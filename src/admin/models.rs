@@ -6,19 +6,19 @@ use utoipa::IntoParams;
 
 use crate::{
     admin::{
-        Shared,
+        AdminShared,
         error::ApiError,
         extract::Params,
         list,
         openapi::{Page, ParameterErrors, ReadErrors},
     },
-    status::{Model, Snapshot, view::ModelItem},
+    status::{ModelEntry, Snapshot, view::ModelItem},
 };
 
 /// Which models.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub(super) struct Wanted {
+pub(super) struct ModelsParams {
     /// Name of the provider.
     #[param(max_length = 255)]
     provider: Option<String>,
@@ -30,12 +30,12 @@ pub(super) struct Wanted {
 }
 
 /// Every model, by provider and name.
-#[utoipa::path(get, path = "/api/v1/models", tag = "catalog", params(Wanted),
+#[utoipa::path(get, path = "/api/v1/models", tag = "catalog", params(ModelsParams),
     responses((status = 200, description = "One page of models", body = Page<ModelItem>), (status = 304, description = "Unchanged"), ReadErrors, ParameterErrors))]
 pub(super) async fn all(
-    State(shared): State<Shared>,
+    State(shared): State<AdminShared>,
     headers: HeaderMap,
-    Params(wanted): Params<Wanted>,
+    Params(wanted): Params<ModelsParams>,
 ) -> Result<Response, ApiError> {
     let limit = list::limit(wanted.limit)?;
     let cursor = list::cursor(wanted.cursor.as_deref())?;
@@ -50,7 +50,7 @@ fn page(
     limit: usize,
     cursor: Option<&str>,
 ) -> axum::body::Bytes {
-    let models: &[Model] = match provider {
+    let models: &[ModelEntry] = match provider {
         None => &snapshot.models,
         Some(name) => {
             snapshot.row(name).and_then(|row| snapshot.models.get(row.models.clone())).unwrap_or_default()

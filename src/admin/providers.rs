@@ -18,15 +18,15 @@ use provider::rollup::Rollup;
 
 use crate::{
     admin::{
-        Shared,
+        AdminShared,
         error::ApiError,
         extract::Params,
         list,
         openapi::{Page, ParameterErrors, ReadErrors},
     },
     status::{
-        Row, Snapshot, Sort,
-        view::{Bucket, Health, History, Key, Point, ProviderDetail, ProviderItem, Usage},
+        ProviderEntry, Snapshot, Sort,
+        view::{Bucket, CheckHistory, Health, KeyState, Point, ProviderDetail, ProviderItem, Usage},
     },
     store::{Span, StoreError},
 };
@@ -37,14 +37,14 @@ const USAGE: TimeDelta = TimeDelta::days(30);
 /// Which providers, in which order.
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
-pub(super) struct Wanted {
+pub(super) struct ProvidersParams {
     /// Part of a name, type, base URL or manifest; case does not matter.
     #[param(max_length = 255)]
     q: Option<String>,
     #[param(inline)]
     health: Option<Health>,
     #[param(inline)]
-    key: Option<Key>,
+    key: Option<KeyState>,
     #[serde(default)]
     #[param(inline, required = false)]
     sort: Sort,
@@ -56,12 +56,12 @@ pub(super) struct Wanted {
 }
 
 /// Every provider: state, health, key and source.
-#[utoipa::path(get, path = "/api/v1/providers", tag = "catalog", params(Wanted),
+#[utoipa::path(get, path = "/api/v1/providers", tag = "catalog", params(ProvidersParams),
     responses((status = 200, description = "One page of providers", body = Page<ProviderItem>), (status = 304, description = "Unchanged"), ReadErrors, ParameterErrors))]
 pub(super) async fn all(
-    State(shared): State<Shared>,
+    State(shared): State<AdminShared>,
     headers: HeaderMap,
-    Params(wanted): Params<Wanted>,
+    Params(wanted): Params<ProvidersParams>,
 ) -> Result<Response, ApiError> {
     let limit = list::limit(wanted.limit)?;
     let cursor = list::cursor(wanted.cursor.as_deref())?;
@@ -70,10 +70,15 @@ pub(super) async fn all(
     Ok(list::tagged(&headers, &snapshot.digest, || page(&snapshot, &wanted, limit, cursor)))
 }
 
-fn page(snapshot: &Snapshot, wanted: &Wanted, limit: usize, cursor: Option<&str>) -> axum::body::Bytes {
+fn page(
+    snapshot: &Snapshot,
+    wanted: &ProvidersParams,
+    limit: usize,
+    cursor: Option<&str>,
+) -> axum::body::Bytes {
     let sort = wanted.sort as usize;
     let needle = wanted.q.as_deref().map(str::to_lowercase);
-    let fits = |row: &&Row| {
+    let fits = |row: &&ProviderEntry| {
         needle.as_deref().is_none_or(|needle| row.haystack.contains(needle))
             && wanted.health.is_none_or(|health| row.health == health)
             && wanted.key.is_none_or(|key| row.key == key)
@@ -82,11 +87,11 @@ fn page(snapshot: &Snapshot, wanted: &Wanted, limit: usize, cursor: Option<&str>
     let row = |at: &u32| snapshot.rows.get(*at as usize);
     let everything = needle.is_none() && wanted.health.is_none() && wanted.key.is_none();
     let total = if everything { order.len() } else { snapshot.rows.iter().filter(fits).count() };
-    let key = |row: &Row| row.sort_keys.get(sort).cloned().unwrap_or_default();
+    let key = |row: &ProviderEntry| row.sort_keys.get(sort).cloned().unwrap_or_default();
     let begin = cursor
         .map_or(0, |cursor| order.partition_point(|at| row(at).is_some_and(|row| *key(row) <= *cursor)));
     let mut rest = order.get(begin..).unwrap_or_default().iter().filter_map(row).filter(fits);
-    let items: Vec<&Row> = rest.by_ref().take(limit).collect();
+    let items: Vec<&ProviderEntry> = rest.by_ref().take(limit).collect();
     let next = if rest.next().is_some() { items.last().map(|row| key(row)) } else { None };
     list::page(items.iter().map(|row| &*row.item), next.as_deref(), total)
 }
@@ -97,7 +102,7 @@ fn page(snapshot: &Snapshot, wanted: &Wanted, limit: usize, cursor: Option<&str>
     responses((status = 200, description = "The provider", body = ProviderDetail), (status = 304, description = "Unchanged"),
         (status = 404, description = "There is no such provider", body = super::error::ErrorBody), ReadErrors))]
 pub(super) async fn one(
-    State(shared): State<Shared>,
+    State(shared): State<AdminShared>,
     headers: HeaderMap,
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
@@ -127,8 +132,8 @@ pub(super) async fn one(
 /// A [`ProviderDetail`], put together from what is written down already.
 fn detail(
     snapshot: &Snapshot,
-    row: &Row,
-    history: Option<&History>,
+    row: &ProviderEntry,
+    history: Option<&CheckHistory>,
     usage: Option<&Usage>,
 ) -> Option<Map<String, Value>> {
     let mut detail: Map<String, Value> = serde_json::from_str(&row.item).ok()?;
@@ -146,7 +151,7 @@ fn detail(
 }
 
 /// The checks of the last day and month, with what this daemon has not written yet; `None` if there were none.
-async fn history(shared: &Shared, id: Uuid, name: &str) -> Result<Option<History>, StoreError> {
+async fn history(shared: &AdminShared, id: Uuid, name: &str) -> Result<Option<CheckHistory>, StoreError> {
     let now = Utc::now();
     let unwritten: Vec<(DateTime<Utc>, Rollup)> = match shared.checked.get() {
         Some(checked) => {
@@ -167,7 +172,7 @@ async fn history(shared: &Shared, id: Uuid, name: &str) -> Result<Option<History
         }
         Ok(begins.into_iter().map(|at| point(at, sums.get(&at).unwrap_or(&Rollup::default()))).collect())
     };
-    let history = History {
+    let history = CheckHistory {
         day: points(Span::Hour, TimeDelta::hours(1), 24).await?,
         month: points(Span::Day, TimeDelta::days(1), 30).await?,
     };

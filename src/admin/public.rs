@@ -10,13 +10,13 @@ use axum::{
     routing::get,
 };
 
-use super::{Shared, error::ApiError};
+use super::{AdminShared, error::ApiError};
 
-pub(super) fn router() -> Router<Shared> {
+pub(super) fn router() -> Router<AdminShared> {
     Router::new().route("/metrics", get(metrics)).route("/livez", get(livez)).route("/readyz", get(readyz))
 }
 
-async fn metrics(State(shared): State<Shared>) -> Response {
+async fn metrics(State(shared): State<AdminShared>) -> Response {
     let checked = shared.checked.get();
     if let Some(checked) = checked {
         let count = checked.in_flight.load(Ordering::Relaxed);
@@ -37,7 +37,7 @@ async fn livez() -> &'static str {
     "ok\n"
 }
 
-async fn readyz(State(shared): State<Shared>) -> Response {
+async fn readyz(State(shared): State<AdminShared>) -> Response {
     match shared.readiness.waiting(shared.store.silence()) {
         None => "ok\n".into_response(),
         Some(waiting) => ApiError::NotReady(waiting).into_response(),

@@ -10,7 +10,7 @@ use axum::{
 
 use crate::{
     admin::{
-        Shared,
+        AdminShared,
         error::ApiError,
         extract::JsonBody,
         list,
@@ -20,13 +20,13 @@ use crate::{
         explain::{RouteQuestion, answer},
         load,
     },
-    status::view::Routes,
+    status::view::RoutesView,
 };
 
 /// Which models serve each power level and user tier, in the order in which they are tried.
 #[utoipa::path(get, path = "/api/v1/routes", tag = "catalog",
-    responses((status = 200, description = "All cells", body = Routes), (status = 304, description = "Unchanged"), ReadErrors))]
-pub(super) async fn all(State(shared): State<Shared>, headers: HeaderMap) -> Result<Response, ApiError> {
+    responses((status = 200, description = "All cells", body = RoutesView), (status = 304, description = "Unchanged"), ReadErrors))]
+pub(super) async fn all(State(shared): State<AdminShared>, headers: HeaderMap) -> Result<Response, ApiError> {
     let snapshot = shared.snapshot()?;
     Ok(list::tagged(&headers, &snapshot.routes.digest, || snapshot.routes.text.clone()))
 }
@@ -35,7 +35,7 @@ pub(super) async fn all(State(shared): State<Shared>, headers: HeaderMap) -> Res
 #[utoipa::path(post, path = "/api/v1/routes/explain", tag = "catalog", request_body = RouteQuestion,
     responses((status = 200, description = "The decision in words, as `providerd routes explain --output json` prints it", body = Object), BodyErrors, ReadErrors))]
 pub(super) async fn explain(
-    State(shared): State<Shared>,
+    State(shared): State<AdminShared>,
     JsonBody(question): JsonBody<RouteQuestion>,
 ) -> Result<Response, ApiError> {
     let live = shared.live()?;

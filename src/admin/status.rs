@@ -10,20 +10,20 @@ use sha2::{Digest as _, Sha256};
 use net::server::Tls;
 
 use crate::{
-    admin::{Shared, error::ApiError, list, openapi::ReadErrors},
-    status::view::{Attention, AttentionKind, Status},
+    admin::{AdminShared, error::ApiError, list, openapi::ReadErrors},
+    status::view::{Attention, AttentionKind, StatusView},
 };
 
 /// How everything is: synced or not, counts, what wants attention.
 ///
 /// Answers also before the database does; `checked_at` is `null` then.
 #[utoipa::path(get, path = "/api/v1/status", tag = "catalog",
-    responses((status = 200, description = "How everything is", body = Status), (status = 304, description = "Unchanged"), ReadErrors))]
-pub(super) async fn show(State(shared): State<Shared>, headers: HeaderMap) -> Response {
+    responses((status = 200, description = "How everything is", body = StatusView), (status = 304, description = "Unchanged"), ReadErrors))]
+pub(super) async fn show(State(shared): State<AdminShared>, headers: HeaderMap) -> Response {
     let latest = shared.latest.borrow().clone();
     let mut status = match &latest {
         Some(snapshot) => snapshot.status.clone(),
-        None => Status { version: env!("CARGO_PKG_VERSION").to_owned(), ..Status::default() },
+        None => StatusView { version: env!("CARGO_PKG_VERSION").to_owned(), ..StatusView::default() },
     };
     status.database = shared.readiness.database.load(std::sync::atomic::Ordering::Relaxed);
     status.leader = shared.metrics.leader.get() == 1;

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use utoipa::IntoParams;
 
 use super::{
-    Shared,
+    AdminShared,
     error::ApiError,
     extract::Params,
     list,
@@ -44,7 +44,7 @@ pub(super) struct WantedUsage {
 #[utoipa::path(get, path = "/api/v1/usage", tag = "usage", params(WantedUsage),
     responses((status = 200, description = "Sums", body = UsageAnswer), ReadErrors, ParameterErrors))]
 pub(super) async fn sums(
-    State(shared): State<Shared>,
+    State(shared): State<AdminShared>,
     Params(wanted): Params<WantedUsage>,
 ) -> Result<Response, ApiError> {
     let now = Utc::now();

@@ -7,36 +7,36 @@ use std::io::Write as _;
 
 use catalog::model::{HealthStatus, KeyStatus};
 
-use super::ledger::{Ledger, Live};
+use super::ledger::{CheckLedger, LedgerProvider};
 
 /// Name and help of a family; all are gauges.
-pub type Family = (&'static str, &'static str);
+pub type GaugeFamily = (&'static str, &'static str);
 
-pub const PROVIDERS: Family = ("providerd_providers", "Providers that this daemon checks, by health.");
-pub const KEYS: Family = ("providerd_provider_keys", "Keys that this daemon tests, by status.");
-pub const HEALTH: Family = (
+pub const PROVIDERS: GaugeFamily = ("providerd_providers", "Providers that this daemon checks, by health.");
+pub const KEYS: GaugeFamily = ("providerd_provider_keys", "Keys that this daemon tests, by status.");
+pub const HEALTH: GaugeFamily = (
     "providerd_provider_health_status",
     "Whether this is the provider's health: 1 for one status, 0 for the others.",
 );
-pub const KEY: Family = (
+pub const KEY: GaugeFamily = (
     "providerd_provider_api_key_test_status",
     "Whether this is the status of the provider's key: 1 for one status, 0 for the others.",
 );
-pub const LAST_CHECK: Family = (
+pub const LAST_CHECK: GaugeFamily = (
     "providerd_provider_last_check_timestamp_seconds",
     "When the provider was last checked, in seconds since 1970.",
 );
-pub const LAST_TOOK: Family =
+pub const LAST_TOOK: GaugeFamily =
     ("providerd_provider_last_check_duration_seconds", "How long the provider's last check took.");
-pub const TLS: Family = (
+pub const TLS: GaugeFamily = (
     "providerd_provider_tls_not_after_timestamp_seconds",
     "When the provider's certificate expires, in seconds since 1970.",
 );
-pub const INFO: Family =
+pub const INFO: GaugeFamily =
     ("providerd_provider_info", "Always 1; the provider's type and whether its key can serve, as labels.");
 
 /// Everything here with its labels, for the documentation's table.
-pub const ALL: [(Family, &str); 8] = [
+pub const ALL: [(GaugeFamily, &str); 8] = [
     (PROVIDERS, "status"),
     (KEYS, "status"),
     (HEALTH, "provider, status"),
@@ -48,7 +48,7 @@ pub const ALL: [(Family, &str); 8] = [
 ];
 
 /// Appends all series to `text`.
-pub(super) fn encode(ledger: &Ledger, text: &mut Vec<u8>, per_provider: bool) {
+pub(super) fn encode(ledger: &CheckLedger, text: &mut Vec<u8>, per_provider: bool) {
     let mut out = Out(text);
     out.head(PROVIDERS);
     for status in HealthStatus::ALL {
@@ -64,7 +64,7 @@ pub(super) fn encode(ledger: &Ledger, text: &mut Vec<u8>, per_provider: bool) {
     if !per_provider {
         return;
     }
-    let mut all: Vec<&Live> = ledger.iter().collect();
+    let mut all: Vec<&LedgerProvider> = ledger.iter().collect();
     all.sort_unstable_by(|a, b| a.target.name.cmp(&b.target.name));
     out.head(HEALTH);
     for live in &all {
@@ -120,7 +120,7 @@ pub(super) fn encode(ledger: &Ledger, text: &mut Vec<u8>, per_provider: bool) {
 struct Out<'a>(&'a mut Vec<u8>);
 
 impl Out<'_> {
-    fn head(&mut self, (name, help): Family) {
+    fn head(&mut self, (name, help): GaugeFamily) {
         self.line(format_args!("# HELP {name} {help}"));
         self.line(format_args!("# TYPE {name} gauge"));
     }

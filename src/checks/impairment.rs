@@ -16,7 +16,7 @@ use std::{
 use chrono::{DateTime, Utc};
 
 use catalog::model::HealthStatus;
-use provider::Outcome;
+use provider::CheckOutcome;
 
 use super::state::{HealthMachine, Transition, Trust};
 
@@ -344,10 +344,10 @@ impl Impairment {
         (now, wall): (Duration, DateTime<Utc>),
         provider: &str,
         health: &mut HealthMachine,
-        outcome: &Outcome,
+        outcome: &CheckOutcome,
         took: Duration,
     ) -> Judgement {
-        let failed = matches!(outcome, Outcome::Hard { .. } | Outcome::Local { .. });
+        let failed = matches!(outcome, CheckOutcome::Hard { .. } | CheckOutcome::Local { .. });
         let change = self.observe(now, provider, failed);
         if matches!(change, Some(Impaired::Began { .. })) {
             health.forgive();

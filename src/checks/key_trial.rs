@@ -18,7 +18,7 @@ use catalog::plan::{Fingerprint, KeyTrial};
 use net::probe::Prober;
 use provider::{Controls, Evidence};
 
-use crate::checks::monitor::Target;
+use crate::checks::monitor::CheckTarget;
 
 /// How long a verdict is believed.
 const BELIEVED: Duration = Duration::from_secs(300);
@@ -34,7 +34,7 @@ type Of = (Arc<str>, Fingerprint);
 pub struct Trial {
     pub fingerprint: Fingerprint,
     /// The declared provider with the declared key.
-    pub target: Arc<Target>,
+    pub target: Arc<CheckTarget>,
 }
 
 impl Trial {
@@ -83,7 +83,7 @@ impl Trials {
     }
 }
 
-async fn carry_out(prober: &Prober, target: &Target) -> KeyTrial {
+async fn carry_out(prober: &Prober, target: &CheckTarget) -> KeyTrial {
     let key = target.sent_key();
     let mut controls = Controls::default();
     for last in [false, true] {

@@ -19,12 +19,12 @@ use catalog::{
     model::{HealthPolicy, HealthStatus, KeyStatus},
     plan::EventKind,
 };
-use provider::{Facts, Outcome, rollup::Rollup};
+use provider::{CheckOutcome, Facts, rollup::Rollup};
 
 use crate::{
     checks::{
         impairment::Impaired,
-        monitor::{Event, Memory, Target},
+        monitor::{CheckEvent, CheckTarget, Memory},
     },
     store::{CheckRow, CheckWrite, NewEvent, NewStatus, Span, StatusWrite},
 };
@@ -100,8 +100,8 @@ fn strip(value: &mut Value) {
 
 /// One provider as this daemon sees it now.
 #[derive(Debug, Clone)]
-pub struct Live {
-    pub target: Arc<Target>,
+pub struct LedgerProvider {
+    pub target: Arc<CheckTarget>,
     pub kept: Kept,
     /// When the last check ended; `None` before the first.
     pub last_check: Option<DateTime<Utc>>,
@@ -135,13 +135,13 @@ impl Waiting {
 }
 
 struct Entry {
-    live: Live,
+    live: LedgerProvider,
     waiting: Waiting,
 }
 
 /// How much is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Depth {
+pub enum WriteDepth {
     /// Transitions and key verdicts.
     News,
     /// Also when each provider was last checked.
@@ -181,7 +181,7 @@ impl Batch {
 
 /// All providers of this daemon's share.
 #[derive(Default)]
-pub struct Ledger {
+pub struct CheckLedger {
     entries: HashMap<Arc<str>, Entry>,
     /// Of providers that left the share with something unwritten.
     leaving: HashMap<Arc<str>, Entry>,
@@ -217,9 +217,9 @@ impl Freezes {
     }
 }
 
-impl Ledger {
+impl CheckLedger {
     /// Takes a provider in with what the manifests say of its checks, or notes that it is checked differently now.
-    pub fn set(&mut self, target: Arc<Target>, policy: HealthPolicy, kept: Option<Kept>) {
+    pub fn set(&mut self, target: Arc<CheckTarget>, policy: HealthPolicy, kept: Option<Kept>) {
         let name = target.name.clone();
         let policy = (policy != HealthPolicy::default()).then(|| Box::new(policy));
         if let Some(Entry { live, waiting }) = self.entries.get_mut(&name) {
@@ -233,7 +233,7 @@ impl Ledger {
         waiting.policy |= kept.policy != policy;
         kept.policy = policy;
         let last_check = kept.memory.health.last_result();
-        let live = Live { target, kept, last_check, last_took: Duration::ZERO };
+        let live = LedgerProvider { target, kept, last_check, last_took: Duration::ZERO };
         self.entries.insert(name, Entry { live, waiting });
     }
 
@@ -247,7 +247,7 @@ impl Ledger {
         }
     }
 
-    pub fn get(&self, name: &str) -> Option<&Live> {
+    pub fn get(&self, name: &str) -> Option<&LedgerProvider> {
         self.entries.get(name).map(|entry| &entry.live)
     }
 
@@ -259,7 +259,7 @@ impl Ledger {
         self.entries.is_empty()
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = &Live> {
+    pub fn iter(&self) -> impl Iterator<Item = &LedgerProvider> {
         self.entries.values().map(|entry| &entry.live)
     }
 
@@ -275,17 +275,17 @@ impl Ledger {
     }
 
     /// Takes an event in. Whether it is worth writing at once.
-    pub fn absorb(&mut self, mut event: Event, now: DateTime<Utc>) -> bool {
+    pub fn absorb(&mut self, mut event: CheckEvent, now: DateTime<Utc>) -> bool {
         let (target, memory) = match &mut event {
-            Event::Impaired(change) => {
+            CheckEvent::Impaired(change) => {
                 let event = self.impairment(change, now);
                 self.own.extend(event);
                 return true;
             }
-            Event::Checked { target, memory, .. }
-            | Event::KeyTested { target, memory, .. }
-            | Event::Health { target, memory, .. }
-            | Event::Key { target, memory, .. } => (target.clone(), std::mem::take(&mut **memory)),
+            CheckEvent::Checked { target, memory, .. }
+            | CheckEvent::KeyTested { target, memory, .. }
+            | CheckEvent::Health { target, memory, .. }
+            | CheckEvent::Key { target, memory, .. } => (target.clone(), std::mem::take(&mut **memory)),
         };
         // It left the share while the event was under way.
         let Some(Entry { live, waiting }) = self.entries.get_mut(&target.name) else { return false };
@@ -298,21 +298,23 @@ impl Ledger {
             waiting.memory = true;
         };
         match &event {
-            Event::Checked { checked, transition, frozen, .. } => {
+            CheckEvent::Checked { checked, transition, frozen, .. } => {
                 // That it was looked at for the first time is news, whatever is believed of it.
-                let first = live.last_check.is_none() && !matches!(checked.outcome, Outcome::Local { .. });
-                if !matches!(checked.outcome, Outcome::Local { .. }) {
+                let first =
+                    live.last_check.is_none() && !matches!(checked.outcome, CheckOutcome::Local { .. });
+                if !matches!(checked.outcome, CheckOutcome::Local { .. }) {
                     live.last_check = Some(now);
                     waiting.checked = true;
                     waiting.tested |= first;
                 }
                 live.last_took = checked.took;
-                let answered = !matches!(checked.outcome, Outcome::Hard { .. } | Outcome::Local { .. });
+                let answered =
+                    !matches!(checked.outcome, CheckOutcome::Hard { .. } | CheckOutcome::Local { .. });
                 if answered {
                     live.kept.latency_ms = u64::try_from(checked.took.as_millis()).ok();
                     live.kept.tls_not_after = checked.tls_not_after;
                 }
-                if *frozen || matches!(checked.outcome, Outcome::Local { .. }) {
+                if *frozen || matches!(checked.outcome, CheckOutcome::Local { .. }) {
                     return first;
                 }
                 waiting.sums.entry(Span::Hour.begin(now)).or_default().add(&checked.outcome, checked.took);
@@ -320,11 +322,11 @@ impl Ledger {
                 let (from, to) = (transition.from, transition.to);
                 queue(waiting, NewStatus::Health(to), health_event(&target, from, to, &transition.reason));
             }
-            Event::Health { transition, .. } => {
+            CheckEvent::Health { transition, .. } => {
                 let (from, to) = (transition.from, transition.to);
                 queue(waiting, NewStatus::Health(to), health_event(&target, from, to, &transition.reason));
             }
-            Event::KeyTested { report, transition, .. } => {
+            CheckEvent::KeyTested { report, transition, .. } => {
                 live.kept.facts = report.facts.clone();
                 live.kept.key_fingerprint.clone_from(&target.label.key_fingerprint);
                 waiting.tested = true;
@@ -334,12 +336,12 @@ impl Ledger {
                     queue(waiting, NewStatus::Key(to), key_event(&target, from, to, &transition.reason));
                 }
             }
-            Event::Key { transition, .. } => {
+            CheckEvent::Key { transition, .. } => {
                 live.kept.key_fingerprint.clone_from(&target.label.key_fingerprint);
                 let (from, to) = (transition.from, transition.to);
                 queue(waiting, NewStatus::Key(to), key_event(&target, from, to, &transition.reason));
             }
-            Event::Impaired(_) => {}
+            CheckEvent::Impaired(_) => {}
         }
         true
     }
@@ -380,7 +382,7 @@ impl Ledger {
     }
 
     /// What is to be written now, at most `limit` providers. Give it back with [`Self::give_back`] if it could not be.
-    pub fn take(&mut self, depth: Depth, limit: usize) -> Batch {
+    pub fn take(&mut self, depth: WriteDepth, limit: usize) -> Batch {
         let impaired = std::mem::take(&mut self.impaired_unwritten).then(|| self.impaired.clone());
         let own = std::mem::take(&mut self.own);
         let mut batch = Batch { writes: Vec::new(), names: Vec::new(), own, impaired };
@@ -391,14 +393,14 @@ impl Ledger {
             let waiting = &mut entry.waiting;
             let news = !waiting.transitions.is_empty() || waiting.tested || waiting.policy;
             let wanted = match depth {
-                Depth::News => news,
-                Depth::Heartbeats => news || waiting.checked,
-                Depth::All => !waiting.is_empty(),
+                WriteDepth::News => news,
+                WriteDepth::Heartbeats => news || waiting.checked,
+                WriteDepth::All => !waiting.is_empty(),
             };
             if !wanted {
                 continue;
             }
-            let (all, live) = (depth == Depth::All, &entry.live);
+            let (all, live) = (depth == WriteDepth::All, &entry.live);
             let memory = (all && (waiting.checked || waiting.memory)
                 || news && (waiting.memory || waiting.policy))
                 .then(|| live.kept.text())
@@ -442,7 +444,7 @@ impl Ledger {
 }
 
 /// The columns of the provider's row as they should be.
-fn status(live: &Live) -> StatusWrite {
+fn status(live: &LedgerProvider) -> StatusWrite {
     let (target, memory) = (&live.target, &live.kept.memory);
     // A verdict about another key says nothing about this row.
     let same_key = live.kept.key_fingerprint == target.label.key_fingerprint;
@@ -458,12 +460,12 @@ fn status(live: &Live) -> StatusWrite {
 }
 
 /// The audit row of a change of health.
-fn health_event(target: &Target, from: HealthStatus, to: HealthStatus, reason: &str) -> NewEvent {
+fn health_event(target: &CheckTarget, from: HealthStatus, to: HealthStatus, reason: &str) -> NewEvent {
     event(EventKind::Health, target, json!({ "from": from, "to": to }), reason)
 }
 
 /// The audit row of a change of a key's status.
-fn key_event(target: &Target, from: KeyStatus, to: KeyStatus, reason: &str) -> NewEvent {
+fn key_event(target: &CheckTarget, from: KeyStatus, to: KeyStatus, reason: &str) -> NewEvent {
     let detail = json!({ "from": from, "to": to, "key": target.label.key_fingerprint });
     event(EventKind::KeyTest, target, detail, reason)
 }
@@ -481,7 +483,7 @@ pub(super) fn row_event(kind: EventKind, row: &CheckRow, detail: Value, reason: 
     }
 }
 
-fn event(kind: EventKind, target: &Target, detail: Value, reason: &str) -> NewEvent {
+fn event(kind: EventKind, target: &CheckTarget, detail: Value, reason: &str) -> NewEvent {
     NewEvent {
         kind,
         provider: Some(target.name.clone()),
@@ -507,34 +509,34 @@ mod tests {
         };
         let base = Some("http://127.0.0.1:1/v1");
         let kind = provider::ProviderType::OpenAi;
-        let target = Target::from_parts("p".into(), kind, base, policy.clone(), None).unwrap();
-        let mut ledger = Ledger::default();
+        let target = CheckTarget::from_parts("p".into(), kind, base, policy.clone(), None).unwrap();
+        let mut ledger = CheckLedger::default();
         ledger.set(Arc::new(target.clone()), policy.clone(), None);
-        let batch = ledger.take(Depth::News, 10);
+        let batch = ledger.take(WriteDepth::News, 10);
         let kept = Kept::parse(batch.writes[0].memory.as_deref().unwrap()).unwrap();
         assert_eq!(kept.policy.as_deref(), Some(&policy));
         // Once, unless it could not be written, or is another one.
-        assert!(ledger.take(Depth::All, 10).is_empty());
+        assert!(ledger.take(WriteDepth::All, 10).is_empty());
         ledger.give_back(batch);
-        assert!(!ledger.take(Depth::News, 10).is_empty());
+        assert!(!ledger.take(WriteDepth::News, 10).is_empty());
         ledger.set(Arc::new(target), HealthPolicy::default(), None);
-        let batch = ledger.take(Depth::News, 10);
+        let batch = ledger.take(WriteDepth::News, 10);
         assert_eq!(Kept::parse(batch.writes[0].memory.as_deref().unwrap()).unwrap().policy, None);
     }
 
     #[test]
     fn freezes_do_not_flood_the_audit_trail() {
-        let mut ledger = Ledger::default();
+        let mut ledger = CheckLedger::default();
         let start: DateTime<Utc> = "2026-01-02T03:04:05Z".parse().unwrap();
         // One freeze a minute for an hour.
         for minute in 0..60 {
             let at = start + TimeDelta::minutes(minute);
-            ledger.absorb(Event::Impaired(Impaired::Began { failing: 4, hosts: 6 }), at);
+            ledger.absorb(CheckEvent::Impaired(Impaired::Began { failing: 4, hosts: 6 }), at);
             assert!(ledger.impaired().is_some_and(|why| why.starts_with("4 of 6 hosts")));
-            ledger.absorb(Event::Impaired(Impaired::Ended { reason: "the canary answers" }), at);
+            ledger.absorb(CheckEvent::Impaired(Impaired::Ended { reason: "the canary answers" }), at);
             assert_eq!(ledger.impaired(), None);
         }
-        let batch = ledger.take(Depth::News, 10);
+        let batch = ledger.take(WriteDepth::News, 10);
         assert_eq!(batch.impaired, Some(None));
         // A begin and an end each ten minutes, and the begin counts those that were left out.
         assert_eq!(batch.own.len(), 12);
@@ -542,19 +544,19 @@ mod tests {
         assert_eq!(untold, [0, 9, 9, 9, 9, 9]);
         // What could not be written comes back, whether checks doubt themselves now included.
         ledger.give_back(batch);
-        let batch = ledger.take(Depth::News, 10);
+        let batch = ledger.take(WriteDepth::News, 10);
         assert_eq!((batch.own.len(), batch.impaired), (12, Some(None)));
         // A clock that was set back silences nothing.
         let earlier = start - TimeDelta::days(3);
-        ledger.absorb(Event::Impaired(Impaired::Began { failing: 4, hosts: 6 }), earlier);
-        assert_eq!(ledger.take(Depth::News, 10).own.len(), 1);
+        ledger.absorb(CheckEvent::Impaired(Impaired::Began { failing: 4, hosts: 6 }), earlier);
+        assert_eq!(ledger.take(WriteDepth::News, 10).own.len(), 1);
     }
 
     #[test]
     fn what_is_kept_is_short_and_comes_back_whole() {
         let at = "2026-01-02T03:04:05Z".parse().unwrap();
         let mut kept = Kept { latency_ms: Some(0), ..Kept::default() };
-        for outcome in [Outcome::Ok, Outcome::Slow, Outcome::Ok] {
+        for outcome in [CheckOutcome::Ok, CheckOutcome::Slow, CheckOutcome::Ok] {
             kept.memory.health.observe(at, &outcome);
         }
         kept.memory.key.observe(at, &KeyVerdict::Valid, None);

@@ -32,12 +32,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-pub use self::ledger::{Kept, Ledger, Live};
-use self::targets::{Catalog, Checkable};
+pub use self::ledger::{CheckLedger, Kept, LedgerProvider};
+use self::targets::{Checkable, SharedCatalog};
 use crate::destination::Declared;
 use crate::{
     checks::{
-        monitor::{Command, MonitorConfig},
+        monitor::{MonitorCommand, MonitorConfig},
         share::Share,
     },
     metrics::Metrics,
@@ -66,7 +66,7 @@ const READ_APART: Duration = Duration::from_millis(200);
 const CHANNEL: usize = 1024;
 
 /// What the checks need.
-pub struct Parts {
+pub struct CheckParts {
     pub store: Store,
     pub keyring: Arc<Keyring>,
     pub prober: Arc<Prober>,
@@ -79,12 +79,12 @@ pub struct Parts {
 }
 
 struct Inner {
-    ledger: Mutex<Ledger>,
+    ledger: Mutex<CheckLedger>,
     /// What there is to look at again.
     wanted: Mutex<Changed>,
     wake: Notify,
-    catalog: Mutex<Catalog>,
-    commands: mpsc::Sender<Command>,
+    catalog: Mutex<SharedCatalog>,
+    commands: mpsc::Sender<MonitorCommand>,
     prober: Arc<Prober>,
     policy: Mutex<HealthPolicy>,
     /// Told after news were written.
@@ -97,7 +97,7 @@ pub struct Checks(Arc<Inner>);
 
 impl Checks {
     /// Starts the tasks.
-    pub fn start(parts: Parts, supervisor: &Supervisor) -> Self {
+    pub fn start(parts: CheckParts, supervisor: &Supervisor) -> Self {
         parts.metrics.expect_transitions();
         let (commands, orders) = mpsc::channel(CHANNEL);
         let (events, told) = mpsc::channel(CHANNEL);
@@ -126,7 +126,7 @@ impl Checks {
             done.cancel();
             result
         });
-        let writer = writer::Writer {
+        let writer = writer::CheckWriter {
             checks: checks.clone(),
             store: parts.store.clone(),
             metrics: parts.metrics.clone(),
@@ -172,7 +172,7 @@ impl Checks {
         let Some(name) = lock(&self.0.ledger).get(name).map(|live| live.target.name.clone()) else {
             return false;
         };
-        self.0.commands.send(Command::Now(name)).await.is_ok()
+        self.0.commands.send(MonitorCommand::Now(name)).await.is_ok()
     }
 
     /// The gateway saw something: looks at this provider again, if it is this daemon's. Never waits; where the queue is
@@ -183,12 +183,12 @@ impl Checks {
             .find(|live| live.target.label.id == provider)
             .map(|live| live.target.name.clone());
         if let Some(name) = name {
-            let _ = self.0.commands.try_send(Command::Now(name));
+            let _ = self.0.commands.try_send(MonitorCommand::Now(name));
         }
     }
 
     /// What is known now. Do not hold it across an await.
-    pub fn ledger(&self) -> MutexGuard<'_, Ledger> {
+    pub fn ledger(&self) -> MutexGuard<'_, CheckLedger> {
         lock(&self.0.ledger)
     }
 
@@ -219,7 +219,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Keeps the monitor's targets in step with the database and with this daemon's share.
 struct Keeper {
     checks: Checks,
-    parts: Parts,
+    parts: CheckParts,
     share: Share,
     /// What each target was made from.
     known: HashMap<Arc<str>, u64>,
@@ -315,9 +315,9 @@ impl Keeper {
 
     async fn drop_all(&mut self) {
         let names: Vec<Arc<str>> = self.known.drain().map(|(name, _)| name).collect();
-        *self.checks.ledger() = Ledger::default();
+        *self.checks.ledger() = CheckLedger::default();
         for name in names {
-            let _ = self.checks.0.commands.send(Command::Remove(name)).await;
+            let _ = self.checks.0.commands.send(MonitorCommand::Remove(name)).await;
         }
     }
 
@@ -385,7 +385,7 @@ impl Keeper {
         for name in gone {
             if self.known.remove(&name).is_some() {
                 self.checks.ledger().remove(&name);
-                let _ = self.checks.0.commands.send(Command::Remove(name)).await;
+                let _ = self.checks.0.commands.send(MonitorCommand::Remove(name)).await;
             }
         }
         if !corrections.is_empty()
@@ -395,7 +395,7 @@ impl Keeper {
         }
     }
 
-    async fn set(&self, row: &CheckRow, target: monitor::Target, declared: HealthPolicy) {
+    async fn set(&self, row: &CheckRow, target: monitor::CheckTarget, declared: HealthPolicy) {
         let known = self.checks.ledger().get(&row.name).is_some();
         let kept = (!known).then(|| remembered(row, &target)).flatten();
         let memory = kept.as_ref().map(|kept| Box::new(kept.memory.clone()));
@@ -403,12 +403,17 @@ impl Keeper {
         let taken = kept.is_some() && (self.has_read || !self.share.is_alone());
         self.checks.ledger().set(Arc::new(target.clone()), declared, kept);
         // The monitor outlives this task except in a shutdown.
-        let _ = self.checks.0.commands.send(Command::Set { target: Box::new(target), memory, taken }).await;
+        let _ = self
+            .checks
+            .0
+            .commands
+            .send(MonitorCommand::Set { target: Box::new(target), memory, taken })
+            .await;
     }
 }
 
 /// What is remembered of a provider from before, as far as it is still about the same key.
-fn remembered(row: &CheckRow, target: &monitor::Target) -> Option<Kept> {
+fn remembered(row: &CheckRow, target: &monitor::CheckTarget) -> Option<Kept> {
     let mut kept = Kept::parse(row.memory.as_deref()?)?;
     let pending = row.key_status.as_deref() == Some(KeyStatus::Pending.as_str());
     if kept.key_fingerprint != target.label.key_fingerprint || pending {

@@ -7,12 +7,12 @@ use serde::Serialize;
 
 use catalog::{manifest::Build, model::HealthPolicy};
 use net::probe::Prober;
-use provider::{Controls, KeyReport, Outcome, Quota};
+use provider::{CheckOutcome, Controls, KeyReport, Quota};
 
 use super::targets::{self, Checkable};
 use crate::destination::Declared;
 use crate::{
-    checks::monitor::Target,
+    checks::monitor::CheckTarget,
     secret::{Keyring, Resolver},
     store::{Store, StoreError},
 };
@@ -35,7 +35,7 @@ pub struct KeyFinding {
 
 /// What one look found.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Finding {
+pub struct CheckFinding {
     pub provider: Arc<str>,
     /// `ok`, `slow`, `soft`, `hard`, `auth` or `local`; `skipped` where nothing could be asked.
     pub outcome: &'static str,
@@ -53,7 +53,7 @@ pub struct Finding {
     pub impaired: Option<Arc<str>>,
 }
 
-impl Finding {
+impl CheckFinding {
     fn skipped(provider: Arc<str>, reason: String) -> Self {
         let (outcome, status, latency_ms) = ("skipped", None, 0);
         let (has_key, key, models_found, impaired) = (false, None, None, None);
@@ -73,7 +73,7 @@ impl Finding {
 }
 
 /// What there is to look at: a target, or a provider with the reason why it cannot be asked.
-pub type Candidate = Result<Box<Target>, (Arc<str>, String)>;
+pub type Candidate = Result<Box<CheckTarget>, (Arc<str>, String)>;
 
 /// The providers of the database and, where nothing was applied yet, of the manifests; by name. Keys come from the
 /// database where it has the provider.
@@ -115,7 +115,7 @@ pub async fn candidates(
                 let key = key.map(|key| key.expose().into());
                 let policy = build.catalog.health(provider).or(outer);
                 let base_url = provider.base_url.as_deref();
-                Target::from_parts(name.clone(), provider.kind, base_url, policy, key)
+                CheckTarget::from_parts(name.clone(), provider.kind, base_url, policy, key)
                     .map(Box::new)
                     .map_err(|error| (name.clone(), error.to_string()))
             }
@@ -130,12 +130,12 @@ pub async fn candidates(
 pub async fn look(
     prober: &Prober,
     candidates: Vec<Candidate>,
-    mut told: impl FnMut(&Finding),
-) -> Vec<Finding> {
+    mut told: impl FnMut(&CheckFinding),
+) -> Vec<CheckFinding> {
     let looks = candidates.into_iter().map(|candidate| async move {
         match candidate {
             Ok(target) => look_at(prober, &target).await,
-            Err((name, why)) => Finding::skipped(name, why),
+            Err((name, why)) => CheckFinding::skipped(name, why),
         }
     });
     let mut looks = stream::iter(looks).buffer_unordered(AT_ONCE);
@@ -149,9 +149,9 @@ pub async fn look(
 }
 
 /// A check, a key test and, where they leave hope, the list of models.
-pub async fn look_at(prober: &Prober, target: &Target) -> Finding {
+pub async fn look_at(prober: &Prober, target: &CheckTarget) -> CheckFinding {
     let checked = prober.check(target.health_check()).await;
-    let mut finding = Finding {
+    let mut finding = CheckFinding {
         provider: target.name.clone(),
         outcome: checked.outcome.word(),
         reason: checked.outcome.reason().to_owned(),
@@ -162,7 +162,7 @@ pub async fn look_at(prober: &Prober, target: &Target) -> Finding {
         models_found: None,
         impaired: None,
     };
-    let answered = !matches!(checked.outcome, Outcome::Hard { .. } | Outcome::Local { .. });
+    let answered = !matches!(checked.outcome, CheckOutcome::Hard { .. } | CheckOutcome::Local { .. });
     if !answered {
         return finding;
     }
@@ -176,7 +176,7 @@ pub async fn look_at(prober: &Prober, target: &Target) -> Finding {
 }
 
 /// Proves the target's key; also whether our own side failed.
-pub async fn test_key(prober: &Prober, target: &Target) -> (KeyFinding, Option<String>) {
+pub async fn test_key(prober: &Prober, target: &CheckTarget) -> (KeyFinding, Option<String>) {
     if let Some(why) = &target.withheld {
         let (verdict, reason) = ("untestable", why.to_string());
         return (KeyFinding { verdict, reason, can_serve: None, quota: None, latency_ms: 0 }, None);
@@ -195,7 +195,7 @@ pub async fn test_key(prober: &Prober, target: &Target) -> (KeyFinding, Option<S
 }
 
 /// How many models the provider lists.
-pub async fn models_found(prober: &Prober, target: &Target) -> Option<usize> {
+pub async fn models_found(prober: &Prober, target: &CheckTarget) -> Option<usize> {
     let key = target.sent_key();
     let models = prober.models(target.kind, &target.base, key, target.limits).await;
     models.ok().map(|models| models.models.len())

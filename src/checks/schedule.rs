@@ -47,7 +47,7 @@ pub enum Job {
 
 /// A job whose turn has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Turn {
+pub struct CheckTurn {
     pub provider: Arc<str>,
     pub job: Job,
     /// How long after it was due.
@@ -56,8 +56,8 @@ pub struct Turn {
 
 /// What to do now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Next {
-    Run(Turn),
+pub enum NextTurn {
+    Run(CheckTurn),
     /// Nothing before this moment, unless something ends or changes.
     At(Duration),
     /// Nothing until something ends or changes.
@@ -111,7 +111,7 @@ struct Origin {
 
 /// All providers and their turns.
 #[derive(Debug)]
-pub struct Schedule {
+pub struct TurnSchedule {
     caps: Caps,
     gap: Duration,
     entries: HashMap<Arc<str>, Entry>,
@@ -123,7 +123,7 @@ pub struct Schedule {
     lingering: usize,
 }
 
-impl Schedule {
+impl TurnSchedule {
     pub fn new(caps: Caps) -> Self {
         let gap = if caps.origin_per_second > 0.0 && caps.origin_per_second.is_finite() {
             Duration::from_secs_f64((1.0 / caps.origin_per_second).min(3600.0))
@@ -193,9 +193,9 @@ impl Schedule {
     }
 
     /// Hands out the next turn, if one may be taken now. Every turn must be given back with [`done`](Self::done).
-    pub fn next(&mut self, now: Duration) -> Next {
+    pub fn next(&mut self, now: Duration) -> NextTurn {
         if self.in_flight >= self.caps.total {
-            return Next::Wait;
+            return NextTurn::Wait;
         }
         let open = [true, self.suspects_in_flight < self.caps.suspects];
         let first = (0..2)
@@ -204,9 +204,9 @@ impl Schedule {
                 self.index[share].first().map(|(ready, origin)| (*ready, share, origin.clone()))
             })
             .min();
-        let Some((ready, share, origin)) = first else { return Next::Wait };
+        let Some((ready, share, origin)) = first else { return NextTurn::Wait };
         if ready > now {
-            return Next::At(ready);
+            return NextTurn::At(ready);
         }
         let found = self.origins.get_mut(&origin).and_then(|found| {
             let (due, provider) = found.waiting[share].pop_first()?;
@@ -215,7 +215,7 @@ impl Schedule {
             Some((due, provider))
         });
         self.reindex(&origin);
-        let Some((due, provider)) = found else { return Next::Wait };
+        let Some((due, provider)) = found else { return NextTurn::Wait };
         self.in_flight += 1;
         self.suspects_in_flight += share;
         let mut job = Job::Check;
@@ -230,7 +230,7 @@ impl Schedule {
                 Job::KeyTest => entry.dues.key_test = None,
             }
         }
-        Next::Run(Turn { provider, job, lag: now.saturating_sub(due) })
+        NextTurn::Run(CheckTurn { provider, job, lag: now.saturating_sub(due) })
     }
 
     /// Tells that a turn has taken long already (say, 1 s). It then makes room for others, as long as there is room

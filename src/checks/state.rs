@@ -12,7 +12,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 
 use catalog::model::{HealthStatus, KeyStatus};
-use provider::{Evidence, KeyVerdict, MAX_RETRY_AFTER, Outcome};
+use provider::{CheckOutcome, Evidence, KeyVerdict, MAX_RETRY_AFTER};
 
 /// Hard failures in a row that make a provider unhealthy: one may be a hiccup, two a deployment.
 const HARD_IN_A_ROW: u32 = 3;
@@ -137,8 +137,8 @@ impl HealthMachine {
 
     /// Takes a result as far as it is believed. An answer always is; what is not believed leaves no trace, but keeps
     /// what is known from going stale.
-    pub fn take(&mut self, now: DateTime<Utc>, outcome: &Outcome, trust: Trust) -> Option<Transition> {
-        let hard = matches!(outcome, Outcome::Hard { .. });
+    pub fn take(&mut self, now: DateTime<Utc>, outcome: &CheckOutcome, trust: Trust) -> Option<Transition> {
+        let hard = matches!(outcome, CheckOutcome::Hard { .. });
         if trust == Trust::Frozen && hard {
             self.hold(now);
             return None;
@@ -174,12 +174,12 @@ impl HealthMachine {
     }
 
     /// Takes a result. A refused key (`auth`) is a good answer here; a local failure is no result at all.
-    pub fn observe(&mut self, now: DateTime<Utc>, outcome: &Outcome) -> Option<Transition> {
+    pub fn observe(&mut self, now: DateTime<Utc>, outcome: &CheckOutcome) -> Option<Transition> {
         let (bad, hard) = match outcome {
-            Outcome::Local { .. } => return None,
-            Outcome::Ok | Outcome::Auth { .. } => (false, false),
-            Outcome::Slow | Outcome::Soft { .. } => (true, false),
-            Outcome::Hard { .. } => (true, true),
+            CheckOutcome::Local { .. } => return None,
+            CheckOutcome::Ok | CheckOutcome::Auth { .. } => (false, false),
+            CheckOutcome::Slow | CheckOutcome::Soft { .. } => (true, false),
+            CheckOutcome::Hard { .. } => (true, true),
         };
         self.last_result = Some(now);
         self.last_reason = if bad { outcome.reason().to_owned() } else { String::new() };
@@ -199,7 +199,7 @@ impl HealthMachine {
     }
 
     /// The status that the results call for, where it is another one.
-    fn verdict(&self, outcome: &Outcome) -> Option<(HealthStatus, String)> {
+    fn verdict(&self, outcome: &CheckOutcome) -> Option<(HealthStatus, String)> {
         use HealthStatus as H;
         if self.hard_in_a_row >= HARD_IN_A_ROW && self.status != H::Unhealthy {
             return Some((
@@ -231,7 +231,7 @@ impl HealthMachine {
         }
     }
 
-    fn degradation(&self, outcome: &Outcome) -> Option<String> {
+    fn degradation(&self, outcome: &CheckOutcome) -> Option<String> {
         let last = outcome.reason();
         if self.remembered >= BAD_IN_A_ROW && self.bad_among(BAD_IN_A_ROW) == BAD_IN_A_ROW {
             Some(format!("{BAD_IN_A_ROW} bad results in a row: {last}"))

@@ -15,14 +15,14 @@ use catalog::{manifest::Build, model::HealthPolicy, plan::LiveKey};
 use super::Kept;
 use crate::destination::Declared;
 use crate::{
-    checks::monitor::{Label, Target},
+    checks::monitor::{CheckTarget, Label},
     secret::Keyring,
     store::CheckRow,
 };
 
 /// What to do about one row.
 pub(super) enum Checkable {
-    Yes(Box<Target>),
+    Yes(Box<CheckTarget>),
     /// Why not, for a person.
     No(String),
 }
@@ -70,7 +70,7 @@ pub(super) fn target(
     };
     let (key, fingerprint) = stored_key(row, keyring);
     let base = Some(declared.base.as_str());
-    match Target::from_parts(row.name.clone(), declared.kind, base, policy, key) {
+    match CheckTarget::from_parts(row.name.clone(), declared.kind, base, policy, key) {
         Ok(mut target) => {
             target.withheld = row.place.agrees(declared).err().map(|why| why.to_string().into());
             target.label =
@@ -99,4 +99,4 @@ pub(super) fn is_undecryptable(row: &CheckRow, keyring: &Keyring) -> bool {
 }
 
 /// The last valid catalog, shared with the reconcile loop.
-pub(super) type Catalog = Option<Arc<Build>>;
+pub(super) type SharedCatalog = Option<Arc<Build>>;

@@ -17,14 +17,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 use uuid::Uuid;
 
-use provider::Outcome;
+use provider::CheckOutcome;
 
 use super::{
     Checks,
-    ledger::{Batch, Depth},
+    ledger::{Batch, WriteDepth},
 };
 use crate::{
-    checks::{impairment::Impaired, monitor::Event},
+    checks::{impairment::Impaired, monitor::CheckEvent},
     metrics::Metrics,
     store::{Lease, Store, StoreError},
 };
@@ -47,7 +47,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 pub(super) async fn take_in(
     checks: Checks,
     metrics: Arc<Metrics>,
-    mut events: mpsc::Receiver<Event>,
+    mut events: mpsc::Receiver<CheckEvent>,
     waiting: Arc<Notify>,
 ) {
     while let Some(event) = events.recv().await {
@@ -59,7 +59,7 @@ pub(super) async fn take_in(
 }
 
 /// Writes down what the monitor found.
-pub(super) struct Writer {
+pub(super) struct CheckWriter {
     pub checks: Checks,
     pub store: Store,
     pub metrics: Arc<Metrics>,
@@ -73,7 +73,7 @@ pub(super) struct Writer {
 /// Of the 5 s that a stop may take, what the last verdicts get.
 const LAST: Duration = Duration::from_millis(2500);
 
-impl Writer {
+impl CheckWriter {
     /// Runs until the monitor has `ended`; then writes everything once more and gives the lease back.
     pub async fn run(self, ended: CancellationToken) {
         let mut news_at: Option<Instant> = None;
@@ -93,11 +93,11 @@ impl Writer {
             }
             let now = Instant::now();
             let depth = if now >= heartbeat_at && now >= deep_at {
-                Depth::All
+                WriteDepth::All
             } else if now >= heartbeat_at {
-                Depth::Heartbeats
+                WriteDepth::Heartbeats
             } else {
-                Depth::News
+                WriteDepth::News
             };
             match self.write(depth).await {
                 Ok(()) => {
@@ -105,10 +105,10 @@ impl Writer {
                     if news_at.is_some_and(|at| at <= now) {
                         news_at = None;
                     }
-                    if depth != Depth::News {
+                    if depth != WriteDepth::News {
                         heartbeat_at = now + HEARTBEAT;
                     }
-                    if depth == Depth::All {
+                    if depth == WriteDepth::All {
                         deep_at =
                             now + if self.checks.ledger().len() > MANY { DEEP_OF_MANY } else { DEEP_OF_FEW };
                     }
@@ -121,7 +121,7 @@ impl Writer {
                 }
             }
         }
-        match timeout(LAST, self.write(Depth::All)).await {
+        match timeout(LAST, self.write(WriteDepth::All)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => warn!(%error, "the last verdicts could not be written"),
             Err(_) => warn!("the last verdicts could not be written: the database does not answer"),
@@ -134,7 +134,7 @@ impl Writer {
     }
 
     /// Writes all that `depth` calls for.
-    async fn write(&self, depth: Depth) -> Result<(), StoreError> {
+    async fn write(&self, depth: WriteDepth) -> Result<(), StoreError> {
         loop {
             let held = self.lease.borrow().clone();
             // Without a lease nothing may be written; the verdicts wait.
@@ -166,7 +166,7 @@ impl Writer {
                 Ok(news) => {
                     self.metrics.events.inc_by(news as u64);
                     self.checks.ledger().written(batch);
-                    if news > 0 || depth == Depth::News {
+                    if news > 0 || depth == WriteDepth::News {
                         self.checks.0.news.notify_one();
                     }
                 }
@@ -203,9 +203,9 @@ impl Writer {
     }
 }
 
-fn count(metrics: &Metrics, event: &Event) {
+fn count(metrics: &Metrics, event: &CheckEvent) {
     match event {
-        Event::Checked { target, checked, transition, frozen, lag, .. } => {
+        CheckEvent::Checked { target, checked, transition, frozen, lag, .. } => {
             metrics.probes.with_label_values(&["health"]).inc();
             metrics.probe_duration.with_label_values(&["health"]).observe(checked.took.as_secs_f64());
             metrics.probe_schedule_lag.observe(lag.as_secs_f64());
@@ -221,7 +221,7 @@ fn count(metrics: &Metrics, event: &Event) {
                 }
             }
             match &checked.outcome {
-                Outcome::Local { reason } => {
+                CheckOutcome::Local { reason } => {
                     metrics.probes_skipped.with_label_values(&["local"]).inc();
                     debug!(provider = %target.name, reason, "the check failed on this side; it says nothing");
                 }
@@ -236,11 +236,11 @@ fn count(metrics: &Metrics, event: &Event) {
                 info!(provider = %target.name, from = %to.from, to = %to.to, reason = to.reason, "health changed");
             }
         }
-        Event::Health { target, transition: to, .. } => {
+        CheckEvent::Health { target, transition: to, .. } => {
             metrics.health_transitions.with_label_values(&[to.from.as_str(), to.to.as_str()]).inc();
             info!(provider = %target.name, from = %to.from, to = %to.to, reason = to.reason, "health changed");
         }
-        Event::KeyTested { target, report, took, transition, .. } => {
+        CheckEvent::KeyTested { target, report, took, transition, .. } => {
             metrics.probes.with_label_values(&["key"]).inc();
             metrics.probe_duration.with_label_values(&["key"]).observe(took.as_secs_f64());
             let word = report.verdict.word();
@@ -252,11 +252,11 @@ fn count(metrics: &Metrics, event: &Event) {
                 info!(provider = %target.name, from = %to.from, to = %to.to, reason = to.reason, "key status changed");
             }
         }
-        Event::Key { target, transition: to, .. } => {
+        CheckEvent::Key { target, transition: to, .. } => {
             metrics.api_key_transitions.with_label_values(&[to.from.as_str(), to.to.as_str()]).inc();
             info!(provider = %target.name, from = %to.from, to = %to.to, reason = to.reason, "key status changed");
         }
-        Event::Impaired(change) => {
+        CheckEvent::Impaired(change) => {
             metrics.prober_impaired.set(matches!(change, Impaired::Began { .. }).into());
             match change {
                 Impaired::Began { failing, hosts } => {

@@ -17,7 +17,7 @@ use catalog::{
 use net::probe::Prober;
 
 use super::{
-    Format,
+    OutputFormat,
     context::{Context, is_valid},
     output::{self, Exit},
     progress::Progress,
@@ -26,8 +26,8 @@ use crate::{
     checks,
     daemon::git_events,
     metrics::Metrics,
-    reconcile::{Outcome, Pass, Refusal},
-    source::pull::{Options, Puller},
+    reconcile::{Pass, PassOutcome, RefusedObject},
+    source::pull::{PullOptions, Puller},
     store::Store,
 };
 
@@ -49,7 +49,7 @@ pub struct Apply {
 struct Report<'a> {
     applied: bool,
     suspended: bool,
-    refused: &'a [Refusal],
+    refused: &'a [RefusedObject],
     /// What the checks found, after `--wait`.
     #[serde(skip_serializing_if = "Option::is_none")]
     checks: Option<Settled>,
@@ -61,7 +61,7 @@ impl Apply {
     /// Exit 0: the database is as declared, and after `--wait` all is well; 2: something is held back, refused,
     /// suspended, invalid, unhealthy or not settled in time.
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        if let Some(options) = Options::of(&context.settings) {
+        if let Some(options) = PullOptions::of(&context.settings) {
             pull_once(options, &context.backend.store).await.context("nothing was applied")?;
             context.read_again();
         }
@@ -93,14 +93,14 @@ impl Apply {
         };
         let well = checks.as_ref().is_none_or(Settled::is_well);
         match context.format {
-            Format::Json => output::json(&Report {
+            OutputFormat::Json => output::json(&Report {
                 applied: outcome.applied,
                 suspended: outcome.suspended,
                 refused: &outcome.refused,
                 checks,
                 plan: &outcome.plan,
             })?,
-            Format::Table | Format::Github | Format::Csv => {
+            OutputFormat::Table | OutputFormat::Github | OutputFormat::Csv => {
                 let mut text = outcome.plan.brief(SHOWN).to_string();
                 for refusal in &outcome.refused {
                     output::say(
@@ -194,7 +194,7 @@ async fn settle(context: &Context, limit: Duration) -> anyhow::Result<Settled> {
 }
 
 /// Both passes as one: what the first did, and what the second did and found.
-fn after(first: Outcome, mut second: Outcome) -> Outcome {
+fn after(first: PassOutcome, mut second: PassOutcome) -> PassOutcome {
     let mut providers = first.plan.providers;
     providers.append(&mut second.plan.providers);
     providers.sort_by(|a, b| a.name.cmp(&b.name));
@@ -211,7 +211,7 @@ fn after(first: Outcome, mut second: Outcome) -> Outcome {
 ///
 /// # Errors
 /// [`crate::source::pull::PullError`], or the database cannot be written.
-async fn pull_once(options: Options, store: &Store) -> anyhow::Result<()> {
+async fn pull_once(options: PullOptions, store: &Store) -> anyhow::Result<()> {
     let (mut puller, mut pulled) = Puller::new(options, Arc::default(), Arc::new(Metrics::new()?));
     let result = puller.once().await;
     while let Ok(news) = pulled.news.try_recv() {

@@ -6,12 +6,12 @@ use tracing::debug;
 use net::probe::Prober;
 
 use super::{
-    Format,
+    OutputFormat,
     context::Context,
     output::{self, Exit},
     progress::Progress,
 };
-use crate::checks::once::{self, Candidate, Finding};
+use crate::checks::once::{self, Candidate, CheckFinding};
 
 #[derive(Debug, Args)]
 pub struct Check {
@@ -45,16 +45,16 @@ impl Check {
             finding.impaired = impaired.first().map(|why| why.as_str().into());
         }
         match context.format {
-            Format::Json => output::json(&found)?,
-            Format::Table | Format::Github | Format::Csv => {
+            OutputFormat::Json => output::json(&found)?,
+            OutputFormat::Table | OutputFormat::Github | OutputFormat::Csv => {
                 output::text(&(render(&found) + &doubts(&impaired, &found)))?
             }
         };
-        if found.iter().any(Finding::is_local) {
+        if found.iter().any(CheckFinding::is_local) {
             return Ok(Exit::Failed);
         }
         let asked = found.iter().filter(|finding| finding.outcome != "skipped" || !self.names.is_empty());
-        Ok(Exit::when(asked.into_iter().all(Finding::is_good)))
+        Ok(Exit::when(asked.into_iter().all(CheckFinding::is_good)))
     }
 }
 
@@ -65,7 +65,7 @@ fn name(candidate: &Candidate) -> &str {
     }
 }
 
-fn render(found: &[Finding]) -> String {
+fn render(found: &[CheckFinding]) -> String {
     let rows = found.iter().map(|it| {
         let health = match it.outcome {
             "ok" | "auth" => "answers".to_owned(),
@@ -83,7 +83,7 @@ fn render(found: &[Finding]) -> String {
 }
 
 /// That the daemon does not believe its own checks, or that this look should not be either.
-fn doubts(impaired: &[String], found: &[Finding]) -> String {
+fn doubts(impaired: &[String], found: &[CheckFinding]) -> String {
     let mut text: String = impaired.iter().map(|why| format!("! the daemon's checks: {why}\n")).collect();
     let asked = found.iter().filter(|it| it.outcome != "skipped").count();
     let failing = found.iter().filter(|it| matches!(it.outcome, "hard" | "local")).count();
@@ -100,7 +100,7 @@ fn doubts(impaired: &[String], found: &[Finding]) -> String {
 }
 
 /// `valid, 15 models found, 450 ms`, `invalid: the provider's words`, `none`.
-fn key(finding: &Finding) -> String {
+fn key(finding: &CheckFinding) -> String {
     let models = finding.models_found.map(|count| format!("{count} models found"));
     let Some(key) = &finding.key else {
         if finding.has_key || finding.outcome == "skipped" {

@@ -17,7 +17,7 @@ use catalog::{
 
 use provider::shown;
 
-use super::{Format, Global, output::Exit};
+use super::{Global, OutputFormat, output::Exit};
 use crate::{
     backend::{self, Access, Backend},
     checks::{
@@ -35,7 +35,7 @@ use crate::{
 /// A command's surroundings.
 pub struct Context {
     pub settings: Settings,
-    pub format: Format,
+    pub format: OutputFormat,
     pub backend: Backend,
     /// Manifests that are being read while the database is opened.
     reading: Mutex<Option<JoinHandle<(Loader, Build)>>>,

@@ -8,12 +8,12 @@ use clap::Args;
 use provider::shown;
 
 use super::{
-    Format,
+    OutputFormat,
     context::Context,
     output::{self, Exit},
 };
 use crate::{
-    store::{Event, EventFilter},
+    store::{EventFilter, EventRow},
     usage::view,
 };
 
@@ -21,7 +21,7 @@ use crate::{
 const FOLLOW_EVERY: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Args)]
-pub struct Events {
+pub struct EventsArgs {
     /// Go on printing new rows until interrupted
     #[arg(long, short)]
     follow: bool,
@@ -40,20 +40,22 @@ fn since(text: &str) -> Result<DateTime<Utc>, String> {
     view::since(text, Utc::now())
 }
 
-impl Events {
+impl EventsArgs {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
         let store = &context.backend.store;
         let mut filter =
             EventFilter { provider: self.provider, since: self.since, after_id: None, limit: self.limit };
         let mut rows = store.events(filter.clone()).await?;
-        if !self.follow && context.format == Format::Json {
+        if !self.follow && context.format == OutputFormat::Json {
             return output::json(&rows);
         }
         loop {
             for row in &rows {
                 match context.format {
-                    Format::Json => output::json_line(row)?,
-                    Format::Table | Format::Github | Format::Csv => output::text(&line(row))?,
+                    OutputFormat::Json => output::json_line(row)?,
+                    OutputFormat::Table | OutputFormat::Github | OutputFormat::Csv => {
+                        output::text(&line(row))?
+                    }
                 };
             }
             if !self.follow {
@@ -70,7 +72,7 @@ impl Events {
 }
 
 /// When, what, about whom, why, from where; then the changed fields, one a line.
-fn line(event: &Event) -> String {
+fn line(event: &EventRow) -> String {
     let at = event.at.format("%Y-%m-%dT%H:%M:%S%.3fZ");
     let mut text = format!("{at}  {:<10} {}", event.kind, event.reason);
     if let Some(provider) = &event.provider {

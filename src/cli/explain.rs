@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::{
-    Format,
+    OutputFormat,
     context::Context,
     output::{self, Exit},
 };
@@ -64,8 +64,8 @@ impl Explain {
         };
         let explanation = answer(&picture, &question).context("the question cannot be answered")?;
         match context.format {
-            Format::Json => output::json(&explanation)?,
-            Format::Table | Format::Github | Format::Csv => {
+            OutputFormat::Json => output::json(&explanation)?,
+            OutputFormat::Table | OutputFormat::Github | OutputFormat::Csv => {
                 output::text(&(explanation.lines().join("\n") + "\n"))?
             }
         };

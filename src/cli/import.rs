@@ -18,7 +18,7 @@ use catalog::{
 };
 
 use super::{
-    Format,
+    OutputFormat,
     context::Context,
     output::{self, Exit},
 };
@@ -115,8 +115,8 @@ impl Import {
         }
         context.backend.store.record(&events).await?;
         match context.format {
-            Format::Json => output::json(&report)?,
-            Format::Table | Format::Github | Format::Csv => output::text(&render(&report))?,
+            OutputFormat::Json => output::json(&report)?,
+            OutputFormat::Table | OutputFormat::Github | OutputFormat::Csv => output::text(&render(&report))?,
         };
         let declared = |reason: &&String| !reason.starts_with("declared already");
         Ok(Exit::when(report.left_out.is_empty() && !report.skipped.values().any(|it| declared(&it))))

@@ -12,7 +12,7 @@ use catalog::{
 };
 
 use super::{
-    Format, Global,
+    Global, OutputFormat,
     context::{self, Context},
     output::{self, Exit},
     progress::Progress,
@@ -28,7 +28,7 @@ use crate::{
 const MAX_SECRET: u64 = 64 * 1024;
 
 #[derive(Debug, Subcommand)]
-pub enum Key {
+pub enum KeyCommand {
     /// Print a new BYOK key
     Generate,
     /// Read a secret from standard input and print it sealed, for `api_key = { sealed = "…" }`
@@ -49,15 +49,17 @@ pub enum Key {
 }
 
 /// Prints a fresh key; the only command that prints a secret, because it makes it.
-pub fn generate(format: Format) -> anyhow::Result<Exit> {
+pub fn generate(format: OutputFormat) -> anyhow::Result<Exit> {
     let key = Byok::generate();
     match format {
-        Format::Json => output::json(&serde_json::json!({ "key": key.expose() })),
-        Format::Table | Format::Github | Format::Csv => output::text(&format!("{}\n", key.expose())),
+        OutputFormat::Json => output::json(&serde_json::json!({ "key": key.expose() })),
+        OutputFormat::Table | OutputFormat::Github | OutputFormat::Csv => {
+            output::text(&format!("{}\n", key.expose()))
+        }
     }
 }
 
-impl Key {
+impl KeyCommand {
     pub fn run(self, global: &Global) -> anyhow::Result<Exit> {
         match self {
             Self::Generate => generate(global.output),
@@ -103,7 +105,7 @@ struct ConsumerKey<'a> {
 
 /// Prints a fresh key of 256 random bits and the lines to commit. Needs no settings and no database: what opens the
 /// gateway is the hash in a manifest.
-fn consumer(format: Format, name: &str, expires: Option<&str>) -> anyhow::Result<Exit> {
+fn consumer(format: OutputFormat, name: &str, expires: Option<&str>) -> anyhow::Result<Exit> {
     let key = caller_key().context("no random numbers")?;
     let sha256 = key_hash(&key);
     let until = expires.map_or_else(String::new, |date| format!(", expires = \"{date}\""));
@@ -111,10 +113,10 @@ fn consumer(format: Format, name: &str, expires: Option<&str>) -> anyhow::Result
     let table = if name.contains('.') { format!("\"{name}\"") } else { name.to_owned() };
     let manifest = format!("[consumers.{table}]\nkeys = [{{ sha256 = \"{sha256}\"{until} }}]\n");
     match format {
-        Format::Json => {
+        OutputFormat::Json => {
             output::json(&ConsumerKey { consumer: name, key: key.expose(), sha256, expires, manifest })
         }
-        Format::Table | Format::Github | Format::Csv => output::text(&format!(
+        OutputFormat::Table | OutputFormat::Github | OutputFormat::Csv => output::text(&format!(
             "{}\n\n# The key is stored nowhere and not shown again. To commit; a second key goes into the same list:\n{manifest}",
             key.expose()
         )),
@@ -132,8 +134,8 @@ fn seal(global: &Global) -> anyhow::Result<Exit> {
     let secret = Secret::copy_of(text.strip_prefix("Bearer ").unwrap_or(text).trim());
     let token = byok.encrypt(&secret);
     match global.output {
-        Format::Json => output::json(&serde_json::json!({ "sealed": token })),
-        Format::Table | Format::Github | Format::Csv => {
+        OutputFormat::Json => output::json(&serde_json::json!({ "sealed": token })),
+        OutputFormat::Table | OutputFormat::Github | OutputFormat::Csv => {
             output::text(&format!("api_key = {{ sealed = \"{token}\" }}\n"))
         }
     }
@@ -204,8 +206,8 @@ async fn verify(context: &Context) -> anyhow::Result<Exit> {
         proofs.push(Proof { provider: name.to_string(), verdict, stored, declared, detail });
     }
     match context.format {
-        Format::Json => output::json(&proofs)?,
-        Format::Table | Format::Github | Format::Csv => {
+        OutputFormat::Json => output::json(&proofs)?,
+        OutputFormat::Table | OutputFormat::Github | OutputFormat::Csv => {
             let rows = proofs.iter().map(|proof| {
                 let stored = proof.stored.as_ref().map(ToString::to_string).unwrap_or_default();
                 let detail = proof.detail.clone().unwrap_or_default();
@@ -303,8 +305,8 @@ async fn rotate(context: &Context) -> anyhow::Result<Exit> {
     backend::rotate_own(store, byok).await?;
     report.done = report.undecryptable.is_empty();
     match context.format {
-        Format::Json => output::json(&report)?,
-        Format::Table | Format::Github | Format::Csv => {
+        OutputFormat::Json => output::json(&report)?,
+        OutputFormat::Table | OutputFormat::Github | OutputFormat::Csv => {
             let mut text = format!("{} rotated, {} current\n", report.rotated.len(), report.current);
             for name in &report.undecryptable {
                 output::say(

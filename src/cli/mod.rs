@@ -37,7 +37,7 @@ pub struct Cli {
     #[command(flatten)]
     pub global: Global,
     #[command(subcommand)]
-    pub command: Command,
+    pub command: CliCommand,
 }
 
 /// Options of every command.
@@ -53,13 +53,13 @@ pub struct Global {
     #[arg(long, global = true, value_name = "URL", hide_env_values = true)]
     pub database_url: Option<String>,
     /// How results are printed
-    #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
-    pub output: Format,
+    #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Table)]
+    pub output: OutputFormat,
 }
 
 /// How results are printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Format {
+pub enum OutputFormat {
     /// For people.
     Table,
     /// For programs; stable and documented.
@@ -71,7 +71,7 @@ pub enum Format {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub enum CliCommand {
     /// Run the daemon: watch, reconcile, report
     Run,
     /// Run the gateway alone, on a database that a daemon reconciles
@@ -83,9 +83,9 @@ pub enum Command {
     /// Reconcile once, then exit
     Apply(apply::Apply),
     /// Show the resolved routes: power level × user tier → ordered models
-    Routes(routes::Routes),
+    Routes(routes::RoutesArgs),
     /// Show every provider: synced, health, key, source
-    Status(status::Status),
+    Status(status::StatusArgs),
     /// Check providers and test their keys now; writes nothing
     Check(check::Check),
     /// List what a provider itself offers beside what is declared and stored
@@ -95,16 +95,16 @@ pub enum Command {
     /// Find out what is wrong, with the fix for each finding
     Doctor(doctor::Doctor),
     /// Show the audit trail
-    Events(events::Events),
+    Events(events::EventsArgs),
     /// Show tokens, cost and latency of what the gateway served
     Usage(usage::UsageArgs),
     /// Stop applying, to everything or to one provider; checks go on
-    Suspend(suspend::Suspend),
+    Suspend(suspend::SuspendArgs),
     /// Start applying again
-    Resume(suspend::Resume),
+    Resume(suspend::ResumeArgs),
     /// Make, seal, verify and rotate keys
     #[command(subcommand)]
-    Key(key::Key),
+    Key(key::KeyCommand),
     /// Print the manifests' JSON Schema
     Schema,
     /// Print a shell's completion script
@@ -145,50 +145,50 @@ pub fn main() -> ExitCode {
 fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
     let Cli { global, command } = cli;
     match command {
-        Command::Schema => output::json(&catalog::manifest::json_schema()),
-        Command::Completions { shell } => {
+        CliCommand::Schema => output::json(&catalog::manifest::json_schema()),
+        CliCommand::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "providerd", &mut std::io::stdout());
             Ok(Exit::Done)
         }
-        Command::Man { directory } => man(directory),
-        Command::Validate(args) => args.run(&global),
-        Command::Routes(args) => args.run(&global),
-        Command::Key(key::Key::Generate) => key::generate(global.output),
-        Command::Run => run::run(&global),
-        Command::Gateway => gateway::run(&global),
-        Command::Plan(args) => {
+        CliCommand::Man { directory } => man(directory),
+        CliCommand::Validate(args) => args.run(&global),
+        CliCommand::Routes(args) => args.run(&global),
+        CliCommand::Key(key::KeyCommand::Generate) => key::generate(global.output),
+        CliCommand::Run => run::run(&global),
+        CliCommand::Gateway => gateway::run(&global),
+        CliCommand::Plan(args) => {
             context::block_on_reading(&global, Access::Look, |context| Box::pin(args.run(context)))
         }
-        Command::Apply(args) => {
+        CliCommand::Apply(args) => {
             context::block_on_reading(&global, Access::Write, |context| Box::pin(args.run(context)))
         }
-        Command::Status(args) => {
+        CliCommand::Status(args) => {
             context::block_on(&global, Access::Look, |context| Box::pin(args.run(context)))
         }
-        Command::Events(args) => {
+        CliCommand::Events(args) => {
             context::block_on(&global, Access::Look, |context| Box::pin(args.run(context)))
         }
-        Command::Usage(args) => {
+        CliCommand::Usage(args) => {
             let access = if args.writes() { Access::Write } else { Access::Look };
             context::block_on(&global, access, |context| Box::pin(args.run(context)))
         }
-        Command::Suspend(args) => {
+        CliCommand::Suspend(args) => {
             context::block_on(&global, Access::Write, |context| Box::pin(args.run(context)))
         }
-        Command::Resume(args) => {
+        CliCommand::Resume(args) => {
             context::block_on(&global, Access::Write, |context| Box::pin(args.run(context)))
         }
-        Command::Check(args) => {
+        CliCommand::Check(args) => {
             context::block_on(&global, Access::Look, |context| Box::pin(args.run(context)))
         }
-        Command::Models(args) => {
+        CliCommand::Models(args) => {
             context::block_on(&global, Access::Look, |context| Box::pin(args.run(context)))
         }
-        Command::Import(args) => {
+        CliCommand::Import(args) => {
             context::block_on(&global, Access::Write, |context| Box::pin(args.run(context)))
         }
-        Command::Doctor(args) => args.run(&global),
-        Command::Key(key) => key.run(&global),
+        CliCommand::Doctor(args) => args.run(&global),
+        CliCommand::Key(key) => key.run(&global),
     }
 }
 

@@ -13,14 +13,14 @@ use provider::{ListedModel, Models, ProviderType};
 use provider::shown;
 
 use super::{
-    Format,
+    OutputFormat,
     context::Context,
     output::{self, Exit},
 };
 use crate::{
     discover::{
-        Target,
-        compare::{Row, compare},
+        ListTarget,
+        compare::{ComparedModel, compare},
     },
     edit::{
         file::Manifest,
@@ -56,7 +56,7 @@ struct Report<'a> {
     truncated: bool,
     /// Entries left out because they repeat the API key (count).
     withheld: usize,
-    models: &'a [Row],
+    models: &'a [ComparedModel],
     /// Declared, and no longer offered. Empty where the list was cut, because nobody knows then.
     missing: Vec<&'a str>,
     /// What `--write` added, and the file it went to.
@@ -114,8 +114,8 @@ impl ModelsArgs {
             None => Vec::new(),
         };
         let target = match declared {
-            Some(provider) => Target::declared(provider, rows.first(), &backend.resolver, byok).map(Some),
-            None => Target::stored(&rows, &name, byok),
+            Some(provider) => ListTarget::declared(provider, rows.first(), &backend.resolver, byok).map(Some),
+            None => ListTarget::stored(&rows, &name, byok),
         };
         let target = target
             .with_context(|| format!("`{name}` cannot be asked for its models"))?
@@ -161,8 +161,10 @@ impl ModelsArgs {
             file,
         };
         match context.format {
-            Format::Json => output::json(&report)?,
-            Format::Table | Format::Github | Format::Csv => output::text(&render(&report, self.write))?,
+            OutputFormat::Json => output::json(&report)?,
+            OutputFormat::Table | OutputFormat::Github | OutputFormat::Csv => {
+                output::text(&render(&report, self.write))?
+            }
         };
         Ok(Exit::when(report.missing.is_empty()))
     }
@@ -173,7 +175,7 @@ fn write(
     root: &std::path::Path,
     provider: &Provider,
     offered: &Models,
-    rows: &[Row],
+    rows: &[ComparedModel],
 ) -> anyhow::Result<(Edited, Option<PathBuf>)> {
     let wanted: std::collections::HashSet<&str> =
         rows.iter().filter(|row| row.is_new() && row.selected).map(|row| row.name.as_str()).collect();

@@ -3,7 +3,7 @@
 use clap::Args;
 
 use super::{
-    Format,
+    OutputFormat,
     context::{Context, is_valid},
     output::{self, Exit},
 };
@@ -27,8 +27,10 @@ impl PlanArgs {
         };
         let plan = context.reconciler().preview(&pass).await?;
         match context.format {
-            Format::Json => output::json(&plan)?,
-            Format::Table | Format::Github | Format::Csv => output::text(&plan.to_string())?,
+            OutputFormat::Json => output::json(&plan)?,
+            OutputFormat::Table | OutputFormat::Github | OutputFormat::Csv => {
+                output::text(&plan.to_string())?
+            }
         };
         Ok(Exit::when(plan.is_converged() && is_valid(&build)))
     }

@@ -12,11 +12,11 @@ use serde::Serialize;
 
 use catalog::{
     manifest::{self, Build, Content, Workspace},
-    routing::{Row, Table},
+    routing::{CellRow, Table},
 };
 
 use super::{
-    Format, Global,
+    Global, OutputFormat,
     context::{self, Context, is_valid},
     explain::Explain,
     output::{self, Exit},
@@ -31,7 +31,7 @@ use crate::{
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
-pub struct Routes {
+pub struct RoutesArgs {
     #[command(subcommand)]
     action: Option<RoutesAction>,
     /// Compare with a Git revision of the manifests, or with another directory
@@ -60,12 +60,12 @@ struct Offered<'a> {
 #[derive(Serialize)]
 struct OfferedRow<'a> {
     #[serde(flatten)]
-    row: &'a Row,
+    row: &'a CellRow,
     /// Since when the provider no longer offers the model; null while it does, or where nobody looks.
     vanished_at: Option<DateTime<Utc>>,
 }
 
-impl Routes {
+impl RoutesArgs {
     /// Exit 0: no cell becomes empty; 2: one does, or a manifest is invalid.
     pub fn run(self, global: &Global) -> anyhow::Result<Exit> {
         if let Some(RoutesAction::Explain(explain)) = self.action {
@@ -79,8 +79,10 @@ impl Routes {
         let (table, valid) = load(root)?;
         let Some(other) = self.diff else {
             match global.output {
-                Format::Json => output::json(&table)?,
-                Format::Table | Format::Github | Format::Csv => output::text(&render(&table, None))?,
+                OutputFormat::Json => output::json(&table)?,
+                OutputFormat::Table | OutputFormat::Github | OutputFormat::Csv => {
+                    output::text(&render(&table, None))?
+                }
             };
             return Ok(Exit::when(valid));
         };
@@ -88,8 +90,10 @@ impl Routes {
         let before = if directory.is_dir() { load(&directory)?.0 } else { at_revision(&settings, &other)? };
         let diff = Table::diff(&before, &table);
         match global.output {
-            Format::Json => output::json(&diff)?,
-            Format::Table | Format::Github | Format::Csv => output::text(&diff.to_string())?,
+            OutputFormat::Json => output::json(&diff)?,
+            OutputFormat::Table | OutputFormat::Github | OutputFormat::Csv => {
+                output::text(&diff.to_string())?
+            }
         };
         Ok(Exit::when(valid && !diff.empties_a_cell()))
     }
@@ -111,17 +115,19 @@ async fn offered(context: &Context) -> anyhow::Result<Exit> {
         })
         .collect();
     match context.format {
-        Format::Json => {
+        OutputFormat::Json => {
             let row = |row| OfferedRow { row, vanished_at: since(&vanished, row) };
             output::json(&Offered { rows: table.rows().iter().map(row).collect() })?
         }
-        Format::Table | Format::Github | Format::Csv => output::text(&render(&table, Some(&vanished)))?,
+        OutputFormat::Table | OutputFormat::Github | OutputFormat::Csv => {
+            output::text(&render(&table, Some(&vanished)))?
+        }
     };
     let complete = table.rows().iter().all(|row| since(&vanished, row).is_none());
     Ok(Exit::when(valid && complete))
 }
 
-fn since(vanished: &Vanished, row: &Row) -> Option<DateTime<Utc>> {
+fn since(vanished: &Vanished, row: &CellRow) -> Option<DateTime<Utc>> {
     vanished.get(&(row.provider.to_string(), row.model.to_string())).copied()
 }
 
@@ -136,7 +142,7 @@ fn load(root: &Path) -> anyhow::Result<(Table, bool)> {
 /// The table of another revision; what was invalid there declared nothing.
 fn at_revision(settings: &Settings, revision: &str) -> anyhow::Result<Table> {
     let root = &settings.manifests.path;
-    let files = match pull::Options::of(settings) {
+    let files = match pull::PullOptions::of(settings) {
         // A checkout of what is pulled has no repository around it.
         Some(options) if *root == options.manifests() => options
             .mirror()

@@ -16,7 +16,7 @@ use catalog::{
 };
 
 use super::{
-    Format,
+    OutputFormat,
     context::Context,
     output::{self, Exit},
     progress::Progress,
@@ -26,7 +26,7 @@ use crate::{
     reconcile::Pass,
     source::pull,
     status::{
-        judge::{self, Judge, Line, State},
+        judge::{self, Judge, JudgedProvider, State},
         view::GatewayCounts,
     },
     store::{EventFilter, ProviderStatus},
@@ -36,7 +36,7 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
-pub struct Status {
+pub struct StatusArgs {
     /// Only these providers
     names: Vec<String>,
     /// Print again whenever something changes, until interrupted
@@ -52,7 +52,7 @@ pub struct Status {
 struct Report {
     synced: bool,
     suspended: bool,
-    providers: Vec<Line>,
+    providers: Vec<JudgedProvider>,
     gateway: GatewayCounts,
     /// What is held back, and the command that confirms it.
     held: Vec<String>,
@@ -64,13 +64,13 @@ struct Report {
     manifests: Vec<String>,
 }
 
-impl Status {
+impl StatusArgs {
     /// Exit 0: everything asked for is synced; 2: it is not.
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
         let started = Instant::now();
         let mut printed: Option<Report> = None;
         let mut progress = None;
-        let live = self.watch && context.format == Format::Table && std::io::stdout().is_terminal();
+        let live = self.watch && context.format == OutputFormat::Table && std::io::stdout().is_terminal();
         loop {
             let began = Instant::now();
             let report = self.report(context).await?;
@@ -124,7 +124,7 @@ impl Status {
                 anyhow::bail!("no provider is called `{name}`");
             }
         }
-        let providers: Vec<Line> = lines.into_values().collect();
+        let providers: Vec<JudgedProvider> = lines.into_values().collect();
         let held = plan.held.iter().map(|hold| match &hold.digest {
             Some(digest) => format!("{} (hint: `providerd apply --confirm-prune {digest}`)", hold.reason),
             None => hold.reason.clone(),
@@ -133,10 +133,11 @@ impl Status {
         let bad = build.diagnostics.iter().filter(|it| it.severity == catalog::manifest::Severity::Error);
         let mut manifests: Vec<String> =
             bad.map(|it| format!("{}:{}:{}: {}", it.path, it.line, it.column, it.message)).collect();
-        let pulled = pull::Options::of(&context.settings).and_then(|options| pull::Report::read(&options));
+        let pulled =
+            pull::PullOptions::of(&context.settings).and_then(|options| pull::PullReport::read(&options));
         manifests.extend(pulled.and_then(|pulled| pulled.problem()));
         let gateway = GatewayCounts::of(&build, &plan);
-        let managed = |line: &&Line| line.state != State::Unmanaged;
+        let managed = |line: &&JudgedProvider| line.state != State::Unmanaged;
         let synced = held.is_empty()
             && manifests.is_empty()
             && suspended.all.is_none()
@@ -180,12 +181,12 @@ impl Status {
 }
 
 fn print(context: &Context, report: &Report) -> anyhow::Result<()> {
-    if context.format == Format::Json {
+    if context.format == OutputFormat::Json {
         output::json(report)?;
         return Ok(());
     }
     let now = Utc::now();
-    let lines: Vec<&Line> = report.providers.iter().collect();
+    let lines: Vec<&JudgedProvider> = report.providers.iter().collect();
     output::coloured(&output::paint(&(table(&lines, now) + &remarks(report, now))))?;
     Ok(())
 }
@@ -211,7 +212,7 @@ fn screen(report: &Report) -> String {
         report.providers.len(),
         if report.synced { "synced" } else { "not synced" },
     );
-    let mut lines: Vec<&Line> = report.providers.iter().collect();
+    let mut lines: Vec<&JudgedProvider> = report.providers.iter().collect();
     lines.sort_by_key(|line| !needs_somebody(line));
     // Header, sums, an empty line on either side, and the remarks take their share; at least half is the table's.
     let said = remarks.lines().count();
@@ -231,7 +232,7 @@ fn screen(report: &Report) -> String {
     output::paint(&text)
 }
 
-fn needs_somebody(line: &Line) -> bool {
+fn needs_somebody(line: &JudgedProvider) -> bool {
     let enabled = line.enabled != Some(false);
     enabled
         && (matches!(line.health.as_deref(), Some("unhealthy" | "degraded"))
@@ -239,7 +240,7 @@ fn needs_somebody(line: &Line) -> bool {
         || !matches!(line.state, State::Synced | State::Unmanaged)
 }
 
-fn table(lines: &[&Line], now: DateTime<Utc>) -> String {
+fn table(lines: &[&JudgedProvider], now: DateTime<Utc>) -> String {
     let ago = |at: Option<DateTime<Utc>>| at.map_or_else(|| "never".to_owned(), |at| age(now - at));
     let mut header = vec!["NAME", "TYPE", "STATE", "HEALTH", "KEY", "CHECKED", "LATENCY", "MODELS", "SOURCE"];
     let versioned = lines.iter().any(|line| line.revision.is_some());
@@ -328,7 +329,7 @@ fn remarks(report: &Report, now: DateTime<Utc>) -> String {
 }
 
 /// What is known against a provider's key.
-fn key_remark(line: &Line, now: DateTime<Utc>) -> Option<String> {
+fn key_remark(line: &JudgedProvider, now: DateTime<Utc>) -> Option<String> {
     let (name, reason) = (&line.name, said(&line.key_reason, "its provider gave no reason"));
     match line.key.as_deref() {
         Some(status @ ("failed" | "error")) => Some(format!("! {name}: key {status}: {reason}\n")),

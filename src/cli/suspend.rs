@@ -7,14 +7,14 @@ use clap::Args;
 use serde_json::json;
 
 use super::{
-    Format,
+    OutputFormat,
     context::Context,
     output::{self, Exit},
 };
 use crate::store::{Stopped, Suspension};
 
 #[derive(Debug, Args)]
-pub struct Suspend {
+pub struct SuspendArgs {
     /// One provider [default: everything]
     name: Option<String>,
     /// Why, for the audit trail
@@ -29,7 +29,7 @@ pub struct Suspend {
 }
 
 #[derive(Debug, Args)]
-pub struct Resume {
+pub struct ResumeArgs {
     /// One provider [default: everything]
     name: Option<String>,
     /// Start this provider's health checks and key tests again
@@ -54,7 +54,7 @@ fn words(stopped: Stopped<'_>) -> (&'static str, &str) {
     }
 }
 
-impl Suspend {
+impl SuspendArgs {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
         let reason = self.reason.as_deref().unwrap_or("suspended from the command line");
         let now = chrono::Utc::now();
@@ -65,7 +65,7 @@ impl Suspend {
         let stopped = what(self.name.as_deref(), self.checks);
         context.backend.store.suspend(stopped, &suspension).await?;
         let (verb, whom) = words(stopped);
-        if context.format == Format::Json {
+        if context.format == OutputFormat::Json {
             let provider = self.name.as_deref();
             return output::json(
                 &json!({ "suspended": true, "what": verb, "provider": provider, "until": until }),
@@ -84,12 +84,12 @@ impl Suspend {
     }
 }
 
-impl Resume {
+impl ResumeArgs {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
         let stopped = what(self.name.as_deref(), self.checks);
         let was = context.backend.store.resume(stopped, "resumed from the command line").await?;
         let (verb, whom) = words(stopped);
-        if context.format == Format::Json {
+        if context.format == OutputFormat::Json {
             let provider = self.name.as_deref();
             return output::json(
                 &json!({ "suspended": false, "was_suspended": was, "what": verb, "provider": provider }),

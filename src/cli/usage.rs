@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use provider::shown;
 
 use super::{
-    Format,
+    OutputFormat,
     context::Context,
     output::{self, Exit},
 };
@@ -79,9 +79,9 @@ impl UsageArgs {
         query.check()?;
         let lines = context.backend.store.usage_lines(&query, now).await?;
         match context.format {
-            Format::Json => output::json(&view::answer(&query, &lines)),
-            Format::Csv => output::text(&view::csv(&query.by, &lines)),
-            Format::Table | Format::Github => output::text(&table(&query, &lines)),
+            OutputFormat::Json => output::json(&view::answer(&query, &lines)),
+            OutputFormat::Csv => output::text(&view::csv(&query.by, &lines)),
+            OutputFormat::Table | OutputFormat::Github => output::text(&table(&query, &lines)),
         }
     }
 }
@@ -131,7 +131,7 @@ fn table(query: &UsageQuery, lines: &[UsageLine]) -> String {
 async fn partition(context: &Context, confirm: bool) -> anyhow::Result<Exit> {
     let store = &context.backend.store;
     let plan = if confirm { store.usage_partition().await? } else { store.usage_partition_plan().await? };
-    if context.format == Format::Json {
+    if context.format == OutputFormat::Json {
         output::json(&serde_json::json!({
             "partitioned": plan.done || confirm,
             "rows": plan.rows,

@@ -7,7 +7,7 @@ use clap::Args;
 use catalog::manifest::render;
 
 use super::{
-    Format, Global,
+    Global, OutputFormat,
     context::{self, is_valid},
     output::{self, Exit},
 };
@@ -35,24 +35,24 @@ impl Validate {
             valid &= is_valid(&build);
             files += build.files.valid + build.files.invalid + build.files.unreadable;
             match global.output {
-                Format::Table | Format::Csv => {
+                OutputFormat::Table | OutputFormat::Csv => {
                     output::coloured(&render::human(&build.diagnostics, &|path| loader.text(path), true))?;
                 }
-                Format::Github => {
+                OutputFormat::Github => {
                     output::text(&render::github(&build.diagnostics, &path))?;
                 }
-                Format::Json => all.extend(build.diagnostics),
+                OutputFormat::Json => all.extend(build.diagnostics),
             }
         }
         match global.output {
-            Format::Json => {
+            OutputFormat::Json => {
                 output::json(&render::json(&all))?;
             }
-            Format::Table | Format::Csv if problems.is_empty() => {
+            OutputFormat::Table | OutputFormat::Csv if problems.is_empty() => {
                 let verdict = if valid { "valid" } else { "invalid" };
                 output::text(&format!("{files} file{}: {verdict}\n", if files == 1 { "" } else { "s" }))?;
             }
-            Format::Table | Format::Github | Format::Csv => {}
+            OutputFormat::Table | OutputFormat::Github | OutputFormat::Csv => {}
         }
         anyhow::ensure!(problems.is_empty(), "{}", problems.join("\n"));
         Ok(Exit::when(valid))

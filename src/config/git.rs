@@ -14,7 +14,7 @@ use super::{settings::Source, value::GitVerify};
 
 /// How a repository is reached; nothing else is ever spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Transport {
+pub enum GitTransport {
     Https,
     /// To this host only.
     Http,
@@ -22,7 +22,7 @@ pub enum Transport {
     File,
 }
 
-impl Transport {
+impl GitTransport {
     /// As git calls it.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -39,13 +39,17 @@ impl Transport {
 ///
 /// # Errors
 /// What is wrong with it, and what to do. Neither repeats the address, which may hold a password.
-pub fn address(text: &str) -> Result<(Transport, Option<String>), (&'static str, &'static str)> {
+pub fn address(text: &str) -> Result<(GitTransport, Option<String>), (&'static str, &'static str)> {
     const FORMS: &str = "use https://host/path, ssh://user@host/path, user@host:path or file:///path";
     if text.is_empty() || text.chars().any(|it| it.is_control() || it.is_whitespace()) {
         return Err(("must be an address without blanks", FORMS));
     }
     if !text.contains("://") {
-        return if is_scp(text) { Ok((Transport::Ssh, None)) } else { Err(("is no address of Git", FORMS)) };
+        return if is_scp(text) {
+            Ok((GitTransport::Ssh, None))
+        } else {
+            Err(("is no address of Git", FORMS))
+        };
     }
     let Ok(url) = Url::parse(text) else { return Err(("is no address of Git", FORMS)) };
     if url.password().is_some() {
@@ -55,19 +59,19 @@ pub fn address(text: &str) -> Result<(Transport, Option<String>), (&'static str,
         return Err(("must not have a query or a fragment", "set source.git.branch or source.git.tag"));
     }
     let transport = match url.scheme() {
-        "https" => Transport::Https,
-        "http" if is_loopback(&url) => Transport::Http,
+        "https" => GitTransport::Https,
+        "http" if is_loopback(&url) => GitTransport::Http,
         "http" => return Err(("is not encrypted", "use https://; http:// is for this host only")),
-        "ssh" => Transport::Ssh,
-        "file" => Transport::File,
+        "ssh" => GitTransport::Ssh,
+        "file" => GitTransport::File,
         _ => return Err(("has a scheme that is not spoken", FORMS)),
     };
     match transport {
-        Transport::Https | Transport::Http if !url.username().is_empty() => {
+        GitTransport::Https | GitTransport::Http if !url.username().is_empty() => {
             Err(("holds a user name", "set source.git.username and source.git.token"))
         }
-        Transport::Https | Transport::Http => Ok((transport, Some(url.origin().ascii_serialization()))),
-        Transport::Ssh => {
+        GitTransport::Https | GitTransport::Http => Ok((transport, Some(url.origin().ascii_serialization()))),
+        GitTransport::Ssh => {
             let plain = |text: &str| !text.starts_with('-');
             if url.host_str().is_some_and(|host| !host.is_empty() && plain(host)) && plain(url.username()) {
                 Ok((transport, None))
@@ -75,7 +79,7 @@ pub fn address(text: &str) -> Result<(Transport, Option<String>), (&'static str,
                 Err(("names no host", FORMS))
             }
         }
-        Transport::File => Ok((transport, None)),
+        GitTransport::File => Ok((transport, None)),
     }
 }
 
@@ -193,16 +197,16 @@ mod tests {
 
     #[test]
     fn only_addresses_that_can_be_spoken_to_safely_pass() {
-        let check = |text: &str, expected: Option<Transport>| {
+        let check = |text: &str, expected: Option<GitTransport>| {
             assert_eq!(address(text).ok().map(|(transport, _)| transport), expected, "{text}");
         };
-        check("https://git.example.com/a/b.git", Some(Transport::Https));
-        check("ssh://git@git.example.com:2222/a/b.git", Some(Transport::Ssh));
-        check("git@git.example.com:a/b.git", Some(Transport::Ssh));
-        check("file:///srv/git/b.git", Some(Transport::File));
-        check("http://127.0.0.1:8080/b.git", Some(Transport::Http));
-        check("http://localhost/b.git", Some(Transport::Http));
-        check("http://[::1]/b.git", Some(Transport::Http));
+        check("https://git.example.com/a/b.git", Some(GitTransport::Https));
+        check("ssh://git@git.example.com:2222/a/b.git", Some(GitTransport::Ssh));
+        check("git@git.example.com:a/b.git", Some(GitTransport::Ssh));
+        check("file:///srv/git/b.git", Some(GitTransport::File));
+        check("http://127.0.0.1:8080/b.git", Some(GitTransport::Http));
+        check("http://localhost/b.git", Some(GitTransport::Http));
+        check("http://[::1]/b.git", Some(GitTransport::Http));
         for text in [
             "",
             "http://git.example.com/b.git",

@@ -24,7 +24,7 @@ use super::{
 
 /// One key of the settings, as the reference shows it.
 #[derive(Debug, Clone, Copy)]
-pub struct Key {
+pub struct SettingKey {
     /// `section.key`.
     pub path: &'static str,
     /// Lines of documentation, each with the blank that rustdoc leaves at its beginning.
@@ -35,7 +35,7 @@ pub struct Key {
     pub default: &'static str,
 }
 
-impl Key {
+impl SettingKey {
     /// The environment variable that sets this key.
     #[must_use]
     pub fn variable(&self) -> String {
@@ -99,7 +99,7 @@ impl SettingsError {
 }
 
 /// Looks up keys in the layers and keeps the mistakes.
-pub struct Reader {
+pub struct LayerReader {
     file: PathBuf,
     text: String,
     table: Table,
@@ -123,7 +123,7 @@ impl Settings {
         env.retain(|name, _| name.starts_with(PREFIX));
 
         let has_file = matches!(text, Ok(Some(_)));
-        let mut reader = Reader::new(file, text, env);
+        let mut reader = LayerReader::new(file, text, env);
         reader.refuse_unknown_keys();
         reader.refuse_unknown_variables();
         reader.refuse_values_for_sections();
@@ -150,7 +150,7 @@ impl Settings {
     }
 }
 
-impl Reader {
+impl LayerReader {
     fn new(file: &Path, text: Result<Option<String>, SettingsError>, env: BTreeMap<String, String>) -> Self {
         let mut reader = Self {
             file: file.to_owned(),
@@ -289,7 +289,7 @@ impl Reader {
 }
 
 /// All keys of all sections.
-pub fn keys() -> impl Iterator<Item = &'static Key> {
+pub fn keys() -> impl Iterator<Item = &'static SettingKey> {
     SECTIONS.iter().flat_map(|(_, _, keys)| keys.iter())
 }
 

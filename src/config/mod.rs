@@ -24,14 +24,15 @@ use std::{
 };
 
 pub use credentials::credentials_dir;
-pub use git::{Transport, address as git_address};
+pub use git::{GitTransport, address as git_address};
 pub use layers::SettingsError;
 pub use settings::{
     Database, Egress, Gateway, Health, Keys, Log, Manifests, Metrics, Reconcile, Retention, Server, Settings,
     Source, Usage,
 };
 pub use value::{
-    GitVerify, LogFormat, PruneLimit, Setting, TokenHash, UnhealthyPolicy, UsageDurability, UsageWhenFull,
+    GitVerify, LogFormat, PruneLimitSetting, Setting, TokenHash, UnhealthyPolicy, UsageDurability,
+    UsageWhenFull,
 };
 
 /// Read when no file is named on the command line; it need not exist.

@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 
-use super::{layers::Key, settings::SECTIONS};
+use super::{layers::SettingKey, settings::SECTIONS};
 
 /// `docs/SETTINGS.md`.
 #[must_use]
@@ -71,7 +71,7 @@ pub fn example() -> String {
 }
 
 /// Something of the right form for a key without a default.
-fn placeholder(key: &Key) -> &'static str {
+fn placeholder(key: &SettingKey) -> &'static str {
     match key.path {
         "database.url" => "\"postgres://providerd@db.example.com/ops\"",
         "source.git.url" => "\"https://git.example.com/team/providers.git\"",
@@ -100,7 +100,7 @@ fn placeholder(key: &Key) -> &'static str {
 }
 
 /// The key inside its section.
-fn short(key: &Key) -> &'static str {
+fn short(key: &SettingKey) -> &'static str {
     key.path.split_once('.').map_or(key.path, |(_, rest)| rest)
 }
 

@@ -18,9 +18,10 @@ use catalog::policy::{DriftPolicy, RouteGuard};
 
 use super::{
     git,
-    layers::{Key, Reader},
+    layers::{LayerReader, SettingKey},
     value::{
-        GitVerify, LogFormat, PruneLimit, Setting, TokenHash, UnhealthyPolicy, UsageDurability, UsageWhenFull,
+        GitVerify, LogFormat, PruneLimitSetting, Setting, TokenHash, UnhealthyPolicy, UsageDurability,
+        UsageWhenFull,
     },
 };
 
@@ -49,7 +50,7 @@ macro_rules! sections {
             }
 
             impl $section {
-                fn read(reader: &mut Reader) -> Option<Self> {
+                fn read(reader: &mut LayerReader) -> Option<Self> {
                     // All keys are read before the first failure ends it, so that all mistakes are found.
                     $( let $key: Option<$type> = reader.take(concat!(
                         stringify!($field), ".", key_name!($key $($name)?)), $default); )+
@@ -76,7 +77,7 @@ macro_rules! sections {
         }
 
         impl Settings {
-            pub(super) fn read(reader: &mut Reader) -> Option<Self> {
+            pub(super) fn read(reader: &mut LayerReader) -> Option<Self> {
                 $( let $field = $section::read(reader); )+
                 Some(Self { $( $field: $field?, )+ byok_encryption_key: None, file: None })
             }
@@ -91,9 +92,9 @@ macro_rules! sections {
         }
 
         /// Every section in order: name, lines of documentation, keys.
-        pub(super) const SECTIONS: &[(&str, &[&str], &[Key])] = &[$(
+        pub(super) const SECTIONS: &[(&str, &[&str], &[SettingKey])] = &[$(
             (stringify!($field), &[$($about),+], &[$(
-                Key {
+                SettingKey {
                     path: concat!(stringify!($field), ".", key_name!($key $($name)?)),
                     doc: &[$($doc),+],
                     form: <$type as Setting>::FORM,
@@ -191,7 +192,7 @@ sections! {
         drift: DriftPolicy = "\"correct\"";
         /// Most providers pruned at once without a confirmation: a share of the managed ones (`"20%"`) or
         /// a count.
-        prune_limit: PruneLimit = "\"20%\"";
+        prune_limit: PruneLimitSetting = "\"20%\"";
         /// Number of providers that `prune_limit` never goes below (count).
         prune_limit_min: u32 = "3";
         /// What happens to a change that would leave a (power level, tier) cell without a usable model:
@@ -558,8 +559,8 @@ impl Reconcile {
     pub fn prune_allowance(&self, managed: usize) -> usize {
         let limit = match self.prune_limit {
             // Multiplied first: 20 % of 4 is none, and the minimum decides.
-            PruneLimit::Percent(percent) => managed.saturating_mul(usize::from(percent)) / 100,
-            PruneLimit::Count(count) => usize::try_from(count).unwrap_or(usize::MAX),
+            PruneLimitSetting::Percent(percent) => managed.saturating_mul(usize::from(percent)) / 100,
+            PruneLimitSetting::Count(count) => usize::try_from(count).unwrap_or(usize::MAX),
         };
         limit.max(usize::try_from(self.prune_limit_min).unwrap_or(usize::MAX))
     }

@@ -258,14 +258,14 @@ impl Setting for TokenHash {
 
 /// How much may be pruned at once without a confirmation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PruneLimit {
+pub enum PruneLimitSetting {
     /// A share of the managed providers, 0 to 100.
     Percent(u8),
     /// A number of providers.
     Count(u32),
 }
 
-impl Setting for PruneLimit {
+impl Setting for PruneLimitSetting {
     const FORM: &'static str = "percentage or integer";
 
     fn from_toml(value: &Value) -> Result<Self, String> {

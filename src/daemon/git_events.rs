@@ -13,7 +13,7 @@ use catalog::{model::Revision, plan::EventKind};
 
 use crate::{
     daemon::{Leader, Leadership},
-    source::pull::{History, News},
+    source::pull::{CommitRelation, News},
     store::{NewEvent, Store},
 };
 
@@ -71,9 +71,9 @@ pub fn event_of(news: News) -> NewEvent {
     match news {
         News::Switched { from, to, history } => {
             let reason = match history {
-                History::Rewritten => "the history was rewritten (a forced push?); it is followed",
-                History::Unknown => "a new commit; whether it came after the last one is not known",
-                History::First | History::Forward => "a new commit",
+                CommitRelation::Rewritten => "the history was rewritten (a forced push?); it is followed",
+                CommitRelation::Unknown => "a new commit; whether it came after the last one is not known",
+                CommitRelation::First | CommitRelation::Forward => "a new commit",
             };
             let detail = json!({ "from": from, "to": to, "history": history.as_str() });
             of(detail, reason.to_owned(), to)

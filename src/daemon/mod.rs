@@ -29,14 +29,14 @@ use zeroize::Zeroizing;
 pub(crate) use self::lease::{Leader, Leadership};
 use self::{reload::Reload, work::Loop};
 use crate::{
-    admin::{self, Fresh, Hosts, Live, Readiness, Shared, Tail, Tokens, hooks::Hook},
+    admin::{self, AdminLive, AdminShared, Fresh, Hosts, Readiness, Tail, Tokens, hooks::Hook},
     backend,
     checks::{self, Checks, monitor::MonitorConfig},
     config::{self, Retention, Settings},
-    dataplane::{EMBEDDED_LISTEN, Serving, first_consumer::first_consumer, serving},
+    dataplane::{EMBEDDED_LISTEN, ListeningGateway, first_consumer::first_consumer, serving},
     discover::{
         run::Discoverer,
-        schedule::{Applied, Discovery},
+        schedule::{AppliedCatalog, Discovery},
     },
     embedded::Embedded,
     loader::Loader,
@@ -136,14 +136,14 @@ pub async fn run(
     // 4. Answering comes before work: a daemon that waits for its database says so.
     let readiness = Arc::new(Readiness::default());
     let pull_now = Arc::new(Notify::new());
-    let checked: Arc<OnceLock<admin::Checked>> = Arc::default();
+    let checked: Arc<OnceLock<admin::ShownChecks>> = Arc::default();
     let (tokens, fresh) = admin_tokens(tokens, embedded.is_some())?;
     let (publish, latest) = watch::channel(None);
     let hosts = Hosts {
         named: settings.server.allowed_hosts.iter().map(|name| name.to_ascii_lowercase()).collect(),
         strict: net::server::is_private(listen) || !settings.server.allowed_hosts.is_empty(),
     };
-    let shared = Shared {
+    let shared = AdminShared {
         metrics: metrics.clone(),
         readiness: readiness.clone(),
         checked: checked.clone(),
@@ -229,7 +229,7 @@ fn admin_tokens(configured: Tokens, embedded: bool) -> anyhow::Result<(Tokens, O
 struct Admin {
     board: Board,
     publish: watch::Sender<Option<Arc<Snapshot>>>,
-    live: Arc<OnceLock<Live>>,
+    live: Arc<OnceLock<AdminLive>>,
     tail: Tail,
 }
 
@@ -255,7 +255,7 @@ struct Main {
     metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
     heartbeat: Heartbeat,
-    checked: Arc<OnceLock<admin::Checked>>,
+    checked: Arc<OnceLock<admin::ShownChecks>>,
     prober: Arc<Prober>,
     /// The base URL of the HTTP server.
     listen: String,
@@ -288,7 +288,10 @@ impl Main {
         let resolver = backend::resolver(&self.settings, self.byok.clone(), &self.source);
         let watcher = Watcher::start(
             &self.settings.manifests.path,
-            source::Options { settle: self.settings.manifests.settle, ..source::Options::default() },
+            source::WatchOptions {
+                settle: self.settings.manifests.settle,
+                ..source::WatchOptions::default()
+            },
         );
         let wake = Wake::new(watcher.handle(), self.pull_now.clone());
         let data = self.data.take().map(|data| {
@@ -323,7 +326,7 @@ impl Main {
         let (keyring, resolver) = (Arc::new(keyring), Arc::new(resolver));
         let board = self.admin.as_ref().map(|admin| admin.board.clone()).unwrap_or_default();
         let checks = self.start_checks(&supervisor, &keyring)?;
-        let (applied, catalogs) = watch::channel(Applied::None);
+        let (applied, catalogs) = watch::channel(AppliedCatalog::None);
         let discovery = Discovery {
             discoverer: Discoverer::new(
                 self.store.clone(),
@@ -372,7 +375,7 @@ impl Main {
         let reconciler = (reconciler(), self.admin.is_some().then(reconciler));
         if let (Some(admin), Some(reconciler)) = (self.admin.take(), reconciler.1) {
             // Set once: this is the only place.
-            let _ = admin.live.set(Live { wake: wake.clone(), keyring: keyring.clone() });
+            let _ = admin.live.set(AdminLive { wake: wake.clone(), keyring: keyring.clone() });
             let keeper = Keeper::new(self.store.clone(), keyring, reconciler, checks.clone());
             supervisor.spawn("snapshot", keeper.run(admin.board, admin.publish, stop.clone()));
             supervisor.spawn("event-tail", admin.tail.read(self.store.clone()));
@@ -380,7 +383,7 @@ impl Main {
         let reconciler = reconciler.0;
         let root = self.settings.manifests.path.clone();
         let revisions = Arc::new(RevisionTracker::new(&root));
-        let parts = work::Parts {
+        let parts = work::LoopParts {
             reconciler,
             trials: trials.zip(checks.as_ref().map(|checks| checks.prober().clone())),
             supervisor,
@@ -405,7 +408,7 @@ impl Main {
 
     /// Starts pulling from Git, where that is asked for.
     fn pull(&self, supervisor: &Supervisor) -> Option<Pulled> {
-        let options = pull::Options::of(&self.settings)?;
+        let options = pull::PullOptions::of(&self.settings)?;
         let (puller, pulled) = Puller::new(options, self.pull_now.clone(), self.metrics.clone());
         let token = supervisor.token();
         supervisor.spawn("git", async move { puller.run(token).await });
@@ -438,7 +441,7 @@ impl Main {
         }
         let monitor = MonitorConfig::of(&self.settings.health);
         let in_flight = monitor.in_flight.clone();
-        let parts = checks::Parts {
+        let parts = checks::CheckParts {
             store: self.store.clone(),
             keyring: keyring.clone(),
             prober: self.prober.clone(),
@@ -448,7 +451,7 @@ impl Main {
             holder: Uuid::new_v4(),
         };
         let checks = Checks::start(parts, supervisor);
-        let exported = admin::Checked { checks: checks.clone(), in_flight };
+        let exported = admin::ShownChecks { checks: checks.clone(), in_flight };
         // Set once: the server has been answering since before the database was there.
         let _ = self.checked.set(exported);
         Ok(Some(checks))
@@ -545,7 +548,7 @@ impl Main {
 
 /// The gateway of this daemon.
 pub(crate) struct DataPlane {
-    serving: Serving,
+    serving: ListeningGateway,
     /// Its base URL.
     url: String,
     /// The key of the consumer that embedded mode made at this start.
@@ -558,7 +561,7 @@ async fn data_plane(
     (store, byok): (&Store, &Byok),
     embedded: bool,
     metrics: &Metrics,
-    checked: &Arc<OnceLock<admin::Checked>>,
+    checked: &Arc<OnceLock<admin::ShownChecks>>,
     supervisor: &Supervisor,
 ) -> anyhow::Result<Option<DataPlane>> {
     let Some(listen) = settings.gateway.listen.or(embedded.then_some(EMBEDDED_LISTEN)) else {

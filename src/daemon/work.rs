@@ -32,15 +32,15 @@ use super::{
 use crate::{
     admin::Fresh,
     checks::{Checks, key_trial::Trials},
-    discover::schedule::Applied,
+    discover::schedule::AppliedCatalog,
     loader::Loader,
     process::{
         lifecycle::{Supervisor, Systemd},
         memory,
     },
-    reconcile::{Outcome, Pass, ReconcileError, Reconciler, Refusal},
-    source::{Look, RevisionTracker, Wake, Watcher},
-    status::{Board, Seen},
+    reconcile::{Pass, PassOutcome, ReconcileError, Reconciler, RefusedObject},
+    source::{LookScope, RevisionTracker, Wake, Watcher},
+    status::{Board, SeenByLoop},
     store::StoreError,
 };
 
@@ -63,7 +63,7 @@ fn is_file(reference: &SecretRef) -> bool {
 type Names = BTreeSet<Arc<str>>;
 
 /// What the loop works with.
-pub(super) struct Parts {
+pub(super) struct LoopParts {
     pub reconciler: Reconciler,
     /// Where declared keys are tried, and who asks.
     pub trials: Option<(Arc<Trials>, Arc<Prober>)>,
@@ -80,14 +80,14 @@ pub(super) struct Parts {
     pub gateway: Option<GatewayArrival>,
     pub greeting: Option<Greeting>,
     /// What discovery goes by.
-    pub applied: watch::Sender<Applied>,
+    pub applied: watch::Sender<AppliedCatalog>,
     pub board: Board,
 }
 
 pub(super) struct Loop {
     main: Main,
     loader: Loader,
-    parts: Parts,
+    parts: LoopParts,
     /// Providers whose declared keys have been tried.
     tried: (mpsc::Sender<Names>, mpsc::Receiver<Names>),
     build: Option<Arc<Build>>,
@@ -103,13 +103,13 @@ pub(super) struct Loop {
     /// The number of the last applied catalog, as far as known.
     seq: Option<i64>,
     /// What the database refused in the last pass.
-    refused: Vec<Refusal>,
+    refused: Vec<RefusedObject>,
     /// What waited in the last pass.
     waiting: BTreeSet<String>,
 }
 
 impl Loop {
-    pub fn new(main: Main, loader: Loader, parts: Parts) -> Self {
+    pub fn new(main: Main, loader: Loader, parts: LoopParts) -> Self {
         Self {
             main,
             loader,
@@ -132,7 +132,7 @@ impl Loop {
 
     pub async fn run(mut self, mut watcher: Watcher, stop: &CancellationToken) -> anyhow::Result<()> {
         self.settled = true;
-        self.load(&Look::Everything, BTreeSet::new()).await;
+        self.load(&LookScope::Everything, BTreeSet::new()).await;
         if !self.pass_until(stop, "start").await? {
             return Ok(());
         }
@@ -223,7 +223,7 @@ impl Loop {
         if let Some(picture) = &self.parts.picture {
             picture.notify_one();
         }
-        self.parts.board.saw(Seen {
+        self.parts.board.saw(SeenByLoop {
             build: self.build.clone(),
             revision: self.parts.revisions.current().map(|revision| revision.to_string()),
             refused: self.refused.clone(),
@@ -232,14 +232,14 @@ impl Loop {
     }
 
     /// Reads what changed and notes whom it concerns.
-    async fn load(&mut self, look: &Look, unfinished: BTreeSet<PathBuf>) {
+    async fn load(&mut self, look: &LookScope, unfinished: BTreeSet<PathBuf>) {
         self.loader.set_unfinished(unfinished);
         let build = match look {
-            Look::Everything => {
+            LookScope::Everything => {
                 self.wanted = Changed::All;
                 tokio::task::block_in_place(|| self.loader.load(self.settled))
             }
-            Look::Paths { manifests, secrets } => {
+            LookScope::Paths { manifests, secrets } => {
                 if !secrets.is_empty() {
                     self.wanted.add(self.keys_from_files());
                 }
@@ -405,7 +405,7 @@ impl Loop {
     }
 
     /// Notes what a pass did: metrics, what is left to do, what a person should know.
-    fn took(&mut self, outcome: &Outcome, whole: bool, time: Duration) {
+    fn took(&mut self, outcome: &PassOutcome, whole: bool, time: Duration) {
         if outcome.deferred {
             self.deferred_since.get_or_insert_with(Instant::now);
             // What could not wait is applied.
@@ -482,7 +482,7 @@ impl Loop {
     }
 
     /// Says what waits, once, and comes back for what is locked.
-    fn waits(&mut self, outcome: &Outcome) {
+    fn waits(&mut self, outcome: &PassOutcome) {
         let waiting: BTreeSet<String> = outcome
             .plan
             .notices
@@ -505,7 +505,7 @@ impl Loop {
     }
 
     /// Asks providers about declared keys that would replace working ones; the pass after goes by what they say.
-    fn try_keys(&self, outcome: &Outcome) {
+    fn try_keys(&self, outcome: &PassOutcome) {
         let Some((trials, prober)) = self.parts.trials.clone().filter(|_| !outcome.trials.is_empty()) else {
             return;
         };

@@ -6,7 +6,7 @@ use chrono::Utc;
 use gateway::picture::{Picture, PictureInput, PictureProblem};
 use zeroize::Zeroizing;
 
-use super::{GatewayObject, picture_input};
+use super::{GatewayObjectText, picture_input};
 use crate::{
     config,
     secret::Byok,
@@ -19,8 +19,8 @@ use crate::{
 /// The database cannot be read.
 pub async fn read_input(store: &Store, settings: &config::Gateway) -> Result<(PictureInput, Vec<String>)> {
     let rows = store.picture_rows().await?;
-    let objects: Vec<GatewayObject> =
-        store.gateway_objects().await?.into_iter().map(GatewayObject::from).collect();
+    let objects: Vec<GatewayObjectText> =
+        store.gateway_objects().await?.into_iter().map(GatewayObjectText::from).collect();
     Ok(picture_input(&rows, &objects, settings, Utc::now().timestamp()))
 }
 

@@ -14,5 +14,5 @@ pub mod sealed;
 pub mod serving;
 
 pub use keeper::PictureKeeper;
-pub use picture::{GatewayObject, picture_input};
-pub use serving::{EMBEDDED_LISTEN, Serving};
+pub use picture::{GatewayObjectText, picture_input};
+pub use serving::{EMBEDDED_LISTEN, ListeningGateway};

@@ -24,7 +24,7 @@ use crate::{
 
 /// One object of the gateway tables of manifests, as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GatewayObject {
+pub struct GatewayObjectText {
     /// `consumer`, `tier`, `alias`, `power_level`, `provider` or `model`.
     pub kind: String,
     pub name: String,
@@ -43,7 +43,7 @@ const MODEL_FIELDS: [&str; 2] = ["upstream_name", "max_output_tokens"];
 /// What a picture is made of. `now`: Unix seconds.
 pub fn picture_input(
     rows: &PictureRows,
-    objects: &[GatewayObject],
+    objects: &[GatewayObjectText],
     settings: &Gateway,
     now: i64,
 ) -> (PictureInput, Vec<String>) {
@@ -54,8 +54,8 @@ pub fn picture_input(
         rules: rules(settings),
         ..PictureInput::default()
     };
-    let mut of_providers: HashMap<&str, &GatewayObject> = HashMap::new();
-    let mut of_models: HashMap<&str, &GatewayObject> = HashMap::new();
+    let mut of_providers: HashMap<&str, &GatewayObjectText> = HashMap::new();
+    let mut of_models: HashMap<&str, &GatewayObjectText> = HashMap::new();
     for object in objects {
         match object.kind.as_str() {
             "consumer" => input.consumers.extend(named::<ConsumerInput>(object, &mut problems)),
@@ -129,7 +129,7 @@ fn rules(settings: &Gateway) -> PictureRules {
 }
 
 /// An object whose input carries its own name and origin.
-fn named<T: DeserializeOwned>(object: &GatewayObject, problems: &mut Vec<String>) -> Option<T> {
+fn named<T: DeserializeOwned>(object: &GatewayObjectText, problems: &mut Vec<String>) -> Option<T> {
     let mut spec = spec(object, problems)?;
     spec.insert("name".to_owned(), Value::String(object.name.clone()));
     if let Some(origin) = &object.origin {
@@ -138,7 +138,7 @@ fn named<T: DeserializeOwned>(object: &GatewayObject, problems: &mut Vec<String>
     read(object, Value::Object(spec), problems)
 }
 
-fn level(object: &GatewayObject, problems: &mut Vec<String>) -> Option<LevelInput> {
+fn level(object: &GatewayObjectText, problems: &mut Vec<String>) -> Option<LevelInput> {
     let spec = spec(object, problems)?;
     let Some(level) = PowerLevel::parse(&object.name) else {
         problems.push(format!("power_level {}: not a power level", object.name));
@@ -148,7 +148,7 @@ fn level(object: &GatewayObject, problems: &mut Vec<String>) -> Option<LevelInpu
     Some(LevelInput { level, defaults: read(object, defaults, problems)? })
 }
 
-fn spec(object: &GatewayObject, problems: &mut Vec<String>) -> Option<Map<String, Value>> {
+fn spec(object: &GatewayObjectText, problems: &mut Vec<String>) -> Option<Map<String, Value>> {
     match serde_json::from_str(&object.spec) {
         Ok(Value::Object(spec)) => Some(spec),
         Ok(_) => {
@@ -162,7 +162,11 @@ fn spec(object: &GatewayObject, problems: &mut Vec<String>) -> Option<Map<String
     }
 }
 
-fn read<T: DeserializeOwned>(object: &GatewayObject, value: Value, problems: &mut Vec<String>) -> Option<T> {
+fn read<T: DeserializeOwned>(
+    object: &GatewayObjectText,
+    value: Value,
+    problems: &mut Vec<String>,
+) -> Option<T> {
     match serde_json::from_value(value) {
         Ok(read) => Some(read),
         Err(error) => {
@@ -175,7 +179,7 @@ fn read<T: DeserializeOwned>(object: &GatewayObject, value: Value, problems: &mu
 /// `base` with the fields that the object sets; `base` as it is where they cannot be read.
 fn overlaid<T: serde::Serialize + DeserializeOwned>(
     base: T,
-    object: &GatewayObject,
+    object: &GatewayObjectText,
     fields: &[&str],
     problems: &mut Vec<String>,
 ) -> T {
@@ -256,7 +260,7 @@ fn translated(kind: ProviderType) -> ApiSet {
     [Api::Chat, Api::Responses, Api::Messages].into_iter().collect()
 }
 
-fn offer(model: &PictureModel, object: Option<&GatewayObject>, problems: &mut Vec<String>) -> OfferInput {
+fn offer(model: &PictureModel, object: Option<&GatewayObjectText>, problems: &mut Vec<String>) -> OfferInput {
     let price = |text: &Option<String>| {
         text.as_deref().and_then(|it| it.parse::<TokenPrice>().ok()).map(TokenPrice::units)
     };
@@ -286,7 +290,7 @@ fn offer(model: &PictureModel, object: Option<&GatewayObject>, problems: &mut Ve
     whole
 }
 
-impl From<crate::store::GatewayObjectRow> for GatewayObject {
+impl From<crate::store::GatewayObjectRow> for GatewayObjectText {
     fn from(row: crate::store::GatewayObjectRow) -> Self {
         Self {
             kind: row.kind.to_string(),

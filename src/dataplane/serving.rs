@@ -17,7 +17,7 @@ use gateway::{
 };
 use net::{
     Dialer,
-    pool::Transport,
+    pool::ByteStream,
     server::{Tls, bind_address},
 };
 use tokio::{
@@ -53,7 +53,7 @@ pub const EMBEDDED_LISTEN: SocketAddr =
 struct CallersDoor(Option<Tls>);
 
 impl Door for CallersDoor {
-    async fn enter(&self, socket: TcpStream) -> io::Result<Box<dyn Transport>> {
+    async fn enter(&self, socket: TcpStream) -> io::Result<Box<dyn ByteStream>> {
         match &self.0 {
             None => Ok(Box::new(socket)),
             Some(tls) => match timeout(HANDSHAKE, tls.accept(socket)).await {
@@ -82,7 +82,7 @@ impl GatewayHooks for Hooks {
 }
 
 /// A gateway that listens.
-pub struct Serving {
+pub struct ListeningGateway {
     pub gateway: Arc<Gateway>,
     pub address: SocketAddr,
     /// Whether it speaks TLS.
@@ -97,7 +97,7 @@ pub struct Serving {
     pub own: Vec<ConsumerInput>,
 }
 
-/// Opens the socket and the spool, and serves from the sealed picture until [`Serving::follow`] has a database.
+/// Opens the socket and the spool, and serves from the sealed picture until [`ListeningGateway::follow`] has a database.
 ///
 /// # Errors
 /// The socket, the certificate or the spool cannot be used.
@@ -108,7 +108,7 @@ pub async fn start(
     metrics: &Metrics,
     look: impl Fn(Uuid) + Send + Sync + 'static,
     supervisor: &Supervisor,
-) -> anyhow::Result<Serving> {
+) -> anyhow::Result<ListeningGateway> {
     let own = &settings.gateway;
     let tls = own.tls().map(|(certificate, key)| Tls::new(certificate, key)).transpose()?;
     let listener = bind_address(listen, "gateway.listen").await?;
@@ -138,7 +138,7 @@ pub async fn start(
     spawn(gateway.clone(), listener, tls, own.workers.map(|workers| workers.get()), supervisor)?;
     info!(%address, tls = is_tls, "the gateway listens");
     let usage = UsageMeters::register(metrics.registry(), spool.clone())?;
-    Ok(Serving {
+    Ok(ListeningGateway {
         gateway,
         address,
         tls: is_tls,
@@ -224,7 +224,7 @@ fn spawn(
     Ok(())
 }
 
-impl Serving {
+impl ListeningGateway {
     /// Follows a database: the picture, budgets, and shipping what was used.
     pub fn follow(self, store: &Store, byok: &Byok, settings: &Settings, supervisor: &Supervisor) {
         let keeper = self.keeper(store, byok, settings);

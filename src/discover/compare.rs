@@ -17,7 +17,7 @@ use provider::{ListedModel, Models};
 
 /// One model, wherever it was found.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Row {
+pub struct ComparedModel {
     pub name: String,
     /// The provider lists it.
     pub offered: bool,
@@ -44,7 +44,7 @@ pub struct Row {
     pub routes: Vec<String>,
 }
 
-impl Row {
+impl ComparedModel {
     /// Somebody relies on it, and the provider does not list it.
     pub const fn is_missing(&self) -> bool {
         self.declared && !self.offered
@@ -85,10 +85,10 @@ pub fn compare(
     declared: Option<&Provider>,
     stored: Option<&LiveProvider>,
     vanished: &HashMap<Uuid, DateTime<Utc>>,
-) -> Vec<Row> {
+) -> Vec<ComparedModel> {
     let selection = Selection::new(declared.and_then(|provider| provider.discover.as_ref()));
-    let mut rows: BTreeMap<&str, Row> = BTreeMap::new();
-    let row = |name: &str| Row {
+    let mut rows: BTreeMap<&str, ComparedModel> = BTreeMap::new();
+    let row = |name: &str| ComparedModel {
         name: name.to_owned(),
         offered: false,
         declared: false,

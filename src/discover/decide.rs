@@ -26,7 +26,7 @@ const SUSPECT_FOR: TimeDelta = TimeDelta::hours(12);
 const MAX_DETAIL: usize = 500;
 
 /// Everything a decision follows from.
-pub struct Input<'a> {
+pub struct DecisionInput<'a> {
     pub provider: &'a Provider,
     /// Names what the manifest asks for.
     pub policy: &'a str,
@@ -39,7 +39,7 @@ pub struct Input<'a> {
     pub new_id: &'a dyn Fn() -> Uuid,
 }
 
-pub fn decide(input: &Input<'_>) -> DiscoveryDecision {
+pub fn decide(input: &DecisionInput<'_>) -> DiscoveryDecision {
     let nothing = |ended, detail: String| DiscoveryDecision {
         at: input.now,
         ended,
@@ -130,7 +130,7 @@ fn seen(model_id: Uuid, name: &str, created: bool) -> SeenModel {
 }
 
 /// The state to remember, if it differs from the one that is.
-fn state(input: &Input<'_>, ended: ListEnd) -> Option<ListState> {
+fn state(input: &DecisionInput<'_>, ended: ListEnd) -> Option<ListState> {
     let before = input.memory.state.as_ref();
     let same = before.filter(|state| state.ended == ended);
     if same.is_some_and(|state| state.policy == input.policy) {
@@ -141,7 +141,7 @@ fn state(input: &Input<'_>, ended: ListEnd) -> Option<ListState> {
 }
 
 /// Whether lists have been suspect for so long that this one is believed.
-fn is_old(input: &Input<'_>) -> bool {
+fn is_old(input: &DecisionInput<'_>) -> bool {
     input
         .memory
         .state
@@ -249,7 +249,7 @@ mod tests {
         }
 
         fn hear(&mut self, list: Result<&Models, &str>) -> DiscoveryDecision {
-            let decision = decide(&Input {
+            let decision = decide(&DecisionInput {
                 provider: &self.provider,
                 policy: POLICY,
                 list,

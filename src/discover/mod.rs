@@ -46,13 +46,13 @@ pub enum AskError {
 
 /// Whom to ask, as the manifest says and, where it is silent, as the database does.
 #[derive(Debug)]
-pub struct Target {
+pub struct ListTarget {
     pub kind: ProviderType,
     pub base: Url,
     pub key: Option<Secret>,
 }
 
-impl Target {
+impl ListTarget {
     /// A declared provider: it is asked where the manifest or its type says, never where a row of the database says, and
     /// without its key only if it has none: while its row names another place, it is not asked.
     ///

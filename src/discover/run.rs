@@ -21,8 +21,8 @@ use net::probe::Lister;
 use provider::Models;
 
 use super::{
-    AskError, Target,
-    decide::{Input, decide},
+    AskError, ListTarget,
+    decide::{DecisionInput, decide},
 };
 use crate::{
     config::Egress,
@@ -161,7 +161,7 @@ impl Discoverer {
             Some(_) => self.store.key_rows(&provider.name, false).await?,
             None => Vec::new(),
         };
-        let asked = match Target::declared(provider, rows.first(), &self.resolver, &self.keyring.byok) {
+        let asked = match ListTarget::declared(provider, rows.first(), &self.resolver, &self.keyring.byok) {
             Ok(target) => target.list(lister).await,
             Err(error) => Err(error),
         };
@@ -230,7 +230,7 @@ impl Discoverer {
         let live = live.ok_or(DiscoverError::NotApplied)?;
         let memory = tx.discovery(live.id).await?;
         let policy = policy(provider);
-        let input = Input {
+        let input = DecisionInput {
             provider,
             policy: &policy,
             list,

@@ -42,13 +42,13 @@ const GLANCE: Duration = Duration::from_secs(30);
 const NEVER: TimeDelta = TimeDelta::days(365);
 
 /// What the daemon applied last, as the watch channel carries it.
-pub type Applied = Option<(Arc<Catalog>, Option<Revision>)>;
+pub type AppliedCatalog = Option<(Arc<Catalog>, Option<Revision>)>;
 
 /// Runs discovery beside the reconcile.
 pub struct Discovery<L> {
     pub discoverer: Discoverer,
     /// Each catalog that was applied.
-    pub applied: watch::Receiver<Applied>,
+    pub applied: watch::Receiver<AppliedCatalog>,
     /// The lease to write under; `None` while another daemon leads.
     pub lease: L,
     pub metrics: Arc<Metrics>,
@@ -173,7 +173,7 @@ impl<L: Fn() -> Option<Lease> + Send + Sync> Discovery<L> {
         let mut times = Times::default();
         // `None`: the database is to be asked again.
         let mut last: Option<HashMap<Arc<str>, Option<String>>> = None;
-        let mut current: Applied = None;
+        let mut current: AppliedCatalog = None;
         let mut stale = false;
         let mut looks: FuturesUnordered<Look<'_>> = FuturesUnordered::new();
         loop {

@@ -19,7 +19,7 @@ use nix::{
     unistd,
 };
 
-use super::{EmbeddedError, binaries::Binaries, place::Place, wire};
+use super::{EmbeddedError, binaries::Binaries, place::ClusterPlace, wire};
 
 /// Clusters under construction are named so; what a crash leaves of them is removed by the next start.
 const UNFINISHED: &str = "data.new-";
@@ -83,7 +83,7 @@ pub fn version(data: &Path) -> Result<Option<u32>, EmbeddedError> {
 }
 
 /// Makes the cluster with its role and database.
-pub fn create(place: &Place, binaries: &Binaries) -> Result<(), EmbeddedError> {
+pub fn create(place: &ClusterPlace, binaries: &Binaries) -> Result<(), EmbeddedError> {
     remove_unfinished(place);
     let temp = place.base.join(format!("{UNFINISHED}{}", uuid::Uuid::new_v4().simple()));
     place.private_dir(&temp)?;
@@ -99,7 +99,7 @@ pub fn create(place: &Place, binaries: &Binaries) -> Result<(), EmbeddedError> {
     result
 }
 
-fn fill(place: &Place, binaries: &Binaries, data: &Path) -> Result<(), EmbeddedError> {
+fn fill(place: &ClusterPlace, binaries: &Binaries, data: &Path) -> Result<(), EmbeddedError> {
     // The C locale exists everywhere and sorts the same after every upgrade of the system's library.
     let mut initdb = program(place, &binaries.program("initdb"));
     initdb.arg("-D").arg(data).args([
@@ -121,7 +121,7 @@ fn fill(place: &Place, binaries: &Binaries, data: &Path) -> Result<(), EmbeddedE
 }
 
 /// Writes the configuration files that differ from what they should be.
-pub fn configure(place: &Place, data: &Path) -> Result<(), EmbeddedError> {
+pub fn configure(place: &ClusterPlace, data: &Path) -> Result<(), EmbeddedError> {
     // Root always: it could become the owner anyway, and it is who starts the owner's server.
     let mut users = vec!["root"];
     if place.owner.name != "root" {
@@ -140,7 +140,7 @@ pub fn configure(place: &Place, data: &Path) -> Result<(), EmbeddedError> {
     sync_dir(data)
 }
 
-fn replace(place: &Place, path: &Path, content: &str) -> io::Result<()> {
+fn replace(place: &ClusterPlace, path: &Path, content: &str) -> io::Result<()> {
     if fs::read(path).is_ok_and(|current| current == content.as_bytes()) {
         return Ok(());
     }
@@ -162,7 +162,7 @@ fn sync_dir(path: &Path) -> Result<(), EmbeddedError> {
     fs::File::open(path).and_then(|dir| dir.sync_all()).map_err(EmbeddedError::io("sync", path))
 }
 
-fn remove_unfinished(place: &Place) {
+fn remove_unfinished(place: &ClusterPlace) {
     let Ok(entries) = fs::read_dir(&place.base) else { return };
     for entry in entries.flatten() {
         if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
@@ -177,7 +177,7 @@ fn remove_unfinished(place: &Place) {
 /// A session of its own keeps a terminal's Ctrl-C, which goes to the whole foreground group, from stopping
 /// the server under a daemon that is still finishing. The empty environment keeps secrets and `PG…`
 /// variables away from it.
-pub fn program(place: &Place, path: &Path) -> Command {
+pub fn program(place: &ClusterPlace, path: &Path) -> Command {
     let mut command = Command::new(path);
     let search = path.parent().map(Path::as_os_str).unwrap_or(OsStr::new("/usr/bin")).to_owned();
     command.env_clear().env("PATH", search).env("LC_ALL", "C").env("TZ", "UTC").current_dir("/");

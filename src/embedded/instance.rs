@@ -19,7 +19,7 @@ use std::{
 use super::{
     EmbeddedError, binaries, cluster,
     lock::Lock,
-    place::Place,
+    place::ClusterPlace,
     server::{self, Running},
     wire,
 };
@@ -35,7 +35,7 @@ pub struct Instance {
 
 #[derive(Debug)]
 struct Inner {
-    place: Place,
+    place: ClusterPlace,
     data: PathBuf,
     sockets: PathBuf,
     was_running: bool,
@@ -78,7 +78,7 @@ impl Drop for Inner {
 
 impl Instance {
     pub fn start(state_dir: &Path) -> Result<Self, EmbeddedError> {
-        let place = Place::prepare(state_dir)?;
+        let place = ClusterPlace::prepare(state_dir)?;
         let data = place.data();
         let _starting = Lock::exclusive(&place, &place.start_lock())?;
         let users = Lock::shared(&place, &place.users_lock())?;
@@ -109,7 +109,7 @@ impl Instance {
     pub fn revive(&self) -> Result<bool, EmbeddedError> {
         let Inner { data, users, sockets, .. } = &*self.inner;
         // A server that was taken over may have had its socket elsewhere; the URL is out and must stay true.
-        let place = &Place { sockets: sockets.clone(), ..self.inner.place.clone() };
+        let place = &ClusterPlace { sockets: sockets.clone(), ..self.inner.place.clone() };
         let _starting = Lock::exclusive(place, &place.start_lock())?;
         server::reap(&mut self.inner.child());
         let version = cluster::version(data)?;
@@ -157,7 +157,11 @@ impl Instance {
 }
 
 /// Under the start lock. A server that is of no use is replaced only if this process is its one user.
-fn ensure(place: &Place, binaries: &binaries::Binaries, users: &Lock) -> Result<Running, EmbeddedError> {
+fn ensure(
+    place: &ClusterPlace,
+    binaries: &binaries::Binaries,
+    users: &Lock,
+) -> Result<Running, EmbeddedError> {
     let running = server::ensure(place, binaries, || users.try_upgrade());
     // Trying to be alone may have changed or lost the claim; nobody else can have one without the start
     // lock, so taking it back cannot fail for long.

@@ -14,7 +14,7 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::{EmbeddedError, place::Place};
+use super::{EmbeddedError, place::ClusterPlace};
 
 /// How long to wait for another process that starts or stops the same server: longer than it may take.
 const PATIENCE: Duration = Duration::from_secs(150);
@@ -30,14 +30,14 @@ pub struct Lock {
 
 impl Lock {
     /// Waits for an exclusive lock.
-    pub fn exclusive(place: &Place, path: &Path) -> Result<Self, EmbeddedError> {
+    pub fn exclusive(place: &ClusterPlace, path: &Path) -> Result<Self, EmbeddedError> {
         let lock = Self::open(place, path)?;
         lock.wait(FlockOperation::NonBlockingLockExclusive)?;
         Ok(lock)
     }
 
     /// An exclusive lock, if nobody holds it.
-    pub fn try_exclusive(place: &Place, path: &Path) -> Result<Option<Self>, EmbeddedError> {
+    pub fn try_exclusive(place: &ClusterPlace, path: &Path) -> Result<Option<Self>, EmbeddedError> {
         let lock = Self::open(place, path)?;
         match flock(&lock.file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Some(lock)),
@@ -61,7 +61,7 @@ impl Lock {
     }
 
     /// Waits for a shared lock.
-    pub fn shared(place: &Place, path: &Path) -> Result<Self, EmbeddedError> {
+    pub fn shared(place: &ClusterPlace, path: &Path) -> Result<Self, EmbeddedError> {
         let lock = Self::open(place, path)?;
         lock.wait(FlockOperation::NonBlockingLockShared)?;
         Ok(lock)
@@ -78,7 +78,7 @@ impl Lock {
         self.wait(FlockOperation::NonBlockingLockShared)
     }
 
-    fn open(place: &Place, path: &Path) -> Result<Self, EmbeddedError> {
+    fn open(place: &ClusterPlace, path: &Path) -> Result<Self, EmbeddedError> {
         let file = place.open_private(path).map_err(EmbeddedError::io("open the lock file", path))?;
         Ok(Self { file, path: path.to_owned() })
     }

@@ -39,14 +39,14 @@ pub struct Owner {
 
 /// The base directory and what is derived from it. All paths are absolute, without symbolic links.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct ClusterPlace {
     pub base: PathBuf,
     pub owner: Owner,
     /// Where a server that is started puts its socket; made then.
     pub sockets: PathBuf,
 }
 
-impl Place {
+impl ClusterPlace {
     /// Finds or makes the directories.
     pub fn prepare(state_dir: &Path) -> Result<Self, EmbeddedError> {
         state_dir_create(state_dir).map_err(EmbeddedError::io("create the state directory", state_dir))?;

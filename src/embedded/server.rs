@@ -32,7 +32,7 @@ use super::{
     binaries::Binaries,
     cluster,
     lock::Lock,
-    place::Place,
+    place::ClusterPlace,
     wire::{self, Silence},
 };
 
@@ -71,7 +71,7 @@ pub struct Running {
 /// Takes over the running server or starts one. `alone` tells whether nobody else uses it, in which case
 /// one that is of no use is replaced.
 pub fn ensure(
-    place: &Place,
+    place: &ClusterPlace,
     binaries: &Binaries,
     alone: impl FnOnce() -> bool,
 ) -> Result<Running, EmbeddedError> {
@@ -89,13 +89,13 @@ pub fn ensure(
 }
 
 /// The server's process, if it runs on this cluster.
-pub fn find(place: &Place) -> Option<i32> {
+pub fn find(place: &ClusterPlace) -> Option<i32> {
     let pid = PidFile::read(place)?.pid;
     is_server(pid, &place.data()).then_some(pid)
 }
 
 /// Waits for a running server to answer; `None` if it ends meanwhile.
-fn take_over(place: &Place, pid: i32) -> Result<Option<PathBuf>, EmbeddedError> {
+fn take_over(place: &ClusterPlace, pid: i32) -> Result<Option<PathBuf>, EmbeddedError> {
     let begun = Instant::now();
     let unusable = |state: String| EmbeddedError::Unusable { pid, data_dir: place.data(), state };
     while is_server(pid, &place.data()) {
@@ -121,7 +121,7 @@ fn take_over(place: &Place, pid: i32) -> Result<Option<PathBuf>, EmbeddedError> 
     Ok(None)
 }
 
-fn start(place: &Place, binaries: &Binaries) -> Result<Running, EmbeddedError> {
+fn start(place: &ClusterPlace, binaries: &Binaries) -> Result<Running, EmbeddedError> {
     let path = place.server_lock();
     let begun = Instant::now();
     let lock = loop {
@@ -147,7 +147,7 @@ fn start(place: &Place, binaries: &Binaries) -> Result<Running, EmbeddedError> {
     start_once(place, binaries, &lock)
 }
 
-fn start_once(place: &Place, binaries: &Binaries, lock: &Lock) -> Result<Running, EmbeddedError> {
+fn start_once(place: &ClusterPlace, binaries: &Binaries, lock: &Lock) -> Result<Running, EmbeddedError> {
     let log_path = place.log();
     let log = place.open_private(&log_path).map_err(EmbeddedError::io("open the log", &log_path))?;
     let log_start = log.metadata().map_or(0, |meta| meta.len());
@@ -223,7 +223,7 @@ impl Drop for Starting {
 }
 
 /// Stops the server that runs on this cluster; `false` if none does. Fast first, then immediately.
-pub fn stop(place: &Place, mut child: Option<Child>) -> Result<bool, EmbeddedError> {
+pub fn stop(place: &ClusterPlace, mut child: Option<Child>) -> Result<bool, EmbeddedError> {
     let Some(pid) = find(place) else {
         reap(&mut child);
         return Ok(false);
@@ -268,11 +268,11 @@ struct PidFile {
 }
 
 impl PidFile {
-    fn path(place: &Place) -> PathBuf {
+    fn path(place: &ClusterPlace) -> PathBuf {
         place.data().join("postmaster.pid")
     }
 
-    fn read(place: &Place) -> Option<Self> {
+    fn read(place: &ClusterPlace) -> Option<Self> {
         let text = fs::read(Self::path(place)).ok()?;
         Self::parse(&text)
     }
@@ -292,7 +292,7 @@ impl PidFile {
 /// It only asks whether a process of that id exists, and one may: after a reboot or in a container ids
 /// repeat, and under a parent that does not reap a dead server stays as a zombie. The rest of the file must
 /// stay: from it the server learns whether processes of its dead predecessor still hold shared memory.
-fn forget_dead(place: &Place) -> Result<(), EmbeddedError> {
+fn forget_dead(place: &ClusterPlace) -> Result<(), EmbeddedError> {
     for name in [format!(".s.PGSQL.{}.lock", wire::PORT), format!(".s.PGSQL.{}", wire::PORT)] {
         let path = place.sockets.join(name);
         match fs::remove_file(&path) {
@@ -313,7 +313,7 @@ fn forget_dead(place: &Place) -> Result<(), EmbeddedError> {
     result.map_err(EmbeddedError::io("correct the stale", &path))
 }
 
-fn overwrite(place: &Place, path: &Path, content: &[u8]) -> io::Result<()> {
+fn overwrite(place: &ClusterPlace, path: &Path, content: &[u8]) -> io::Result<()> {
     let flags = OFlags::NOFOLLOW.bits().cast_signed();
     let mut file = fs::OpenOptions::new().write(true).custom_flags(flags).open(path)?;
     // Root writes in a directory of another user here, who must not lead it to anything else.
@@ -358,7 +358,7 @@ fn is_server_command(arguments: &[u8], data: &Path) -> bool {
 
 /// Ends what a killed server left behind: a process that computes does not notice that its server is gone.
 /// Only for when there is no server.
-fn end_orphans(place: &Place, by_force: bool) {
+fn end_orphans(place: &ClusterPlace, by_force: bool) {
     let data = place.data();
     let Ok(entries) = fs::read_dir("/proc") else { return };
     for entry in entries.flatten() {
@@ -379,7 +379,7 @@ fn end_orphans(place: &Place, by_force: bool) {
 
 /// Keeps the end of a log that has grown too large beside it and empties it. The server appends, so that
 /// it goes on at the new end.
-pub fn bound_log(place: &Place) {
+pub fn bound_log(place: &ClusterPlace) {
     let path = place.log();
     if fs::metadata(&path).is_ok_and(|meta| meta.len() > MAX_LOG) {
         // The next attempt comes; an old log is not worth failing for.
@@ -387,7 +387,7 @@ pub fn bound_log(place: &Place) {
     }
 }
 
-fn cut_log(place: &Place, path: &Path) -> io::Result<()> {
+fn cut_log(place: &ClusterPlace, path: &Path) -> io::Result<()> {
     let mut log = place.open_private(path)?;
     let size = log.seek(SeekFrom::End(0))?;
     log.seek(SeekFrom::Start(size.saturating_sub(MAX_LOG)))?;

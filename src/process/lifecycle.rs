@@ -53,18 +53,18 @@ pub enum TaskFailure {
 }
 
 /// What a task may return: nothing, or a reason for its end.
-pub trait Outcome {
+pub trait TaskOutcome {
     /// The failure that this is, as a sentence; `None` for an orderly end.
     fn failure(self) -> Option<String>;
 }
 
-impl Outcome for () {
+impl TaskOutcome for () {
     fn failure(self) -> Option<String> {
         None
     }
 }
 
-impl<E: Display> Outcome for Result<(), E> {
+impl<E: Display> TaskOutcome for Result<(), E> {
     fn failure(self) -> Option<String> {
         // The alternate form prints the whole chain of an anyhow error.
         self.err().map(|error| format!("{error:#}"))
@@ -116,7 +116,7 @@ impl Supervisor {
     pub fn spawn<F>(&self, name: impl Into<TaskName>, future: F)
     where
         F: Future + Send + 'static,
-        F::Output: Outcome,
+        F::Output: TaskOutcome,
     {
         self.start(name.into(), future, true);
     }
@@ -126,7 +126,7 @@ impl Supervisor {
     pub fn spawn_brief<F>(&self, name: impl Into<TaskName>, future: F)
     where
         F: Future + Send + 'static,
-        F::Output: Outcome,
+        F::Output: TaskOutcome,
     {
         self.start(name.into(), future, false);
     }
@@ -135,7 +135,7 @@ impl Supervisor {
     fn start<F>(&self, name: TaskName, future: F, lasting: bool)
     where
         F: Future + Send + 'static,
-        F::Output: Outcome,
+        F::Output: TaskOutcome,
     {
         let id = self.with(|state| {
             state.next_id += 1;
@@ -146,7 +146,7 @@ impl Supervisor {
         let supervised = async move {
             // Unwind safety: nothing of the future is looked at after a panic, and the process ends.
             let end = AssertUnwindSafe(future).catch_unwind().await;
-            let failure = match end.map(Outcome::failure) {
+            let failure = match end.map(TaskOutcome::failure) {
                 Err(_) => Some(TaskFailure::Panicked(name.clone())),
                 Ok(Some(message)) => Some(TaskFailure::Failed { name: name.clone(), message }),
                 Ok(None) if lasting => Some(TaskFailure::Ended(name.clone())),

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Activation, Look};
+use super::{Activation, LookScope};
 
 /// A tool that writes several files does so within less; a person does not notice it.
 const QUIET: Duration = Duration::from_millis(2);
@@ -38,7 +38,7 @@ const RESTLESS_SETTLES: u32 = 20;
 
 /// Something that can change by itself.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Item {
+pub enum WatchedItem {
     /// Relative to the manifest directory.
     Manifest(PathBuf),
     /// As the secret was asked to be watched.
@@ -49,11 +49,11 @@ pub enum Item {
 #[derive(Debug, Default)]
 struct Places {
     everything: bool,
-    items: BTreeSet<Item>,
+    items: BTreeSet<WatchedItem>,
 }
 
 impl Places {
-    fn add(&mut self, item: Item) {
+    fn add(&mut self, item: WatchedItem) {
         if !self.everything {
             self.items.insert(item);
             if self.items.len() > MAX_PATHS {
@@ -74,18 +74,18 @@ impl Places {
         other.items.into_iter().for_each(|item| self.add(item));
     }
 
-    fn look(&self) -> Look {
+    fn look(&self) -> LookScope {
         if self.everything {
-            return Look::Everything;
+            return LookScope::Everything;
         }
         let (mut manifests, mut secrets) = (BTreeSet::new(), BTreeSet::new());
         for item in &self.items {
             match item {
-                Item::Manifest(path) => manifests.insert(path.clone()),
-                Item::Secret(path) => secrets.insert(path.clone()),
+                WatchedItem::Manifest(path) => manifests.insert(path.clone()),
+                WatchedItem::Secret(path) => secrets.insert(path.clone()),
             };
         }
-        Look::Paths { manifests, secrets }
+        LookScope::Paths { manifests, secrets }
     }
 }
 
@@ -98,7 +98,7 @@ pub struct Debounce {
     /// First and last moment at which something became ready.
     burst: Option<(Instant, Instant)>,
     /// Until when each file in writing is waited for.
-    writing: BTreeMap<Item, Instant>,
+    writing: BTreeMap<WatchedItem, Instant>,
     /// Announced since things last settled.
     recent: Places,
     /// First and last event since things last settled.
@@ -118,14 +118,14 @@ impl Debounce {
     }
 
     /// The item is whole (or gone).
-    pub fn complete(&mut self, item: Item, now: Instant) {
+    pub fn complete(&mut self, item: WatchedItem, now: Instant) {
         self.writing.remove(&item);
         self.ready.add(item);
         self.ready_at(now);
     }
 
     /// The item is being written; if nothing more is heard, it is taken to be whole after `quiet`.
-    pub fn writing(&mut self, item: Item, now: Instant, quiet: Duration) {
+    pub fn writing(&mut self, item: WatchedItem, now: Instant, quiet: Duration) {
         if self.writing.len() < MAX_WRITING || self.writing.contains_key(&item) {
             self.writing.insert(item, now + quiet);
             self.event(now);
@@ -134,7 +134,7 @@ impl Debounce {
         }
     }
 
-    pub fn is_writing(&self, item: &Item) -> bool {
+    pub fn is_writing(&self, item: &WatchedItem) -> bool {
         self.writing.contains_key(item)
     }
 
@@ -164,7 +164,7 @@ impl Debounce {
 
     /// Files that were waited for long enough become ready.
     fn release(&mut self, now: Instant) {
-        let due: Vec<Item> =
+        let due: Vec<WatchedItem> =
             self.writing.iter().filter(|(_, until)| **until <= now).map(|(item, _)| item.clone()).collect();
         due.into_iter().for_each(|item| self.complete(item, now));
     }
@@ -208,8 +208,8 @@ impl Debounce {
             look
         };
         let unfinished = self.writing.keys().filter_map(|item| match item {
-            Item::Manifest(path) => Some(path.clone()),
-            Item::Secret(_) => None,
+            WatchedItem::Manifest(path) => Some(path.clone()),
+            WatchedItem::Secret(_) => None,
         });
         Some(Activation { look, settled, unfinished: unfinished.collect() })
     }
@@ -225,8 +225,8 @@ mod tests {
         Duration::from_millis(millis)
     }
 
-    fn manifest(path: &str) -> Item {
-        Item::Manifest(path.into())
+    fn manifest(path: &str) -> WatchedItem {
+        WatchedItem::Manifest(path.into())
     }
 
     /// What to do, and when (milliseconds since the start).
@@ -255,8 +255,8 @@ mod tests {
             }
             while let Some(activation) = debounce.take(now) {
                 let look = match &activation.look {
-                    Look::Everything => "*".to_owned(),
-                    Look::Paths { manifests, .. } => join(manifests),
+                    LookScope::Everything => "*".to_owned(),
+                    LookScope::Paths { manifests, .. } => join(manifests),
                 };
                 let settled = if activation.settled { " settled" } else { "" };
                 let unfinished = match join(&activation.unfinished) {
@@ -334,6 +334,9 @@ mod tests {
         for index in 0..=MAX_PATHS {
             debounce.complete(manifest(&index.to_string()), now);
         }
-        assert_eq!(debounce.take(now + PATIENCE).map(|activation| activation.look), Some(Look::Everything));
+        assert_eq!(
+            debounce.take(now + PATIENCE).map(|activation| activation.look),
+            Some(LookScope::Everything)
+        );
     }
 }

@@ -28,8 +28,8 @@ use catalog::model::ManifestPath;
 
 use super::{
     FileState, Problem, Scan, names,
-    read::{self, DirId, Reading, Root, Stamp},
-    walk::{self, Found, Kind},
+    read::{self, DirId, FileReading, Root, Stamp},
+    walk::{self, EntryKind, FoundFiles},
 };
 
 /// A file that was modified this shortly before it was read may be modified again within the same tick of
@@ -76,7 +76,7 @@ struct Entry {
 /// One file to look at.
 struct Candidate {
     path: ManifestPath,
-    kind: Kind,
+    kind: EntryKind,
     known: Option<Stamp>,
 }
 
@@ -122,7 +122,7 @@ impl Directory {
     pub fn text(&self, path: &str) -> Option<String> {
         let root = Root::open(&self.root).ok()?;
         match root.read_carefully(Path::new(path), None) {
-            Reading::State(FileState::Text(text), _) => Some(text),
+            FileReading::State(FileState::Text(text), _) => Some(text),
             _ => None,
         }
     }
@@ -175,7 +175,7 @@ impl Directory {
         }
         let Some(targets) = self.targets(hints) else { return self.scan_all() };
 
-        let mut found = Found::default();
+        let mut found = FoundFiles::default();
         let mut missing: Vec<PathBuf> = Vec::new();
         let mut trees: Vec<PathBuf> = Vec::new();
         for path in targets {
@@ -220,7 +220,8 @@ impl Directory {
                         }
                     }
                     if is_manifest {
-                        let kind = if kind == FileType::RegularFile { Kind::File } else { Kind::Link };
+                        let kind =
+                            if kind == FileType::RegularFile { EntryKind::File } else { EntryKind::Link };
                         found.files.push((text.to_owned(), kind));
                     }
                 }
@@ -280,7 +281,7 @@ impl Directory {
         Some(targets)
     }
 
-    fn candidates(&self, mut files: Vec<(String, Kind)>) -> Vec<Candidate> {
+    fn candidates(&self, mut files: Vec<(String, EntryKind)>) -> Vec<Candidate> {
         files.sort_by(|a, b| a.0.cmp(&b.0));
         files
             .into_iter()
@@ -303,9 +304,9 @@ impl Directory {
         &mut self,
         root: &Root,
         scope: Option<Scope>,
-        found: Found,
+        found: FoundFiles,
         candidates: Vec<Candidate>,
-        readings: Vec<Reading>,
+        readings: Vec<FileReading>,
     ) -> Scan {
         self.generation += 1;
         let generation = self.generation;
@@ -340,7 +341,7 @@ impl Directory {
                 .files
                 .get_key_value(path.as_str())
                 .map_or_else(|| path.into(), |(path, _)| Arc::clone(path));
-            (path, Reading::State(state, None), Kind::Link)
+            (path, FileReading::State(state, None), EntryKind::Link)
         });
         let refused: Vec<_> = refused.collect();
         let read =
@@ -354,13 +355,13 @@ impl Directory {
                     }
                     continue;
                 }
-                Reading::Same => {
+                FileReading::Same => {
                     if let Some(entry) = self.files.get_mut(&path) {
                         entry.generation = generation;
                     }
                     continue;
                 }
-                Reading::Changing => match self.files.get_mut(&path) {
+                FileReading::Changing => match self.files.get_mut(&path) {
                     Some(entry) => {
                         entry.generation = generation;
                         entry.stamp = None;
@@ -368,11 +369,11 @@ impl Directory {
                     }
                     None => (read::changing(Path::new(&*path)), None),
                 },
-                Reading::Gone if kind == Kind::Link && is_symlink(root, &path) => {
+                FileReading::Gone if kind == EntryKind::Link && is_symlink(root, &path) => {
                     (read::dangling(Path::new(&*path)), None)
                 }
-                Reading::Gone => continue,
-                Reading::State(state, stamp) => (state, stamp),
+                FileReading::Gone => continue,
+                FileReading::State(state, stamp) => (state, stamp),
             };
             let stamp = stamp.filter(|stamp| stamp.ctime.max(stamp.mtime) < now - RACY_NANOS);
             let hash = self.hash(&state);
@@ -453,16 +454,16 @@ fn empty(root: &Path) -> Problem {
 }
 
 /// Reads what differs; refuses everything as soon as it is too much.
-fn look(root: &Root, candidates: &[Candidate]) -> Result<Vec<Reading>, Problem> {
+fn look(root: &Root, candidates: &[Candidate]) -> Result<Vec<FileReading>, Problem> {
     let total = AtomicU64::new(0);
     let one = |file: &Candidate| {
         if total.load(Ordering::Relaxed) > MAX_TOTAL_BYTES {
-            return Reading::Same;
+            return FileReading::Same;
         }
         let reading = look_at(root, file);
         let size = match &reading {
-            Reading::State(FileState::Text(text), _) => text.len() as u64,
-            Reading::Same => file.known.map_or(0, |known| known.size),
+            FileReading::State(FileState::Text(text), _) => text.len() as u64,
+            FileReading::Same => file.known.map_or(0, |known| known.size),
             _ => 0,
         };
         total.fetch_add(size, Ordering::Relaxed);
@@ -483,21 +484,21 @@ fn look(root: &Root, candidates: &[Candidate]) -> Result<Vec<Reading>, Problem> 
     Ok(readings)
 }
 
-fn look_at(root: &Root, file: &Candidate) -> Reading {
+fn look_at(root: &Root, file: &Candidate) -> FileReading {
     let path = Path::new(&*file.path);
     match file.kind {
-        Kind::File => {
+        EntryKind::File => {
             // A stat costs a third of an open, a stat and a close.
             if let Some(known) = file.known
                 && fs::statat(root.fd(), path, AtFlags::SYMLINK_NOFOLLOW)
                     .is_ok_and(|stat| Stamp::of(&stat) == known)
             {
-                return Reading::Same;
+                return FileReading::Same;
             }
             root.read(path, file.known)
         }
         // Opening a device can do things; what it is is found out without opening it.
-        Kind::Link => root.read_carefully(path, file.known),
+        EntryKind::Link => root.read_carefully(path, file.known),
     }
 }
 

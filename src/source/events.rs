@@ -2,7 +2,7 @@
 //!
 //! Not its job: what an event means (`watches`). Invariants: no thread of `notify` ever waits for a consumer;
 //! what waits is bounded, and whatever is lost (here or in the kernel) is known to be lost; being opened or read
-//! is no event, so that our own reading raises none; after [`Events::catch_up`], what happened before it waits.
+//! is no event, so that our own reading raises none; after [`FileEvents::catch_up`], what happened before it waits.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -56,7 +56,7 @@ pub enum What {
 
 /// One event; the path is absolute, and of the watched directory itself or of an entry in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Event {
+pub struct FileEvent {
     pub what: What,
     pub path: PathBuf,
 }
@@ -64,7 +64,7 @@ pub struct Event {
 /// How much of a directory matters. Each level is a watcher of its own, because `notify` asks the kernel for the
 /// same events in all directories of one: the directories above the manifests are busy with other people's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Depth {
+pub enum WatchDepth {
     /// That it stays where it is.
     Place,
     /// Also which names it holds.
@@ -73,7 +73,7 @@ pub enum Depth {
     Contents,
 }
 
-impl Depth {
+impl WatchDepth {
     const ALL: [Self; 3] = [Self::Place, Self::Names, Self::Contents];
 
     fn mask(self) -> EventKindMask {
@@ -90,7 +90,7 @@ impl Depth {
 
 /// What came of the wish to watch a directory.
 #[derive(Debug)]
-pub enum Held {
+pub enum WatchStart {
     /// It was watched like that before.
     Already,
     New,
@@ -109,7 +109,7 @@ struct Queue {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    events: VecDeque<Event>,
+    events: VecDeque<FileEvent>,
     lost: bool,
     /// The path whose events are marks.
     marker: PathBuf,
@@ -135,7 +135,7 @@ impl Queue {
         }
     }
 
-    fn push(&self, event: Event) {
+    fn push(&self, event: FileEvent) {
         let mut waiting = self.waiting();
         if event.path == waiting.marker {
             return self.marked.notify_waiters();
@@ -164,7 +164,7 @@ impl Queue {
     }
 }
 
-fn translate(event: notify::Event) -> Option<Event> {
+fn translate(event: notify::Event) -> Option<FileEvent> {
     let what = match event.kind {
         EventKind::Create(CreateKind::Folder) => What::Folder,
         EventKind::Create(_) => What::Created,
@@ -179,7 +179,7 @@ fn translate(event: notify::Event) -> Option<Event> {
         EventKind::Access(AccessKind::Close(_)) => What::Closed,
         EventKind::Access(_) | EventKind::Any | EventKind::Other => return None,
     };
-    event.paths.into_iter().next().map(|path| Event { what, path })
+    event.paths.into_iter().next().map(|path| FileEvent { what, path })
 }
 
 /// One of `notify`'s watchers.
@@ -187,7 +187,7 @@ fn translate(event: notify::Event) -> Option<Event> {
 struct Lane(Option<RecommendedWatcher>);
 
 impl Lane {
-    fn new(depth: Depth, queue: &Arc<Queue>) -> notify::Result<Self> {
+    fn new(depth: WatchDepth, queue: &Arc<Queue>) -> notify::Result<Self> {
         let queue = Arc::clone(queue);
         let config = Config::default().with_event_kinds(depth.mask()).with_follow_symlinks(false);
         let watcher = RecommendedWatcher::new(move |event| queue.take_in(event), config)?;
@@ -227,20 +227,20 @@ impl Drop for Lane {
 
 /// Everything that is watched, and what has happened there.
 #[derive(Debug)]
-pub struct Events {
+pub struct FileEvents {
     queue: Arc<Queue>,
-    /// In order of [`Depth::ALL`].
+    /// In order of [`WatchDepth::ALL`].
     lanes: [Lane; 3],
-    held: HashMap<PathBuf, (Depth, DirId)>,
+    held: HashMap<PathBuf, (WatchDepth, DirId)>,
     /// Absent where `/proc` is: then nothing waits for the thread that reads the events.
     marker: Option<OwnedFd>,
 }
 
-impl Events {
+impl FileEvents {
     /// Fails where `fs.inotify.max_user_instances` (or the limit of descriptors or threads) is exhausted.
     pub fn new() -> notify::Result<Self> {
         let queue = Arc::new(Queue::default());
-        let [place, names, contents] = Depth::ALL.map(|depth| Lane::new(depth, &queue));
+        let [place, names, contents] = WatchDepth::ALL.map(|depth| Lane::new(depth, &queue));
         let mut contents = contents?;
         let marker = rustix::fs::memfd_create("file-events", MemfdFlags::CLOEXEC).ok().filter(|file| {
             let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
@@ -264,25 +264,25 @@ impl Events {
 
     /// Watches a directory (by an absolute path without symlinks, which led to the directory `id`). Blocks for
     /// some microseconds.
-    pub fn hold(&mut self, path: &Path, depth: Depth, id: DirId) -> Held {
+    pub fn hold(&mut self, path: &Path, depth: WatchDepth, id: DirId) -> WatchStart {
         let before = self.held.get(path).copied();
         if before == Some((depth, id)) {
-            return Held::Already;
+            return WatchStart::Already;
         }
         let other = before.is_some_and(|(_, old)| old != id);
         if other {
             self.release(path);
         }
         if let Err(error) = self.lane(depth).watch(path, false) {
-            return Held::Failed(error);
+            return WatchStart::Failed(error);
         }
         // Only now, so that nothing is missed in between.
         self.release(path);
         self.held.insert(path.to_owned(), (depth, id));
         match before {
-            _ if other => Held::Replaced,
-            Some((old, _)) if old > depth => Held::Already,
-            _ => Held::New,
+            _ if other => WatchStart::Replaced,
+            Some((old, _)) if old > depth => WatchStart::Already,
+            _ => WatchStart::New,
         }
     }
 
@@ -293,17 +293,17 @@ impl Events {
         }
     }
 
-    fn lane(&mut self, depth: Depth) -> &mut Lane {
+    fn lane(&mut self, depth: WatchDepth) -> &mut Lane {
         let [place, names, contents] = &mut self.lanes;
         match depth {
-            Depth::Place => place,
-            Depth::Names => names,
-            Depth::Contents => contents,
+            WatchDepth::Place => place,
+            WatchDepth::Names => names,
+            WatchDepth::Contents => contents,
         }
     }
 
     /// Watches none of the directories of this depth any more.
-    pub fn release_all(&mut self, depth: Depth) {
+    pub fn release_all(&mut self, depth: WatchDepth) {
         let paths: Vec<PathBuf> =
             self.held.iter().filter(|(_, (at, _))| *at == depth).map(|(path, _)| path.clone()).collect();
         paths.iter().for_each(|path| self.release(path));
@@ -314,8 +314,8 @@ impl Events {
     }
 
     /// At most `limit` waiting events, oldest first. `None`: some are lost, and what is held may be held no more;
-    /// only new [`Events`] can be relied on.
-    pub fn take(&self, limit: usize) -> Option<Vec<Event>> {
+    /// only new [`FileEvents`] can be relied on.
+    pub fn take(&self, limit: usize) -> Option<Vec<FileEvent>> {
         let mut waiting = self.queue.waiting();
         if waiting.lost {
             return None;
@@ -334,8 +334,8 @@ impl Events {
 mod tests {
     use super::*;
 
-    fn event(number: usize) -> Event {
-        Event { what: What::Closed, path: PathBuf::from(number.to_string()) }
+    fn event(number: usize) -> FileEvent {
+        FileEvent { what: What::Closed, path: PathBuf::from(number.to_string()) }
     }
 
     #[test]
@@ -360,9 +360,9 @@ mod tests {
     async fn what_happened_before_is_caught_up_with() -> Result<(), Box<dyn std::error::Error>> {
         let base = tempfile::tempdir()?;
         let root = base.path().canonicalize()?;
-        let mut events = Events::new()?;
-        assert!(matches!(events.hold(&root, Depth::Contents, (1, 1)), Held::New));
-        assert!(matches!(events.hold(&root, Depth::Contents, (1, 1)), Held::Already));
+        let mut events = FileEvents::new()?;
+        assert!(matches!(events.hold(&root, WatchDepth::Contents, (1, 1)), WatchStart::New));
+        assert!(matches!(events.hold(&root, WatchDepth::Contents, (1, 1)), WatchStart::Already));
         let mut late = 0;
         for round in 0..50 {
             let path = root.join(round.to_string());
@@ -372,7 +372,7 @@ mod tests {
             late += usize::from(start.elapsed() >= CATCH_UP);
             let seen = events.take(100).unwrap_or_default();
             if start.elapsed() < CATCH_UP {
-                assert!(seen.contains(&Event { what: What::Closed, path }), "{seen:?}");
+                assert!(seen.contains(&FileEvent { what: What::Closed, path }), "{seen:?}");
             }
         }
         assert!(late < 25, "the mark is seen, unless the machine is very busy");
@@ -380,12 +380,12 @@ mod tests {
     }
 
     /// What is heard of a directory in which a file is written and which is then renamed.
-    async fn check(depth: Depth, expected: &[What]) -> Result<(), Box<dyn std::error::Error>> {
+    async fn check(depth: WatchDepth, expected: &[What]) -> Result<(), Box<dyn std::error::Error>> {
         let base = tempfile::tempdir()?;
         let dir = base.path().canonicalize()?.join("dir");
         std::fs::create_dir(&dir)?;
-        let mut events = Events::new()?;
-        assert!(matches!(events.hold(&dir, depth, (1, 1)), Held::New));
+        let mut events = FileEvents::new()?;
+        assert!(matches!(events.hold(&dir, depth, (1, 1)), WatchStart::New));
         std::fs::write(dir.join("file"), "text")?;
         assert_eq!(std::fs::read_to_string(dir.join("file"))?, "text");
         std::fs::rename(&dir, base.path().join("elsewhere"))?;
@@ -400,9 +400,9 @@ mod tests {
 
     #[tokio::test]
     async fn only_as_much_is_heard_as_matters() -> Result<(), Box<dyn std::error::Error>> {
-        check(Depth::Place, &[What::Went]).await?;
-        check(Depth::Names, &[What::Created, What::Went]).await?;
-        check(Depth::Contents, &[What::Created, What::Written, What::Closed, What::Went]).await
+        check(WatchDepth::Place, &[What::Went]).await?;
+        check(WatchDepth::Names, &[What::Created, What::Went]).await?;
+        check(WatchDepth::Contents, &[What::Created, What::Written, What::Closed, What::Went]).await
     }
 
     #[test]

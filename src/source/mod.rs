@@ -28,7 +28,7 @@ pub use self::{
     git::{RevisionTracker, manifests_at, manifests_in, revision},
     notice::watch_file,
     wake::{RESYNC, Wake},
-    watch::{Handle, Options, Watcher},
+    watch::{Handle, WatchOptions, Watcher},
 };
 use catalog::model::ManifestPath;
 
@@ -81,7 +81,7 @@ impl fmt::Display for Problem {
 /// "Look again": where, and what else is known about the moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Activation {
-    pub look: Look,
+    pub look: LookScope,
     /// Nothing has changed for the settle time: what is missing now may be believed to be removed.
     pub settled: bool,
     /// Files that somebody has open and is writing right now, relative to the directory: give them to
@@ -91,7 +91,7 @@ pub struct Activation {
 
 /// Where to look.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Look {
+pub enum LookScope {
     /// The whole directory, and all secrets.
     Everything,
     /// Files or subtrees relative to the directory, and secret files (as they were given to

@@ -266,7 +266,7 @@ impl Root {
     }
 
     /// Reads one manifest, unless it is still the version `known`.
-    pub fn read(&self, relative: &Path, known: Option<Stamp>) -> Reading {
+    pub fn read(&self, relative: &Path, known: Option<Stamp>) -> FileReading {
         for _ in 0..READ_ATTEMPTS {
             match self.read_once(relative, known) {
                 Ok(Some(reading)) => return reading,
@@ -275,34 +275,34 @@ impl Root {
                 Err(error) => return refused_open(relative, error),
             }
         }
-        Reading::Changing
+        FileReading::Changing
     }
 
     /// As [`Self::read`], for what may be no regular file: its type is found out without opening it, because
     /// opening a device can do things.
-    pub fn read_carefully(&self, relative: &Path, known: Option<Stamp>) -> Reading {
+    pub fn read_carefully(&self, relative: &Path, known: Option<Stamp>) -> FileReading {
         let stat = self.open_beneath(relative, OFlags::PATH).and_then(|fd| fs::fstat(&fd));
         match stat.map(|stat| FileType::from_raw_mode(stat.st_mode)) {
             Ok(FileType::RegularFile) => self.read(relative, known),
-            Ok(FileType::Directory) => Reading::Gone,
+            Ok(FileType::Directory) => FileReading::Gone,
             Ok(other) => not_regular(relative, other),
             Err(error) => refused_open(relative, error),
         }
     }
 
     /// `None`: it changed while being read.
-    fn read_once(&self, relative: &Path, known: Option<Stamp>) -> Result<Option<Reading>, Errno> {
+    fn read_once(&self, relative: &Path, known: Option<Stamp>) -> Result<Option<FileReading>, Errno> {
         let shown = relative.display();
         let fd = self.open_beneath(relative, OFlags::RDONLY)?;
         let stat = fs::fstat(&fd)?;
         let stamp = Stamp::of(&stat);
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {}
-            FileType::Directory => return Ok(Some(Reading::Gone)),
+            FileType::Directory => return Ok(Some(FileReading::Gone)),
             other => return Ok(Some(not_regular(relative, other))),
         }
         if known == Some(stamp) {
-            return Ok(Some(Reading::Same));
+            return Ok(Some(FileReading::Same));
         }
         let too_large = |bytes: u64| {
             refused(
@@ -325,7 +325,7 @@ impl Root {
             return Ok(None);
         }
         Ok(Some(match String::from_utf8(bytes) {
-            Ok(text) => Reading::State(FileState::Text(text), Some(stamp)),
+            Ok(text) => FileReading::State(FileState::Text(text), Some(stamp)),
             Err(error) => {
                 let at = error.utf8_error().valid_up_to();
                 refused("not-utf8", format!("{shown} is not UTF-8 at byte {at} (hint: save it as UTF-8)"))
@@ -336,7 +336,7 @@ impl Root {
 
 /// What reading one file gave.
 #[derive(Debug)]
-pub enum Reading {
+pub enum FileReading {
     /// The version that is known already.
     Same,
     /// Not there, or a directory by now.
@@ -347,8 +347,8 @@ pub enum Reading {
     State(FileState, Option<Stamp>),
 }
 
-fn refused(code: &'static str, reason: String) -> Reading {
-    Reading::State(FileState::Unreadable { code, reason }, None)
+fn refused(code: &'static str, reason: String) -> FileReading {
+    FileReading::State(FileState::Unreadable { code, reason }, None)
 }
 
 /// Reads to the end; `None` when more than a manifest may hold comes.
@@ -370,7 +370,7 @@ fn read_bounded(fd: &OwnedFd, expected: u64) -> Result<Option<Vec<u8>>, Errno> {
     }
 }
 
-fn not_regular(relative: &Path, kind: FileType) -> Reading {
+fn not_regular(relative: &Path, kind: FileType) -> FileReading {
     let what = match kind {
         FileType::Fifo => "a FIFO",
         FileType::Socket => "a socket",
@@ -380,10 +380,10 @@ fn not_regular(relative: &Path, kind: FileType) -> Reading {
     refused("not-a-file", format!("{} is {what}; only regular files are read", relative.display()))
 }
 
-fn refused_open(relative: &Path, error: Errno) -> Reading {
+fn refused_open(relative: &Path, error: Errno) -> FileReading {
     let shown = relative.display();
     match error {
-        Errno::NOENT | Errno::NOTDIR => Reading::Gone,
+        Errno::NOENT | Errno::NOTDIR => FileReading::Gone,
         Errno::XDEV => refused(
             "symlink-escape",
             format!("{shown} is a symlink that leaves the manifest directory (hint: copy the file into it)"),

@@ -31,7 +31,7 @@ const MAX_DEPTH: usize = 64;
 
 /// How a manifest was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum EntryKind {
     /// A regular file, by its directory entry.
     File,
     /// A symlink, or of a type that the directory does not tell.
@@ -40,9 +40,9 @@ pub enum Kind {
 
 /// What a walk found.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct FoundFiles {
     /// Paths relative to the root.
-    pub files: Vec<(String, Kind)>,
+    pub files: Vec<(String, EntryKind)>,
     /// Entries that are reported although nothing can be read from them.
     pub refused: Vec<(String, FileState)>,
     /// Walked directories; the root is the empty path.
@@ -58,8 +58,8 @@ pub struct Found {
 }
 
 /// Walks everything below `start` (the empty path: the root itself).
-pub fn walk(root: &Root, start: &Path) -> Found {
-    let mut walker = Walker { root, found: Found::default(), entries: 0, links: Vec::new() };
+pub fn walk(root: &Root, start: &Path) -> FoundFiles {
+    let mut walker = Walker { root, found: FoundFiles::default(), entries: 0, links: Vec::new() };
     let mut stack = vec![start.to_owned()];
     walker.drain(&mut stack);
     // Links found while following links are appended and handled in the next round; each round walks at least
@@ -83,7 +83,7 @@ pub fn walk(root: &Root, start: &Path) -> Found {
 
 struct Walker<'a> {
     root: &'a Root,
-    found: Found,
+    found: FoundFiles,
     entries: usize,
     /// Symlinks to directories, not yet followed.
     links: Vec<(PathBuf, DirId)>,
@@ -153,8 +153,8 @@ impl Walker<'_> {
                 },
                 FileType::RegularFile if !is_manifest => {}
                 FileType::Symlink => self.symlink(path, name, is_manifest),
-                FileType::RegularFile => self.file(path, name, Kind::File),
-                _ if is_manifest => self.file(path, name, Kind::Link),
+                FileType::RegularFile => self.file(path, name, EntryKind::File),
+                _ if is_manifest => self.file(path, name, EntryKind::Link),
                 _ => {}
             }
             if self.found.files.len() > MAX_FILES {
@@ -175,13 +175,13 @@ impl Walker<'_> {
                 None => self.refuse_name(dir, name),
             },
             // Reading it finds out what is wrong with it.
-            _ if is_manifest => self.file(dir, name, Kind::Link),
+            _ if is_manifest => self.file(dir, name, EntryKind::Link),
             Ok(_) => {}
             Err(error) => self.found.ignored_links.push((path, error)),
         }
     }
 
-    fn file(&mut self, dir: &Path, name: &OsStr, kind: Kind) {
+    fn file(&mut self, dir: &Path, name: &OsStr, kind: EntryKind) {
         match (dir.to_str(), name.to_str()) {
             (Some(""), Some(name)) => self.found.files.push((name.to_owned(), kind)),
             (Some(dir), Some(name)) => self.found.files.push((format!("{dir}/{name}"), kind)),

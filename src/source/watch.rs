@@ -34,7 +34,7 @@ const FEW: usize = 64;
 
 /// How the watcher behaves.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct WatchOptions {
     /// After this long without an event, what is missing may be believed to be removed.
     pub settle: Duration,
     /// How often to look where the kernel cannot notify; at least 5/4 of `settle`.
@@ -46,7 +46,7 @@ pub struct Options {
     pub notify: bool,
 }
 
-impl Default for Options {
+impl Default for WatchOptions {
     fn default() -> Self {
         Self {
             settle: Duration::from_millis(1500),
@@ -117,9 +117,9 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Starts watching. The first activation is [`super::Look::Everything`], at once. Must be called within a tokio
+    /// Starts watching. The first activation is [`super::LookScope::Everything`], at once. Must be called within a tokio
     /// runtime.
-    pub fn start(root: &Path, options: Options) -> Self {
+    pub fn start(root: &Path, options: WatchOptions) -> Self {
         let now = Instant::now();
         let shared = Arc::new(Shared::default());
         let mut debounce = Debounce::new(options.settle);

@@ -19,8 +19,8 @@ use std::{
 };
 
 use super::{
-    debounce::{Debounce, Item, WRITER_QUIET},
-    events::{Depth, Event, Events, Held, What},
+    debounce::{Debounce, WRITER_QUIET, WatchedItem},
+    events::{FileEvent, FileEvents, WatchDepth, WatchStart, What},
     git, names,
     read::Root,
     trace::trace,
@@ -38,7 +38,7 @@ const ARM_ROUNDS: usize = 5;
 #[derive(Debug)]
 pub struct Watches {
     /// Absent where the kernel grants none, or it was not wanted.
-    pub events: Option<Events>,
+    pub events: Option<FileEvents>,
     notify: bool,
     /// Why it is absent.
     silent: Option<String>,
@@ -141,7 +141,7 @@ impl Watches {
         let added: Vec<PathBuf> = secrets.difference(&self.secrets).cloned().collect();
         self.secrets = secrets;
         self.arm_sides(debounce, now);
-        added.into_iter().for_each(|secret| debounce.complete(Item::Secret(secret), now));
+        added.into_iter().for_each(|secret| debounce.complete(WatchedItem::Secret(secret), now));
     }
 
     /// Watches the walked directories below `start` and, where they hold symlinks, what those depend on.
@@ -151,7 +151,7 @@ impl Watches {
             let found = walk::walk(&root, start);
             let mut fresh = BTreeSet::new();
             let mut unwatched = BTreeSet::new();
-            let links = found.files.iter().filter(|(_, kind)| *kind == walk::Kind::Link);
+            let links = found.files.iter().filter(|(_, kind)| *kind == walk::EntryKind::Link);
             let links =
                 links.map(|(path, _)| Path::new(path)).chain(found.linked_dirs.iter().map(PathBuf::as_path));
             let links = links.chain(found.ignored_links.iter().map(|(path, _)| path.as_path()));
@@ -169,17 +169,17 @@ impl Watches {
             for (dir, id) in &found.dirs {
                 // Replaced since; there is an event about that.
                 let Some(path) = self.real(&root, &canonical, dir) else { continue };
-                let held = self.events.as_mut().map(|events| events.hold(&path, Depth::Contents, *id));
+                let held = self.events.as_mut().map(|events| events.hold(&path, WatchDepth::Contents, *id));
                 match held {
-                    Some(Held::Failed(error)) if is_gone(&error) => {}
-                    Some(Held::Failed(error)) => {
+                    Some(WatchStart::Failed(error)) if is_gone(&error) => {}
+                    Some(WatchStart::Failed(error)) => {
                         unwatched.insert(dir.clone());
                         self.fail(&path, &error);
                     }
                     Some(result) => {
                         let before = self.dirs.insert(dir.clone(), path.clone());
                         self.trees.insert(path.clone(), dir.clone());
-                        if before.as_ref() == Some(&path) && matches!(result, Held::Already) {
+                        if before.as_ref() == Some(&path) && matches!(result, WatchStart::Already) {
                             continue;
                         }
                         fresh.insert(dir.clone());
@@ -202,7 +202,7 @@ impl Watches {
                     _ => continue,
                 };
                 if root.age(file).is_some_and(|age| age < young) {
-                    debounce.writing(Item::Manifest(file.to_owned()), now, quiet);
+                    debounce.writing(WatchedItem::Manifest(file.to_owned()), now, quiet);
                 }
             }
             if start.as_os_str().is_empty() {
@@ -265,28 +265,28 @@ impl Watches {
 
     /// Watches what the names that matter stand in.
     fn arm_sides(&mut self, debounce: &mut Debounce, now: Instant) {
-        let mut wanted: BTreeMap<PathBuf, Depth> = BTreeMap::new();
-        let mut want = |dir: &Path, depth: Depth| {
+        let mut wanted: BTreeMap<PathBuf, WatchDepth> = BTreeMap::new();
+        let mut want = |dir: &Path, depth: WatchDepth| {
             let entry = wanted.entry(dir.to_owned()).or_insert(depth);
             *entry = depth.max(*entry);
         };
         let parent = |name: &Path| name.parent().unwrap_or(Path::new("/")).to_owned();
         for name in &self.root_names {
-            want(&parent(name), Depth::Names);
+            want(&parent(name), WatchDepth::Names);
         }
-        trace(&self.root).dirs.iter().for_each(|dir| want(dir, Depth::Place));
+        trace(&self.root).dirs.iter().for_each(|dir| want(dir, WatchDepth::Place));
         for name in self.link_names.keys() {
-            want(&parent(name), Depth::Contents);
+            want(&parent(name), WatchDepth::Contents);
         }
         if let Some(lock) = &self.lock {
-            want(&parent(lock), Depth::Names);
+            want(&parent(lock), WatchDepth::Names);
         }
         self.secret_names.clear();
         for secret in &self.secrets {
             let way = trace(&std::path::absolute(secret).unwrap_or_else(|_| secret.clone()));
-            way.dirs.iter().for_each(|dir| want(dir, Depth::Place));
+            way.dirs.iter().for_each(|dir| want(dir, WatchDepth::Place));
             for name in way.names {
-                want(&parent(&name), Depth::Contents);
+                want(&parent(&name), WatchDepth::Contents);
                 self.secret_names.entry(name).or_default().insert(secret.clone());
             }
         }
@@ -302,13 +302,14 @@ impl Watches {
         for (dir, depth) in wanted {
             let Some(meta) = std::fs::symlink_metadata(&dir).ok().filter(Metadata::is_dir) else { continue };
             let Some(events) = &mut self.events else { return };
-            let all = if self.trees.contains_key(&dir) { Depth::Contents } else { depth };
+            let all = if self.trees.contains_key(&dir) { WatchDepth::Contents } else { depth };
             match events.hold(&dir, all, (meta.dev(), meta.ino())) {
                 // A directory that may be passed but not read cannot be watched; the resync looks behind it.
-                Held::Failed(error) if is_gone(&error) || is_io(&error, ErrorKind::PermissionDenied) => {}
-                Held::Failed(error) => self.fail(&dir, &error),
+                WatchStart::Failed(error)
+                    if is_gone(&error) || is_io(&error, ErrorKind::PermissionDenied) => {}
+                WatchStart::Failed(error) => self.fail(&dir, &error),
                 result => {
-                    if matches!(result, Held::Replaced) {
+                    if matches!(result, WatchStart::Replaced) {
                         debounce.everything(now);
                     }
                     self.sides.insert(dir);
@@ -329,7 +330,7 @@ impl Watches {
     }
 
     /// At most `limit` events that have happened, oldest first. Where some were lost, everything starts anew.
-    pub fn take_events(&mut self, limit: usize, debounce: &mut Debounce, now: Instant) -> Vec<Event> {
+    pub fn take_events(&mut self, limit: usize, debounce: &mut Debounce, now: Instant) -> Vec<FileEvent> {
         let Some(events) = &self.events else { return Vec::new() };
         events.take(limit).unwrap_or_else(|| {
             tracing::info!("too many file events at once: looking at everything");
@@ -346,8 +347,8 @@ impl Watches {
     }
 
     /// Takes in one event.
-    pub fn event(&mut self, event: &Event, debounce: &mut Debounce, now: Instant) {
-        let Event { what, path } = event;
+    pub fn event(&mut self, event: &FileEvent, debounce: &mut Debounce, now: Instant) {
+        let FileEvent { what, path } = event;
         let tree = self.trees.get(path).cloned();
         if matches!(what, What::Went | What::Unmounted)
             && self.events.as_ref().is_some_and(|events| events.is_held(path))
@@ -378,12 +379,12 @@ impl Watches {
         if is_side || what == What::Unmounted || tree.is_some_and(|dir| dir.as_os_str().is_empty()) {
             if let Some(events) = &mut self.events {
                 // What lay above may be gone, too, and the kernel does not say so at this depth.
-                events.release_all(Depth::Place);
+                events.release_all(WatchDepth::Place);
             }
             self.stale = true;
             debounce.everything(now);
             for secret in &self.secrets {
-                debounce.complete(Item::Secret(secret.clone()), now);
+                debounce.complete(WatchedItem::Secret(secret.clone()), now);
             }
         }
     }
@@ -402,13 +403,13 @@ impl Watches {
                 debounce.everything(now);
             }
             for link in links {
-                note(debounce, Item::Manifest(link.clone()), what, whole(), now);
+                note(debounce, WatchedItem::Manifest(link.clone()), what, whole(), now);
             }
         }
         if let Some(secrets) = self.secret_names.get(name) {
             self.stale |= named;
             for secret in secrets {
-                note(debounce, Item::Secret(secret.clone()), what, whole(), now);
+                note(debounce, WatchedItem::Secret(secret.clone()), what, whole(), now);
             }
         }
     }
@@ -418,7 +419,7 @@ impl Watches {
         &mut self,
         path: PathBuf,
         what: What,
-        event: &Event,
+        event: &FileEvent,
         was_dir: bool,
         debounce: &mut Debounce,
         now: Instant,
@@ -450,9 +451,9 @@ impl Watches {
                 self.arm_tree(&path, debounce, now);
                 self.stale |= self.links.len() != links;
             }
-            debounce.complete(Item::Manifest(path), now);
+            debounce.complete(WatchedItem::Manifest(path), now);
         } else if names::is_manifest(name) {
-            note(debounce, Item::Manifest(path), what, is_whole(what, || meta), now);
+            note(debounce, WatchedItem::Manifest(path), what, is_whole(what, || meta), now);
         } else if link {
             // It may lead to a directory of manifests.
             debounce.everything(now);
@@ -461,11 +462,11 @@ impl Watches {
 }
 
 /// Something that hears the kernel's events, or why there is nothing.
-fn listen(notify: bool) -> (Option<Events>, Option<String>) {
+fn listen(notify: bool) -> (Option<FileEvents>, Option<String>) {
     if !notify {
         return (None, Some("file events are switched off".to_owned()));
     }
-    match Events::new() {
+    match FileEvents::new() {
         Ok(events) => (Some(events), None),
         Err(error) => {
             let hint = "raise fs.inotify.max_user_instances";
@@ -489,7 +490,7 @@ fn is_gone(error: &notify::Error) -> bool {
         || is_io(error, ErrorKind::NotADirectory)
 }
 
-fn note(debounce: &mut Debounce, item: Item, what: What, whole: bool, now: Instant) {
+fn note(debounce: &mut Debounce, item: WatchedItem, what: What, whole: bool, now: Instant) {
     if !whole {
         debounce.writing(item, now, WRITER_QUIET);
     } else if what != What::Touched || !debounce.is_writing(&item) {

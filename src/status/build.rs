@@ -20,42 +20,42 @@ use catalog::{
 };
 
 use super::{
-    Json, Model, Row, Seen, Snapshot, Sort,
-    live::{Live, Strips},
+    JsonText, ModelEntry, ProviderEntry, SeenByLoop, Snapshot, Sort,
+    live::{LedgerView, Strips},
     mask,
     view::{
-        Attention, AttentionKind, GatewayCounts, Health, Held, HeldKind, Key, KeyCounts, ManifestProblem,
-        ModelItem, ProviderCounts, ProviderItem, ProviderKey, ProviderKeys, RouteCell, RouteModel, Routes,
-        State, Status,
+        Attention, AttentionKind, GatewayCounts, Health, HeldItem, HeldKind, KeyCounts, KeyState,
+        ManifestProblem, ModelItem, ProviderCounts, ProviderItem, ProviderKey, ProviderKeys, RouteCell,
+        RouteModel, RoutesView, State, StatusView,
     },
 };
 use crate::{
     secret::{self, Keyring, Secret},
-    status::judge::{Judge, Line},
+    status::judge::{Judge, JudgedProvider},
     store::{CatalogRows, ModelRow, ProviderRow, ProviderStatus, Suspended},
 };
 
 /// Matters of attention, and problems of manifests, that one answer lists.
 const LISTED: usize = 200;
 
-pub(super) struct Input<'a> {
+pub(super) struct StatusInput<'a> {
     pub build: &'a Build,
-    pub seen: &'a Seen,
+    pub seen: &'a SeenByLoop,
     pub plan: &'a Plan,
     pub rows: Vec<ProviderStatus>,
     pub catalog: CatalogRows,
     pub suspended: Suspended,
-    pub live: Live,
+    pub live: LedgerView,
     pub strips: Option<&'a Strips>,
 }
 
 /// What all drafts are made with.
 struct Common<'a> {
     judge: Judge<'a>,
-    seen: &'a Seen,
+    seen: &'a SeenByLoop,
     keyring: &'a Keyring,
     suspended: &'a Suspended,
-    live: &'a Live,
+    live: &'a LedgerView,
     strips: Option<&'a Strips>,
     /// Other programs filled the tables with more rows than are shown.
     more: bool,
@@ -74,8 +74,8 @@ struct Draft {
     fingerprint: Option<String>,
 }
 
-pub(super) fn snapshot(input: Input<'_>, keyring: &Keyring, at: DateTime<Utc>) -> Snapshot {
-    let Input { build, seen, plan, rows, catalog, suspended, live, strips } = input;
+pub(super) fn snapshot(input: StatusInput<'_>, keyring: &Keyring, at: DateTime<Utc>) -> Snapshot {
+    let StatusInput { build, seen, plan, rows, catalog, suspended, live, strips } = input;
     let judge = Judge::new(build, plan, &suspended);
     let CatalogRows { providers, mut models, rules, more } = catalog;
     let common = Common { judge, seen, keyring, suspended: &suspended, live: &live, strips, more, at };
@@ -106,13 +106,13 @@ pub(super) fn snapshot(input: Input<'_>, keyring: &Keyring, at: DateTime<Utc>) -
         |model: &ModelRow| names.get(&model.provider_id).map(|(name, ..)| name.clone()).unwrap_or_default();
     models.sort_by(|a, b| (name_of(a), &a.name, a.id).cmp(&(name_of(b), &b.name, b.id)));
     let routes = json(&routes(&models, &rules, &names));
-    let written: Vec<Model> = models
+    let written: Vec<ModelEntry> = models
         .iter()
         .map(|row| {
             let provider = name_of(row);
             let sort_key = hex(&[provider.as_bytes(), b"\0", row.name.as_bytes(), b"\0", row.id.as_bytes()]);
             let item = text(&model_item(&provider, row));
-            Model { provider, sort_key, item }
+            ModelEntry { provider, sort_key, item }
         })
         .collect();
 
@@ -132,7 +132,7 @@ pub(super) fn snapshot(input: Input<'_>, keyring: &Keyring, at: DateTime<Utc>) -
     let keys: Vec<ProviderKey> = drafts.iter().filter_map(provider_key).collect();
     let keys = json(&ProviderKeys { total: keys.len(), providers: keys });
     let mut at_model = 0;
-    let mut finished: Vec<Row> = Vec::with_capacity(drafts.len());
+    let mut finished: Vec<ProviderEntry> = Vec::with_capacity(drafts.len());
     for draft in drafts {
         let from = at_model;
         while written.get(at_model).is_some_and(|model| model.provider == draft.name) {
@@ -249,9 +249,9 @@ fn absent_draft(provider: &Provider, judge: &Judge<'_>) -> Draft {
         last_check: None,
         next_check: None,
         key: match (&provider.api_key, unresolved) {
-            (None, _) => Key::None,
-            (Some(_), true) => Key::Missing,
-            (Some(_), false) => Key::Pending,
+            (None, _) => KeyState::None,
+            (Some(_), true) => KeyState::Missing,
+            (Some(_), false) => KeyState::Pending,
         },
         key_reason: key_notice(&provider.name, judge),
         key_last_tested: None,
@@ -279,18 +279,18 @@ fn said(reason: &str) -> Option<String> {
     (!reason.is_empty()).then(|| reason.to_owned())
 }
 
-fn key_word(line: &Line) -> Key {
+fn key_word(line: &JudgedProvider) -> KeyState {
     if line.key.as_deref() == Some("missing") {
-        return Key::Missing;
+        return KeyState::Missing;
     }
     if !line.has_key {
-        return Key::None;
+        return KeyState::None;
     }
     match line.key.as_deref().and_then(KeyStatus::parse) {
-        Some(KeyStatus::Valid) => Key::Valid,
-        Some(KeyStatus::Failed) => Key::Failed,
-        Some(KeyStatus::Error) => Key::Error,
-        Some(KeyStatus::Pending) | None => Key::Pending,
+        Some(KeyStatus::Valid) => KeyState::Valid,
+        Some(KeyStatus::Failed) => KeyState::Failed,
+        Some(KeyStatus::Error) => KeyState::Error,
+        Some(KeyStatus::Pending) | None => KeyState::Pending,
     }
 }
 
@@ -332,7 +332,7 @@ fn model_item(provider: &str, row: &ModelRow) -> ModelItem {
     }
 }
 
-fn row(draft: Draft, models: std::ops::Range<usize>) -> Row {
+fn row(draft: Draft, models: std::ops::Range<usize>) -> ProviderEntry {
     let item = &draft.item;
     let name = item.name.as_bytes();
     // The slowest and the one not looked at for longest come first; what is not known comes last, and first.
@@ -346,7 +346,7 @@ fn row(draft: Draft, models: std::ops::Range<usize>) -> Row {
     ];
     let words = [Some(&item.name), item.kind.as_ref(), item.base_url.as_ref(), item.source.as_ref()];
     let haystack: Vec<&str> = words.into_iter().flatten().map(String::as_str).collect();
-    Row {
+    ProviderEntry {
         haystack: haystack.join("\n").to_lowercase().into(),
         id: item.id,
         health: item.health,
@@ -363,7 +363,7 @@ fn row(draft: Draft, models: std::ops::Range<usize>) -> Row {
 
 type Places = HashMap<Uuid, (Arc<str>, Health, bool, i32)>;
 
-fn routes(models: &[ModelRow], rules: &[crate::store::RuleRow], places: &Places) -> Routes {
+fn routes(models: &[ModelRow], rules: &[crate::store::RuleRow], places: &Places) -> RoutesView {
     let by_id: HashMap<Uuid, &ModelRow> = models.iter().map(|model| (model.id, model)).collect();
     let mut cells: BTreeMap<_, Vec<(i32, RouteModel)>> = BTreeMap::new();
     for rule in rules {
@@ -396,7 +396,7 @@ fn routes(models: &[ModelRow], rules: &[crate::store::RuleRow], places: &Places)
             models: models.into_iter().map(|(_, model)| model).collect(),
         }
     });
-    Routes { cells: cells.collect() }
+    RoutesView { cells: cells.collect() }
 }
 
 /// The cheap level first; what others made up comes last.
@@ -404,7 +404,7 @@ fn level_rank(level: &str) -> usize {
     catalog::model::PowerLevel::ALL.iter().position(|known| known.as_str() == level).unwrap_or(usize::MAX)
 }
 
-fn status(drafts: &[Draft], build: &Build, plan: &Plan, common: &Common<'_>) -> Status {
+fn status(drafts: &[Draft], build: &Build, plan: &Plan, common: &Common<'_>) -> StatusView {
     let Common { judge, seen, suspended, .. } = common;
     let mut providers = ProviderCounts { total: drafts.len(), ..ProviderCounts::default() };
     let mut keys = KeyCounts::default();
@@ -417,18 +417,18 @@ fn status(drafts: &[Draft], build: &Build, plan: &Plan, common: &Common<'_>) -> 
             (true, Health::Unknown) => &mut providers.unknown,
         } += 1;
         *match item.key {
-            Key::Valid => &mut keys.valid,
-            Key::Failed => &mut keys.failed,
-            Key::Error => &mut keys.error,
-            Key::Pending => &mut keys.pending,
-            Key::None | Key::Missing => &mut keys.none,
+            KeyState::Valid => &mut keys.valid,
+            KeyState::Failed => &mut keys.failed,
+            KeyState::Error => &mut keys.error,
+            KeyState::Pending => &mut keys.pending,
+            KeyState::None | KeyState::Missing => &mut keys.none,
         } += 1;
     }
     let gateway = GatewayCounts::of(build, plan);
-    let held: Vec<Held> = plan
+    let held: Vec<HeldItem> = plan
         .held
         .iter()
-        .map(|hold| Held {
+        .map(|hold| HeldItem {
             kind: match hold.kind {
                 HoldKind::Prune => HeldKind::Prune,
                 HoldKind::Route => HeldKind::Route,
@@ -462,7 +462,7 @@ fn status(drafts: &[Draft], build: &Build, plan: &Plan, common: &Common<'_>) -> 
         let message = "the shared tables hold more rows than are shown here".to_owned();
         attention.push(Attention { provider: None, kind: AttentionKind::Refused, message, command: None });
     }
-    Status {
+    StatusView {
         synced,
         suspended: suspended.all.is_some(),
         leader: false,
@@ -482,10 +482,10 @@ fn status(drafts: &[Draft], build: &Build, plan: &Plan, common: &Common<'_>) -> 
 
 fn attention(
     drafts: &[Draft],
-    seen: &Seen,
+    seen: &SeenByLoop,
     judge: &Judge<'_>,
     suspended: &Suspended,
-    held: &[Held],
+    held: &[HeldItem],
     manifests: &[ManifestProblem],
 ) -> Vec<Attention> {
     let mut found = Vec::new();
@@ -515,10 +515,10 @@ fn attention(
             let message = reason(&item.health_reason, "does not answer properly");
             add(name, AttentionKind::Unhealthy, message, check());
         }
-        if item.enabled && item.key == Key::Failed {
+        if item.enabled && item.key == KeyState::Failed {
             add(name, AttentionKind::KeyFailed, reason(&item.key_reason, "the key is rejected"), check());
         }
-        if item.key == Key::Missing {
+        if item.key == KeyState::Missing {
             let message = reason(&item.key_reason, "the declared key cannot be found");
             add(name, AttentionKind::KeyMissing, message, None);
         }
@@ -557,10 +557,10 @@ fn text(value: &impl Serialize) -> Box<str> {
     serde_json::to_string(value).unwrap_or_default().into()
 }
 
-fn json(value: &impl Serialize) -> Json {
+fn json(value: &impl Serialize) -> JsonText {
     let text = serde_json::to_vec(value).unwrap_or_default();
     let digest = short(Sha256::new_with_prefix(&text));
-    Json { text: text.into(), digest }
+    JsonText { text: text.into(), digest }
 }
 
 fn short(digest: Sha256) -> Box<str> {

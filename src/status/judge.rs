@@ -88,7 +88,7 @@ pub fn paced(build: &Build, rows: &[ProviderStatus], rate: f64, outer: &HealthPo
 
 /// One provider, as `status --output json` prints it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Line {
+pub struct JudgedProvider {
     pub name: String,
     #[serde(rename = "type")]
     pub kind: Option<String>,
@@ -160,7 +160,7 @@ impl<'a> Judge<'a> {
         self.notices.get(name).map_or(&[], Vec::as_slice)
     }
 
-    pub fn line(&self, row: ProviderStatus) -> Line {
+    pub fn line(&self, row: ProviderStatus) -> JudgedProvider {
         let declared = self.build.catalog.providers.get(&row.name);
         let about = self.notices(&row.name);
         let is = |kind| about.iter().any(|notice| notice.kind == kind);
@@ -195,7 +195,7 @@ impl<'a> Judge<'a> {
             notices.extend(misplaced.map(|why| format!("key: {why}")));
         }
         notices.extend(row.odd);
-        Line {
+        JudgedProvider {
             name: row.name.to_string(),
             kind: row.kind,
             state,
@@ -232,8 +232,8 @@ impl<'a> Judge<'a> {
     }
 
     /// A line for every row, and one for every declared provider that has none yet.
-    pub fn lines(&self, rows: Vec<ProviderStatus>) -> BTreeMap<String, Line> {
-        let mut lines: BTreeMap<String, Line> =
+    pub fn lines(&self, rows: Vec<ProviderStatus>) -> BTreeMap<String, JudgedProvider> {
+        let mut lines: BTreeMap<String, JudgedProvider> =
             rows.into_iter().map(|row| (row.name.to_string(), self.line(row))).collect();
         for provider in self.absent(|name| lines.contains_key(name)) {
             let line = Self::absent_line(&provider);
@@ -247,8 +247,8 @@ impl<'a> Judge<'a> {
         self.build.catalog.providers.values().filter(|it| !has_row(&it.name)).cloned().collect()
     }
 
-    fn absent_line(provider: &Provider) -> Line {
-        Line {
+    fn absent_line(provider: &Provider) -> JudgedProvider {
+        JudgedProvider {
             name: provider.name.to_string(),
             kind: Some(provider.kind.to_string()),
             state: State::Pending,

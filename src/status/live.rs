@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::view::Bucket;
 use crate::{
-    checks::Ledger,
+    checks::CheckLedger,
     store::{HourRow, Span},
 };
 
@@ -17,7 +17,7 @@ use crate::{
 const HOURS: usize = 24;
 
 /// One provider of this daemon's share.
-pub(super) struct Seen {
+pub(super) struct SeenProvider {
     pub since: Option<DateTime<Utc>>,
     pub reason: String,
     pub key_reason: String,
@@ -29,17 +29,17 @@ pub(super) struct Seen {
 
 /// Everything that the ledger tells.
 #[derive(Default)]
-pub(super) struct Live {
-    pub providers: HashMap<Arc<str>, Seen>,
+pub(super) struct LedgerView {
+    pub providers: HashMap<Arc<str>, SeenProvider>,
     pub impaired: Option<String>,
 }
 
-impl Live {
-    pub fn of(ledger: &Ledger, now: DateTime<Utc>) -> Self {
-        let seen = |live: &crate::checks::Live| {
+impl LedgerView {
+    pub fn of(ledger: &CheckLedger, now: DateTime<Utc>) -> Self {
+        let seen = |live: &crate::checks::LedgerProvider| {
             let (name, memory) = (live.target.name.clone(), &live.kept.memory);
             let regular = live.last_check.map(|at| live.target.rhythm.regular(at));
-            let seen = Seen {
+            let seen = SeenProvider {
                 since: memory.health.since(),
                 reason: memory.health.last_reason().to_owned(),
                 key_reason: memory.key.last_reason().to_owned(),

@@ -18,15 +18,15 @@ use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 use uuid::Uuid;
-use view::{Health, Key, Status};
+use view::{Health, KeyState, StatusView};
 
 use catalog::{manifest::Build, plan::Plan};
 
-use self::live::{Live, Strips};
+use self::live::{LedgerView, Strips};
 use crate::{
     checks::Checks,
     process::memory,
-    reconcile::{Pass, ReconcileError, Reconciler, Refusal},
+    reconcile::{Pass, ReconcileError, Reconciler, RefusedObject},
     secret::Keyring,
     store::Store,
 };
@@ -45,13 +45,13 @@ const LARGE: usize = 500;
 
 /// What the reconcile loop saw last.
 #[derive(Clone, Default)]
-pub struct Seen {
+pub struct SeenByLoop {
     /// `None` until the manifests were read.
     pub build: Option<Arc<Build>>,
     /// Commit of the manifests, as it is shown.
     pub revision: Option<String>,
     /// What the database refused.
-    pub refused: Vec<Refusal>,
+    pub refused: Vec<RefusedObject>,
     /// Why the directory as a whole cannot be believed.
     pub problem: Option<String>,
 }
@@ -59,12 +59,12 @@ pub struct Seen {
 /// Tells the keeper of the picture to look again.
 #[derive(Clone, Default)]
 pub struct Board {
-    seen: watch::Sender<Seen>,
+    seen: watch::Sender<SeenByLoop>,
 }
 
 impl Board {
     /// After a pass of the reconcile loop.
-    pub fn saw(&self, seen: Seen) {
+    pub fn saw(&self, seen: SeenByLoop) {
         self.seen.send_replace(seen);
     }
 }
@@ -74,7 +74,7 @@ pub type Latest = watch::Receiver<Option<Arc<Snapshot>>>;
 
 /// A ready-made JSON text, which costs nothing to hand out.
 #[derive(Debug, Clone)]
-pub struct Json {
+pub struct JsonText {
     pub text: Bytes,
     /// 16 hexadecimal digits: equal for equal texts.
     pub digest: Box<str>,
@@ -82,13 +82,13 @@ pub struct Json {
 
 /// One provider of the picture.
 #[derive(Debug)]
-pub struct Row {
+pub struct ProviderEntry {
     pub name: Arc<str>,
     pub id: Option<Uuid>,
     /// What a search looks into, in lower case.
     pub haystack: Box<str>,
     pub health: Health,
-    pub key: Key,
+    pub key: KeyState,
     /// Position in the order of each [`Sort`]; hexadecimal, so that it can stand in a URL.
     pub sort_keys: [Box<str>; 4],
     /// A [`view::ProviderItem`].
@@ -103,7 +103,7 @@ pub struct Row {
 
 /// One model of the picture, in order of provider and name.
 #[derive(Debug)]
-pub struct Model {
+pub struct ModelEntry {
     pub provider: Arc<str>,
     /// Its place in the order, hexadecimal.
     pub sort_key: Box<str>,
@@ -137,20 +137,20 @@ pub struct Snapshot {
     /// Equal for pictures that differ in nothing but their time.
     pub digest: Box<str>,
     /// Without `leader` and `database`, which are known better at the time of the request.
-    pub status: Status,
-    pub keys: Json,
-    pub routes: Json,
-    pub rows: Vec<Row>,
+    pub status: StatusView,
+    pub keys: JsonText,
+    pub routes: JsonText,
+    pub rows: Vec<ProviderEntry>,
     /// Indices into `rows`, for each [`Sort`].
     pub orders: [Vec<u32>; 4],
     pub by_name: HashMap<Arc<str>, usize>,
-    pub models: Vec<Model>,
+    pub models: Vec<ModelEntry>,
     /// By type.
     pub best_with_key: HashMap<String, Arc<str>>,
 }
 
 impl Snapshot {
-    pub fn row(&self, name: &str) -> Option<&Row> {
+    pub fn row(&self, name: &str) -> Option<&ProviderEntry> {
         self.by_name.get(name).and_then(|at| self.rows.get(*at))
     }
 
@@ -248,7 +248,7 @@ impl Keeper {
     async fn look(
         &mut self,
         build: &Arc<Build>,
-        seen: &Seen,
+        seen: &SeenByLoop,
         judged: &mut Option<Arc<Plan>>,
     ) -> Result<Snapshot, ReconcileError> {
         // Everything here is read after this time.
@@ -271,14 +271,15 @@ impl Keeper {
         let rows = self.store.provider_status_rows(None).await?;
         let catalog = self.store.catalog_rows().await?;
         let suspended = self.store.suspended().await?;
-        let live = self.checks.as_ref().map(|checks| Live::of(&checks.ledger(), at)).unwrap_or_default();
+        let live =
+            self.checks.as_ref().map(|checks| LedgerView::of(&checks.ledger(), at)).unwrap_or_default();
         let fresh = |(read, _): &(Instant, Strips)| rows.len() >= LARGE && read.elapsed() < STRIPS_LAST;
         if !self.strips.as_ref().is_some_and(fresh) {
             let hours = self.store.hours(Strips::since(at)).await?;
             self.strips = Some((Instant::now(), Strips::new(at, hours)));
         }
         let (keyring, strips) = (&self.keyring, self.strips.as_ref().map(|(_, strips)| strips));
-        let input = build::Input { build, seen, plan: &plan, rows, catalog, suspended, live, strips };
+        let input = build::StatusInput { build, seen, plan: &plan, rows, catalog, suspended, live, strips };
         // Ten thousand providers take a good part of a second; other tasks go on meanwhile.
         Ok(tokio::task::block_in_place(|| build::snapshot(input, keyring, at)))
     }

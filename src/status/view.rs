@@ -42,7 +42,7 @@ impl Health {
 /// Whether a provider accepts its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum Key {
+pub enum KeyState {
     Valid,
     Failed,
     /// The tests tell nothing.
@@ -95,7 +95,7 @@ pub struct ProviderItem {
     pub latency_ms: Option<u64>,
     pub last_check: Option<DateTime<Utc>>,
     pub next_check: Option<DateTime<Utc>>,
-    pub key: Key,
+    pub key: KeyState,
     pub key_reason: Option<String>,
     pub key_last_tested: Option<DateTime<Utc>>,
     /// Where consumers look for the key: `database`, `environment` or `hybrid`.
@@ -131,7 +131,7 @@ pub struct ProviderDetail {
     pub latency_ms: Option<u64>,
     pub last_check: Option<DateTime<Utc>>,
     pub next_check: Option<DateTime<Utc>>,
-    pub key: Key,
+    pub key: KeyState,
     pub key_reason: Option<String>,
     pub key_last_tested: Option<DateTime<Utc>>,
     pub key_source: Option<String>,
@@ -147,14 +147,14 @@ pub struct ProviderDetail {
     pub key_preview: Option<String>,
     /// Keyed: tells keys apart, and nothing else.
     pub key_fingerprint: Option<String>,
-    pub history: Option<History>,
+    pub history: Option<CheckHistory>,
     /// Of the last 30 days; `null` if nothing was logged.
     pub usage: Option<Usage>,
 }
 
 /// Checks over time, the oldest first.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct History {
+pub struct CheckHistory {
     /// 24 hours.
     pub day: Vec<Point>,
     /// 30 days.
@@ -204,7 +204,7 @@ pub struct ModelItem {
 
 /// What serves each power level and user tier, as the database holds it.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct Routes {
+pub struct RoutesView {
     pub cells: Vec<RouteCell>,
 }
 
@@ -264,7 +264,7 @@ pub struct ProviderKey {
 
 /// How everything is.
 #[derive(Debug, Clone, Default, Serialize, ToSchema)]
-pub struct Status {
+pub struct StatusView {
     /// The database was read to hold what the manifests declare.
     pub synced: bool,
     /// Applying is stopped as a whole.
@@ -283,7 +283,7 @@ pub struct Status {
     pub gateway: GatewayCounts,
     /// What wants a person's attention; at most 200.
     pub attention: Vec<Attention>,
-    pub held: Vec<Held>,
+    pub held: Vec<HeldItem>,
     /// Problems of the manifests; at most 200.
     pub manifests: Vec<ManifestProblem>,
     /// When the database was read for this answer; `null`: not yet.
@@ -372,7 +372,7 @@ pub enum HeldKind {
 
 /// Something that is not done without a person's word.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub struct Held {
+pub struct HeldItem {
     pub kind: HeldKind,
     pub reason: String,
     /// Provider names for a prune, `power × tier` for a route cell.

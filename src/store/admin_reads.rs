@@ -10,7 +10,7 @@ use uuid::Uuid;
 use catalog::model::JsonMap;
 
 use super::{
-    Event, Result, Store, UsageTotals,
+    EventRow, Result, Store, UsageTotals,
     cells::{Bad, Cells, cut, integer, json, number, token},
     events, query,
 };
@@ -262,7 +262,7 @@ impl Store {
 
     /// One page of the audit trail, the newest first, and how many rows there are in all, counted up to
     /// [`COUNT_LIMIT`].
-    pub async fn events_page(&self, wanted: &EventQuery) -> Result<(Vec<Event>, i64)> {
+    pub async fn events_page(&self, wanted: &EventQuery) -> Result<(Vec<EventRow>, i64)> {
         let mut tx = self.read().await?;
         let rows = query(
             "SELECT id, at, kind, provider, provider_id, detail, reason, file, line, revision FROM providerd.events

@@ -19,13 +19,13 @@ use uuid::Uuid;
 
 use catalog::{
     model::Revision,
-    plan::{Action, Cause, Change, FieldChange, KeyAction, Kind, Managed, ProviderPlan},
+    plan::{Action, Cause, Change, ChangedTable, FieldChange, KeyAction, Managed, ProviderPlan},
 };
 
 use super::{
     NewEvent, ReconcileTx, Result, StoreError, Tx,
     columns::{MODEL, PROVIDER, ROUTE, TABLES, named, table},
-    copy::{Copy, Format},
+    copy::{Copy, CopyFormat},
     create::Creations,
     events, query, query_built,
 };
@@ -131,7 +131,7 @@ impl ReconcileTx {
             let mut key = self.key_columns(plan, tokens, &at)?;
             for change in &plan.changes {
                 if change.action == Action::Create {
-                    if change.kind == Kind::Provider {
+                    if change.kind == ChangedTable::Provider {
                         key.clear();
                     }
                     continue;
@@ -266,7 +266,7 @@ impl ReconcileTx {
             records.partition(|record| self.known_all && !self.known.contains(&record.name));
         if !new.is_empty() {
             let target = "providerd.managed (name, provider_id, digest, file, line, record, revision)";
-            let mut copy = Copy::begin(&mut self.tx, target, Format::Binary(7)).await?;
+            let mut copy = Copy::begin(&mut self.tx, target, CopyFormat::Binary(7)).await?;
             for record in &new {
                 copy.row(|to| {
                     to.text(&record.name);
@@ -313,7 +313,7 @@ impl ReconcileTx {
 }
 
 fn is_delete(change: &Change) -> bool {
-    change.kind == Kind::Provider && change.action == Action::Delete
+    change.kind == ChangedTable::Provider && change.action == Action::Delete
 }
 
 fn wiped(at: &str) -> Columns {
@@ -326,7 +326,7 @@ fn wiped(at: &str) -> Columns {
 }
 
 /// The columns that these field changes set; the keys of a JSON column come together as one patch.
-fn columns(kind: Kind, fields: &[FieldChange]) -> Result<Columns, String> {
+fn columns(kind: ChangedTable, fields: &[FieldChange]) -> Result<Columns, String> {
     let kind = table(kind);
     let mut columns = Columns::new();
     let mut patches: BTreeMap<&'static str, serde_json::Map<String, Value>> = BTreeMap::new();

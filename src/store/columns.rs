@@ -3,18 +3,18 @@
 //! Not its job: the columns that nobody declares; their defaults are the table's. Invariant: a row's JSON column is the
 //! only one that fields of the form `column.key` go to.
 
-use catalog::plan::Kind;
+use catalog::plan::ChangedTable;
 
 pub(super) const PROVIDER: usize = 0;
 pub(super) const MODEL: usize = 1;
 pub(super) const ROUTE: usize = 2;
 pub(super) const TABLES: [&str; 3] = ["llm_providers", "llm_models", "llm_routing_rules"];
 
-pub(super) const fn table(kind: Kind) -> usize {
+pub(super) const fn table(kind: ChangedTable) -> usize {
     match kind {
-        Kind::Provider => PROVIDER,
-        Kind::Model => MODEL,
-        Kind::Route => ROUTE,
+        ChangedTable::Provider => PROVIDER,
+        ChangedTable::Model => MODEL,
+        ChangedTable::Route => ROUTE,
     }
 }
 

@@ -22,7 +22,7 @@ const TRAILER: i16 = -1;
 
 /// How values are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Format {
+pub(super) enum CopyFormat {
     Text,
     /// With the number of columns. The columns are of exactly the types that are written.
     Binary(i16),
@@ -30,16 +30,16 @@ pub(super) enum Format {
 
 /// Values of rows, in the order of the columns.
 pub(super) struct Rows {
-    format: Format,
+    format: CopyFormat,
     buffer: Vec<u8>,
     /// Where JSON is written before it is escaped or measured.
     scratch: Vec<u8>,
 }
 
 impl Rows {
-    fn new(format: Format) -> Self {
+    fn new(format: CopyFormat) -> Self {
         let mut buffer = Vec::with_capacity(BLOCK + BLOCK / 8);
-        if matches!(format, Format::Binary(_)) {
+        if matches!(format, CopyFormat::Binary(_)) {
             buffer.extend_from_slice(SIGNATURE);
         }
         Self { format, buffer, scratch: Vec::new() }
@@ -47,15 +47,15 @@ impl Rows {
 
     pub(super) fn text(&mut self, value: &str) {
         match self.format {
-            Format::Text => field(&mut self.buffer, value.as_bytes()),
-            Format::Binary(_) => binary(&mut self.buffer, value.as_bytes()),
+            CopyFormat::Text => field(&mut self.buffer, value.as_bytes()),
+            CopyFormat::Binary(_) => binary(&mut self.buffer, value.as_bytes()),
         }
     }
 
     pub(super) fn null(&mut self) {
         match self.format {
-            Format::Text => self.buffer.extend_from_slice(b"\\N\t"),
-            Format::Binary(_) => self.buffer.extend_from_slice(&(-1_i32).to_be_bytes()),
+            CopyFormat::Text => self.buffer.extend_from_slice(b"\\N\t"),
+            CopyFormat::Binary(_) => self.buffer.extend_from_slice(&(-1_i32).to_be_bytes()),
         }
     }
 
@@ -68,28 +68,28 @@ impl Rows {
 
     pub(super) fn uuid(&mut self, value: Uuid) {
         match self.format {
-            Format::Text => {
+            CopyFormat::Text => {
                 let mut text = Uuid::encode_buffer();
                 self.text(value.hyphenated().encode_lower(&mut text));
             }
-            Format::Binary(_) => binary(&mut self.buffer, value.as_bytes()),
+            CopyFormat::Binary(_) => binary(&mut self.buffer, value.as_bytes()),
         }
     }
 
     pub(super) fn integer(&mut self, value: i32) {
         match self.format {
-            Format::Text => self.text(&value.to_string()),
-            Format::Binary(_) => binary(&mut self.buffer, &value.to_be_bytes()),
+            CopyFormat::Text => self.text(&value.to_string()),
+            CopyFormat::Binary(_) => binary(&mut self.buffer, &value.to_be_bytes()),
         }
     }
 
     pub(super) fn bytes(&mut self, value: &[u8]) {
         match self.format {
-            Format::Text => {
+            CopyFormat::Text => {
                 let digits: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
                 self.text(&format!("\\x{digits}"));
             }
-            Format::Binary(_) => binary(&mut self.buffer, value),
+            CopyFormat::Binary(_) => binary(&mut self.buffer, value),
         }
     }
 
@@ -99,25 +99,25 @@ impl Rows {
         // Writing plain values into memory cannot fail.
         let _ = serde_json::to_writer(&mut self.scratch, value);
         match self.format {
-            Format::Text => field(&mut self.buffer, &self.scratch),
-            Format::Binary(_) => binary(&mut self.buffer, &self.scratch),
+            CopyFormat::Text => field(&mut self.buffer, &self.scratch),
+            CopyFormat::Binary(_) => binary(&mut self.buffer, &self.scratch),
         }
     }
 
     fn begin_row(&mut self) {
-        if let Format::Binary(columns) = self.format {
+        if let CopyFormat::Binary(columns) = self.format {
             self.buffer.extend_from_slice(&columns.to_be_bytes());
         }
     }
 
     fn end_row(&mut self) {
-        if let (Format::Text, Some(last)) = (self.format, self.buffer.last_mut()) {
+        if let (CopyFormat::Text, Some(last)) = (self.format, self.buffer.last_mut()) {
             *last = b'\n';
         }
     }
 
     fn end(&mut self) {
-        if matches!(self.format, Format::Binary(_)) {
+        if matches!(self.format, CopyFormat::Binary(_)) {
             self.buffer.extend_from_slice(&TRAILER.to_be_bytes());
         }
     }
@@ -155,10 +155,10 @@ pub(super) struct Copy<'t> {
 
 impl<'t> Copy<'t> {
     /// `target`: a table with its columns.
-    pub(super) async fn begin(tx: &'t mut Tx, target: &str, format: Format) -> Result<Self> {
+    pub(super) async fn begin(tx: &'t mut Tx, target: &str, format: CopyFormat) -> Result<Self> {
         let how = match format {
-            Format::Text => "",
-            Format::Binary(_) => " (FORMAT binary)",
+            CopyFormat::Text => "",
+            CopyFormat::Binary(_) => " (FORMAT binary)",
         };
         let server = tx.copy(&format!("COPY {target} FROM STDIN{how}")).await?;
         Ok(Self { server, rows: Rows::new(format) })
@@ -210,7 +210,7 @@ fn copy_error(error: sqlx::Error) -> StoreError {
 mod tests {
     use super::*;
 
-    fn rows(format: Format, write: impl FnOnce(&mut Rows)) -> Vec<u8> {
+    fn rows(format: CopyFormat, write: impl FnOnce(&mut Rows)) -> Vec<u8> {
         let mut rows = Rows::new(format);
         rows.begin_row();
         write(&mut rows);
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn a_value_stays_one_value() {
         let check = |value: &str, expected: &str| {
-            let found = rows(Format::Text, |row| {
+            let found = rows(CopyFormat::Text, |row| {
                 row.text(value);
                 row.null();
             });
@@ -238,13 +238,13 @@ mod tests {
 
     #[test]
     fn json_is_escaped_once_more() {
-        let found = rows(Format::Text, |row| row.json(&serde_json::json!({ "a": "x\ny" })));
+        let found = rows(CopyFormat::Text, |row| row.json(&serde_json::json!({ "a": "x\ny" })));
         assert_eq!(String::from_utf8(found).expect("UTF-8"), "{\"a\":\"x\\\\ny\"}\n");
     }
 
     #[test]
     fn binary_values_bring_their_length() {
-        let found = rows(Format::Binary(4), |row| {
+        let found = rows(CopyFormat::Binary(4), |row| {
             row.text("a\tb");
             row.null();
             row.integer(-2);

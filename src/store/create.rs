@@ -18,7 +18,7 @@ use catalog::plan::{Action, Cause, Change, KeyAction, ProviderPlan};
 use super::{
     Result, StoreError, Tx,
     columns::{COLUMNS, MODEL, PROVIDER, ROUTE, Start, TABLES, find, table},
-    copy::{Copy, Format, Rows},
+    copy::{Copy, CopyFormat, Rows},
 };
 
 /// More than any of the tables has.
@@ -130,7 +130,7 @@ impl<'a> Creations<'a> {
         let names: Vec<&str> =
             all.filter(|(at, _)| columns & 1 << at != 0).map(|(_, column)| column.name).collect();
         let target = format!("{} (id, {})", TABLES[kind], names.join(", "));
-        let mut copy = Copy::begin(tx, &target, Format::Text).await?;
+        let mut copy = Copy::begin(tx, &target, CopyFormat::Text).await?;
         let mut line = Line::default();
         for row in rows {
             self.fill(&mut line, *row)?;

@@ -15,7 +15,7 @@ use catalog::{
 
 use super::{
     Result, Store, Tx,
-    copy::{Copy, Format, Rows},
+    copy::{Copy, CopyFormat, Rows},
     query,
 };
 
@@ -33,7 +33,7 @@ pub struct NewEvent {
 
 /// A recorded event.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Event {
+pub struct EventRow {
     pub id: i64,
     pub at: DateTime<Utc>,
     pub kind: String,
@@ -57,7 +57,7 @@ pub struct EventFilter {
 
 impl Store {
     /// Reads events, oldest first.
-    pub async fn events(&self, filter: EventFilter) -> Result<Vec<Event>> {
+    pub async fn events(&self, filter: EventFilter) -> Result<Vec<EventRow>> {
         if self.is_blank() {
             return Ok(Vec::new());
         }
@@ -102,10 +102,10 @@ impl Store {
 }
 
 /// A row of the columns that [`FORWARD`] names.
-pub(super) fn event(row: &sqlx::postgres::PgRow) -> Result<Event> {
+pub(super) fn event(row: &sqlx::postgres::PgRow) -> Result<EventRow> {
     let file: Option<String> = row.try_get(7)?;
     let line: Option<i32> = row.try_get(8)?;
-    Ok(Event {
+    Ok(EventRow {
         id: row.try_get(0)?,
         at: row.try_get(1)?,
         kind: row.try_get(2)?,
@@ -131,9 +131,9 @@ const BACKWARD: &str = "SELECT id, at, kind, provider, provider_id, detail, reas
     ORDER BY id DESC LIMIT $4";
 
 /// Where events are written to, and how many columns these are.
-const TARGET: (&str, Format) = (
+const TARGET: (&str, CopyFormat) = (
     "providerd.events (kind, provider, provider_id, detail, reason, file, line, revision)",
-    Format::Binary(8),
+    CopyFormat::Binary(8),
 );
 
 /// Writes any number of events in one round trip.

@@ -27,7 +27,7 @@ pub struct CheckRow {
     pub id: Uuid,
     pub name: Arc<str>,
     pub enabled: bool,
-    pub place: Place,
+    pub place: RowPlace,
     /// `api_key_encrypted` and `encrypted_api_key`; empty where there is none.
     pub tokens: [String; 2],
     pub key_updated_at: Option<DateTime<Utc>>,
@@ -80,7 +80,7 @@ impl Span {
 
 /// What a row says about where its provider is. URLs are cut at 4096 characters.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-pub struct Place {
+pub struct RowPlace {
     pub kind: Option<String>,
     pub api_base_url: Option<String>,
     /// `config.base_url`
@@ -88,12 +88,12 @@ pub struct Place {
     /// Some URL stands in `config`.
     pub any_url: bool,
     /// What manifests said when it was applied last; `None` where that was not asked for, or nothing was.
-    pub applied: Option<Applied>,
+    pub applied: Option<RecordedPlace>,
 }
 
 /// What is on record of a managed provider's place.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Applied {
+pub struct RecordedPlace {
     pub kind: Option<String>,
     /// `None`: the type's own.
     pub base_url: Option<String>,
@@ -105,12 +105,12 @@ pub struct KeyRow {
     pub id: Uuid,
     pub name: Arc<str>,
     pub managed: bool,
-    pub place: Place,
+    pub place: RowPlace,
     /// `api_key_encrypted` and `encrypted_api_key`; empty where there is none.
     pub tokens: [String; 2],
 }
 
-/// The columns of [`Place`] of a provider `p`, and those of [`Applied`] by its bookkeeping `g`.
+/// The columns of [`RowPlace`] of a provider `p`, and those of [`RecordedPlace`] by its bookkeeping `g`.
 macro_rules! with_place {
     ($columns:literal, $from:literal) => {
         concat!(
@@ -124,8 +124,8 @@ macro_rules! with_place {
     };
 }
 
-fn place(cells: &mut Cells<'_>, at: usize) -> Place {
-    Place {
+fn place(cells: &mut Cells<'_>, at: usize) -> RowPlace {
+    RowPlace {
         kind: cells.text(at),
         api_base_url: cells.text(at + 1),
         config_base_url: cells.text(at + 2),
@@ -135,9 +135,9 @@ fn place(cells: &mut Cells<'_>, at: usize) -> Place {
     }
 }
 
-fn applied(cells: &mut Cells<'_>, at: usize) -> Option<Applied> {
+fn applied(cells: &mut Cells<'_>, at: usize) -> Option<RecordedPlace> {
     let kind = cells.text(at)?;
-    Some(Applied { kind: Some(kind), base_url: cells.text(at + 1) })
+    Some(RecordedPlace { kind: Some(kind), base_url: cells.text(at + 1) })
 }
 
 impl Store {

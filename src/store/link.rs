@@ -38,13 +38,13 @@ const PATIENCE: Duration = Duration::from_secs(24 * 3600);
 
 /// When the database answered last, by any connection of one store.
 #[derive(Debug, Clone)]
-pub(super) struct Pulse {
+pub(super) struct LinkPulse {
     began: Instant,
     /// Milliseconds after `began`.
     at: Arc<AtomicU64>,
 }
 
-impl Pulse {
+impl LinkPulse {
     pub(super) fn new() -> Self {
         Self { began: Instant::now(), at: Arc::default() }
     }
@@ -69,7 +69,7 @@ pub(super) struct Link {
     /// Texts of the shared tables travel as bytes: the database takes any for one.
     bytes: bool,
     limit: Duration,
-    pulse: Pulse,
+    pulse: LinkPulse,
     /// A statement was begun and not followed to its end.
     torn: bool,
 }
@@ -107,7 +107,7 @@ impl Tx {
         begin: &Arc<str>,
         schema: &Arc<str>,
         statement_timeout: Duration,
-        pulse: &Pulse,
+        pulse: &LinkPulse,
         any_bytes: &OnceLock<bool>,
     ) -> Result<Self> {
         let conn = Some(pool.acquire().await?);
@@ -170,7 +170,7 @@ pub(super) struct Copying<'t> {
     server: PgCopyIn<&'t mut PgConnection>,
     limit: Duration,
     torn: &'t mut bool,
-    pulse: &'t Pulse,
+    pulse: &'t LinkPulse,
 }
 
 impl Copying<'_> {
@@ -255,7 +255,7 @@ struct Answers<'e> {
     late: Pin<Box<tokio::time::Sleep>>,
     limit: Duration,
     torn: &'e mut bool,
-    pulse: &'e Pulse,
+    pulse: &'e LinkPulse,
     over: bool,
 }
 

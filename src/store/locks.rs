@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use sqlx::Row as _;
 use uuid::Uuid;
 
-use catalog::plan::{Action, Change, Kind, ProviderPlan};
+use catalog::plan::{Action, Change, ChangedTable, ProviderPlan};
 
 use super::{
     ReconcileTx, Result, Store, StoreError,
@@ -196,7 +196,9 @@ fn needs(plans: &[ProviderPlan]) -> [Needs<'_>; 3] {
                 Action::Adopt | Action::Update | Action::Retire => {
                     needs[at].rows.insert(change.id, &change.name);
                     // A row is known by its name: changing it keeps off who refers to it.
-                    if change.kind != Kind::Route && change.fields.iter().any(|field| field.field == "name") {
+                    if change.kind != ChangedTable::Route
+                        && change.fields.iter().any(|field| field.field == "name")
+                    {
                         needs[at].going.insert(change.id);
                     }
                 }

@@ -47,16 +47,16 @@ use uuid::Uuid;
 
 use catalog::{model::Revision, plan::ProviderPlan};
 
-use link::{Pulse, Tx};
+use link::{LinkPulse, Tx};
 
 pub use crate::store::{
     admin_reads::{CatalogRows, EventQuery, HourRow, ModelRow, ProviderRow, RuleRow},
     budget_leases::{LeaseTake, LeaseTaken},
     discovery::{DiscoveryNotice, DiscoveryRow},
     error::{Result, StoreError},
-    events::{Event, EventFilter, NewEvent},
+    events::{EventFilter, EventRow, NewEvent},
     gateway_objects::GatewayObjectRow,
-    health::{Applied, CheckRow, CheckWrite, KeyRow, NewStatus, Place, Span},
+    health::{CheckRow, CheckWrite, KeyRow, NewStatus, RecordedPlace, RowPlace, Span},
     leases::{Lease, Stopped, Suspended, Suspension},
     listen::HintListener,
     migrate::{Layout, MigrationReport},
@@ -70,7 +70,7 @@ pub use crate::store::{
 
 /// How to reach the database.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct StoreSettings {
     /// `postgres://user@host/db`, or `postgres://user@localhost/db?host=/socket/dir`.
     pub url: SecretString,
     /// Schema of the shared tables.
@@ -82,7 +82,7 @@ pub struct Settings {
     pub statement_timeout: Duration,
 }
 
-impl Settings {
+impl StoreSettings {
     pub fn new(url: SecretString) -> Self {
         Self {
             url,
@@ -105,7 +105,7 @@ pub struct Store {
     /// The same, quoted.
     quoted: Arc<str>,
     statement_timeout: Duration,
-    pulse: Pulse,
+    pulse: LinkPulse,
     /// Whether texts of this database may be of no encoding; unknown before the first transaction.
     any_bytes: Arc<OnceLock<bool>>,
     begin_read: Arc<str>,
@@ -142,7 +142,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Other`] if the URL cannot be understood.
-    pub async fn connect(settings: &Settings) -> Result<Self> {
+    pub async fn connect(settings: &StoreSettings) -> Result<Self> {
         let options: PgConnectOptions = settings.url.expose_secret().parse()?;
         let options = options
             .application_name("providerd")
@@ -170,7 +170,7 @@ impl Store {
             schema: settings.schema.as_str().into(),
             quoted: identifier(&settings.schema).into(),
             statement_timeout: settings.statement_timeout,
-            pulse: Pulse::new(),
+            pulse: LinkPulse::new(),
             any_bytes: Arc::default(),
             blank: false,
             begin_read: format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {common}{LOCKED_LONG}")

@@ -13,7 +13,7 @@ use catalog::{
 };
 
 use super::{
-    NewEvent, Place, Result, Store, Tx,
+    NewEvent, Result, RowPlace, Store, Tx,
     cells::{Cells, cut, odd_time, time, token},
     events, query,
 };
@@ -51,8 +51,8 @@ pub struct ProviderStatus {
 
 impl ProviderStatus {
     /// What the row says about where its provider is.
-    pub fn place(&self) -> Place {
-        Place {
+    pub fn place(&self) -> RowPlace {
+        RowPlace {
             kind: self.kind.clone(),
             api_base_url: self.api_base_url.clone(),
             config_base_url: self.config_base_url.clone(),

@@ -1,6 +1,7 @@
 //! The arrows of `src/lib.rs`, as far as text shows them: who may name what.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
@@ -377,6 +378,58 @@ fn every_module_says_what_it_is_for() {
         .filter(|path| path != "src/main.rs" && !read(path).starts_with("//! "))
         .collect();
     none(silent, "a module opens with its job, what is not its job, and its invariant");
+}
+
+/// The name of the type that a line of code declares for others, whatever `pub` is narrowed to.
+fn public_type(code: &str) -> Option<&str> {
+    let rest = code.strip_prefix("pub")?;
+    let rest = match rest.strip_prefix('(') {
+        Some(narrowed) => narrowed.split_once(')')?.1,
+        None => rest,
+    };
+    let mut words = rest.strip_prefix(' ')?.split_whitespace().skip_while(|word| *word == "unsafe");
+    if !matches!(words.next()?, "struct" | "enum" | "trait" | "type" | "union") {
+        return None;
+    }
+    words.next()?.split(|c: char| !(c.is_alphanumeric() || c == '_')).next().filter(|name| !name.is_empty())
+}
+
+#[test]
+fn every_public_type_has_a_name_of_its_own() {
+    let mut declared: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for path in sources() {
+        for (line, code) in code(&path) {
+            if let Some(name) = public_type(&code) {
+                declared.entry(name.to_owned()).or_default().push(format!("{path}:{line}"));
+            }
+        }
+    }
+    for known in ["Catalog", "PassOutcome", "UsageLedger", "SpannedItem"] {
+        assert_eq!(declared.get(known).map(Vec::len), Some(1), "the check does not see {known}");
+    }
+    let shared: Vec<String> = declared
+        .iter()
+        .filter(|(_, places)| places.len() > 1)
+        .map(|(name, places)| format!("{name}: {}", places.join(", ")))
+        .collect();
+    none(shared, "a name means one thing: no two public types share one");
+}
+
+#[test]
+fn the_declaration_of_a_type_is_recognized() {
+    for (code, name) in [
+        ("pub struct Row {", Some("Row")),
+        ("pub(crate) enum Row<'a> {", Some("Row")),
+        ("pub(in crate::x) trait Row: Send {", Some("Row")),
+        ("pub type Row = Vec<u8>;", Some("Row")),
+        ("pub unsafe trait Row {}", Some("Row")),
+        ("struct Row;", None),
+        ("pub fn row() -> Row {", None),
+        ("publish struct Row", None),
+        ("pub enum $name { $($word),+ }", None),
+    ] {
+        assert_eq!(public_type(code), name, "{code}");
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use catalog::policy::{DriftPolicy, RouteGuard};
 use provider::ProviderType;
 use providerd::{
     checks::export,
-    config::{LogFormat, PruneLimit, Settings, reference},
+    config::{LogFormat, PruneLimitSetting, Settings, reference},
     metrics::Metrics,
 };
 
@@ -36,7 +36,7 @@ fn the_defaults_are_as_documented() {
     assert!(settings.database.url.is_none());
     assert_eq!(settings.database.schema, "public");
     assert_eq!(settings.reconcile.drift, DriftPolicy::Correct);
-    assert_eq!(settings.reconcile.prune_limit, PruneLimit::Percent(20));
+    assert_eq!(settings.reconcile.prune_limit, PruneLimitSetting::Percent(20));
     assert_eq!(settings.reconcile.route_guard, RouteGuard::Hold);
     assert_eq!(settings.server.listen.to_string(), "127.0.0.1:7411");
     assert_eq!(settings.server.tls(), None);
@@ -64,7 +64,7 @@ fn the_environment_is_stronger_than_the_file() {
     assert_eq!(settings.health.timeout, Duration::from_secs(8), "an empty variable counts as unset");
     assert_eq!(settings.server.tls(), Some((Path::new("/c"), Path::new("/b"))));
     assert!(settings.server.plain_http);
-    assert_eq!(settings.reconcile.prune_limit, PruneLimit::Count(7));
+    assert_eq!(settings.reconcile.prune_limit, PruneLimitSetting::Count(7));
     assert_eq!(settings.egress.ca_files, [Path::new("/x.pem"), Path::new("/y.pem")]);
 }
 

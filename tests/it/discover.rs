@@ -171,7 +171,7 @@ async fn one_of_several_daemons_looks() {
 // ---------------------------------------------------------------- one look
 
 async fn discoverer(lab: &Lab) -> (Discoverer, Store) {
-    let store = Store::connect(&store::Settings::new(lab.url.clone().into())).await.unwrap();
+    let store = Store::connect(&store::StoreSettings::new(lab.url.clone().into())).await.unwrap();
     let byok = Byok::parse(BYOK).unwrap();
     let keyring = backend::prepare(&store, &byok).await.unwrap();
     let settings = Settings::load(Some(Path::new("/dev/null")), std::iter::empty()).unwrap();

@@ -13,7 +13,7 @@ use gateway::picture::{
     AliasInput, Api, BudgetPeriod, BudgetSpec, ClocksInput, ConsumerInput, KeyHashInput, LevelInput,
     LimitSpec, OfferInput, Picture, PictureInput, PriceInput, TierInput, UpstreamInput,
 };
-use providerd::store::{GatewayObjectRow, Settings, Store};
+use providerd::store::{GatewayObjectRow, Store, StoreSettings};
 
 use crate::support::lab::{Lab, provider};
 
@@ -26,7 +26,7 @@ fn hash(end: &str) -> String {
 }
 
 async fn rows(lab: &Lab) -> Vec<GatewayObjectRow> {
-    let store = Store::connect(&Settings::new(lab.url.clone().into())).await.expect("the URL is valid");
+    let store = Store::connect(&StoreSettings::new(lab.url.clone().into())).await.expect("the URL is valid");
     let rows = store.gateway_objects().await.expect("rows of any form are read");
     store.close().await;
     rows

@@ -5,7 +5,7 @@ use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc, time::Duration};
 use catalog::model::HealthStatus as H;
 use chrono::{DateTime, TimeDelta, Utc};
 use proptest::prelude::*;
-use provider::{Failure, Outcome};
+use provider::{CheckOutcome, Failure};
 use providerd::checks::{
     impairment::{Impaired, Impairment},
     state::HealthMachine,
@@ -120,9 +120,9 @@ impl Fleet {
                 Due::End(host, answers, took) => {
                     let machine = &mut machines[host];
                     let outcome = if answers {
-                        Outcome::Ok
+                        CheckOutcome::Ok
                     } else {
-                        Outcome::Hard {
+                        CheckOutcome::Hard {
                             failure: Failure::Connect,
                             reason: "refused".into(),
                             retry_after: None,

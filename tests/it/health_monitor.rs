@@ -22,11 +22,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use catalog::model::{HealthPolicy, HealthStatus as H, KeyStatus as K, Origin, Provider, Schedule};
-use net::{Limits, NetConfig, probe::Prober};
+use net::{NetConfig, PhaseLimits, probe::Prober};
 use provider::{ProviderType as P, origin_of, parse_base};
 use providerd::checks::{
     impairment::Impaired,
-    monitor::{Command, Event, Label, Memory, MonitorConfig, Rhythm, Target, Wall, run},
+    monitor::{CheckEvent, CheckTarget, Label, Memory, MonitorCommand, MonitorConfig, Rhythm, Wall, run},
 };
 
 const KEY: &str = "sk-fake-key-for-tests-0123456789abcdef";
@@ -58,9 +58,9 @@ async fn provider(status: Arc<AtomicU16>, seen: Arc<AtomicUsize>) -> SocketAddr 
     address
 }
 
-fn target(name: &str, address: SocketAddr, key: &str) -> Box<Target> {
+fn target(name: &str, address: SocketAddr, key: &str) -> Box<CheckTarget> {
     let base = parse_base(P::OpenAi, Some(&format!("http://{address}/v1"))).unwrap();
-    Box::new(Target {
+    Box::new(CheckTarget {
         name: name.into(),
         label: Label::default(),
         kind: P::OpenAi,
@@ -72,13 +72,13 @@ fn target(name: &str, address: SocketAddr, key: &str) -> Box<Target> {
         slow_after: Duration::from_secs(3),
         path: None,
         expect_status: None,
-        limits: Limits { total: Duration::from_millis(500), ..Limits::default() },
+        limits: PhaseLimits { total: Duration::from_millis(500), ..PhaseLimits::default() },
     })
 }
 
 struct Running {
-    commands: mpsc::Sender<Command>,
-    events: mpsc::Receiver<Event>,
+    commands: mpsc::Sender<MonitorCommand>,
+    events: mpsc::Receiver<CheckEvent>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
@@ -93,12 +93,12 @@ fn monitor(config: MonitorConfig) -> Running {
 }
 
 impl Running {
-    async fn set(&self, target: Box<Target>) {
-        self.commands.send(Command::Set { target, memory: None, taken: false }).await.unwrap();
+    async fn set(&self, target: Box<CheckTarget>) {
+        self.commands.send(MonitorCommand::Set { target, memory: None, taken: false }).await.unwrap();
     }
 
     /// The first event that fits.
-    async fn until<T>(&mut self, what: &str, mut fits: impl FnMut(&Event) -> Option<T>) -> T {
+    async fn until<T>(&mut self, what: &str, mut fits: impl FnMut(&CheckEvent) -> Option<T>) -> T {
         let found = timeout(PATIENCE, async {
             loop {
                 let event = self.events.recv().await.expect("the monitor ended");
@@ -112,9 +112,9 @@ impl Running {
     }
 
     async fn health(&mut self, name: &str, to: H) {
-        let reaches = |event: &Event| match event {
-            Event::Checked { target, transition: Some(transition), .. }
-            | Event::Health { target, transition, .. }
+        let reaches = |event: &CheckEvent| match event {
+            CheckEvent::Checked { target, transition: Some(transition), .. }
+            | CheckEvent::Health { target, transition, .. }
                 if &*target.name == name && transition.to == to =>
             {
                 Some(())
@@ -125,9 +125,9 @@ impl Running {
     }
 
     async fn key(&mut self, name: &str, to: K) {
-        let reaches = |event: &Event| match event {
-            Event::KeyTested { target, transition: Some(transition), .. }
-            | Event::Key { target, transition, .. }
+        let reaches = |event: &CheckEvent| match event {
+            CheckEvent::KeyTested { target, transition: Some(transition), .. }
+            | CheckEvent::Key { target, transition, .. }
                 if &*target.name == name && transition.to == to =>
             {
                 Some(())
@@ -153,8 +153,8 @@ async fn health_and_keys_are_followed() {
     monitor
         .until("healthy and valid", |event| {
             match event {
-                Event::Checked { transition: Some(found), .. } => healthy = found.to == H::Healthy,
-                Event::KeyTested { transition: Some(found), .. } => valid = found.to == K::Valid,
+                CheckEvent::Checked { transition: Some(found), .. } => healthy = found.to == H::Healthy,
+                CheckEvent::KeyTested { transition: Some(found), .. } => valid = found.to == K::Valid,
                 _ => {}
             }
             (healthy && valid).then_some(())
@@ -165,11 +165,11 @@ async fn health_and_keys_are_followed() {
     status.store(200, Ordering::Relaxed);
     // Not waiting for the 30 s of an unhealthy provider: two checks on demand.
     for _ in 0..2 {
-        monitor.commands.send(Command::Now("p".into())).await.unwrap();
-        monitor.until("a check", |event| matches!(event, Event::Checked { .. }).then_some(())).await;
+        monitor.commands.send(MonitorCommand::Now("p".into())).await.unwrap();
+        monitor.until("a check", |event| matches!(event, CheckEvent::Checked { .. }).then_some(())).await;
     }
     let (ask, answer) = oneshot::channel();
-    monitor.commands.send(Command::Snapshot(ask)).await.unwrap();
+    monitor.commands.send(MonitorCommand::Snapshot(ask)).await.unwrap();
     let all = answer.await.unwrap();
     assert_eq!(all[0].1.health.status(), H::Healthy);
     // Another key: pending at once, tested at once, and the provider stays healthy.
@@ -177,14 +177,16 @@ async fn health_and_keys_are_followed() {
     monitor.key("p", K::Pending).await;
     monitor
         .until("a rejection", |event| match event {
-            Event::KeyTested { report, .. } => (report.verdict.word() == "invalid").then_some(()),
+            CheckEvent::KeyTested { report, .. } => (report.verdict.word() == "invalid").then_some(()),
             _ => None,
         })
         .await;
-    monitor.commands.send(Command::Now("p".into())).await.unwrap();
+    monitor.commands.send(MonitorCommand::Now("p".into())).await.unwrap();
     let (from, outcome) = monitor
         .until("a check", |event| match event {
-            Event::Checked { checked, memory, .. } => Some((memory.health.status(), checked.outcome.word())),
+            CheckEvent::Checked { checked, memory, .. } => {
+                Some((memory.health.status(), checked.outcome.word()))
+            }
             _ => None,
         })
         .await;
@@ -193,7 +195,7 @@ async fn health_and_keys_are_followed() {
     let stored = serde_json::to_string(&all[0].1).unwrap();
     assert!(!stored.contains("0123456789"), "{stored}");
     assert_eq!(serde_json::from_str::<Memory>(&stored).unwrap(), all[0].1);
-    monitor.commands.send(Command::Remove("p".into())).await.unwrap();
+    monitor.commands.send(MonitorCommand::Remove("p".into())).await.unwrap();
     monitor.end().await;
 }
 
@@ -211,7 +213,7 @@ async fn one_that_hangs_holds_up_nobody() {
     let began = std::time::Instant::now();
     monitor
         .until("ten checks", |event| match event {
-            Event::Checked { target, .. } if &*target.name == "good" => {
+            CheckEvent::Checked { target, .. } if &*target.name == "good" => {
                 checks += 1;
                 (checks == 10).then_some(())
             }
@@ -245,34 +247,36 @@ async fn an_outage_of_our_own_is_not_blamed_on_providers() {
     }
     for n in 0..6 {
         let (mut seen, name) = (false, format!("p{n}"));
-        frozen.commands.send(Command::Now(name.clone().into())).await.unwrap();
+        frozen.commands.send(MonitorCommand::Now(name.clone().into())).await.unwrap();
         frozen
             .until("a good check", |event| {
-                seen |= matches!(event, Event::Checked { target, memory, .. } if *target.name == *name && memory.health.status() == H::Healthy);
+                seen |= matches!(event, CheckEvent::Checked { target, memory, .. } if *target.name == *name && memory.health.status() == H::Healthy);
                 seen.then_some(())
             })
             .await;
     }
     status.store(503, Ordering::Relaxed);
     frozen
-        .until("a freeze", |event| matches!(event, Event::Impaired(Impaired::Began { .. })).then_some(()))
+        .until("a freeze", |event| {
+            matches!(event, CheckEvent::Impaired(Impaired::Began { .. })).then_some(())
+        })
         .await;
     let mut checks = 0;
     frozen
         .until("checks while frozen", |event| match event {
-            Event::Checked { frozen, transition, checked, .. } => {
+            CheckEvent::Checked { frozen, transition, checked, .. } => {
                 assert!(transition.is_none() && *frozen == (checked.outcome.word() == "hard"));
                 checks += 1;
                 (checks == 40).then_some(())
             }
-            Event::Health { .. } => panic!("{event:?}"),
+            CheckEvent::Health { .. } => panic!("{event:?}"),
             _ => None,
         })
         .await;
     // Our side works again, and so do they.
     status.store(200, Ordering::Relaxed);
     frozen
-        .until("the end", |event| matches!(event, Event::Impaired(Impaired::Ended { .. })).then_some(()))
+        .until("the end", |event| matches!(event, CheckEvent::Impaired(Impaired::Ended { .. })).then_some(()))
         .await;
     frozen.end().await;
     // The canary answers: they are really down.
@@ -281,10 +285,14 @@ async fn an_outage_of_our_own_is_not_blamed_on_providers() {
     for (n, address) in addresses.iter().enumerate() {
         real.set(target(&format!("p{n}"), *address, KEY)).await;
     }
-    real.until("a freeze", |event| matches!(event, Event::Impaired(Impaired::Began { .. })).then_some(()))
-        .await;
-    real.until("the canary", |event| matches!(event, Event::Impaired(Impaired::Ended { .. })).then_some(()))
-        .await;
+    real.until("a freeze", |event| {
+        matches!(event, CheckEvent::Impaired(Impaired::Began { .. })).then_some(())
+    })
+    .await;
+    real.until("the canary", |event| {
+        matches!(event, CheckEvent::Impaired(Impaired::Ended { .. })).then_some(())
+    })
+    .await;
     real.health("p3", H::Unhealthy).await;
     real.end().await;
 }
@@ -305,8 +313,8 @@ async fn a_jump_of_the_wall_clock_hides_nobody_and_tests_nothing_twice() {
         monitor
             .until("healthy and valid", |event| {
                 match event {
-                    Event::Checked { transition: Some(found), .. } => healthy = found.to == H::Healthy,
-                    Event::KeyTested { transition: Some(found), .. } => valid = found.to == K::Valid,
+                    CheckEvent::Checked { transition: Some(found), .. } => healthy = found.to == H::Healthy,
+                    CheckEvent::KeyTested { transition: Some(found), .. } => valid = found.to == K::Valid,
                     _ => {}
                 }
                 (healthy && valid).then_some(())
@@ -318,7 +326,7 @@ async fn a_jump_of_the_wall_clock_hides_nobody_and_tests_nothing_twice() {
         monitor
             .until("three seconds of checks", |event| {
                 match event {
-                    Event::Checked { transition, memory, .. } => {
+                    CheckEvent::Checked { transition, memory, .. } => {
                         assert_eq!(*transition, None);
                         checks += 1;
                         last = memory.health.last_result();
@@ -357,17 +365,17 @@ fn targets_come_from_manifests() {
         models: vec![],
     };
     let outer = HealthPolicy { timeout: Some(Duration::from_secs(5)), ..HealthPolicy::default() };
-    let target = Target::new(&provider, &outer, None).unwrap();
+    let target = CheckTarget::new(&provider, &outer, None).unwrap();
     assert_eq!(target.base.as_str(), "https://api.groq.com/openai/v1");
     assert_eq!(target.limits.total, Duration::from_secs(5));
     let noon = "2026-11-23T12:00:00Z".parse().unwrap();
     assert_eq!(target.rhythm.regular(noon), Duration::from_secs(30));
     provider.health.schedule = Some(Schedule::Cron("0 */5 * * * *".into()));
-    let target = Target::new(&provider, &outer, None).unwrap();
+    let target = CheckTarget::new(&provider, &outer, None).unwrap();
     assert_eq!(target.rhythm.regular(noon), Duration::from_secs(300));
     provider.health.schedule = Some(Schedule::Cron("nonsense".into()));
-    assert!(Target::new(&provider, &outer, None).is_err());
+    assert!(CheckTarget::new(&provider, &outer, None).is_err());
     provider.health.schedule = None;
     provider.kind = P::Custom;
-    assert!(Target::new(&provider, &outer, None).unwrap_err().to_string().contains("base_url"));
+    assert!(CheckTarget::new(&provider, &outer, None).unwrap_err().to_string().contains("base_url"));
 }

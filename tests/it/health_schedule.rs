@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use proptest::prelude::*;
 
 use provider::origin_of;
-use providerd::checks::schedule::{Caps, Dues, Job, Next, Schedule, jittered, place, unit};
+use providerd::checks::schedule::{Caps, Dues, Job, NextTurn, TurnSchedule, jittered, place, unit};
 
 fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
@@ -23,7 +23,7 @@ fn check_at(due: u64) -> Dues {
 /// Runs the schedule for a time: each check takes `took`, and is due again `interval` after its start.
 /// Gives the starts of every provider.
 fn simulate(
-    schedule: &mut Schedule,
+    schedule: &mut TurnSchedule,
     until: u64,
     took: impl Fn(&str) -> u64,
     interval: u64,
@@ -34,7 +34,7 @@ fn simulate(
     let mut now = 0;
     while now < until {
         match schedule.next(ms(now)) {
-            Next::Run(turn) => {
+            NextTurn::Run(turn) => {
                 starts.entry(turn.provider.to_string()).or_default().push(now);
                 if took(&turn.provider) > 2000 {
                     long.insert((now + 2000, turn.provider.clone()));
@@ -45,7 +45,7 @@ fn simulate(
             next => {
                 let end = ends.keys().chain(&long).map(|(at, _)| *at).min();
                 let due = match next {
-                    Next::At(at) => Some(u64::try_from(at.as_millis()).unwrap().max(now + 1)),
+                    NextTurn::At(at) => Some(u64::try_from(at.as_millis()).unwrap().max(now + 1)),
                     _ => None,
                 };
                 now = end.into_iter().chain(due).min().unwrap_or(until);
@@ -67,8 +67,8 @@ fn simulate(
     starts
 }
 
-fn filled(caps: Caps, providers: u64, origins: u64, interval: u64) -> Schedule {
-    let mut schedule = Schedule::new(caps);
+fn filled(caps: Caps, providers: u64, origins: u64, interval: u64) -> TurnSchedule {
+    let mut schedule = TurnSchedule::new(caps);
     for n in 0..providers {
         let (name, origin) = (format!("p{n}").into(), format!("o{}", n % origins).into());
         schedule.set(&name, &origin, check_at(n * interval / providers));
@@ -109,7 +109,7 @@ fn an_outage_does_not_take_the_turns_of_others() {
 }
 
 fn outage(known: bool) {
-    let mut schedule = Schedule::new(Caps::default());
+    let mut schedule = TurnSchedule::new(Caps::default());
     for n in 0..2100u64 {
         let (name, origin): (Arc<str>, Arc<str>) =
             (format!("{}{n}", if n < 2000 { "dead" } else { "good" }).into(), format!("o{n}").into());
@@ -127,25 +127,25 @@ fn outage(known: bool) {
 
 #[test]
 fn one_provider_has_one_turn_at_a_time() {
-    let mut schedule = Schedule::new(Caps::default());
+    let mut schedule = TurnSchedule::new(Caps::default());
     let (name, origin): (Arc<str>, Arc<str>) = ("p".into(), "o".into());
     schedule.set(&name, &origin, Dues { check: Some(ms(0)), key_test: Some(ms(0)), suspect: false });
-    let Next::Run(turn) = schedule.next(ms(5)) else { panic!("nothing runs") };
+    let NextTurn::Run(turn) = schedule.next(ms(5)) else { panic!("nothing runs") };
     assert_eq!((turn.job, turn.lag), (Job::Check, ms(5)));
-    assert_eq!(schedule.next(ms(1000)), Next::Wait);
+    assert_eq!(schedule.next(ms(1000)), NextTurn::Wait);
     // Set anew while it runs: counts after it.
     schedule.set(&name, &origin, check_at(2000));
-    assert_eq!(schedule.next(ms(3000)), Next::Wait);
+    assert_eq!(schedule.next(ms(3000)), NextTurn::Wait);
     schedule.done(&name, Job::Check, Some(ms(9000)), false);
-    assert!(matches!(schedule.next(ms(3000)), Next::Run(_)));
+    assert!(matches!(schedule.next(ms(3000)), NextTurn::Run(_)));
     // Moved to another origin, or removed, while it runs: its end is not counted twice.
     schedule.set(&name, &"other".into(), check_at(0));
     assert_eq!(schedule.in_flight(), 0);
-    assert!(matches!(schedule.next(ms(3000)), Next::Run(_)));
+    assert!(matches!(schedule.next(ms(3000)), NextTurn::Run(_)));
     schedule.remove(&name);
     schedule.done(&name, Job::Check, Some(ms(0)), false);
     assert_eq!((schedule.in_flight(), schedule.len()), (0, 0));
-    assert_eq!(schedule.next(ms(9000)), Next::Wait);
+    assert_eq!(schedule.next(ms(9000)), NextTurn::Wait);
 }
 
 #[test]
@@ -174,7 +174,7 @@ proptest! {
     #[test]
     fn caps_hold_whatever_happens(steps in proptest::collection::vec((0u8..9, 0u64..12, 0u64..4, 0u64..3000, proptest::bool::ANY), 1..300)) {
         let caps = Caps { origin_in_flight: 2, origin_per_second: 10.0, total: 5, suspects: 2, lingering: 3 };
-        let mut schedule = Schedule::new(caps);
+        let mut schedule = TurnSchedule::new(caps);
         let mut now = 0;
         // What runs: provider → (origin, suspect); and where each provider is.
         let mut running: HashMap<Arc<str>, (Job, Arc<str>, bool)> = HashMap::new();
@@ -200,7 +200,7 @@ proptest! {
                 5 => schedule.linger(&name),
                 _ => {
                     now += time / 10;
-                    if let Next::Run(turn) = schedule.next(ms(now)) {
+                    if let NextTurn::Run(turn) = schedule.next(ms(now)) {
                         let (home, suspect) = homes[&turn.provider].clone();
                         prop_assert!(!running.contains_key(&turn.provider), "two turns at once");
                         if let Some(last) = last_start.insert(home.clone(), now) && homes.values().filter(|(at, _)| *at == home).count() > 1 {
@@ -224,7 +224,7 @@ proptest! {
         let waiting: HashSet<Arc<str>> = homes.keys().filter(|name| schedule.dues(name).is_some_and(|dues| dues.check.is_some() || dues.key_test.is_some())).cloned().collect();
         for _ in 0..2000 {
             now += 100;
-            if let Next::Run(turn) = schedule.next(ms(now)) {
+            if let NextTurn::Run(turn) = schedule.next(ms(now)) {
                 schedule.done(&turn.provider, turn.job, None, false);
                 had.insert(turn.provider);
             }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use catalog::model::{HealthStatus as H, KeyStatus as K};
 use net::egress::EgressPolicy;
-use provider::{Evidence, Failure, KeyVerdict, Outcome};
+use provider::{CheckOutcome, Evidence, Failure, KeyVerdict};
 use providerd::checks::state::{HealthMachine, KeyMachine, Trust};
 
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -21,14 +21,16 @@ fn at(seconds: i64) -> DateTime<Utc> {
 }
 
 /// o ok, w slow, s soft, h hard, a auth, l local.
-fn outcome(letter: char) -> Outcome {
+fn outcome(letter: char) -> CheckOutcome {
     match letter {
-        'o' => Outcome::Ok,
-        'w' => Outcome::Slow,
-        's' => Outcome::Soft { reason: "HTTP 429".into(), retry_after: None },
-        'h' => Outcome::Hard { failure: Failure::Timeout, reason: "no answer".into(), retry_after: None },
-        'a' => Outcome::Auth { reason: "HTTP 401".into() },
-        _ => Outcome::Local { reason: "no free descriptor".into() },
+        'o' => CheckOutcome::Ok,
+        'w' => CheckOutcome::Slow,
+        's' => CheckOutcome::Soft { reason: "HTTP 429".into(), retry_after: None },
+        'h' => {
+            CheckOutcome::Hard { failure: Failure::Timeout, reason: "no answer".into(), retry_after: None }
+        }
+        'a' => CheckOutcome::Auth { reason: "HTTP 401".into() },
+        _ => CheckOutcome::Local { reason: "no free descriptor".into() },
     }
 }
 
@@ -109,8 +111,10 @@ fn checks_come_when_promised() {
     machine.observe(at(time), &outcome('o'));
     assert_eq!(machine.delay(at(time), INTERVAL), INTERVAL);
     // Asked to wait, and with a limit to what may be asked.
-    let wait =
-        |seconds| Outcome::Soft { reason: String::new(), retry_after: Some(Duration::from_secs(seconds)) };
+    let wait = |seconds| CheckOutcome::Soft {
+        reason: String::new(),
+        retry_after: Some(Duration::from_secs(seconds)),
+    };
     machine.observe(at(time), &wait(300));
     assert_eq!(machine.next_check(at(time), INTERVAL), at(time + 300));
     machine.observe(at(time), &wait(1_000_000));
@@ -142,7 +146,8 @@ fn old_results_are_not_believed() {
     // A wait that the provider asks for does: it may be down by the time that it names.
     let mut machine = HealthMachine::default();
     machine.observe(at(0), &outcome('o'));
-    let wait = Outcome::Soft { reason: "slow down".into(), retry_after: Some(Duration::from_secs(86_400)) };
+    let wait =
+        CheckOutcome::Soft { reason: "slow down".into(), retry_after: Some(Duration::from_secs(86_400)) };
     machine.observe(at(30), &wait);
     assert_eq!(machine.asked_to_wait(at(31)), Some(at(630)));
     assert_eq!(machine.expire(at(120), INTERVAL), None);

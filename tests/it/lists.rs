@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use net::{
-    Limits, NetConfig, ProbeError, Resolve, certificates_from_pem,
+    NetConfig, PhaseLimits, ProbeError, Resolve, certificates_from_pem,
     egress::EgressPolicy,
     probe::{ListFailure, Lister},
 };
@@ -27,13 +27,13 @@ use crate::support::offering::Offering;
 const KEY: &str = "fake-key-for-tests-0123456789abcdef";
 /// Far above the limits, far below "for ever".
 const PATIENCE: Duration = Duration::from_secs(10);
-const QUICK: Limits = Limits {
+const QUICK: PhaseLimits = PhaseLimits {
     dns: Duration::from_millis(300),
     connect: Duration::from_millis(400),
     total: Duration::from_millis(800),
 };
 
-fn lister(config: NetConfig, limits: Limits) -> Lister {
+fn lister(config: NetConfig, limits: PhaseLimits) -> Lister {
     Lister::new(config, limits).unwrap()
 }
 

@@ -1,13 +1,13 @@
 //! Every layout found in the field is joined without loss, and programs written for it go on as before.
 
-use providerd::store::{Settings, Store, StoreError};
+use providerd::store::{Store, StoreError, StoreSettings};
 
 use crate::support::pg::{self, TestDb, pg};
 
 const TABLES: [&str; 4] = ["llm_providers", "llm_models", "llm_routing_rules", "llm_usage_logs"];
 
 async fn store(db: &TestDb) -> Store {
-    Store::connect(&Settings::new(db.url.clone().into())).await.expect("the URL is valid")
+    Store::connect(&StoreSettings::new(db.url.clone().into())).await.expect("the URL is valid")
 }
 
 /// The columns of a table as they are now.

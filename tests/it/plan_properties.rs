@@ -18,8 +18,8 @@ use catalog::{
         Catalog, Cell, Frozen, HealthPolicy, JsonMap, ManifestPath, Model, Origin, PowerLevel, Provider,
     },
     plan::{
-        Action, Desired, DesiredKey, FieldChange, Fingerprint, Input, KeyAction, Kind, LiveKey, LiveModel,
-        LiveObject, LiveProvider, LiveRule, Managed, Plan, Policy, PruneLimit, World, plan,
+        Action, ChangedTable, Desired, DesiredKey, FieldChange, Fingerprint, KeyAction, LiveKey, LiveModel,
+        LiveObject, LiveProvider, LiveRule, Managed, Plan, PlanInput, Policy, PruneLimit, World, plan,
     },
     policy::DriftPolicy,
     routing::DesiredRule,
@@ -52,7 +52,7 @@ impl Database {
     fn plan(&mut self, desired: &BTreeMap<Arc<str>, Desired>, policy: &Policy, frozen: &Frozen) -> Plan {
         self.0.managed_total = self.0.managed.len();
         let with_usage = HashSet::new();
-        plan(&Input {
+        plan(&PlanInput {
             desired,
             world: &self.0,
             frozen,
@@ -100,7 +100,7 @@ impl Database {
         for provider in &plan.providers {
             for change in &provider.changes {
                 match (change.kind, change.action) {
-                    (Kind::Provider, Action::Create) => {
+                    (ChangedTable::Provider, Action::Create) => {
                         let mut live = blank_provider(&change.name, change.id);
                         change.fields.iter().for_each(|field| set_provider(&mut live, field));
                         assert!(
@@ -108,7 +108,7 @@ impl Database {
                             "no row is created twice"
                         );
                     }
-                    (Kind::Model, Action::Create) => {
+                    (ChangedTable::Model, Action::Create) => {
                         let name = change.name.split_once('/').expect("provider/model").1;
                         let mut model = blank_model(name, change.id);
                         change.fields.iter().for_each(|field| set_model(&mut model, field));
@@ -119,34 +119,34 @@ impl Database {
                         );
                         live.models.push(model);
                     }
-                    (Kind::Route, Action::Create) => {
+                    (ChangedTable::Route, Action::Create) => {
                         let mut rule = blank_rule(change.id);
                         change.fields.iter().for_each(|field| set_rule(&mut rule, field));
                         self.model(change.parent).rules.push(rule);
                     }
-                    (Kind::Provider, Action::Delete | Action::Retire) => {
+                    (ChangedTable::Provider, Action::Delete | Action::Retire) => {
                         self.0.live.retain(|_, live| live.id != change.id)
                     }
-                    (Kind::Model, Action::Delete) => {
+                    (ChangedTable::Model, Action::Delete) => {
                         self.0
                             .live
                             .values_mut()
                             .for_each(|live| live.models.retain(|model| model.id != change.id));
                     }
-                    (Kind::Route, Action::Delete) => {
+                    (ChangedTable::Route, Action::Delete) => {
                         let models = self.0.live.values_mut().flat_map(|live| &mut live.models);
                         models.for_each(|model| model.rules.retain(|rule| rule.id != change.id));
                     }
                     (_, Action::Release) => {}
-                    (Kind::Provider, _) => {
+                    (ChangedTable::Provider, _) => {
                         let live = self.live(change.id);
                         change.fields.iter().for_each(|field| set_provider(live, field));
                     }
-                    (Kind::Model, _) => {
+                    (ChangedTable::Model, _) => {
                         let model = self.model(change.id);
                         change.fields.iter().for_each(|field| set_model(model, field));
                     }
-                    (Kind::Route, _) => {
+                    (ChangedTable::Route, _) => {
                         let rule = self.rule(change.id);
                         change.fields.iter().for_each(|field| set_rule(rule, field));
                     }

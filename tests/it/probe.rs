@@ -17,16 +17,16 @@ use tokio::{
 use url::Url;
 
 use net::{
-    Limits, NetConfig, ProbeError, Resolve, certificates_from_pem,
+    NetConfig, PhaseLimits, ProbeError, Resolve, certificates_from_pem,
     egress::EgressPolicy,
-    probe::{Answer, HealthCheck, ListFailure, Prober},
+    probe::{HealthCheck, ListFailure, ProbeReply, Prober},
 };
 use provider::{
-    Controls, Failure, KeyVerdict, Method, Outcome, ProviderType as P, Request, Value, parse_base,
+    CheckOutcome, Controls, Failure, KeyVerdict, Method, ProviderType as P, Request, Value, parse_base,
 };
 
 const KEY: &str = "sk-fake-key-for-tests-0123456789abcdef";
-const LIMITS: Limits = Limits {
+const LIMITS: PhaseLimits = PhaseLimits {
     dns: Duration::from_millis(300),
     connect: Duration::from_millis(400),
     total: Duration::from_millis(800),
@@ -88,14 +88,14 @@ async fn hang() {
     std::future::pending::<()>().await;
 }
 
-async fn send(url: &str) -> Result<Answer, ProbeError> {
+async fn send(url: &str) -> Result<ProbeReply, ProbeError> {
     let began = Instant::now();
     let answer = prober().send(&request(url), LIMITS).await;
     assert!(began.elapsed() < PATIENCE, "took {:?}", began.elapsed());
     answer
 }
 
-fn failure(answer: Result<Answer, ProbeError>) -> Failure {
+fn failure(answer: Result<ProbeReply, ProbeError>) -> Failure {
     match answer {
         Err(ProbeError::Failed { failure, reason }) => {
             assert!(!reason.contains(KEY), "{reason}");
@@ -257,13 +257,13 @@ async fn a_redirect_does_not_carry_the_key_on() {
         assert!(matches!(tested.report.verdict, KeyVerdict::Inconclusive { .. }), "{tested:?}");
         assert!(matches!(
             check(P::Custom, address, Some(KEY)).await,
-            Outcome::Hard { failure: Failure::Status, .. }
+            CheckOutcome::Hard { failure: Failure::Status, .. }
         ));
     }
     assert_eq!(*heard_there.lock().unwrap(), 0);
 }
 
-async fn check(kind: P, address: SocketAddr, key: Option<&str>) -> Outcome {
+async fn check(kind: P, address: SocketAddr, key: Option<&str>) -> CheckOutcome {
     let base = parse_base(kind, Some(&format!("http://{address}/v1"))).unwrap();
     let slow_after = Duration::from_millis(300);
     let check =
@@ -326,7 +326,7 @@ async fn checks_read_what_servers_say() {
         let _ = stream.write_all(http(200, "{\"data\":[]}").as_bytes()).await;
     })
     .await;
-    assert_eq!(check(P::OpenAi, slow, Some(KEY)).await, Outcome::Slow);
+    assert_eq!(check(P::OpenAi, slow, Some(KEY)).await, CheckOutcome::Slow);
 }
 
 /// A provider that guards its list and echoes keys.
@@ -385,7 +385,7 @@ impl Resolve for Names {
     }
 }
 
-async fn named(names: Names, url: &str, egress: EgressPolicy) -> Result<Answer, ProbeError> {
+async fn named(names: Names, url: &str, egress: EgressPolicy) -> Result<ProbeReply, ProbeError> {
     let config = NetConfig { resolver: Arc::new(names), egress, ..NetConfig::default() };
     let began = Instant::now();
     let answer = Prober::new(config).unwrap().send(&request(url), LIMITS).await;

@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeZone, Utc};
 use secrecy::ExposeSecret as _;
 
 use provider::{
-    Controls, Evidence, KeyEcho, KeyReport, KeyVerdict, ListError, ListStep, ModelList, Models, Outcome,
+    CheckOutcome, Controls, Evidence, KeyEcho, KeyReport, KeyVerdict, ListError, ListStep, ModelList, Models,
     Proof, ProviderType as P, Reply, Request, Step, Value, health_probe, parse_base, read_error, read_health,
     redact, retry_after,
 };
@@ -739,10 +739,10 @@ fn health_and_keys_are_two_verdicts() {
     assert_eq!(check(Some(&[204]), true, 401, ""), "auth");
     // What was cut off counts by its beginning.
     let cut = Reply { status: 200, headers: &[], body: b" {\"data\":[{\"id\":", truncated: true };
-    assert_eq!(read_health(P::Custom, None, false, &cut, now()), Outcome::Ok);
+    assert_eq!(read_health(P::Custom, None, false, &cut, now()), CheckOutcome::Ok);
     // What servers do against all rules: a byte order mark, and a packed body that nobody asked for.
     let marked = "\u{feff}{\"data\":[]}";
-    assert_eq!(read_health(P::OpenAi, None, false, &reply(200, &[], marked), now()), Outcome::Ok);
+    assert_eq!(read_health(P::OpenAi, None, false, &reply(200, &[], marked), now()), CheckOutcome::Ok);
     let packed = [("Content-Encoding".to_owned(), "gzip".to_owned())];
     let said = read_health(P::OpenAi, None, false, &reply(200, &packed, "\u{1f}\u{8b}"), now());
     assert!(said.word() == "hard" && said.reason().contains("content-encoding: gzip"), "{said:?}");

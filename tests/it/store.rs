@@ -12,13 +12,13 @@ use uuid::Uuid;
 use catalog::{
     model::Origin,
     plan::{
-        Action, Cause, Change, Digest, EventKind, FieldChange, Fingerprint, KeyAction, KeyChange, Kind,
-        LiveKey, Managed, ProviderPlan,
+        Action, Cause, Change, ChangedTable, Digest, EventKind, FieldChange, Fingerprint, KeyAction,
+        KeyChange, LiveKey, Managed, ProviderPlan,
     },
 };
-use provider::{Outcome, rollup::Rollup};
+use provider::{CheckOutcome, rollup::Rollup};
 use providerd::store::{
-    CheckWrite, EventFilter, NewEvent, Scope, Settings, Span, StatusWrite, Store, StoreError,
+    CheckWrite, EventFilter, NewEvent, Scope, Span, StatusWrite, Store, StoreError, StoreSettings,
 };
 
 use crate::support::pg::{Cluster, Options, TestDb, pg};
@@ -31,7 +31,7 @@ fn open(token: &str) -> LiveKey {
 }
 
 async fn fresh(db: &TestDb) -> Store {
-    let store = Store::connect(&Settings::new(db.url.clone().into())).await.expect("the URL is valid");
+    let store = Store::connect(&StoreSettings::new(db.url.clone().into())).await.expect("the URL is valid");
     store.migrate().await.expect("migrations run");
     store
 }
@@ -41,7 +41,7 @@ fn field(name: &'static str, new: Value) -> FieldChange {
 }
 
 fn change(
-    kind: Kind,
+    kind: ChangedTable,
     action: Action,
     id: Uuid,
     parent: Uuid,
@@ -66,7 +66,7 @@ fn creation(name: &str) -> ProviderPlan {
     let id = Uuid::new_v4();
     let models: Vec<Uuid> = (0..3).map(|_| Uuid::new_v4()).collect();
     let mut changes = vec![change(
-        Kind::Provider,
+        ChangedTable::Provider,
         Action::Create,
         id,
         id,
@@ -81,7 +81,7 @@ fn creation(name: &str) -> ProviderPlan {
     )];
     for (index, model) in models.iter().enumerate() {
         changes.push(change(
-            Kind::Model,
+            ChangedTable::Model,
             Action::Create,
             *model,
             id,
@@ -95,7 +95,7 @@ fn creation(name: &str) -> ProviderPlan {
         ));
     }
     changes.push(change(
-        Kind::Route,
+        ChangedTable::Route,
         Action::Create,
         Uuid::new_v4(),
         models[0],
@@ -183,7 +183,7 @@ async fn what_is_created_is_read_back_changed_and_deleted() {
         plan.id,
         vec![
             change(
-                Kind::Provider,
+                ChangedTable::Provider,
                 Action::Update,
                 plan.id,
                 plan.id,
@@ -191,7 +191,7 @@ async fn what_is_created_is_read_back_changed_and_deleted() {
                 vec![field("name", json!("p1")), field("config.region", json!("eu"))],
             ),
             change(
-                Kind::Model,
+                ChangedTable::Model,
                 Action::Update,
                 model,
                 plan.id,
@@ -199,7 +199,7 @@ async fn what_is_created_is_read_back_changed_and_deleted() {
                 vec![field("enabled", json!(false)), field("context_length", json!(8))],
             ),
             change(
-                Kind::Route,
+                ChangedTable::Route,
                 Action::Update,
                 rule,
                 live.models[0].id,
@@ -224,7 +224,7 @@ async fn what_is_created_is_read_back_changed_and_deleted() {
     let mut retire = bare(
         "p1",
         plan.id,
-        vec![change(Kind::Provider, Action::Retire, plan.id, plan.id, "p1".into(), vec![])],
+        vec![change(ChangedTable::Provider, Action::Retire, plan.id, plan.id, "p1".into(), vec![])],
     );
     retire.forget = true;
     carry_out(&store, &[retire]).await.expect("retired");
@@ -235,7 +235,7 @@ async fn what_is_created_is_read_back_changed_and_deleted() {
     let delete = bare(
         "p1",
         plan.id,
-        vec![change(Kind::Provider, Action::Delete, plan.id, plan.id, "p1".into(), vec![])],
+        vec![change(ChangedTable::Provider, Action::Delete, plan.id, plan.id, "p1".into(), vec![])],
     );
     carry_out(&store, &[delete]).await.expect("deleted");
     assert!(store.read_world(&names(&["p1"]), &open).await.expect("readable").live.is_empty());
@@ -402,7 +402,7 @@ async fn sums_are_added_to_rows_of_the_first_layout() {
     }
     let mut more = Rollup::default();
     for _ in 0..100 {
-        more.add(&Outcome::Ok, Duration::from_millis(3000));
+        more.add(&CheckOutcome::Ok, Duration::from_millis(3000));
     }
     let status = StatusWrite {
         id,

@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use gateway::spool::{RequestFacts, Spool, SpoolSettings, UsageIntent, UsageRow, UsageSource};
 use proptest::{prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 use providerd::{
-    store::{Settings, Store, UsageBy, UsageQuery},
+    store::{Store, StoreSettings, UsageBy, UsageQuery},
     usage::{ShipReport, Shipper, ShipperSettings},
 };
 use uuid::Uuid;
@@ -22,7 +22,7 @@ const PROVIDER: Uuid = Uuid::from_u128(1);
 const MODEL: Uuid = Uuid::from_u128(2);
 
 async fn store(db: &TestDb) -> Store {
-    Store::connect(&Settings::new(db.url.clone().into())).await.expect("the URL is valid")
+    Store::connect(&StoreSettings::new(db.url.clone().into())).await.expect("the URL is valid")
 }
 
 async fn migrated(db: &TestDb) -> Store {
@@ -561,7 +561,7 @@ async fn usage_is_shown_in_every_form() {
     lab.write("a.toml", &provider("alpha", 1));
     assert!(lab.run(&["usage"]).expect(0).stdout.starts_with("no usage since"), "a database without tables");
     lab.run(&["apply"]).expect(0);
-    let store = Store::connect(&Settings::new(lab.url.clone().into())).await.expect("the URL is valid");
+    let store = Store::connect(&StoreSettings::new(lab.url.clone().into())).await.expect("the URL is valid");
     let dir = tempfile::tempdir().expect("a directory");
     let spool = open(dir.path());
     for number in 0..3 {
@@ -640,7 +640,7 @@ async fn a_model_with_usage_is_retired() {
     };
     lab.write("a.toml", &manifest(&["kept", "used", "unused"]));
     lab.run(&["apply"]).expect(0);
-    let store = Store::connect(&Settings::new(lab.url.clone().into())).await.expect("the URL is valid");
+    let store = Store::connect(&StoreSettings::new(lab.url.clone().into())).await.expect("the URL is valid");
     let dir = tempfile::tempdir().expect("a directory");
     let spool = open(dir.path());
     let id = |sql: &'static str| {

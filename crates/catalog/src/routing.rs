@@ -157,7 +157,7 @@ fn strength(route: &Route, glob: bool) -> (bool, i32, std::cmp::Reverse<&Origin>
 
 /// One model in one cell.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Row {
+pub struct CellRow {
     pub power_level: PowerLevel,
     pub user_tier: Box<str>,
     pub task_type: Option<Box<str>>,
@@ -173,7 +173,7 @@ pub struct Row {
 /// which they are tried.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Table {
-    rows: Vec<Row>,
+    rows: Vec<CellRow>,
 }
 
 impl Table {
@@ -191,7 +191,7 @@ impl Table {
                 if rule.enabled == Some(false) || off.contains(&*rule.model) {
                     continue;
                 }
-                rows.push(Row {
+                rows.push(CellRow {
                     power_level: rule.cell.power_level,
                     user_tier: rule.cell.user_tier,
                     task_type: rule.cell.task_type,
@@ -205,8 +205,8 @@ impl Table {
             }
         }
         rows.sort_by(|a, b| {
-            let cell = |row: &Row| (row.power_level, row.user_tier.clone(), row.task_type.clone());
-            let order = |row: &Row| (row.priority, row.provider_priority, row.weight);
+            let cell = |row: &CellRow| (row.power_level, row.user_tier.clone(), row.task_type.clone());
+            let order = |row: &CellRow| (row.priority, row.provider_priority, row.weight);
             cell(a)
                 .cmp(&cell(b))
                 .then(order(b).cmp(&order(a)))
@@ -216,7 +216,7 @@ impl Table {
     }
 
     /// Cell by cell, the first to be tried first.
-    pub fn rows(&self) -> &[Row] {
+    pub fn rows(&self) -> &[CellRow] {
         &self.rows
     }
 

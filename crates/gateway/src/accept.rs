@@ -22,7 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use net::pool::Transport;
+use net::pool::ByteStream;
 
 /// Bytes of a request's head, names and values (contract §11).
 pub const HEAD_MAX: usize = 32 * 1024;
@@ -40,14 +40,14 @@ const LAST_WORD: Duration = Duration::from_millis(500);
 /// Turns an accepted socket into a line: plain, or TLS within its own clock.
 pub trait Door: Send + Sync + 'static {
     /// The handshake, if there is one.
-    fn enter(&self, socket: TcpStream) -> impl Future<Output = io::Result<Box<dyn Transport>>> + Send;
+    fn enter(&self, socket: TcpStream) -> impl Future<Output = io::Result<Box<dyn ByteStream>>> + Send;
 }
 
 /// The door without TLS.
 pub struct PlainDoor;
 
 impl Door for PlainDoor {
-    async fn enter(&self, socket: TcpStream) -> io::Result<Box<dyn Transport>> {
+    async fn enter(&self, socket: TcpStream) -> io::Result<Box<dyn ByteStream>> {
         Ok(Box::new(socket))
     }
 }

@@ -1,6 +1,6 @@
 //! What one request used: its intent before it leaves, its outcome after it ended, whatever way it ends.
 //!
-//! Not its job: keeping rows ([`Ledger`] comes from outside), reserving (`limit`).
+//! Not its job: keeping rows ([`UsageLedger`] comes from outside), reserving (`limit`).
 //!
 //! Invariant: an account that was opened is closed exactly once. Dropped open, it is closed as left by its caller: no
 //! way out of a request can forget it.
@@ -29,7 +29,7 @@ use crate::tap::{TapShape, TapSums, TapUsage};
 pub(crate) const LEFT: u16 = 499;
 
 /// Keeps what requests use.
-pub trait Ledger: Send + Sync + 'static {
+pub trait UsageLedger: Send + Sync + 'static {
     /// Writes down that a request is about to leave.
     ///
     /// # Errors
@@ -75,7 +75,7 @@ struct SpoolLedgerEntry {
     strict: bool,
 }
 
-impl Ledger for SpoolLedger {
+impl UsageLedger for SpoolLedger {
     fn intent(&self, intent: &UsageIntent<'_>) -> Result<Box<dyn LedgerEntry>, SpoolError> {
         let ticket = self.spool.intent(intent)?;
         let sequence = ticket.sequence();
@@ -232,7 +232,7 @@ impl Account {
     /// until the outcome is known.
     pub(crate) fn ask(
         &mut self,
-        ledger: Option<&dyn Ledger>,
+        ledger: Option<&dyn UsageLedger>,
         picture: &Picture,
         candidate: &RouteCandidate,
         reserved: Money,

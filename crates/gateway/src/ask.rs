@@ -73,7 +73,7 @@ impl std::fmt::Display for RouteWord {
 
 /// One thing that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Wanted {
+pub enum AskedFor {
     /// A model of one provider.
     Pin {
         upstream: u32,
@@ -91,7 +91,7 @@ pub enum Wanted {
 /// One thing that is asked for, with what the consumer's list said to the words that led to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AskTarget {
-    pub wanted: Wanted,
+    pub wanted: AskedFor,
     pub grant: Grant,
 }
 
@@ -191,11 +191,12 @@ impl Ask {
             api,
             consumer: consumer.map(|consumer| consumer.at),
             asked: model.map(|model| cut(model, MAX_MODEL).into()),
-            of_level: said.is_some() || targets.iter().any(|target| matches!(target.wanted, Wanted::Cell(_))),
+            of_level: said.is_some()
+                || targets.iter().any(|target| matches!(target.wanted, AskedFor::Cell(_))),
             route,
             level: match targets.first() {
                 // An alias for a level asks for that level.
-                Some(AskTarget { wanted: Wanted::Cell(level), .. }) => *level,
+                Some(AskTarget { wanted: AskedFor::Cell(level), .. }) => *level,
                 _ => level,
             },
             targets,
@@ -288,14 +289,14 @@ struct Finder<'a> {
 impl<'a> Finder<'a> {
     fn find(&mut self, model: Option<&'a str>) -> RouteWord {
         let Some(model) = model else {
-            self.push(Wanted::Cell(self.level), Grant::Each);
+            self.push(AskedFor::Cell(self.level), Grant::Each);
             return RouteWord::Cell;
         };
         if self.picture.alias(model).is_some() {
             self.follow(model);
             if self.found.is_empty() {
                 // It stands for nothing but itself: a model of that name is all that can be meant.
-                self.found.push(AskTarget { wanted: Wanted::Name(model.into()), grant: self.word(model) });
+                self.found.push(AskTarget { wanted: AskedFor::Name(model.into()), grant: self.word(model) });
             }
             return RouteWord::Alias(model.into());
         }
@@ -306,9 +307,9 @@ impl<'a> Finder<'a> {
         self.consumer.map_or(Grant::Whole, |consumer| consumer.allow.word(word))
     }
 
-    fn push(&mut self, wanted: Wanted, by: Grant) {
+    fn push(&mut self, wanted: AskedFor, by: Grant) {
         let grant = match &wanted {
-            Wanted::Cell(level) => by.then(self.word(level.as_str())),
+            AskedFor::Cell(level) => by.then(self.word(level.as_str())),
             _ => by,
         };
         let known = self.found.iter_mut().find(|target| target.wanted == wanted);
@@ -346,7 +347,7 @@ impl<'a> Finder<'a> {
     fn push_plain(&mut self, model: &str, grant: Grant) -> RouteWord {
         if let Some(word) = level_word(model) {
             let level = if self.said { self.level } else { word };
-            self.push(Wanted::Cell(level), grant);
+            self.push(AskedFor::Cell(level), grant);
             return RouteWord::Cell;
         }
         let model = cut(model, MAX_MODEL);
@@ -355,11 +356,11 @@ impl<'a> Finder<'a> {
             .and_then(|(provider, rest)| Some((self.picture.upstream_named(provider)?, rest)));
         match named.or_else(|| self.picture.upstream_by_prefix(model)) {
             Some((upstream, rest)) if !rest.is_empty() => {
-                self.push(Wanted::Pin { upstream, rest: rest.into(), whole: model.into() }, grant);
+                self.push(AskedFor::Pin { upstream, rest: rest.into(), whole: model.into() }, grant);
                 RouteWord::Pin
             }
             _ => {
-                self.push(Wanted::Name(model.into()), grant);
+                self.push(AskedFor::Name(model.into()), grant);
                 RouteWord::Name
             }
         }
@@ -414,11 +415,11 @@ pub(crate) mod tests {
     /// Targets in short: `pin provider:rest`, `name`, `cell level`.
     fn shown(picture: &Picture, ask: &Ask) -> Vec<String> {
         let show = |target: &AskTarget| match &target.wanted {
-            Wanted::Pin { upstream, rest, .. } => {
+            AskedFor::Pin { upstream, rest, .. } => {
                 format!("{}:{rest}", picture.upstream(*upstream).unwrap().name)
             }
-            Wanted::Name(name) => name.to_string(),
-            Wanted::Cell(level) => format!("cell {level}"),
+            AskedFor::Name(name) => name.to_string(),
+            AskedFor::Cell(level) => format!("cell {level}"),
         };
         ask.targets.iter().map(show).collect()
     }

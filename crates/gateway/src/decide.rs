@@ -11,7 +11,7 @@ use provider::words;
 
 use crate::{
     allow::{AllowList, Grant},
-    ask::{Ask, AskBody, AskHead, Wanted},
+    ask::{Ask, AskBody, AskHead, AskedFor},
     error::{ErrorCode, GatewayError},
     picture::{ALL_TIERS, Api, HealthStatus, KnownConsumer, Offer, Picture, PowerLevel, Upstream},
     tick::Tick,
@@ -179,12 +179,12 @@ pub fn decide(picture: &Picture, ask: &Ask, pulse: &dyn PulseView, now: Tick) ->
         }
         decision.refused = false;
         let mut usable = match &target.wanted {
-            Wanted::Cell(level) => judge.cell(*level, target.grant, &mut decision, &mut seen),
-            Wanted::Name(name) => {
+            AskedFor::Cell(level) => judge.cell(*level, target.grant, &mut decision, &mut seen),
+            AskedFor::Name(name) => {
                 let entries = picture.offers_named(name).iter().filter_map(|offer| judge.plain(*offer));
                 judge.sift(entries, target.grant, &mut decision.skipped, &mut seen).0
             }
-            Wanted::Pin { upstream, rest, whole } => {
+            AskedFor::Pin { upstream, rest, whole } => {
                 let entry = judge.pinned(*upstream, rest, whole);
                 judge.sift(entry, target.grant, &mut decision.skipped, &mut seen).0
             }

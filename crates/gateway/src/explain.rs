@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ask::{Ask, Wanted},
+    ask::{Ask, AskedFor},
     decide::{Decision, RouteCandidate, SkipWord},
     picture::{HealthStatus, Picture, PowerLevel},
     tick::Tick,
@@ -94,12 +94,12 @@ pub fn explain(picture: &Picture, ask: &Ask, decision: &Decision, now: Tick) -> 
         picture.upstream(candidate.upstream).map_or_else(String::new, |upstream| upstream.name.to_string())
     };
     let targets = ask.targets.iter().map(|target| match &target.wanted {
-        Wanted::Pin { upstream, rest, .. } => {
+        AskedFor::Pin { upstream, rest, .. } => {
             let provider = picture.upstream(*upstream).map_or("", |upstream| &upstream.name);
             format!("{provider}/{rest}")
         }
-        Wanted::Name(name) => name.to_string(),
-        Wanted::Cell(level) => level.to_string(),
+        AskedFor::Name(name) => name.to_string(),
+        AskedFor::Cell(level) => level.to_string(),
     });
     let cells = decision.cells.iter().map(|cell| ExplainedCell {
         power_level: cell.level,

@@ -27,7 +27,7 @@ use uuid::Uuid;
 use net::pool::{Connector, Pool};
 
 use crate::accept::{RequestHandler, StopSignals};
-use crate::account::{Account, Ledger, Opening};
+use crate::account::{Account, Opening, UsageLedger};
 use crate::ask::{Ask, AskBody, AskHead};
 use crate::decide::decide;
 use crate::error::{ErrorCode, GatewayError};
@@ -131,7 +131,7 @@ pub(crate) const fn tick(since_start: Duration) -> Tick {
 /// What requests share.
 pub(crate) struct Edge {
     pub(crate) meters: Arc<Meters>,
-    pub(crate) ledger: Arc<dyn Ledger>,
+    pub(crate) ledger: Arc<dyn UsageLedger>,
     pub(crate) hooks: Arc<dyn GatewayHooks>,
     pub(crate) pool: Pool,
     pub(crate) cut: CancellationToken,
@@ -183,7 +183,7 @@ impl Gateway {
     pub fn new(
         settings: GatewaySettings,
         connector: Arc<dyn Connector>,
-        ledger: Arc<dyn Ledger>,
+        ledger: Arc<dyn UsageLedger>,
         hooks: Arc<dyn GatewayHooks>,
         meters: Arc<Meters>,
     ) -> Self {

@@ -10,9 +10,9 @@ mod sse;
 
 use bytes::Bytes;
 
-use json::{Json, Reading};
+use json::{JsonReader, TapReading};
 pub use json::{TapFinish, TapShape, TapSums, TapUsage};
-use sse::{Line, Sse};
+use sse::{Sse, SseLine};
 
 /// Bytes of an event that may wait for the word whether it is the extra one about usage. Such events are below 2 KiB;
 /// a larger one is let go as it is.
@@ -20,8 +20,8 @@ const HELD_MAX: usize = 16 * 1024;
 
 /// The look at one answer.
 pub struct Tap {
-    reading: Reading,
-    json: Json,
+    reading: TapReading,
+    json: JsonReader,
     /// `None`: one JSON body.
     sse: Option<Sse>,
     /// Where the extra event is withheld.
@@ -40,15 +40,15 @@ struct Sieve {
 impl Tap {
     /// Of one JSON body.
     pub fn body(shape: TapShape) -> Self {
-        Self { reading: Reading::new(shape, false), json: Json::default(), sse: None, sieve: None }
+        Self { reading: TapReading::new(shape, false), json: JsonReader::default(), sse: None, sieve: None }
     }
 
     /// Of a stream of server-sent events. `withhold`: usage was asked for by us alone, so the event that carries
     /// nothing else is kept from the caller.
     pub fn stream(shape: TapShape, withhold: bool) -> Self {
         Self {
-            reading: Reading::new(shape, true),
-            json: Json::default(),
+            reading: TapReading::new(shape, true),
+            json: JsonReader::default(),
             sse: Some(Sse::default()),
             sieve: (withhold && shape == TapShape::Chat).then(Sieve::default),
         }
@@ -144,24 +144,24 @@ impl Sieve {
 }
 
 /// Takes in what a line says; true if an event ended.
-fn event(line: Line<'_>, json: &mut Json, reading: &mut Reading) -> bool {
+fn event(line: SseLine<'_>, json: &mut JsonReader, reading: &mut TapReading) -> bool {
     match line {
-        Line::Data(data) => {
+        SseLine::Data(data) => {
             reading.data(data, json);
             false
         }
-        Line::NextData => {
+        SseLine::NextData => {
             json.feed(b"\n", reading);
             false
         }
-        Line::Name(name) => {
+        SseLine::Name(name) => {
             reading.event_name(name);
             false
         }
-        Line::Other => false,
-        Line::End => {
+        SseLine::Other => false,
+        SseLine::End => {
             reading.event_ended(json.is_whole());
-            *json = Json::default();
+            *json = JsonReader::default();
             true
         }
     }

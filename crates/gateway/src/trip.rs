@@ -25,7 +25,7 @@ use crate::relay::{Relaying, StreamRelay, attempt_ended};
 use crate::serve::{Edge, Scene};
 use crate::skim::Skim;
 use crate::tick::Tick;
-use crate::upstream::{Attempt, Attempted, Endpoint, PlainAnswer, Refusal};
+use crate::upstream::{AttemptContext, Attempted, Endpoint, PlainAnswer, ShownRefusal};
 
 /// How long a request waits for its part of a budget that other nodes hold.
 const BUDGET_WAIT: std::time::Duration = std::time::Duration::from_millis(250);
@@ -87,7 +87,7 @@ impl Trip {
         };
         let mut course = Course::new(&self.decision.candidates, total, self.decision.seed, self.now());
         let mut step = course.first(self.now());
-        let mut refusal: Option<Refusal> = None;
+        let mut refusal: Option<ShownRefusal> = None;
         let mut reason = "";
         // A provider may have read the input, though it gave no answer.
         let mut input_read = false;
@@ -138,7 +138,7 @@ impl Trip {
             let payload = match made.payload() {
                 Ok(payload) => payload,
                 Err(error) => {
-                    refusal.get_or_insert(Refusal(unfit(&error)));
+                    refusal.get_or_insert(ShownRefusal(unfit(&error)));
                     step = course.follow(AttemptOutcome::Unfit, now, &scene.pulse);
                     continue;
                 }
@@ -174,7 +174,7 @@ impl Trip {
             if first {
                 self.edge.meters.overhead.observe(self.begun.elapsed().as_secs_f64());
             }
-            let attempt = Attempt {
+            let attempt = AttemptContext {
                 pool: &self.edge.pool,
                 picture: &scene.picture,
                 seat,

@@ -161,7 +161,7 @@ impl UpstreamSeat {
 
 /// A refusal that may be shown: masked.
 #[derive(Debug)]
-pub(crate) struct Refusal(pub(crate) GatewayError);
+pub(crate) struct ShownRefusal(pub(crate) GatewayError);
 
 /// What became of an attempt.
 pub(crate) enum Attempted {
@@ -170,7 +170,7 @@ pub(crate) enum Attempted {
     /// A stream whose first content is there.
     Stream(Box<StreamBegun>),
     /// Nothing that may be shown as an answer.
-    Failed { outcome: AttemptOutcome, refusal: Option<Refusal> },
+    Failed { outcome: AttemptOutcome, refusal: Option<ShownRefusal> },
 }
 
 pub(crate) struct PlainAnswer {
@@ -191,7 +191,7 @@ pub(crate) struct StreamBegun {
 }
 
 /// One attempt's circumstances.
-pub(crate) struct Attempt<'a> {
+pub(crate) struct AttemptContext<'a> {
     pub(crate) pool: &'a Pool,
     pub(crate) picture: &'a Picture,
     pub(crate) seat: &'a UpstreamSeat,
@@ -206,7 +206,7 @@ pub(crate) struct Attempt<'a> {
     pub(crate) start: Instant,
 }
 
-impl Attempt<'_> {
+impl AttemptContext<'_> {
     pub(crate) async fn run(&self) -> Attempted {
         let Some(upstream) = self.picture.upstream(self.candidate.upstream) else {
             return Attempted::failed(AttemptOutcome::OwnFault);
@@ -581,7 +581,7 @@ fn in_band(upstream: &Upstream, text: &[u8]) -> Attempted {
 }
 
 /// A provider's refusal in words that may be shown.
-fn refusal(upstream: &Upstream, status: u16, failure: UpstreamFailure, text: &[u8]) -> Refusal {
+fn refusal(upstream: &Upstream, status: u16, failure: UpstreamFailure, text: &[u8]) -> ShownRefusal {
     let code = serde_json::from_slice::<serde_json::Value>(text).ok().and_then(|json| {
         let error = json.get("error").unwrap_or(&json);
         error
@@ -606,7 +606,7 @@ fn refusal(upstream: &Upstream, status: u16, failure: UpstreamFailure, text: &[u
     };
     let code = code.as_deref().map(mask);
     let param = failure.param.as_deref().map(mask);
-    Refusal(GatewayError::refused(status, message, code.as_deref(), param.as_deref()))
+    ShownRefusal(GatewayError::refused(status, message, code.as_deref(), param.as_deref()))
 }
 
 /// `retry-after-ms`, or `retry-after` in seconds; dates are left to the caller's own clock.

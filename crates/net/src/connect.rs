@@ -40,14 +40,14 @@ const MAX_PROXY_HEAD: usize = 8 * 1024;
 
 /// How long each phase may take. The total bounds them all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub struct PhaseLimits {
     pub dns: Duration,
     /// TCP and TLS together.
     pub connect: Duration,
     pub total: Duration,
 }
 
-impl Default for Limits {
+impl Default for PhaseLimits {
     fn default() -> Self {
         Self { dns: Duration::from_secs(2), connect: Duration::from_secs(4), total: Duration::from_secs(10) }
     }
@@ -127,7 +127,7 @@ pub enum Stream {
 }
 
 /// An open connection.
-pub struct Line {
+pub struct OpenConnection {
     pub stream: Stream,
     /// When the server's certificate expires.
     pub tls_not_after: Option<DateTime<Utc>>,
@@ -169,9 +169,9 @@ pub async fn connect(
     dialer: &Dialer,
     url: &Url,
     start: Instant,
-    limits: Limits,
+    limits: PhaseLimits,
     phases: &mut Phases,
-) -> Result<Line, ProbeError> {
+) -> Result<OpenConnection, ProbeError> {
     let deadline = start + limits.total;
     // Literal addresses meet the policy even where a proxy does the connecting.
     if let Some(address) = literal(url) {
@@ -202,7 +202,7 @@ pub async fn connect(
     }
     phases.connect = began.elapsed();
     if url.scheme() != "https" {
-        return Ok(Line { stream: Stream::Plain(stream), tls_not_after: None });
+        return Ok(OpenConnection { stream: Stream::Plain(stream), tls_not_after: None });
     }
 
     let name = server_name(url)?;
@@ -215,7 +215,7 @@ pub async fn connect(
     phases.tls = began_tls.elapsed();
     let certificates = stream.get_ref().1.peer_certificates();
     let tls_not_after = certificates.and_then(|chain| tls::not_after(chain.first()?));
-    Ok(Line { stream: Stream::Tls(Box::new(stream)), tls_not_after })
+    Ok(OpenConnection { stream: Stream::Tls(Box::new(stream)), tls_not_after })
 }
 
 /// A proxy that cannot be reached is our own fault, never the provider's.

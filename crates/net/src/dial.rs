@@ -10,9 +10,9 @@ use tokio::time::Instant;
 use url::Url;
 
 use crate::{
-    connect::{Dialer, Limits, Phases, Stream, connect},
+    connect::{Dialer, PhaseLimits, Phases, Stream, connect},
     fault::ProbeError,
-    pool::{ConnectError, ConnectPhase, ConnectResult, Connector, PoolOrigin, Transport},
+    pool::{ByteStream, ConnectError, ConnectPhase, ConnectResult, Connector, PoolOrigin},
 };
 
 /// The pool has a clock of its own, which a manifest sets; this only ends what that one was never set for.
@@ -23,11 +23,11 @@ impl Connector for Dialer {
         Box::pin(async move {
             let url = url_of(origin)
                 .ok_or_else(|| failed(ConnectPhase::Resolve, "the base URL names no host".to_owned()))?;
-            let limits = Limits { dns: LONGEST, connect: LONGEST, total: LONGEST };
+            let limits = PhaseLimits { dns: LONGEST, connect: LONGEST, total: LONGEST };
             let opened = connect(self, &url, Instant::now(), limits, &mut Phases::default()).await;
             match opened.map_err(of_probe)?.stream {
-                Stream::Plain(stream) => Ok(Box::new(stream) as Box<dyn Transport>),
-                Stream::Tls(stream) => Ok(stream as Box<dyn Transport>),
+                Stream::Plain(stream) => Ok(Box::new(stream) as Box<dyn ByteStream>),
+                Stream::Tls(stream) => Ok(stream as Box<dyn ByteStream>),
             }
         })
     }

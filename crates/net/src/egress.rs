@@ -22,7 +22,7 @@ impl Default for EgressPolicy {
 
 /// Why an address may not be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
+pub enum EgressRefusal {
     #[error("{0} is a cloud metadata service")]
     Metadata(IpAddr),
     #[error("{0} is link-local")]
@@ -43,7 +43,7 @@ const METADATA_V6: &[Ipv6Addr] =
 
 impl EgressPolicy {
     /// Whether this address may be connected to.
-    pub fn check(self, address: IpAddr) -> Result<(), Refusal> {
+    pub fn check(self, address: IpAddr) -> Result<(), EgressRefusal> {
         match address {
             IpAddr::V4(v4) => self.check_v4(v4, address),
             IpAddr::V6(v6) => match embedded_v4(v6) {
@@ -54,46 +54,46 @@ impl EgressPolicy {
         }
     }
 
-    fn check_v4(self, v4: Ipv4Addr, shown: IpAddr) -> Result<(), Refusal> {
+    fn check_v4(self, v4: Ipv4Addr, shown: IpAddr) -> Result<(), EgressRefusal> {
         let [a, b, c, _] = v4.octets();
         if METADATA_V4.contains(&v4) || v4 == Ipv4Addr::new(169, 254, 169, 254) {
-            return Err(Refusal::Metadata(shown));
+            return Err(EgressRefusal::Metadata(shown));
         }
         if v4.is_link_local() {
-            return Err(Refusal::LinkLocal(shown));
+            return Err(EgressRefusal::LinkLocal(shown));
         }
         // `0.0.0.0` reaches this machine on many systems, and says so nowhere.
         if a == 0 || a >= 224 {
-            return Err(Refusal::NotAHost(shown));
+            return Err(EgressRefusal::NotAHost(shown));
         }
         if v4.is_loopback() {
-            return if self.allow_loopback { Ok(()) } else { Err(Refusal::Loopback(shown)) };
+            return if self.allow_loopback { Ok(()) } else { Err(EgressRefusal::Loopback(shown)) };
         }
         let shared = a == 100 && (64..128).contains(&b);
         let special = (a, b, c) == (192, 0, 0) || a == 198 && (b == 18 || b == 19);
         if (v4.is_private() || shared || special) && !self.allow_private {
-            return Err(Refusal::Private(shown));
+            return Err(EgressRefusal::Private(shown));
         }
         Ok(())
     }
 
-    fn check_v6(self, v6: Ipv6Addr, shown: IpAddr) -> Result<(), Refusal> {
+    fn check_v6(self, v6: Ipv6Addr, shown: IpAddr) -> Result<(), EgressRefusal> {
         let first = v6.segments()[0];
         if METADATA_V6.contains(&v6) {
-            return Err(Refusal::Metadata(shown));
+            return Err(EgressRefusal::Metadata(shown));
         }
         if first & 0xffc0 == 0xfe80 {
-            return Err(Refusal::LinkLocal(shown));
+            return Err(EgressRefusal::LinkLocal(shown));
         }
         if v6.is_unspecified() || v6.is_multicast() {
-            return Err(Refusal::NotAHost(shown));
+            return Err(EgressRefusal::NotAHost(shown));
         }
         if v6.is_loopback() {
-            return if self.allow_loopback { Ok(()) } else { Err(Refusal::Loopback(shown)) };
+            return if self.allow_loopback { Ok(()) } else { Err(EgressRefusal::Loopback(shown)) };
         }
         // Unique-local, and the site-local range that came before it.
         if (first & 0xfe00 == 0xfc00 || first & 0xffc0 == 0xfec0) && !self.allow_private {
-            return Err(Refusal::Private(shown));
+            return Err(EgressRefusal::Private(shown));
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use std::io;
 
 use nix::libc;
 
-use provider::{Failure, Outcome};
+use provider::{CheckOutcome, Failure};
 
 /// Why there is no reply.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,10 +29,10 @@ impl ProbeError {
     }
 
     /// The same as the outcome of a check.
-    pub fn outcome(self) -> Outcome {
+    pub fn outcome(self) -> CheckOutcome {
         match self {
-            Self::Failed { failure, reason } => Outcome::Hard { failure, reason, retry_after: None },
-            Self::Local { reason } => Outcome::Local { reason },
+            Self::Failed { failure, reason } => CheckOutcome::Hard { failure, reason, retry_after: None },
+            Self::Local { reason } => CheckOutcome::Local { reason },
         }
     }
 }

@@ -20,7 +20,7 @@ pub mod resolve;
 pub mod server;
 pub mod tls;
 
-pub use connect::{Dialer, Limits, NetConfig, Phases, SetupError};
+pub use connect::{Dialer, NetConfig, PhaseLimits, Phases, SetupError};
 pub use fault::ProbeError;
 pub use resolve::{Resolve, SystemResolver};
 pub use tls::{PemError, certificates_from_pem};

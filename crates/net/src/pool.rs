@@ -46,8 +46,8 @@ pub struct PoolOrigin {
 }
 
 /// Both directions of an open connection.
-pub trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
+pub trait ByteStream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> ByteStream for T {}
 
 /// What connecting failed at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +78,7 @@ pub struct ConnectError {
 
 /// What opening a connection returns.
 pub type ConnectResult<'a> =
-    Pin<Box<dyn Future<Output = Result<Box<dyn Transport>, ConnectError>> + Send + 'a>>;
+    Pin<Box<dyn Future<Output = Result<Box<dyn ByteStream>, ConnectError>> + Send + 'a>>;
 
 /// Opens connections: resolves, obeys the egress policy, speaks TLS, sets TCP_NODELAY.
 pub trait Connector: Send + Sync {
@@ -173,7 +173,7 @@ struct Link {
 /// A line that notes that something came. The flag is shared because hyper gives no way to its transport; all of it
 /// stays in one task, so the order of memory does not matter.
 struct Listened {
-    line: Box<dyn Transport>,
+    line: Box<dyn ByteStream>,
     heard: Arc<AtomicBool>,
 }
 
@@ -248,7 +248,7 @@ impl Pool {
         Arc::clone(shelves.entry(origin.clone()).or_default())
     }
 
-    async fn open(&self, origin: &PoolOrigin, within: Duration) -> Result<Box<dyn Transport>, ConnectError> {
+    async fn open(&self, origin: &PoolOrigin, within: Duration) -> Result<Box<dyn ByteStream>, ConnectError> {
         match tokio::time::timeout(within, self.connect.connect(origin)).await {
             Ok(result) => result,
             Err(_) => Err(ConnectError {
@@ -446,7 +446,7 @@ mod tests {
                     .send(far)
                     .await
                     .map_err(|_| ConnectError { phase: ConnectPhase::Tcp, text: "refused".to_owned() })?;
-                Ok(Box::new(near) as Box<dyn Transport>)
+                Ok(Box::new(near) as Box<dyn ByteStream>)
             })
         }
     }

@@ -14,12 +14,12 @@ use tokio::sync::Semaphore;
 /// long after we did: more than these wait, and a long wait counts as our own failure.
 const MAX_LOOKUPS: usize = 64;
 
-pub type Lookup = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
+pub type AddressLookup = Pin<Box<dyn Future<Output = io::Result<Vec<IpAddr>>> + Send>>;
 
 /// Where addresses come from.
 pub trait Resolve: Send + Sync {
     /// All addresses of a name, in order of preference.
-    fn resolve(&self, host: &str) -> Lookup;
+    fn resolve(&self, host: &str) -> AddressLookup;
 }
 
 /// `getaddrinfo`, as every program of the machine uses it.
@@ -40,7 +40,7 @@ impl Default for SystemResolver {
 struct Stuck;
 
 impl Resolve for SystemResolver {
-    fn resolve(&self, host: &str) -> Lookup {
+    fn resolve(&self, host: &str) -> AddressLookup {
         let (host, lookups) = (host.to_owned(), self.lookups.clone());
         Box::pin(async move {
             // Half a second in the queue means that dozens of threads are stuck in the resolver.

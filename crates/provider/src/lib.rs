@@ -23,7 +23,7 @@ mod words;
 
 pub use family::{KeyHeader, ProviderType, TypeDescription};
 pub use list::{ListError, ListStep, ListedModel, ModelList, Models};
-pub use probe::{Failure, Outcome, health_probe, read_health};
+pub use probe::{CheckOutcome, Failure, health_probe, read_health};
 pub use proof::{Controls, Guard, Proof, Step};
 pub use read::read_error;
 pub use redact::{KeyEcho, redact};

@@ -13,7 +13,7 @@ use url::Url;
 use crate::{
     KeyEcho, KeyVerdict, ProviderType as P, Reply, Request,
     family::{ListedPrices, ModelIds, family, number},
-    read::{Said, read_said},
+    read::{ErrorSaid, read_said},
     wire::{LIST_BODY, Method, locate, request},
 };
 
@@ -116,7 +116,7 @@ impl ModelList {
         if reply.truncated {
             return self.next_source(ListError::TooLarge);
         }
-        let (said, json) = Said::read(&reply);
+        let (said, json) = ErrorSaid::read(&reply);
         if let Some(verdict) = read_said(self.kind, reply.status, &said) {
             return self.next_source(ListError::Refused(verdict));
         }

@@ -9,7 +9,7 @@ use url::Url;
 use crate::{
     KeyVerdict, ProviderType as P, Reply, Request,
     family::family,
-    read::{Said, read_said},
+    read::{ErrorSaid, read_said},
     retry::retry_after,
     wire::{CHECK_BODY, Method, locate, request},
 };
@@ -47,7 +47,7 @@ impl Failure {
 /// The result of one check. Texts may echo the key until they went through `redact`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "outcome", rename_all = "lowercase")]
-pub enum Outcome {
+pub enum CheckOutcome {
     Ok,
     /// Answered properly, but later than `slow_after`.
     Slow,
@@ -71,7 +71,7 @@ pub enum Outcome {
     },
 }
 
-impl Outcome {
+impl CheckOutcome {
     pub const fn word(&self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -142,18 +142,18 @@ pub fn read_health(
     own_path: bool,
     reply: &Reply<'_>,
     now: DateTime<Utc>,
-) -> Outcome {
+) -> CheckOutcome {
     let status = reply.status;
     let family = family(kind);
     if let Some(retired) = family.retired {
         let reason = format!("{retired}\nhint: remove the provider, or choose another type");
-        return Outcome::Hard { failure: Failure::Status, reason, retry_after: None };
+        return CheckOutcome::Hard { failure: Failure::Status, reason, retry_after: None };
     }
     if expect.is_some_and(|expect| expect.contains(&status)) {
-        return Outcome::Ok;
+        return CheckOutcome::Ok;
     }
     let wait = retry_after(reply, now);
-    let (said, json) = Said::read(reply);
+    let (said, json) = ErrorSaid::read(reply);
     let verdict = read_said(kind, status, &said);
     let reason = verdict.as_ref().map_or_else(
         || format!("HTTP {status}"),
@@ -163,27 +163,29 @@ pub fn read_health(
         },
     );
     if said.is_page && matches!(status, 401 | 403) {
-        return Outcome::Auth { reason };
+        return CheckOutcome::Auth { reason };
     }
     match (&verdict, status) {
         (Some(KeyVerdict::Invalid { .. } | KeyVerdict::Quota { .. } | KeyVerdict::Restricted { .. }), _) => {
-            return Outcome::Auth { reason };
+            return CheckOutcome::Auth { reason };
         }
-        (_, 401 | 403 | 407) => return Outcome::Auth { reason },
-        (_, 408 | 425 | 429) => return Outcome::Soft { reason, retry_after: wait },
+        (_, 401 | 403 | 407) => return CheckOutcome::Auth { reason },
+        (_, 408 | 425 | 429) => return CheckOutcome::Soft { reason, retry_after: wait },
         (_, status)
             if family
                 .probe
                 .tolerated
                 .is_some_and(|(at, words)| at == status && said.text.contains(words)) =>
         {
-            return Outcome::Ok;
+            return CheckOutcome::Ok;
         }
-        (_, 500..=599) => return Outcome::Hard { failure: Failure::Status, reason, retry_after: wait },
-        (Some(KeyVerdict::Rate { .. }), 200..=299) => return Outcome::Soft { reason, retry_after: wait },
+        (_, 500..=599) => return CheckOutcome::Hard { failure: Failure::Status, reason, retry_after: wait },
+        (Some(KeyVerdict::Rate { .. }), 200..=299) => {
+            return CheckOutcome::Soft { reason, retry_after: wait };
+        }
         (Some(_), 200..=299) => {
             let reason = format!("a success that holds an error: {reason}");
-            return Outcome::Hard { failure: Failure::Body, reason, retry_after: wait };
+            return CheckOutcome::Hard { failure: Failure::Body, reason, retry_after: wait };
         }
         _ => {}
     }
@@ -200,14 +202,14 @@ pub fn read_health(
                     format!("{what} where an API answer was expected\nhint: is base_url right?")
                 }
             };
-            return Outcome::Hard { failure: Failure::Body, reason, retry_after: None };
+            return CheckOutcome::Hard { failure: Failure::Body, reason, retry_after: None };
         }
-        return Outcome::Ok;
+        return CheckOutcome::Ok;
     }
     // The probe is malformed on purpose: an answer that says so comes from the API itself.
     let about_request = matches!(status, 400 | 415 | 422) && !said.is_page || status == 404 && json.is_some();
     if !own_path && family.probe.ask.method == Method::Post && about_request {
-        return Outcome::Ok;
+        return CheckOutcome::Ok;
     }
     let hint = match status {
         300..=399 => "redirects are not followed; set base_url to where it points",
@@ -215,7 +217,11 @@ pub fn read_health(
         _ if expect.is_some() => "expect_status lists other statuses",
         _ => "set health.path or health.expect_status if this is a proper answer",
     };
-    Outcome::Hard { failure: Failure::Status, reason: format!("{reason}\nhint: {hint}"), retry_after: wait }
+    CheckOutcome::Hard {
+        failure: Failure::Status,
+        reason: format!("{reason}\nhint: {hint}"),
+        retry_after: wait,
+    }
 }
 
 fn is_api_answer(reply: &Reply<'_>, parsed: bool) -> bool {

@@ -16,8 +16,8 @@ use url::Url;
 
 use crate::{
     Evidence, KeyReport, KeyVerdict, ProviderType as P, Reply, Request,
-    family::{Attempt, CHAT_PROOFS, Control, Family, KeyPlan, Reads, SentKeys, family},
-    read::{Said, read_said},
+    family::{CHAT_PROOFS, Control, Family, KeyPlan, ProofAttempt, Reads, SentKeys, family},
+    read::{ErrorSaid, read_said},
     retry::retry_after,
     wire::{CHECK_BODY, clean_key, is_own_host, is_sendable, locate, request},
 };
@@ -80,7 +80,7 @@ pub struct Proof {
     now: DateTime<Utc>,
     /// Base URLs to try: the declared one first, then the vendor's other regions.
     bases: Vec<Url>,
-    attempts: Vec<Attempt>,
+    attempts: Vec<ProofAttempt>,
     base: usize,
     attempt: usize,
     phase: Phase,
@@ -174,7 +174,7 @@ impl Proof {
         }
     }
 
-    fn current(&self) -> Option<(Attempt, Url)> {
+    fn current(&self) -> Option<(ProofAttempt, Url)> {
         let (attempt, base) = (self.attempts.get(self.attempt)?, self.bases.get(self.base)?);
         Some((*attempt, locate(self.family, base, attempt.ask.at)))
     }
@@ -209,7 +209,7 @@ impl Proof {
         let Some(reply) = answer else {
             return self.give_up(inconclusive("no answer"));
         };
-        let (said, _) = Said::read(&reply);
+        let (said, _) = ErrorSaid::read(&reply);
         let verdict = read_said(self.kind, reply.status, &said);
         let guard = match (&verdict, reply.status) {
             // A web page is a gateway's or a captive portal's answer: it shows nothing about the API.
@@ -290,8 +290,8 @@ impl Proof {
         }
     }
 
-    fn read(&self, attempt: &Attempt, reply: &Reply<'_>) -> KeyReport {
-        let (said, json) = Said::read(reply);
+    fn read(&self, attempt: &ProofAttempt, reply: &Reply<'_>) -> KeyReport {
+        let (said, json) = ErrorSaid::read(reply);
         let verdict = read_said(self.kind, reply.status, &said);
         match attempt.reads {
             Reads::Shape(shape) | Reads::ShapeOrScope(shape) => match verdict {
@@ -382,12 +382,12 @@ fn inconclusive(reason: &str) -> KeyReport {
 }
 
 /// Which control an attempt falls under: the same endpoint with the same body.
-fn endpoint(attempt: &Attempt, url: &Url) -> String {
+fn endpoint(attempt: &ProofAttempt, url: &Url) -> String {
     format!("{} {url} {}", attempt.ask.method.as_str(), attempt.ask.body.unwrap_or_default())
 }
 
 /// The fake key was refused; what did the real one get?
-fn differential(verdict: Option<KeyVerdict>, status: u16, said: &Said) -> KeyReport {
+fn differential(verdict: Option<KeyVerdict>, status: u16, said: &ErrorSaid) -> KeyReport {
     match verdict {
         None | Some(KeyVerdict::Valid) => KeyVerdict::Valid.into(),
         Some(_) if said.is_page => inconclusive("a web page instead of an API answer"),

@@ -18,7 +18,7 @@ const MAX_LINES: usize = 64;
 
 /// What an error body says, whatever its shape.
 #[derive(Debug, Default)]
-pub(super) struct Said {
+pub(super) struct ErrorSaid {
     /// Codes, types and statuses, lower case.
     pub codes: Vec<String>,
     /// Messages, as written.
@@ -39,7 +39,7 @@ pub(super) struct Said {
 /// Schemes that no provider's API asks for: people's browsers and companies' proxies speak them.
 const GATES: &[&str] = &["basic", "digest", "negotiate", "ntlm"];
 
-impl Said {
+impl ErrorSaid {
     pub(super) fn read(reply: &Reply<'_>) -> (Self, Option<Value>) {
         let mut said = Self::default();
         let json = reply.json();
@@ -185,11 +185,11 @@ impl Said {
 ///
 /// A success is never a proof here: that depends on which endpoint gave it.
 pub fn read_error(kind: P, reply: &Reply<'_>) -> Option<KeyVerdict> {
-    let (said, _) = Said::read(reply);
+    let (said, _) = ErrorSaid::read(reply);
     read_said(kind, reply.status, &said)
 }
 
-pub(super) fn read_said(kind: P, status: u16, said: &Said) -> Option<KeyVerdict> {
+pub(super) fn read_said(kind: P, status: u16, said: &ErrorSaid) -> Option<KeyVerdict> {
     if (200..300).contains(&status) && !said.is_error {
         return None;
     }
@@ -210,7 +210,7 @@ pub(super) fn read_said(kind: P, status: u16, said: &Said) -> Option<KeyVerdict>
 }
 
 /// The provider's message with its status, for a person.
-fn reason(status: u16, said: &Said) -> String {
+fn reason(status: u16, said: &ErrorSaid) -> String {
     let words = if let Some(with) = &said.packed {
         format!("a packed answer (content-encoding: {with}), although none was asked for")
     } else if said.is_gate {
@@ -230,7 +230,7 @@ fn reason(status: u16, said: &Said) -> String {
 /// An error reply, as the habits of a family look at it. Each verdict comes with the provider's own words.
 pub(crate) struct Complaint<'a> {
     pub status: u16,
-    said: &'a Said,
+    said: &'a ErrorSaid,
 }
 
 impl Complaint<'_> {
@@ -283,7 +283,7 @@ impl Complaint<'_> {
 
 /// Quota, then restricted, invalid, rate, overload. Server errors are never read for a verdict on the key:
 /// a gateway may be quoting its own upstream there.
-fn general_markers(own_billing: bool, status: u16, said: &Said) -> Option<KeyVerdict> {
+fn general_markers(own_billing: bool, status: u16, said: &ErrorSaid) -> Option<KeyVerdict> {
     if (500..600).contains(&status) || said.is_page {
         return None;
     }
@@ -315,7 +315,7 @@ fn general_markers(own_billing: bool, status: u16, said: &Said) -> Option<KeyVer
     None
 }
 
-fn by_status(habits: &ErrorHabits, status: u16, said: &Said) -> KeyVerdict {
+fn by_status(habits: &ErrorHabits, status: u16, said: &ErrorSaid) -> KeyVerdict {
     let reason = reason(status, said);
     match status {
         401 => KeyVerdict::Invalid { reason },

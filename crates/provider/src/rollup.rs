@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use crate::Outcome;
+use crate::CheckOutcome;
 
 /// No check takes longer than its own limit; what does all the same counts as this.
 const LONGEST_MS: u64 = 120_000;
@@ -65,17 +65,17 @@ impl Default for Rollup {
 
 impl Rollup {
     /// Takes one check in.
-    pub fn add(&mut self, outcome: &Outcome, took: Duration) {
+    pub fn add(&mut self, outcome: &CheckOutcome, took: Duration) {
         let count = match outcome {
-            Outcome::Ok => &mut self.ok,
-            Outcome::Slow => &mut self.slow,
-            Outcome::Soft { .. } => &mut self.soft,
-            Outcome::Hard { .. } => &mut self.hard,
-            Outcome::Auth { .. } => &mut self.auth,
-            Outcome::Local { .. } => return,
+            CheckOutcome::Ok => &mut self.ok,
+            CheckOutcome::Slow => &mut self.slow,
+            CheckOutcome::Soft { .. } => &mut self.soft,
+            CheckOutcome::Hard { .. } => &mut self.hard,
+            CheckOutcome::Auth { .. } => &mut self.auth,
+            CheckOutcome::Local { .. } => return,
         };
         *count = count.saturating_add(1);
-        if matches!(outcome, Outcome::Hard { .. }) {
+        if matches!(outcome, CheckOutcome::Hard { .. }) {
             // How long a failure took says how long we waited, not how fast the provider is.
             return;
         }
@@ -183,7 +183,7 @@ mod tests {
     fn of(latencies_ms: &[u64]) -> Rollup {
         let mut rollup = Rollup::default();
         for ms in latencies_ms {
-            rollup.add(&Outcome::Ok, Duration::from_millis(*ms));
+            rollup.add(&CheckOutcome::Ok, Duration::from_millis(*ms));
         }
         rollup
     }
@@ -254,9 +254,9 @@ mod tests {
     fn what_was_merged_counts_twice_and_failures_have_no_latency() {
         let mut one = of(&[1, 20, 300]);
         let hard =
-            Outcome::Hard { failure: crate::Failure::Timeout, reason: String::new(), retry_after: None };
+            CheckOutcome::Hard { failure: crate::Failure::Timeout, reason: String::new(), retry_after: None };
         one.add(&hard, Duration::from_secs(10));
-        one.add(&Outcome::Local { reason: String::new() }, Duration::ZERO);
+        one.add(&CheckOutcome::Local { reason: String::new() }, Duration::ZERO);
         let mut two = one.clone();
         two.merge(&one);
         assert_eq!((two.ok, two.hard, two.total()), (6, 2, 8));

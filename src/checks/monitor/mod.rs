@@ -11,7 +11,7 @@ mod target;
 
 use clock::Clock;
 pub use clock::Wall;
-pub use target::{Label, Rhythm, Target, TargetError};
+pub use target::{CheckTarget, Label, Rhythm, TargetError};
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -35,15 +35,15 @@ use url::Url;
 
 use crate::checks::{
     impairment::{Impaired, Impairment},
-    schedule::{Caps, Dues, Job, Next, Schedule, Turn, jittered, place, unit},
+    schedule::{Caps, CheckTurn, Dues, Job, NextTurn, TurnSchedule, jittered, place, unit},
     state::{HealthMachine, KeyMachine, KeyTransition, Transition, Trust},
 };
 use catalog::model::{HealthStatus, KeyStatus};
 use net::{
-    Limits,
-    probe::{Checked, HealthCheck, KeyTested, Prober},
+    PhaseLimits,
+    probe::{FinishedCheck, HealthCheck, KeyTested, Prober},
 };
-use provider::{Controls, Evidence, KeyReport, Outcome};
+use provider::{CheckOutcome, Controls, Evidence, KeyReport};
 
 /// Turns start at multiples of this, so that thousands of checks wake the thread for a handful at a time.
 const TICK: Duration = Duration::from_millis(20);
@@ -98,10 +98,10 @@ impl Memory {
 
 /// What the monitor is told.
 #[derive(Debug)]
-pub enum Command {
+pub enum MonitorCommand {
     /// Check this provider, or check it differently. The rest counts only where the provider is new here.
     Set {
-        target: Box<Target>,
+        target: Box<CheckTarget>,
         memory: Option<Box<Memory>>,
         /// Another daemon has checked it so far: what is overdue is checked within moments.
         taken: bool,
@@ -116,10 +116,10 @@ pub enum Command {
 /// What the monitor tells. Texts are redacted. `target` is what the event is about: its label says which row and
 /// which key, however often the provider has been set anew since.
 #[derive(Debug)]
-pub enum Event {
+pub enum CheckEvent {
     Checked {
-        target: Arc<Target>,
-        checked: Checked,
+        target: Arc<CheckTarget>,
+        checked: FinishedCheck,
         transition: Option<Transition>,
         /// It failed, and that was not believed, since the prober suspects itself.
         frozen: bool,
@@ -127,7 +127,7 @@ pub enum Event {
         memory: Box<Memory>,
     },
     KeyTested {
-        target: Arc<Target>,
+        target: Arc<CheckTarget>,
         report: KeyReport,
         took: Duration,
         transition: Option<KeyTransition>,
@@ -135,12 +135,12 @@ pub enum Event {
     },
     /// A status changed without a check: it went stale, or the key was replaced.
     Health {
-        target: Arc<Target>,
+        target: Arc<CheckTarget>,
         transition: Transition,
         memory: Box<Memory>,
     },
     Key {
-        target: Arc<Target>,
+        target: Arc<CheckTarget>,
         transition: KeyTransition,
         memory: Box<Memory>,
     },
@@ -199,7 +199,7 @@ impl Default for MonitorConfig {
 }
 
 struct Watched {
-    target: Arc<Target>,
+    target: Arc<CheckTarget>,
     memory: Memory,
     /// Turns taken; varies the jitter.
     turns: u64,
@@ -208,8 +208,8 @@ struct Watched {
 }
 
 enum Finished {
-    Check { target: Arc<Target>, checked: Checked, lag: Duration },
-    Key { target: Arc<Target>, tested: KeyTested },
+    Check { target: Arc<CheckTarget>, checked: FinishedCheck, lag: Duration },
+    Key { target: Arc<CheckTarget>, tested: KeyTested },
     Canary { answered: bool },
 }
 
@@ -218,7 +218,7 @@ struct Monitor {
     config: MonitorConfig,
     epoch: Instant,
     clock: Clock,
-    schedule: Schedule,
+    schedule: TurnSchedule,
     watched: HashMap<Arc<str>, Watched>,
     impairment: Impairment,
     running: FuturesUnordered<BoxFuture<'static, Finished>>,
@@ -229,7 +229,7 @@ struct Monitor {
     swept: Option<Instant>,
     /// When the next new key may be tested.
     first_test: Duration,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<CheckEvent>,
 }
 
 /// Runs until told to stop, or until nobody sends commands or takes events any more. The receiver of the events
@@ -237,12 +237,12 @@ struct Monitor {
 pub async fn run(
     prober: Arc<Prober>,
     config: MonitorConfig,
-    mut commands: mpsc::Receiver<Command>,
-    events: mpsc::Sender<Event>,
+    mut commands: mpsc::Receiver<MonitorCommand>,
+    events: mpsc::Sender<CheckEvent>,
     stop: CancellationToken,
 ) {
     let impairment = Impairment::new(config.interval, config.canary.is_some());
-    let schedule = Schedule::new(config.caps);
+    let schedule = TurnSchedule::new(config.caps);
     let mut monitor = Monitor {
         prober,
         clock: Clock::new(config.wall.clone()),
@@ -300,14 +300,14 @@ impl Monitor {
         loop {
             let now = self.now();
             match self.schedule.next(floor(now)) {
-                Next::Run(turn) => self.start(turn, now),
-                Next::At(at) => return Some(self.epoch + ceil(at)),
-                Next::Wait => return None,
+                NextTurn::Run(turn) => self.start(turn, now),
+                NextTurn::At(at) => return Some(self.epoch + ceil(at)),
+                NextTurn::Wait => return None,
             }
         }
     }
 
-    fn start(&mut self, turn: Turn, now: Duration) {
+    fn start(&mut self, turn: CheckTurn, now: Duration) {
         let Some(watched) = self.watched.get_mut(&turn.provider) else {
             self.schedule.remove(&turn.provider);
             return;
@@ -334,16 +334,16 @@ impl Monitor {
         });
     }
 
-    fn obey(&mut self, command: Command) -> Vec<Event> {
+    fn obey(&mut self, command: MonitorCommand) -> Vec<CheckEvent> {
         match command {
-            Command::Set { target, memory, taken } => self.set(*target, memory, taken),
-            Command::Remove(name) => {
+            MonitorCommand::Set { target, memory, taken } => self.set(*target, memory, taken),
+            MonitorCommand::Remove(name) => {
                 self.schedule.remove(&name);
                 self.watched.remove(&name);
                 self.impairment.remove(&name);
                 Vec::new()
             }
-            Command::Now(name) => {
+            MonitorCommand::Now(name) => {
                 let now = self.now();
                 if let Some(watched) = self.watched.get(&name) {
                     let key_test = watched.target.sent_key().map(|_| now);
@@ -352,7 +352,7 @@ impl Monitor {
                 }
                 Vec::new()
             }
-            Command::Snapshot(answer) => {
+            MonitorCommand::Snapshot(answer) => {
                 let all = self.watched.iter().map(|(name, watched)| (name.clone(), watched.memory.clone()));
                 // Whoever asked may have gone; that is no concern of ours.
                 let _ = answer.send(all.collect());
@@ -361,7 +361,7 @@ impl Monitor {
         }
     }
 
-    fn set(&mut self, target: Target, memory: Option<Box<Memory>>, taken: bool) -> Vec<Event> {
+    fn set(&mut self, target: CheckTarget, memory: Option<Box<Memory>>, taken: bool) -> Vec<CheckEvent> {
         let (name, wall) = (target.name.clone(), self.wall());
         let mut told = Vec::new();
         let old = self.watched.remove(&name);
@@ -384,7 +384,7 @@ impl Monitor {
         }
         let watched = Watched { target: Arc::new(target), memory, turns, accepted: true };
         if let Some(transition) = key_changed {
-            told.push(Event::Key {
+            told.push(CheckEvent::Key {
                 target: watched.target.clone(),
                 transition,
                 memory: Box::new(watched.memory.clone()),
@@ -446,17 +446,22 @@ impl Monitor {
         })
     }
 
-    fn finish(&mut self, finished: Finished) -> Vec<Event> {
+    fn finish(&mut self, finished: Finished) -> Vec<CheckEvent> {
         match finished {
             Finished::Check { target, checked, lag } => self.finish_check(&target, checked, lag),
             Finished::Key { target, tested } => self.finish_key(&target, tested),
             Finished::Canary { answered } => {
-                self.impairment.canary(self.now(), answered).map(Event::Impaired).into_iter().collect()
+                self.impairment.canary(self.now(), answered).map(CheckEvent::Impaired).into_iter().collect()
             }
         }
     }
 
-    fn finish_check(&mut self, target: &Arc<Target>, checked: Checked, lag: Duration) -> Vec<Event> {
+    fn finish_check(
+        &mut self,
+        target: &Arc<CheckTarget>,
+        checked: FinishedCheck,
+        lag: Duration,
+    ) -> Vec<CheckEvent> {
         let (now, wall) = (self.now(), self.wall());
         let mut told = Vec::new();
         let name = &target.name;
@@ -467,12 +472,12 @@ impl Monitor {
             if matches!(judged.change, Some(Impaired::Began { .. })) {
                 self.watched.values_mut().for_each(|watched| watched.memory.health.forgive());
             }
-            told.extend(judged.change.map(Event::Impaired));
+            told.extend(judged.change.map(CheckEvent::Impaired));
             let (transition, frozen) = (judged.transition, judged.disbelieved);
             let doubted = judged.trust != Trust::Frozen && doubts_key(&mut watched, &checked.outcome);
             let memory = Box::new(watched.memory.clone());
             let target = watched.target.clone();
-            told.push(Event::Checked { target, checked, transition, frozen, lag, memory });
+            told.push(CheckEvent::Checked { target, checked, transition, frozen, lag, memory });
             // A local failure, or one that was not believed, leaves no time to count from.
             let due = match watched.memory.health.last_result() {
                 Some(last) if last >= wall => self.check_due(&watched, FIRST_WITHIN),
@@ -496,7 +501,7 @@ impl Monitor {
         told
     }
 
-    fn finish_key(&mut self, target: &Arc<Target>, tested: KeyTested) -> Vec<Event> {
+    fn finish_key(&mut self, target: &Arc<CheckTarget>, tested: KeyTested) -> Vec<CheckEvent> {
         let wall = self.wall();
         let name = &target.name;
         let Some(mut watched) = self.watched.remove(name) else { return Vec::new() };
@@ -514,7 +519,7 @@ impl Monitor {
                 let transition = watched.memory.key.observe(wall, &report.verdict, wait);
                 let memory = Box::new(watched.memory.clone());
                 let (target, took) = (watched.target.clone(), tested.took);
-                told.push(Event::KeyTested { target, report, took, transition, memory });
+                told.push(CheckEvent::KeyTested { target, report, took, transition, memory });
                 self.key_due(&watched)
             } else {
                 Some(self.now() + jittered(Duration::from_secs(60), name, watched.turns))
@@ -530,7 +535,7 @@ impl Monitor {
         told
     }
 
-    fn keep_house(&mut self) -> Vec<Event> {
+    fn keep_house(&mut self) -> Vec<CheckEvent> {
         let mut told = Vec::new();
         if let Some(jump) = self.clock.look() {
             self.shift(jump);
@@ -542,7 +547,7 @@ impl Monitor {
             self.started.remove(&(started, name.clone()));
             self.schedule.linger(&name);
         }
-        told.extend(self.impairment.tick(now).map(Event::Impaired));
+        told.extend(self.impairment.tick(now).map(CheckEvent::Impaired));
         if self.impairment.is_frozen() {
             self.ask_canary();
             for watched in self.watched.values_mut() {
@@ -572,7 +577,7 @@ impl Monitor {
                 watched.memory.health.expire(wall, regular + watched.target.limits.total + waits)
             {
                 let memory = Box::new(watched.memory.clone());
-                told.push(Event::Health { target: watched.target.clone(), transition, memory });
+                told.push(CheckEvent::Health { target: watched.target.clone(), transition, memory });
             }
         }
         told
@@ -606,7 +611,10 @@ impl Monitor {
         self.canary_asked = Some(Instant::now());
         let prober = self.prober.clone();
         self.running.push(
-            async move { Finished::Canary { answered: prober.reach(&canary, Limits::default()).await.is_ok() } }.boxed(),
+            async move {
+                Finished::Canary { answered: prober.reach(&canary, PhaseLimits::default()).await.is_ok() }
+            }
+            .boxed(),
         );
     }
 }
@@ -623,15 +631,15 @@ const fn ceil(at: Duration) -> Duration {
 
 /// Whether a check speaks against a key that was proven: a revoked key should not wait for its next regular test. Only
 /// the first refusal after a good check does, or an endpoint that refuses every key would be tested all the time.
-fn doubts_key(watched: &mut Watched, outcome: &Outcome) -> bool {
+fn doubts_key(watched: &mut Watched, outcome: &CheckOutcome) -> bool {
     match outcome {
-        Outcome::Auth { .. } => {
+        CheckOutcome::Auth { .. } => {
             let was_accepted = std::mem::replace(&mut watched.accepted, false);
             was_accepted
                 && watched.target.sent_key().is_some()
                 && watched.memory.key.status() == KeyStatus::Valid
         }
-        Outcome::Ok | Outcome::Slow => {
+        CheckOutcome::Ok | CheckOutcome::Slow => {
             watched.accepted = true;
             false
         }
@@ -649,7 +657,7 @@ pub fn next_check(memory: &Memory, rhythm: &Rhythm, now: DateTime<Utc>) -> DateT
     memory.health.next_check(now, rhythm.regular(memory.health.last_result().unwrap_or(now)))
 }
 
-impl Target {
+impl CheckTarget {
     /// What is asked to find out about its health.
     pub fn health_check(&self) -> HealthCheck<'_> {
         HealthCheck {

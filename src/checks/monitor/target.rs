@@ -9,7 +9,7 @@ use url::Url;
 use uuid::Uuid;
 
 use catalog::model::{HealthPolicy, Provider, Schedule};
-use net::Limits;
+use net::PhaseLimits;
 use provider::{BaseError, ProviderType, origin_of, parse_base};
 
 /// The defaults where neither manifest nor settings say otherwise.
@@ -52,7 +52,7 @@ pub struct Label {
 
 /// One provider as the monitor sees it.
 #[derive(Debug, Clone)]
-pub struct Target {
+pub struct CheckTarget {
     pub name: Arc<str>,
     pub label: Label,
     pub kind: ProviderType,
@@ -66,7 +66,7 @@ pub struct Target {
     pub slow_after: Duration,
     pub path: Option<Box<str>>,
     pub expect_status: Option<Vec<u16>>,
-    pub limits: Limits,
+    pub limits: PhaseLimits,
 }
 
 /// Why a provider cannot be checked.
@@ -78,7 +78,7 @@ pub enum TargetError {
     Cron(Arc<str>),
 }
 
-impl Target {
+impl CheckTarget {
     /// From a manifest's provider, the daemon's own policy and the key that its reference resolved to.
     pub fn new(
         provider: &Provider,
@@ -107,7 +107,7 @@ impl Target {
                 Rhythm::Cron(Arc::new(parser.parse(text).map_err(|_| TargetError::Cron(text.clone()))?))
             }
         };
-        let mut limits = Limits::default();
+        let mut limits = PhaseLimits::default();
         if let Some(timeout) = policy.timeout {
             limits.total = timeout;
         }

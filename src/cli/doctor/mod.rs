@@ -26,7 +26,7 @@ use net::probe::Prober;
 use provider::parse_base;
 
 use super::{
-    Format, Global, context,
+    Global, OutputFormat, context,
     output::{self, Exit},
 };
 use crate::{
@@ -114,8 +114,8 @@ impl Doctor {
             Err(error) => report.error("settings", "settings", &error, "mend the settings file or variable"),
         }
         match global.output {
-            Format::Json => output::json(&report)?,
-            Format::Table | Format::Github | Format::Csv => output::text(&render(&report))?,
+            OutputFormat::Json => output::json(&report)?,
+            OutputFormat::Table | OutputFormat::Github | OutputFormat::Csv => output::text(&render(&report))?,
         };
         Ok(Exit::when(report.findings.is_empty()))
     }
@@ -154,7 +154,7 @@ async fn daemon(settings: &Settings, report: &mut Report) -> anyhow::Result<()> 
 async fn examine(settings: &Settings, report: &mut Report) -> anyhow::Result<()> {
     daemon(settings, report).await?;
     exposed_password(settings, report);
-    if let Some(options) = pull::Options::of(settings) {
+    if let Some(options) = pull::PullOptions::of(settings) {
         report.checked.push("git");
         for found in pull::examine(&options) {
             report.find("git", found.subject, found.message, found.hint);

@@ -6,11 +6,11 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::{StreamExt as _, stream};
 
 use net::{ProbeError, probe::Prober};
-use provider::{Failure, Method, Outcome, Request};
+use provider::{CheckOutcome, Failure, Method, Request};
 
 use super::{super::progress::Progress, Finding, SKEW};
 use crate::checks::{
-    monitor::Target,
+    monitor::CheckTarget,
     once::{self, Candidate},
 };
 
@@ -39,7 +39,7 @@ pub(super) async fn ask(prober: &Prober, candidates: Vec<Candidate>) -> Vec<Find
 }
 
 /// Whether it speaks HTTP, and what is wrong.
-async fn look(prober: &Prober, target: &Target) -> (bool, Option<Finding>) {
+async fn look(prober: &Prober, target: &CheckTarget) -> (bool, Option<Finding>) {
     if let Err(error) = prober.reach(&target.base, target.limits).await {
         return (false, Some(unreached(target, error)));
     }
@@ -53,13 +53,13 @@ async fn look(prober: &Prober, target: &Target) -> (bool, Option<Finding>) {
         })
     };
     match prober.check(target.health_check()).await.outcome {
-        Outcome::Hard { failure, reason, .. } => {
+        CheckOutcome::Hard { failure, reason, .. } => {
             let hint =
                 "look at the provider's status page, and at `base_url` and `health.path` in its manifest";
             return (matches!(failure, Failure::Status | Failure::Body), finding("http", &reason, hint));
         }
-        Outcome::Local { reason } => return (false, finding("network", &reason, LOCAL)),
-        Outcome::Auth { .. } if target.key.is_none() => {
+        CheckOutcome::Local { reason } => return (false, finding("network", &reason, LOCAL)),
+        CheckOutcome::Auth { .. } if target.key.is_none() => {
             let message = "it answers, but wants a key, and none is stored or declared";
             return (true, finding("auth", message, "give it an `api_key` in its manifest"));
         }
@@ -95,7 +95,7 @@ const LOCAL: &str =
     "the fault is on this machine: look at its network, proxy (`egress.proxy`) and file limit";
 
 /// No line could be opened: at which step, and what helps there.
-fn unreached(target: &Target, error: ProbeError) -> Finding {
+fn unreached(target: &CheckTarget, error: ProbeError) -> Finding {
     let host = target.base.host_str().unwrap_or_default();
     let port = target.base.port_or_known_default().unwrap_or_default();
     let (check, message, hint) = match error {
@@ -133,7 +133,7 @@ fn unreached(target: &Target, error: ProbeError) -> Finding {
 }
 
 /// A finding if every provider that was asked for the time disagrees with this machine.
-async fn clocks(prober: &Prober, reached: &[&Target]) -> Option<Finding> {
+async fn clocks(prober: &Prober, reached: &[&CheckTarget]) -> Option<Finding> {
     let mut off: Option<(TimeDelta, String)> = None;
     for target in reached.iter().take(CLOCKS) {
         // Without the key: any answer carries the time.

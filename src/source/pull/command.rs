@@ -24,8 +24,8 @@ use tokio::{
 
 use url::Url;
 
-use super::{Options, PullError, place::Place};
-use crate::{config::Transport, secret::Secret};
+use super::{PullError, PullOptions, place::MirrorPlace};
+use crate::{config::GitTransport, secret::Secret};
 use provider::KeyEcho;
 
 /// How often the size of what is being fetched is looked at: at 100 MB/s, some 20 MB may be too much.
@@ -39,14 +39,14 @@ const BUNDLES: [&str; 2] = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/
 
 /// Bounds of one run.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits<'a> {
+pub struct CommandLimits<'a> {
     /// Bytes of standard output; more is [`PullError::TooLarge`].
     pub output: usize,
     /// A directory that grows meanwhile, and how large it may become.
     pub grows: Option<(&'a Path, u64)>,
 }
 
-impl Default for Limits<'_> {
+impl Default for CommandLimits<'_> {
     fn default() -> Self {
         Self { output: SMALL, grows: None }
     }
@@ -54,14 +54,14 @@ impl Default for Limits<'_> {
 
 /// What git answered.
 #[derive(Debug)]
-pub struct Answer {
+pub struct GitAnswer {
     pub stdout: Vec<u8>,
     /// Cleaned of control characters and of credentials.
     pub complaint: String,
     status: ExitStatus,
 }
 
-impl Answer {
+impl GitAnswer {
     pub fn is_success(&self) -> bool {
         self.status.success()
     }
@@ -88,7 +88,7 @@ pub struct Git {
 impl Git {
     /// # Errors
     /// [`PullError::Io`] when further certificate authorities are wanted and cannot be read.
-    pub fn new(options: &Options, place: &Place, token: Option<Secret>) -> Result<Self, PullError> {
+    pub fn new(options: &PullOptions, place: &MirrorPlace, token: Option<Secret>) -> Result<Self, PullError> {
         let bundle = bundle(options, place)?;
         let environment = environment(options, place, bundle.as_deref());
         let proxy = options.proxy.as_ref().and_then(|proxy| Url::parse(proxy.expose_secret()).ok());
@@ -102,13 +102,13 @@ impl Git {
     ///
     /// # Errors
     /// [`PullError::NoGit`], [`PullError::TimedOut`], [`PullError::TooLarge`], [`PullError::Git`].
-    pub async fn run(&self, arguments: &[&str], limits: Limits<'_>) -> Result<Answer, PullError> {
+    pub async fn run(&self, arguments: &[&str], limits: CommandLimits<'_>) -> Result<GitAnswer, PullError> {
         let answer = self.ask(arguments, &[], limits).await?;
         self.succeed(arguments, answer)
     }
 
     /// Turns a failure of git into an error.
-    pub fn succeed(&self, arguments: &[&str], answer: Answer) -> Result<Answer, PullError> {
+    pub fn succeed(&self, arguments: &[&str], answer: GitAnswer) -> Result<GitAnswer, PullError> {
         if answer.is_success() {
             return Ok(answer);
         }
@@ -128,8 +128,8 @@ impl Git {
         &self,
         arguments: &[&str],
         more: &[(&str, &OsStr)],
-        limits: Limits<'_>,
-    ) -> Result<Answer, PullError> {
+        limits: CommandLimits<'_>,
+    ) -> Result<GitAnswer, PullError> {
         let mut command = Command::new("git");
         command
             .args(arguments)
@@ -165,7 +165,7 @@ impl Git {
         let stdout =
             stdout.ok_or(PullError::TooLarge { what: "the answer of git", limit: limits.output as u64 })?;
         let status = status.map_err(PullError::NoGit)?;
-        Ok(Answer { stdout, complaint: self.clean(&stderr), status })
+        Ok(GitAnswer { stdout, complaint: self.clean(&stderr), status })
     }
 
     /// The last lines of what git complained about: without progress, control characters, credentials.
@@ -280,8 +280,8 @@ pub fn size_of(dir: &Path) -> u64 {
 }
 
 /// The system's certificate authorities and those of the settings in one file, as git wants them.
-fn bundle(options: &Options, place: &Place) -> Result<Option<PathBuf>, PullError> {
-    if options.ca_files.is_empty() || options.transport != Transport::Https {
+fn bundle(options: &PullOptions, place: &MirrorPlace) -> Result<Option<PathBuf>, PullError> {
+    if options.ca_files.is_empty() || options.transport != GitTransport::Https {
         return Ok(None);
     }
     let mut all = Vec::new();
@@ -296,7 +296,11 @@ fn bundle(options: &Options, place: &Place) -> Result<Option<PathBuf>, PullError
 }
 
 /// All that git knows of the world.
-fn environment(options: &Options, place: &Place, bundle: Option<&Path>) -> Vec<(OsString, OsString)> {
+fn environment(
+    options: &PullOptions,
+    place: &MirrorPlace,
+    bundle: Option<&Path>,
+) -> Vec<(OsString, OsString)> {
     let mut all: Vec<(OsString, OsString)> = Vec::new();
     let mut set = |name: &str, value: &OsStr| all.push((name.into(), value.into()));
     for name in ["PATH", "TMPDIR"] {
@@ -319,7 +323,7 @@ fn environment(options: &Options, place: &Place, bundle: Option<&Path>) -> Vec<(
     ] {
         set(name, value.as_ref());
     }
-    if options.transport == Transport::Ssh {
+    if options.transport == GitTransport::Ssh {
         set("GIT_SSH_VARIANT", "ssh".as_ref());
         set("GIT_SSH_COMMAND", ssh_command(options).as_ref());
     }
@@ -333,7 +337,7 @@ fn environment(options: &Options, place: &Place, bundle: Option<&Path>) -> Vec<(
 }
 
 /// Settings of git; those of the environment are stronger than a repository's.
-fn settings(options: &Options, bundle: Option<&Path>) -> Vec<(String, String)> {
+fn settings(options: &PullOptions, bundle: Option<&Path>) -> Vec<(String, String)> {
     let mut all: Vec<(String, String)> = [
         // Nothing that a repository names is started.
         ("core.hooksPath", "/dev/null"),
@@ -398,7 +402,7 @@ fn quoted(text: &str) -> String {
 }
 
 /// ssh with one key, known hosts only, and nobody to ask.
-fn ssh_command(options: &Options) -> String {
+fn ssh_command(options: &PullOptions) -> String {
     // Inside an option, ssh reads quotation marks and percent signs itself.
     let file = |path: &Path| format!("\"{}\"", path.display().to_string().replace('%', "%%"));
     let mut command = String::from("ssh -F /dev/null");
@@ -443,8 +447,8 @@ mod tests {
     use super::*;
     use crate::source::pull::Reference;
 
-    fn options(transport: Transport) -> Options {
-        Options {
+    fn options(transport: GitTransport) -> PullOptions {
+        PullOptions {
             url: "https://git.example.com/a.git".to_owned(),
             transport,
             origin: Some("https://git.example.com".to_owned()),
@@ -465,9 +469,9 @@ mod tests {
         }
     }
 
-    fn environment_of(transport: Transport) -> Vec<(String, String)> {
+    fn environment_of(transport: GitTransport) -> Vec<(String, String)> {
         let options = options(transport);
-        let place = Place::of(&options);
+        let place = MirrorPlace::of(&options);
         let text = |text: OsString| text.into_string().unwrap();
         environment(&options, &place, None)
             .into_iter()
@@ -488,16 +492,16 @@ mod tests {
     #[test]
     fn git_speaks_one_protocol_and_knows_no_foreign_configuration() {
         for (transport, word) in [
-            (Transport::Https, "https"),
-            (Transport::Http, "http"),
-            (Transport::Ssh, "ssh"),
-            (Transport::File, "file"),
+            (GitTransport::Https, "https"),
+            (GitTransport::Http, "http"),
+            (GitTransport::Ssh, "ssh"),
+            (GitTransport::File, "file"),
         ] {
             let environment = environment_of(transport);
             assert_eq!(value(&environment, "GIT_ALLOW_PROTOCOL").as_deref(), Some(word));
             assert_eq!(value(&environment, "GIT_CONFIG_NOSYSTEM").as_deref(), Some("1"));
             assert_eq!(value(&environment, "GIT_CONFIG_GLOBAL").as_deref(), Some("/dev/null"));
-            assert_eq!(value(&environment, "GIT_SSH_COMMAND").is_some(), transport == Transport::Ssh);
+            assert_eq!(value(&environment, "GIT_SSH_COMMAND").is_some(), transport == GitTransport::Ssh);
             let count: usize = value(&environment, "GIT_CONFIG_COUNT").unwrap().parse().unwrap();
             let keys = environment.iter().filter(|(name, _)| name.starts_with("GIT_CONFIG_KEY_")).count();
             assert_eq!(count, keys);
@@ -515,7 +519,7 @@ mod tests {
 
     #[test]
     fn ssh_asks_nobody_and_believes_only_the_file() {
-        let command = ssh_command(&options(Transport::Ssh));
+        let command = ssh_command(&options(GitTransport::Ssh));
         for part in [
             "-F /dev/null",
             "'StrictHostKeyChecking=yes'",
@@ -528,7 +532,7 @@ mod tests {
         ] {
             assert!(command.contains(part), "{part} in {command}");
         }
-        let without = Options { ssh_key: None, known_hosts: None, ..options(Transport::Ssh) };
+        let without = PullOptions { ssh_key: None, known_hosts: None, ..options(GitTransport::Ssh) };
         let command = ssh_command(&without);
         assert!(command.contains("'IdentityFile=none'"), "{command}");
         assert!(command.contains("'UserKnownHostsFile=/dev/null'"), "{command}");
@@ -537,7 +541,7 @@ mod tests {
 
     #[test]
     fn the_token_goes_to_one_origin_and_its_helper_survives_odd_names() {
-        let environment = environment_of(Transport::Https);
+        let environment = environment_of(GitTransport::Https);
         let helper = setting(&environment, "credential.https://git.example.com.helper").unwrap();
         assert!(helper.contains(r"< '/etc/pd/it'\''s/token'"), "{helper}");
         assert_eq!(setting(&environment, "credential.helper").as_deref(), Some(""));
@@ -562,8 +566,8 @@ mod tests {
 
     #[test]
     fn complaints_hold_neither_the_token_nor_control_characters() {
-        let options = options(Transport::Https);
-        let place = Place::of(&options);
+        let options = options(GitTransport::Https);
+        let place = MirrorPlace::of(&options);
         let git = Git::new(&options, &place, Some(Secret::copy_of("not-a-real-token"))).unwrap();
         let shown = git.clean(b"remote: you sent not-a-real-token\x1b[31m\n\nhint: x\nfatal: no\n");
         assert_eq!(shown, "fatal: no; (what repeats a credential is left out)");

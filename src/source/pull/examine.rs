@@ -9,25 +9,25 @@ use std::{
     process::{Command, Stdio},
 };
 
-use super::{Options, Report};
-use crate::config::Transport;
+use super::{PullOptions, PullReport};
+use crate::config::GitTransport;
 
 /// One thing that is wrong.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Finding {
+pub struct PullFinding {
     pub subject: String,
     pub message: String,
     pub hint: &'static str,
 }
 
 /// Everything that can be seen to be wrong from here.
-pub fn examine(options: &Options) -> Vec<Finding> {
+pub fn examine(options: &PullOptions) -> Vec<PullFinding> {
     let mut found = Vec::new();
     let mut find = |subject: &str, message: String, hint| {
-        found.push(Finding { subject: subject.to_owned(), message, hint });
+        found.push(PullFinding { subject: subject.to_owned(), message, hint });
     };
     let mut programs = vec![("git", "--version", "install git")];
-    if options.transport == Transport::Ssh {
+    if options.transport == GitTransport::Ssh {
         programs.push(("ssh", "-V", "install openssh-client"));
     }
     if options.allowed_signers.is_some() {
@@ -63,7 +63,7 @@ pub fn examine(options: &Options) -> Vec<Finding> {
             Ok(_) => {}
         }
     }
-    if options.transport == Transport::Ssh
+    if options.transport == GitTransport::Ssh
         && options.known_hosts.is_none()
         && !Path::new("/etc/ssh/ssh_known_hosts").exists()
     {
@@ -73,7 +73,7 @@ pub fn examine(options: &Options) -> Vec<Finding> {
             "write the host's key into a file (ssh-keyscan, then compare it) and name it",
         );
     }
-    if let Some(problem) = Report::read(options).and_then(|report| report.problem()) {
+    if let Some(problem) = PullReport::read(options).and_then(|report| report.problem()) {
         find("source.git", problem, "the daemon goes on trying; what runs stays as it is");
     }
     found

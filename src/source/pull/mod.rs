@@ -25,14 +25,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use self::{command::Git, place::Place};
+use self::{command::Git, place::MirrorPlace};
 pub use self::{
-    examine::{Finding, examine},
+    examine::{PullFinding, examine},
     place::commit_of,
-    report::Report,
+    report::PullReport,
 };
 use crate::{
-    config::{self, GitVerify, Settings, Transport},
+    config::{self, GitTransport, GitVerify, Settings},
     metrics::Metrics,
     secret::{Resolver, Secret},
 };
@@ -71,10 +71,10 @@ impl Reference {
 
 /// What to pull, how, and where to. All paths are absolute.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct PullOptions {
     /// Holds no password (the settings refuse one).
     pub url: String,
-    pub transport: Transport,
+    pub transport: GitTransport,
     /// For HTTP: the only origin that gets the token.
     pub origin: Option<String>,
     pub reference: Reference,
@@ -99,7 +99,7 @@ pub struct Options {
     pub state: PathBuf,
 }
 
-impl Options {
+impl PullOptions {
     /// What `source.git` asks to be pulled, and how; `None` where it is not set.
     pub fn of(settings: &Settings) -> Option<Self> {
         let source = &settings.source;
@@ -135,15 +135,15 @@ impl Options {
     }
 }
 
-impl Options {
+impl PullOptions {
     /// Where the manifests appear: a link that is moved in one step.
     pub fn manifests(&self) -> PathBuf {
-        Place::of(self).current()
+        MirrorPlace::of(self).current()
     }
 
     /// The bare repository that a daemon pulls into, once there is one. It holds the commits since the first pull.
     pub fn mirror(&self) -> Option<PathBuf> {
-        Place::of(self).mirror_in_use()
+        MirrorPlace::of(self).mirror_in_use()
     }
 }
 
@@ -186,7 +186,7 @@ pub enum PullError {
         "commit {commit} {}\nhint: a signature does not tell old from new; if that was meant, set source.git.allow_rewritten until it is applied",
         .history.against(.previous)
     )]
-    NotAfter { commit: String, previous: String, history: History },
+    NotAfter { commit: String, previous: String, history: CommitRelation },
 }
 
 impl PullError {
@@ -254,7 +254,7 @@ fn hint(message: &str) -> &'static str {
 
 /// How a new commit stands to the one before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum History {
+pub enum CommitRelation {
     /// There was none before.
     First,
     /// It came after.
@@ -265,7 +265,7 @@ pub enum History {
     Unknown,
 }
 
-impl History {
+impl CommitRelation {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::First => "first",
@@ -276,7 +276,7 @@ impl History {
     }
 }
 
-impl History {
+impl CommitRelation {
     /// How a commit of this history stands to `previous`, to go on after its name.
     fn against(self, previous: &str) -> String {
         match self {
@@ -296,7 +296,7 @@ pub enum News {
     Switched {
         from: Option<String>,
         to: String,
-        history: History,
+        history: CommitRelation,
     },
     /// `signed`: by an allowed signer, but it does not come after what is applied.
     Refused {
@@ -321,13 +321,13 @@ enum Round {
 
 /// Pulls until it is stopped.
 pub struct Puller {
-    options: Options,
-    place: Place,
+    options: PullOptions,
+    place: MirrorPlace,
     metrics: Arc<Metrics>,
     wake: Arc<Notify>,
     ready: watch::Sender<bool>,
     news: mpsc::Sender<News>,
-    report: Report,
+    report: PullReport,
     /// The word of the failure that stands, and whose fault it is.
     failing: Option<(&'static str, String)>,
     /// The refused tip that is already in the audit trail.
@@ -336,11 +336,11 @@ pub struct Puller {
 
 impl Puller {
     /// `wake` asks for a look at once.
-    pub fn new(options: Options, wake: Arc<Notify>, metrics: Arc<Metrics>) -> (Self, Pulled) {
+    pub fn new(options: PullOptions, wake: Arc<Notify>, metrics: Arc<Metrics>) -> (Self, Pulled) {
         let (ready, is_ready) = watch::channel(false);
         let (news, to_tell) = mpsc::channel(NEWS);
-        let place = Place::of(&options);
-        let report = Report::new(&options);
+        let place = MirrorPlace::of(&options);
+        let report = PullReport::new(&options);
         for result in ["unchanged", "updated", "refused", "failed"] {
             metrics.source_fetches.with_label_values(&[result]).inc_by(0);
         }
@@ -455,7 +455,9 @@ impl Puller {
             remote::verify(git, &self.options, remote::INCOMING, &commit).await?;
         }
         let history = remote::history(git, before.as_deref(), &commit).await;
-        if let (true, Some(previous), History::Rewritten | History::Unknown) = (guarded, &before, history) {
+        if let (true, Some(previous), CommitRelation::Rewritten | CommitRelation::Unknown) =
+            (guarded, &before, history)
+        {
             return Err(PullError::NotAfter { commit, previous: previous.clone(), history });
         }
         tree::check_out(git, &self.options, &self.place, &commit).await?;
@@ -472,13 +474,13 @@ impl Puller {
         }
         let previous = before.as_deref().unwrap_or("nothing");
         match history {
-            History::First | History::Forward => {
+            CommitRelation::First | CommitRelation::Forward => {
                 info!(revision = %commit, previous, "the manifests follow a new commit");
             }
-            History::Rewritten => {
+            CommitRelation::Rewritten => {
                 warn!(revision = %commit, previous, "the history was rewritten (a forced push?); the manifests follow it");
             }
-            History::Unknown => {
+            CommitRelation::Unknown => {
                 warn!(revision = %commit, previous, "the manifests follow a new commit; whether it came after the last one is not known");
             }
         }

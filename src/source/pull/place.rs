@@ -23,7 +23,7 @@ use rustix::fs::FlockOperation;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
-use super::{Options, PullError};
+use super::{PullError, PullOptions};
 
 const MARKER: &str = ".providerd-git";
 const CHECKOUT: &str = "checkout-";
@@ -32,7 +32,7 @@ const TEMPORARY: &str = "tmp-";
 
 /// The directory of one source.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct MirrorPlace {
     dir: PathBuf,
     mirror: PathBuf,
     /// Held for as long as the daemon runs.
@@ -51,8 +51,8 @@ pub fn is_commit(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|digit| digit.is_ascii_hexdigit())
 }
 
-impl Place {
-    pub fn of(options: &Options) -> Self {
+impl MirrorPlace {
+    pub fn of(options: &PullOptions) -> Self {
         let mut hash = Sha256::new();
         for part in [&options.url, &options.reference.full(), &*options.path.to_string_lossy()] {
             hash.update(part);

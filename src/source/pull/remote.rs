@@ -8,9 +8,9 @@ use std::path::Path;
 use tracing::{debug, warn};
 
 use super::{
-    History, Options, PullError, Reference, blocking,
-    command::{Git, Limits, size_of},
-    place::{self, Place, is_commit},
+    CommitRelation, PullError, PullOptions, Reference, blocking,
+    command::{CommandLimits, Git, size_of},
+    place::{self, MirrorPlace, is_commit},
 };
 
 /// What was fetched last.
@@ -26,10 +26,10 @@ const NOTHING: i32 = 2;
 ///
 /// # Errors
 /// [`PullError::NoReference`], also for an empty repository; [`PullError::Git`] where the remote cannot be reached.
-pub async fn tip(git: &Git, options: &Options) -> Result<String, PullError> {
+pub async fn tip(git: &Git, options: &PullOptions) -> Result<String, PullError> {
     let reference = options.reference.full();
     let arguments = ["ls-remote", "--exit-code", "--", &options.url, &reference];
-    let answer = git.ask(&arguments, &[], Limits::default()).await?;
+    let answer = git.ask(&arguments, &[], CommandLimits::default()).await?;
     let missing = || {
         PullError::NoReference(match &options.reference {
             Reference::Head => "a branch that HEAD names".to_owned(),
@@ -58,8 +58,8 @@ pub async fn tip(git: &Git, options: &Options) -> Result<String, PullError> {
 /// Those of the second try.
 pub async fn fetch(
     git: &Git,
-    options: &Options,
-    place: &Place,
+    options: &PullOptions,
+    place: &MirrorPlace,
     tip: &str,
     deep: bool,
 ) -> Result<String, PullError> {
@@ -85,7 +85,7 @@ pub async fn fetch(
         // For ids of the same kind.
         let format = if tip.len() == 64 { "--object-format=sha256" } else { "--object-format=sha1" };
         let arguments = ["init", "--quiet", "--bare", "--template=", format];
-        let answer = git.ask(&arguments, &[("GIT_DIR", fresh.as_os_str())], Limits::default()).await?;
+        let answer = git.ask(&arguments, &[("GIT_DIR", fresh.as_os_str())], CommandLimits::default()).await?;
         git.succeed(&arguments, answer)?;
         fetch_into(git, options, &fresh, !deep).await
     };
@@ -98,7 +98,7 @@ pub async fn fetch(
     fetched(git).await
 }
 
-async fn fetch_into(git: &Git, options: &Options, mirror: &Path, shallow: bool) -> Result<(), PullError> {
+async fn fetch_into(git: &Git, options: &PullOptions, mirror: &Path, shallow: bool) -> Result<(), PullError> {
     let refspec = format!("+{}:{INCOMING}", options.reference.full());
     let mut arguments =
         vec!["fetch", "--quiet", "--no-tags", "--no-auto-maintenance", "--no-write-fetch-head"];
@@ -109,7 +109,7 @@ async fn fetch_into(git: &Git, options: &Options, mirror: &Path, shallow: bool) 
     }
     arguments.extend(["--", &options.url, &refspec]);
     let packs = mirror.join("objects/pack");
-    let limits = Limits { grows: Some((&packs, options.max_bytes)), ..Limits::default() };
+    let limits = CommandLimits { grows: Some((&packs, options.max_bytes)), ..CommandLimits::default() };
     let answer = git.ask(&arguments, &[("GIT_DIR", mirror.as_os_str())], limits).await?;
     git.succeed(&arguments, answer)?;
     // A fetch may end between two looks at its size.
@@ -125,14 +125,14 @@ async fn fetched(git: &Git) -> Result<String, PullError> {
 
 /// The object that a name stands for; `None` if there is none.
 async fn resolve(git: &Git, name: &str) -> Option<String> {
-    let answer = git.run(&["rev-parse", "--verify", "--quiet", name], Limits::default()).await;
+    let answer = git.run(&["rev-parse", "--verify", "--quiet", name], CommandLimits::default()).await;
     answer.ok().map(|answer| answer.line()).filter(|id| is_commit(id))
 }
 
 /// Whether the object and its files can be read.
 async fn is_whole(git: &Git, tip: &str) -> bool {
     let arguments = ["rev-list", "--objects", "--max-count=1", "--quiet", tip];
-    git.run(&arguments, Limits::default()).await.is_ok()
+    git.run(&arguments, CommandLimits::default()).await.is_ok()
 }
 
 /// The commit that a reference leads to, through a tag where there is one.
@@ -151,7 +151,12 @@ pub async fn commit(git: &Git, reference: &str) -> Result<String, PullError> {
 ///
 /// # Errors
 /// [`PullError::Unsigned`] if not, or if it cannot be told.
-pub async fn verify(git: &Git, options: &Options, reference: &str, commit: &str) -> Result<(), PullError> {
+pub async fn verify(
+    git: &Git,
+    options: &PullOptions,
+    reference: &str,
+    commit: &str,
+) -> Result<(), PullError> {
     let by_commit = check(git, &["verify-commit", "--raw", commit]).await?;
     let Err(of_commit) = by_commit else { return Ok(()) };
     let refused = |reason| PullError::Unsigned { commit: commit.to_owned(), reason };
@@ -161,7 +166,7 @@ pub async fn verify(git: &Git, options: &Options, reference: &str, commit: &str)
     };
     check(git, &["verify-tag", "--raw", &tag]).await?.map_err(refused)?;
     // A signed tag of another name must not pass for this one.
-    let text = git.run(&["cat-file", "tag", &tag], Limits::default()).await?.stdout;
+    let text = git.run(&["cat-file", "tag", &tag], CommandLimits::default()).await?.stdout;
     let text = String::from_utf8_lossy(&text);
     let (head, _) = text.split_once("\n\n").unwrap_or((&text, ""));
     let is_for = |key: &str, value: &str| head.lines().any(|line| line.strip_prefix(key) == Some(value));
@@ -174,7 +179,7 @@ pub async fn verify(git: &Git, options: &Options, reference: &str, commit: &str)
 
 /// `Err` holds why the signature is not good.
 async fn check(git: &Git, arguments: &[&str]) -> Result<Result<(), String>, PullError> {
-    let answer = git.ask(arguments, &[], Limits::default()).await?;
+    let answer = git.ask(arguments, &[], CommandLimits::default()).await?;
     if answer.is_success() {
         return Ok(Ok(()));
     }
@@ -185,33 +190,33 @@ async fn check(git: &Git, arguments: &[&str]) -> Result<Result<(), String>, Pull
 }
 
 /// How `now` stands to what was applied before.
-pub async fn history(git: &Git, before: Option<&str>, now: &str) -> History {
-    let Some(before) = before else { return History::First };
+pub async fn history(git: &Git, before: Option<&str>, now: &str) -> CommitRelation {
+    let Some(before) = before else { return CommitRelation::First };
     let name = format!("{before}^{{commit}}");
     if resolve(git, &name).await.is_none() {
-        return History::Unknown;
+        return CommitRelation::Unknown;
     }
-    match git.ask(&["merge-base", "--is-ancestor", before, now], &[], Limits::default()).await {
-        Ok(answer) if answer.is_success() => History::Forward,
-        Ok(answer) if answer.code() == Some(1) => History::Rewritten,
-        _ => History::Unknown,
+    match git.ask(&["merge-base", "--is-ancestor", before, now], &[], CommandLimits::default()).await {
+        Ok(answer) if answer.is_success() => CommitRelation::Forward,
+        Ok(answer) if answer.code() == Some(1) => CommitRelation::Rewritten,
+        _ => CommitRelation::Unknown,
     }
 }
 
 /// Remembers what was applied.
 pub async fn mark_applied(git: &Git, tip: &str) -> Result<(), PullError> {
-    git.run(&["update-ref", APPLIED, tip], Limits::default()).await?;
+    git.run(&["update-ref", APPLIED, tip], CommandLimits::default()).await?;
     Ok(())
 }
 
 /// Packs the mirror together now and then. It is disposable, so a failure is only told.
-pub async fn maintain(git: &Git, place: &Place) {
+pub async fn maintain(git: &Git, place: &MirrorPlace) {
     let packs = place.packs();
     let count = std::fs::read_dir(packs).map_or(0, |entries| {
         entries.flatten().filter(|it| it.path().extension().is_some_and(|it| it == "pack")).count()
     });
     if count > MANY_PACKS
-        && let Err(error) = git.run(&["gc", "--quiet", "--prune=now"], Limits::default()).await
+        && let Err(error) = git.run(&["gc", "--quiet", "--prune=now"], CommandLimits::default()).await
     {
         warn!(%error, "the mirror could not be packed");
     }

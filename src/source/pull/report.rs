@@ -7,7 +7,7 @@ use std::{fs, io};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{Options, place::Place};
+use super::{PullOptions, place::MirrorPlace};
 
 const FILE: &str = "state.json";
 /// A few fields and a sentence.
@@ -16,7 +16,7 @@ const MAX_BYTES: u64 = 64 * 1024;
 /// How pulling stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Report {
+pub struct PullReport {
     pub url: String,
     /// As the remote lists it: `HEAD`, `refs/heads/…` or `refs/tags/…`.
     pub reference: String,
@@ -33,14 +33,14 @@ pub struct Report {
     pub error: Option<String>,
 }
 
-impl Report {
-    pub(super) fn new(options: &Options) -> Self {
+impl PullReport {
+    pub(super) fn new(options: &PullOptions) -> Self {
         Self { url: options.url.clone(), reference: options.reference.full(), ..Self::default() }
     }
 
     /// What the daemon with these options wrote last; `None` if there is nothing, or nothing to be read.
-    pub fn read(options: &Options) -> Option<Self> {
-        let path = Place::of(options).dir().join(FILE);
+    pub fn read(options: &PullOptions) -> Option<Self> {
+        let path = MirrorPlace::of(options).dir().join(FILE);
         let meta = fs::symlink_metadata(&path).ok()?;
         if !meta.is_file() || meta.len() > MAX_BYTES {
             return None;
@@ -49,7 +49,7 @@ impl Report {
     }
 
     /// Goes on from an earlier run.
-    pub(super) fn load(&mut self, place: &Place) {
+    pub(super) fn load(&mut self, place: &MirrorPlace) {
         let earlier = fs::read(place.dir().join(FILE)).ok();
         let earlier: Option<Self> = earlier.and_then(|text| serde_json::from_slice(&text).ok());
         if let Some(earlier) = earlier {
@@ -57,7 +57,7 @@ impl Report {
         }
     }
 
-    pub(super) fn save(&self, place: &Place) -> io::Result<()> {
+    pub(super) fn save(&self, place: &MirrorPlace) -> io::Result<()> {
         let (path, new) = (place.dir().join(FILE), place.dir().join("state.json.new"));
         fs::write(&new, serde_json::to_vec(self)?)?;
         fs::rename(new, path)

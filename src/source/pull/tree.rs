@@ -6,9 +6,9 @@
 use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path};
 
 use super::{
-    Options, PullError, blocking,
-    command::{Git, Limits},
-    place::{self, Place},
+    PullError, PullOptions, blocking,
+    command::{CommandLimits, Git},
+    place::{self, MirrorPlace},
 };
 use crate::source::names;
 
@@ -23,12 +23,17 @@ const ATTRIBUTES: &str = "* -text -eol -ident -filter -working-tree-encoding -ex
 ///
 /// # Errors
 /// [`PullError::NoPath`], [`PullError::NoManifest`], [`PullError::TooLarge`] and those of git and the disk.
-pub async fn check_out(git: &Git, options: &Options, place: &Place, commit: &str) -> Result<(), PullError> {
+pub async fn check_out(
+    git: &Git,
+    options: &PullOptions,
+    place: &MirrorPlace,
+    commit: &str,
+) -> Result<(), PullError> {
     if place.checkout(commit).is_dir() {
         return Ok(());
     }
     let tree = tree_of(git, options, commit).await?;
-    let limits = Limits { output: MAX_LIST, ..Limits::default() };
+    let limits = CommandLimits { output: MAX_LIST, ..CommandLimits::default() };
     let list = git.run(&["ls-tree", "-r", "-l", "-z", "--full-tree", &tree], limits).await?;
     let contents = count(&list.stdout);
     drop(list);
@@ -44,7 +49,7 @@ pub async fn check_out(git: &Git, options: &Options, place: &Place, commit: &str
     written.and(cleared)
 }
 
-async fn tree_of(git: &Git, options: &Options, commit: &str) -> Result<String, PullError> {
+async fn tree_of(git: &Git, options: &PullOptions, commit: &str) -> Result<String, PullError> {
     let inside: Vec<_> = options
         .path
         .components()
@@ -59,19 +64,19 @@ async fn tree_of(git: &Git, options: &Options, commit: &str) -> Result<String, P
     };
     let missing = || PullError::NoPath { commit: commit.to_owned(), path: options.path.clone() };
     let arguments = ["rev-parse", "--verify", "--quiet", &name];
-    let answer = git.ask(&arguments, &[], Limits::default()).await?;
+    let answer = git.ask(&arguments, &[], CommandLimits::default()).await?;
     if !answer.is_success() {
         return Err(missing());
     }
     let tree = answer.line();
-    let kind = git.run(&["cat-file", "-t", &tree], Limits::default()).await?;
+    let kind = git.run(&["cat-file", "-t", &tree], CommandLimits::default()).await?;
     // A symlink to a directory is none: it would lead out of what was asked for.
     if kind.line() == "tree" { Ok(tree) } else { Err(missing()) }
 }
 
 async fn write(
     git: &Git,
-    place: &Place,
+    place: &MirrorPlace,
     temporary: &Path,
     tree: &str,
     commit: &str,
@@ -88,7 +93,7 @@ async fn write(
     let index = temporary.join("index");
     let more = [("GIT_INDEX_FILE", index.as_os_str()), ("GIT_WORK_TREE", files.as_os_str())];
     for arguments in [&["read-tree", tree][..], &["checkout-index", "--all", "--force", "--quiet"][..]] {
-        let answer = git.ask(arguments, &more, Limits::default()).await?;
+        let answer = git.ask(arguments, &more, CommandLimits::default()).await?;
         git.succeed(arguments, answer)?;
     }
     let (place, commit) = (place.clone(), commit.to_owned());

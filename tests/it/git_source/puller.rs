@@ -16,7 +16,7 @@ use providerd::{
     metrics::Metrics,
     source::{
         Directory,
-        pull::{History, News, Options, Pulled, Puller, Reference, Report, commit_of},
+        pull::{CommitRelation, News, PullOptions, PullReport, Pulled, Puller, Reference, commit_of},
     },
 };
 
@@ -33,7 +33,7 @@ const TOKEN: &str = "not-a-real-git-token";
 /// A puller that runs, and what can be seen of it.
 struct Rig {
     state: TempDir,
-    options: Options,
+    options: PullOptions,
     running: Option<Running>,
 }
 
@@ -48,7 +48,7 @@ impl Rig {
     fn new(url: &str) -> Self {
         let state = tempfile::Builder::new().prefix("pdstate").tempdir_in("/tmp").unwrap();
         let (transport, origin) = git_address(url).unwrap();
-        let options = Options {
+        let options = PullOptions {
             url: url.to_owned(),
             transport,
             origin,
@@ -106,8 +106,8 @@ impl Rig {
         fs::read_to_string(self.current().join(name)).unwrap_or_default()
     }
 
-    fn report(&self) -> Report {
-        Report::read(&self.options).unwrap_or_default()
+    fn report(&self) -> PullReport {
+        PullReport::read(&self.options).unwrap_or_default()
     }
 
     /// The directory of this source.
@@ -185,8 +185,11 @@ async fn each_commit_takes_the_place_of_the_last_as_a_whole() {
             other => panic!("{other:?}"),
         })
         .collect();
-    let expected: Vec<_> =
-        commits.iter().cloned().zip([History::First].into_iter().chain([History::Forward; 4])).collect();
+    let expected: Vec<_> = commits
+        .iter()
+        .cloned()
+        .zip([CommitRelation::First].into_iter().chain([CommitRelation::Forward; 4]))
+        .collect();
     assert_eq!(histories, expected);
     rig.stop().await;
 }
@@ -209,7 +212,7 @@ async fn a_forced_push_is_followed_and_told() {
     let switched = |from: &str, to: &str| News::Switched {
         from: Some(from.to_owned()),
         to: to.to_owned(),
-        history: History::Rewritten,
+        history: CommitRelation::Rewritten,
     };
     assert_eq!(rig.news(), [switched(&second, &other)]);
 
@@ -477,7 +480,7 @@ async fn a_signed_history_only_goes_forward() {
     rig.options.allow_rewritten = true;
     rig.start();
     rig.until_at(&foreign).await;
-    assert!(matches!(rig.news().last(), Some(News::Switched { history: History::Rewritten, .. })));
+    assert!(matches!(rig.news().last(), Some(News::Switched { history: CommitRelation::Rewritten, .. })));
     rig.stop().await;
 }
 

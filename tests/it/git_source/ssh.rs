@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use providerd::{
     config::git_address,
     metrics::Metrics,
-    source::pull::{Options, Puller, Reference, Report, commit_of},
+    source::pull::{PullOptions, PullReport, Puller, Reference, commit_of},
 };
 
 use crate::{git_source::repository::Repository, support::lab::PATIENCE};
@@ -91,7 +91,7 @@ async fn a_deploy_key_opens_and_only_known_hosts_are_believed() {
     let (transport, origin) = git_address(&url).unwrap();
     let empty = repository.dir.path().join("nobody");
     fs::write(&empty, "").unwrap();
-    let options = |key: &Path, known_hosts: &Path| Options {
+    let options = |key: &Path, known_hosts: &Path| PullOptions {
         url: url.clone(),
         transport,
         origin: origin.clone(),
@@ -124,7 +124,7 @@ async fn a_deploy_key_opens_and_only_known_hosts_are_believed() {
         let task = tokio::spawn(puller.run(stop.clone()));
         let started = Instant::now();
         loop {
-            let report = Report::read(&options).unwrap_or_default();
+            let report = PullReport::read(&options).unwrap_or_default();
             let error = report.error.clone().unwrap_or_default();
             if (words.is_empty() && report.commit.is_some()) || (!words.is_empty() && error.contains(words)) {
                 break;

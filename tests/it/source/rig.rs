@@ -10,7 +10,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use providerd::source::{Activation, Directory, FileState, Look, Options, Scan, Watcher};
+use providerd::source::{Activation, Directory, FileState, LookScope, Scan, WatchOptions, Watcher};
 
 pub type Outcome = Result<(), Box<dyn std::error::Error>>;
 
@@ -46,10 +46,10 @@ pub struct Rig {
 
 impl Rig {
     pub fn start(root: &Path) -> Self {
-        Self::with(root, Options { settle: SETTLE, ..Options::default() })
+        Self::with(root, WatchOptions { settle: SETTLE, ..WatchOptions::default() })
     }
 
-    pub fn with(root: &Path, options: Options) -> Self {
+    pub fn with(root: &Path, options: WatchOptions) -> Self {
         Self {
             watcher: Watcher::start(root, options),
             directory: Directory::open(root),
@@ -66,8 +66,8 @@ impl Rig {
     pub fn digest(&mut self, activation: Activation) {
         self.directory.set_unfinished(activation.unfinished.clone());
         let scan = match &activation.look {
-            Look::Everything => self.directory.scan_all(),
-            Look::Paths { manifests, secrets } => {
+            LookScope::Everything => self.directory.scan_all(),
+            LookScope::Paths { manifests, secrets } => {
                 self.secrets.extend(secrets.iter().cloned());
                 if manifests.is_empty() { Scan::default() } else { self.directory.scan_paths(manifests) }
             }

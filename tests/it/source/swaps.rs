@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::symlink,
 };
 
-use providerd::source::Look;
+use providerd::source::LookScope;
 
 use super::rig::*;
 
@@ -102,7 +102,7 @@ async fn a_config_map_is_swapped() -> Outcome {
         rig.watcher.handle().poke();
         let seen = rig.activations.len();
         rig.until("poked", |rig| {
-            rig.activations.iter().skip(seen).any(|activation| activation.look == Look::Everything)
+            rig.activations.iter().skip(seen).any(|activation| activation.look == LookScope::Everything)
         })
         .await;
         file.write_all(MARKER.as_bytes())?;

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use providerd::source::{Directory, Look, Options};
+use providerd::source::{Directory, LookScope, WatchOptions};
 
 use super::rig::*;
 
@@ -59,7 +59,7 @@ async fn a_file_written_in_pieces_is_read_whole() -> Outcome {
             rig.watcher.handle().poke();
             let seen = rig.activations.len();
             rig.until("poked", |rig| {
-                rig.activations.iter().skip(seen).any(|activation| activation.look == Look::Everything)
+                rig.activations.iter().skip(seen).any(|activation| activation.look == LookScope::Everything)
             })
             .await;
         }
@@ -77,7 +77,7 @@ async fn a_file_written_for_ever_starves_nobody() -> Outcome {
     put(&base.path().join("gone.toml"), "0")?;
     // Restlessness is bounded by 20 settle times.
     let settle = Duration::from_millis(100);
-    let mut rig = Rig::with(base.path(), Options { settle, ..Options::default() });
+    let mut rig = Rig::with(base.path(), WatchOptions { settle, ..WatchOptions::default() });
     rig.until_is("a.toml", "0").await;
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let (flag, noisy) = (stop.clone(), base.path().join("noisy.toml"));
@@ -238,7 +238,7 @@ async fn an_overflow_of_events_looks_at_everything() -> Outcome {
         rig.until_is("a.toml", &text).await;
         rig.until_is(&inside, "b").await;
         let looks = &rig.activations[seen..];
-        if looks.iter().any(|activation| activation.look == Look::Everything) {
+        if looks.iter().any(|activation| activation.look == LookScope::Everything) {
             break inside;
         }
         assert!(tries < 20, "the queue never overflowed: {looks:?}");
@@ -280,7 +280,8 @@ async fn secrets_are_watched_wherever_they_lie() -> Outcome {
     symlink("..data/token", vault.join("token"))?;
     let plain = base.path().join("plain/key");
     let secret = vault.join("token");
-    let options = Options { settle: SETTLE, secrets: BTreeSet::from([secret.clone()]), ..Options::default() };
+    let options =
+        WatchOptions { settle: SETTLE, secrets: BTreeSet::from([secret.clone()]), ..WatchOptions::default() };
     let mut rig = Rig::with(&root, options);
     rig.until_is("a.toml", "0").await;
     let heard = |path: &Path| {
@@ -334,8 +335,10 @@ async fn without_events_it_polls_and_says_so() -> Outcome {
     put(&base.path().join("a.toml"), "0")?;
     put(&base.path().join("b.toml"), "0")?;
     let poll = Duration::from_millis(100);
-    let mut rig =
-        Rig::with(base.path(), Options { settle: SETTLE, poll, notify: false, ..Options::default() });
+    let mut rig = Rig::with(
+        base.path(),
+        WatchOptions { settle: SETTLE, poll, notify: false, ..WatchOptions::default() },
+    );
     rig.until_is("a.toml", "0").await;
     assert!(rig.watcher.handle().degraded().is_some_and(|reason| reason.contains("switched off")));
     // Half a file is not read here either: it is too young.
@@ -435,7 +438,7 @@ async fn cost_of_watching_twenty_thousand_files() -> Outcome {
     rig.settle().await;
     let looks: Vec<_> = rig.activations[seen..]
         .iter()
-        .map(|activation| (activation.look == Look::Everything, activation.settled))
+        .map(|activation| (activation.look == LookScope::Everything, activation.settled))
         .collect();
     eprintln!("looks (everything, settled): {looks:?}, {:?} CPU", cpu_time()? - cpu);
     Ok(())

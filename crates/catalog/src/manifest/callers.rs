@@ -13,10 +13,10 @@ use toml::{
 
 use super::{
     ParsedFile,
-    diagnostic::Place,
+    diagnostic::SourcePlace,
     keyshape,
     objects::is_tier,
-    parse::{Item, Reader},
+    parse::{ManifestReader, SpannedItem},
     values::{MAX_NAME, REVOKE, shorten},
 };
 use crate::{
@@ -85,7 +85,7 @@ pub(super) struct Mention {
     /// Which of the file's objects says it.
     pub object: usize,
     pub what: Mentioned,
-    pub place: Place,
+    pub place: SourcePlace,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -98,13 +98,13 @@ pub(super) enum Mentioned {
     Target(Box<str>),
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ManifestReader<'a> {
     /// All tables of the gateway that belong to no provider.
     pub(super) fn callers(&mut self, root: &DeTable<'a>, file: &mut ParsedFile) {
         if let Some(aliases) = self.table(root, "aliases") {
             for (name, item) in aliases {
                 let mentions = self.alias(name, item);
-                let body = |texts: &[(Box<str>, Place)]| {
+                let body = |texts: &[(Box<str>, SourcePlace)]| {
                     ObjectBody::Alias(texts.iter().map(|(text, _)| text.clone()).collect())
                 };
                 if let Some(targets) = mentions {
@@ -143,7 +143,7 @@ impl<'a> Reader<'a> {
         file: &mut ParsedFile,
         name: &Spanned<Cow<'a, str>>,
         body: ObjectBody,
-        said: impl IntoIterator<Item = (Mentioned, Place)>,
+        said: impl IntoIterator<Item = (Mentioned, SourcePlace)>,
     ) {
         let object = file.objects.len();
         file.mentions.extend(said.into_iter().map(|(what, place)| Mention { object, what, place }));
@@ -173,13 +173,17 @@ impl<'a> Reader<'a> {
 
     // ------------------------------------------------------------------------------------ aliases, levels
 
-    fn alias(&mut self, name: &Spanned<Cow<'a, str>>, item: &Item<'a>) -> Option<Vec<(Box<str>, Place)>> {
+    fn alias(
+        &mut self,
+        name: &Spanned<Cow<'a, str>>,
+        item: &SpannedItem<'a>,
+    ) -> Option<Vec<(Box<str>, SourcePlace)>> {
         if !self.is_harmless(name, "alias") {
             return None;
         }
         let help = "a name has 1 to 255 characters, no `*`, `?` or `!`, no blanks around it, and is neither a power level nor `auto`";
         self.object_name(name, "an alias", is_alias(name.get_ref()), help);
-        let items: Vec<&Item<'a>> = match item.get_ref() {
+        let items: Vec<&SpannedItem<'a>> = match item.get_ref() {
             DeValue::String(_) => vec![item],
             DeValue::Array(items) => items.iter().collect(),
             other => {
@@ -217,7 +221,7 @@ impl<'a> Reader<'a> {
         Some(targets)
     }
 
-    fn level(&mut self, name: &Spanned<Cow<'a, str>>, item: &Item<'a>) -> Option<LevelSettings> {
+    fn level(&mut self, name: &Spanned<Cow<'a, str>>, item: &SpannedItem<'a>) -> Option<LevelSettings> {
         let known = PowerLevel::parse(name.get_ref());
         if known.is_none() && self.is_harmless(name, "power level") {
             let help =
@@ -258,8 +262,8 @@ impl<'a> Reader<'a> {
     fn consumer(
         &mut self,
         name: &Spanned<Cow<'a, str>>,
-        item: &Item<'a>,
-    ) -> Option<(Consumer, Vec<(Mentioned, Place)>)> {
+        item: &SpannedItem<'a>,
+    ) -> Option<(Consumer, Vec<(Mentioned, SourcePlace)>)> {
         if !self.is_harmless(name, "consumer") {
             return None;
         }
@@ -306,7 +310,7 @@ impl<'a> Reader<'a> {
         Some((consumer, said))
     }
 
-    fn consumer_key(&mut self, item: &Item<'a>) -> Option<ConsumerKey> {
+    fn consumer_key(&mut self, item: &SpannedItem<'a>) -> Option<ConsumerKey> {
         let table = match item.get_ref() {
             DeValue::Table(table) => table,
             other => {
@@ -364,7 +368,7 @@ impl<'a> Reader<'a> {
         moment
     }
 
-    fn tier(&mut self, name: &Spanned<Cow<'a, str>>, item: &Item<'a>) -> Option<Allowance> {
+    fn tier(&mut self, name: &Spanned<Cow<'a, str>>, item: &SpannedItem<'a>) -> Option<Allowance> {
         if !self.is_harmless(name, "tier") {
             return None;
         }
@@ -509,7 +513,7 @@ impl<'a> Reader<'a> {
         Some(headers)
     }
 
-    fn header_value(&mut self, name: &str, item: &Item<'a>) -> Option<Box<str>> {
+    fn header_value(&mut self, name: &str, item: &SpannedItem<'a>) -> Option<Box<str>> {
         let Some(text) = item.get_ref().as_str() else {
             self.wrong_type(item.span(), "a header's value", "a string", item.get_ref());
             return None;

@@ -53,7 +53,7 @@ pub struct Related {
 
 /// Where an object stands in its file, for problems that only all files together show.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct SourcePlace {
     pub span: Range<usize>,
     pub line: u32,
     pub column: u32,
@@ -120,9 +120,9 @@ impl<'a> Lines<'a> {
         self.text.get(at..end).and_then(|rest| rest.lines().next()).unwrap_or_default()
     }
 
-    pub fn place(&self, span: Range<usize>) -> Place {
+    pub fn place(&self, span: Range<usize>) -> SourcePlace {
         let ((line, column), (end_line, end_column)) = (self.point(span.start), self.point(span.end));
-        Place { span, line, column, end_line, end_column }
+        SourcePlace { span, line, column, end_line, end_column }
     }
 }
 
@@ -137,7 +137,7 @@ impl Diagnostic {
         severity: Severity,
         code: &'static str,
         path: &ManifestPath,
-        place: Option<&Place>,
+        place: Option<&SourcePlace>,
         message: impl Into<String>,
     ) -> Self {
         Self {

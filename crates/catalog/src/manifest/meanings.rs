@@ -15,7 +15,7 @@ use wildmatch::WildMatch;
 use super::{
     Diagnostic, ParsedFile, Severity,
     callers::{AUTO, Mention, Mentioned},
-    diagnostic::Place,
+    diagnostic::SourcePlace,
     values::nearest,
 };
 use crate::{
@@ -30,13 +30,13 @@ const MAX_MATCHES: usize = 2_000_000;
 
 /// Objects with what they mention, as their files hold them.
 #[derive(Default)]
-pub(super) struct Found<'a> {
-    declared: Vec<(&'a Arc<GatewayObject>, &'a Place)>,
+pub(super) struct FoundObjects<'a> {
+    declared: Vec<(&'a Arc<GatewayObject>, &'a SourcePlace)>,
     /// The object's index in `declared`, and what it says.
     mentions: Vec<(usize, &'a Mention)>,
 }
 
-impl<'a> Found<'a> {
+impl<'a> FoundObjects<'a> {
     /// Takes a file's objects but for those that `skip` names.
     pub fn add(&mut self, file: &'a ParsedFile, skip: impl Fn(&GatewayObject) -> bool) {
         let mut at: Vec<Option<usize>> = Vec::with_capacity(file.objects.len());
@@ -277,7 +277,12 @@ const fn take_one(left: &mut usize) -> bool {
     any
 }
 
-fn warn_at(code: &'static str, path: &ManifestPath, place: &Place, message: impl Into<String>) -> Diagnostic {
+fn warn_at(
+    code: &'static str,
+    path: &ManifestPath,
+    place: &SourcePlace,
+    message: impl Into<String>,
+) -> Diagnostic {
     Diagnostic::at(Severity::Warning, code, path, Some(place), message)
 }
 

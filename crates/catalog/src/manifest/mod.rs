@@ -47,10 +47,10 @@ pub struct ParsedFile {
     pub mentioned: BTreeSet<Arc<str>>,
     pub diagnostics: Vec<Diagnostic>,
     /// Where the objects stand, in their order: a provider's name, a route's pattern, the defaults' header.
-    provider_places: Vec<diagnostic::Place>,
-    route_places: Vec<diagnostic::Place>,
-    defaults_place: Option<diagnostic::Place>,
-    object_places: Vec<diagnostic::Place>,
+    provider_places: Vec<diagnostic::SourcePlace>,
+    route_places: Vec<diagnostic::SourcePlace>,
+    defaults_place: Option<diagnostic::SourcePlace>,
+    object_places: Vec<diagnostic::SourcePlace>,
     /// Where texts stand that other files may give or take their meaning.
     mentions: Vec<callers::Mention>,
 }

@@ -14,9 +14,9 @@ use provider::ProviderType;
 
 use super::{
     ParsedFile, Related, Severity,
-    diagnostic::Place,
+    diagnostic::SourcePlace,
     keyshape,
-    parse::{Item, Reader, mentionable},
+    parse::{ManifestReader, SpannedItem, mentionable},
     values::{MAX_NAME, REVOKE, shorten},
 };
 use crate::model::{
@@ -66,7 +66,7 @@ const RESERVED_CONFIG: &[&str] = &["base_url", "model_prefixes", "description"];
 /// A discovery without a time of its own runs at night.
 const DISCOVER_CRON: &str = "0 0 3 * * *";
 
-impl<'a> Reader<'a> {
+impl<'a> ManifestReader<'a> {
     pub(super) fn root(&mut self, root: &DeTable<'a>, file: &mut ParsedFile) {
         self.unknown(root, ROOT, "a manifest");
         if let Some(providers) = self.table(root, "providers") {
@@ -94,7 +94,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn provider(&mut self, name: &Spanned<Cow<'a, str>>, item: &Item<'a>) -> Option<Provider> {
+    fn provider(&mut self, name: &Spanned<Cow<'a, str>>, item: &SpannedItem<'a>) -> Option<Provider> {
         let (span, name) = (name.span(), name.get_ref());
         if keyshape::find(name).is_some() || self.begins_key(span.clone()) {
             let found = self.error("literal-key", span, "this provider's name looks like a key");
@@ -354,7 +354,7 @@ impl<'a> Reader<'a> {
         models
     }
 
-    fn route(&mut self, item: &Item<'a>) -> Option<(Route, Place)> {
+    fn route(&mut self, item: &SpannedItem<'a>) -> Option<(Route, SourcePlace)> {
         let table = self.expect_table(item, "a route")?;
         self.unknown(table, ROUTE, "a route");
         let models = self.required(table, "models", item.span(), "a route");

@@ -17,13 +17,13 @@ use crate::model::ManifestPath;
 /// More problems than anybody reads at once; a file of noise must not fill the memory with them.
 const MAX_PROBLEMS: usize = 100;
 
-pub(super) type Item<'a> = Spanned<DeValue<'a>>;
+pub(super) type SpannedItem<'a> = Spanned<DeValue<'a>>;
 
 /// Reads one manifest.
 pub fn parse(path: &ManifestPath, text: &str) -> ParsedFile {
     // Editors on other systems begin a file with a byte order mark.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut reader = Reader {
+    let mut reader = ManifestReader {
         path,
         lines: Lines::new(text),
         found: Vec::new(),
@@ -70,7 +70,7 @@ pub fn parse(path: &ManifestPath, text: &str) -> ParsedFile {
 fn dismantle(root: DeTable<'_>) {
     let mut open = vec![DeValue::Table(root)];
     while let Some(next) = open.pop() {
-        let is_inner = |item: &Item<'_>| item.get_ref().is_table() || item.get_ref().is_array();
+        let is_inner = |item: &SpannedItem<'_>| item.get_ref().is_table() || item.get_ref().is_array();
         match next {
             DeValue::Table(table) => {
                 open.extend(
@@ -104,7 +104,7 @@ fn mentioned(text: &str) -> BTreeSet<Arc<str>> {
     names.collect()
 }
 
-pub(super) struct Reader<'a> {
+pub(super) struct ManifestReader<'a> {
     pub(super) path: &'a ManifestPath,
     pub(super) lines: Lines<'a>,
     found: Vec<Diagnostic>,
@@ -113,7 +113,7 @@ pub(super) struct Reader<'a> {
     left_out_worst: Severity,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ManifestReader<'a> {
     pub(super) fn error(
         &mut self,
         code: &'static str,

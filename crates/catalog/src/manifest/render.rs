@@ -15,11 +15,11 @@ use provider::shown::{self, in_place, lines};
 const MAX_EXCERPT: usize = 8 << 10;
 
 /// Finds the text of a file that diagnostics are about; `None` shows them without it.
-pub type Lookup<'a> = dyn Fn(&str) -> Option<String> + 'a;
+pub type TextLookup<'a> = dyn Fn(&str) -> Option<String> + 'a;
 
 /// As compilers print them: the line, underlined, with its cause and what to do. `styled` adds escape sequences
 /// that the stream may strip.
-pub fn human(diagnostics: &[Diagnostic], text: &Lookup<'_>, styled: bool) -> String {
+pub fn human(diagnostics: &[Diagnostic], text: &TextLookup<'_>, styled: bool) -> String {
     let renderer = if styled { Renderer::styled() } else { Renderer::plain() };
     let renderer = renderer.decor_style(DecorStyle::Ascii);
     let mut out = String::new();
@@ -117,7 +117,7 @@ pub fn one_line(diagnostic: &Diagnostic) -> String {
 
 /// What `validate --output json` prints; the fields are stable.
 #[derive(Serialize)]
-pub struct Report<'a> {
+pub struct ValidationReport<'a> {
     valid: bool,
     errors: usize,
     warnings: usize,
@@ -125,9 +125,9 @@ pub struct Report<'a> {
 }
 
 /// Diagnostics as a value for JSON.
-pub fn json(diagnostics: &[Diagnostic]) -> Report<'_> {
+pub fn json(diagnostics: &[Diagnostic]) -> ValidationReport<'_> {
     let errors = diagnostics.iter().filter(|it| it.severity == Severity::Error).count();
-    Report { valid: errors == 0, errors, warnings: diagnostics.len() - errors, diagnostics }
+    ValidationReport { valid: errors == 0, errors, warnings: diagnostics.len() - errors, diagnostics }
 }
 
 /// Workflow commands that GitHub shows beside the changed lines; `root` leads from the repository to the files.

@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue};
 
 use super::{
     Diagnostic, keyshape,
-    parse::{Item, Reader},
+    parse::{ManifestReader, SpannedItem},
 };
 use crate::{duration, model::JsonMap};
 
@@ -50,7 +50,7 @@ pub(super) fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
         .map(|(_, it)| it)
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ManifestReader<'a> {
     /// Whether the text at this place is a key: without quotes, TOML takes one apart at its dots.
     pub(super) fn begins_key(&self, span: Range<usize>) -> bool {
         let rest = self.lines.rest_of_line(span.start, LONGEST_KEY);
@@ -95,7 +95,11 @@ impl<'a> Reader<'a> {
         self.expect_table(item, &format!("`{key}`"))
     }
 
-    pub(super) fn expect_table<'t>(&mut self, item: &'t Item<'a>, what: &str) -> Option<&'t DeTable<'a>> {
+    pub(super) fn expect_table<'t>(
+        &mut self,
+        item: &'t SpannedItem<'a>,
+        what: &str,
+    ) -> Option<&'t DeTable<'a>> {
         let table = item.get_ref().as_table();
         if table.is_none() {
             self.wrong_type(item.span(), what, "a table", item.get_ref());
@@ -104,7 +108,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The elements of an array of tables.
-    pub(super) fn tables<'t>(&mut self, table: &'t DeTable<'a>, key: &str) -> Vec<&'t Item<'a>> {
+    pub(super) fn tables<'t>(&mut self, table: &'t DeTable<'a>, key: &str) -> Vec<&'t SpannedItem<'a>> {
         let Some(item) = table.get(key) else { return Vec::new() };
         match item.get_ref().as_array() {
             Some(items) => items.iter().collect(),
@@ -324,7 +328,7 @@ impl<'a> Reader<'a> {
         map
     }
 
-    pub(super) fn json(&mut self, name: &str, item: &Item<'a>, depth: usize) -> Value {
+    pub(super) fn json(&mut self, name: &str, item: &SpannedItem<'a>, depth: usize) -> Value {
         if depth > MAX_DEPTH {
             self.error("too-deep", item.span(), format!("tables and arrays nest {MAX_DEPTH} deep at most"));
             return Value::Null;

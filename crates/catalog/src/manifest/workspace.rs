@@ -10,8 +10,8 @@ use std::{
 use super::{
     Diagnostic, ParsedFile, ReadFile, Severity,
     callers::{Mention, Mentioned},
-    diagnostic::Place,
-    meanings::Found,
+    diagnostic::SourcePlace,
+    meanings::FoundObjects,
     values::nearest,
 };
 use crate::{
@@ -380,10 +380,10 @@ impl Workspace {
         let mut objects = 0usize;
         let mut declared: HashMap<&str, Declared<'_>> = HashMap::with_capacity(self.files.len());
         let mut twice: BTreeMap<Arc<str>, Vec<Declared<'_>>> = BTreeMap::new();
-        let mut route_places: Vec<&Place> = Vec::new();
+        let mut route_places: Vec<&SourcePlace> = Vec::new();
         let mut defaults: BTreeMap<&str, DirectoryDefaults<'_>> = BTreeMap::new();
         let moved = self.moved();
-        let mut callers = Found::default();
+        let mut callers = FoundObjects::default();
         let mut valid = BTreeSet::new();
         for (path, file) in &self.files {
             if let Some(unreadable) = &file.unreadable {
@@ -505,18 +505,18 @@ fn freeze(frozen: &mut Frozen, path: &ManifestPath, parsed: &ParsedFile) {
 }
 
 /// A provider and where its name stands.
-type Declared<'a> = (&'a Provider, &'a Place);
+type Declared<'a> = (&'a Provider, &'a SourcePlace);
 
 /// The defaults of one directory.
 #[derive(Default)]
 struct DirectoryDefaults<'a> {
     /// What its files set, and where that stands.
-    set: Vec<(&'a ManifestPath, &'a HealthPolicy, Option<&'a Place>)>,
+    set: Vec<(&'a ManifestPath, &'a HealthPolicy, Option<&'a SourcePlace>)>,
     /// What files that are bad now had set. Whoever sets the same meanwhile is right.
     kept: Vec<&'a HealthPolicy>,
 }
 
-fn at_object(code: &'static str, path: &ManifestPath, place: &Place, message: String) -> Diagnostic {
+fn at_object(code: &'static str, path: &ManifestPath, place: &SourcePlace, message: String) -> Diagnostic {
     Diagnostic::at(Severity::Error, code, path, Some(place), message)
 }
 
@@ -597,7 +597,11 @@ struct Moved<'a> {
 }
 
 /// Routes that match nothing, and routes that say the same: which ones they are. `places` has one for each route.
-fn check_routes(catalog: &Catalog, places: &[&Place], diagnostics: &mut Vec<Diagnostic>) -> BTreeSet<usize> {
+fn check_routes(
+    catalog: &Catalog,
+    places: &[&SourcePlace],
+    diagnostics: &mut Vec<Diagnostic>,
+) -> BTreeSet<usize> {
     let mut bad = BTreeSet::new();
     let mut first: HashMap<Said<'_>, usize> = HashMap::with_capacity(catalog.routes.len());
     let mut same: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
@@ -742,7 +746,7 @@ impl<'a> Expansion<'a> {
 }
 
 /// What to say about a route that waits for a model to be declared.
-fn idle(route: &Route, place: &Place) -> Diagnostic {
+fn idle(route: &Route, place: &SourcePlace) -> Diagnostic {
     let (provider, model) = route.pattern();
     let message = format!("`{}` matches no declared model, so it routes nothing yet", route.models);
     let found = Diagnostic::at(Severity::Warning, "idle-route", &route.origin.file, Some(place), message)
@@ -756,7 +760,7 @@ fn idle(route: &Route, place: &Place) -> Diagnostic {
 }
 
 /// What to say about a route that matches nothing; a guess at what was meant costs a look at all names.
-fn dangling(catalog: &Catalog, route: &Route, place: &Place, guess: bool) -> Diagnostic {
+fn dangling(catalog: &Catalog, route: &Route, place: &SourcePlace, guess: bool) -> Diagnostic {
     let (provider, model) = route.pattern();
     let message = format!("`{}` matches no declared model", route.models);
     let found = at_object("dangling-route", &route.origin.file, place, message);

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
-    Action, Cause, Change, FieldChange, Fingerprint, Hold, KeyAction, Kind, Notice, NoticeKind, ProviderPlan,
+    Action, Cause, Change, ChangedTable, FieldChange, Fingerprint, Hold, KeyAction, Notice, NoticeKind,
+    ProviderPlan,
 };
 use crate::model::Origin;
 
@@ -200,7 +201,10 @@ fn is_only_drift(change: &Change) -> bool {
 
 /// Whether the provider's row is created; its key is then part of that.
 fn is_new(provider: &ProviderPlan) -> bool {
-    provider.changes.iter().any(|change| change.kind == Kind::Provider && change.action == Action::Create)
+    provider
+        .changes
+        .iter()
+        .any(|change| change.kind == ChangedTable::Provider && change.action == Action::Create)
 }
 
 impl Hold {

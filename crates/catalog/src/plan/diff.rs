@@ -99,7 +99,7 @@ pub(super) fn lower_rule(rule: &DesiredRule) -> Lowered {
 }
 
 /// The value a live row has for a field that a manifest may own; `Null` for NULL and for an absent key.
-pub(super) trait Row {
+pub(super) trait LiveRow {
     fn value(&self, field: &str) -> Value;
 }
 
@@ -108,7 +108,7 @@ fn key_of(map: &JsonMap, field: &str, column: &str) -> Value {
     key.and_then(|key| map.get(key)).cloned().unwrap_or(Value::Null)
 }
 
-impl Row for LiveProvider {
+impl LiveRow for LiveProvider {
     fn value(&self, field: &str) -> Value {
         match field {
             "name" => (&*self.name).into(),
@@ -122,7 +122,7 @@ impl Row for LiveProvider {
     }
 }
 
-impl Row for LiveModel {
+impl LiveRow for LiveModel {
     fn value(&self, field: &str) -> Value {
         match field {
             "name" => self.name.as_str().into(),
@@ -137,7 +137,7 @@ impl Row for LiveModel {
     }
 }
 
-impl Row for LiveRule {
+impl LiveRow for LiveRule {
     fn value(&self, field: &str) -> Value {
         match field {
             "priority" => self.priority.into(),
@@ -173,7 +173,7 @@ pub(super) fn same(field: &str, desired: &Value, live: &Value) -> bool {
 }
 
 /// The owned fields that the live row does not hold, and why: `recorded` tells drift from a new declaration.
-pub(super) fn changes(desired: &Lowered, live: &impl Row, recorded: Option<&Fields>) -> Vec<FieldChange> {
+pub(super) fn changes(desired: &Lowered, live: &impl LiveRow, recorded: Option<&Fields>) -> Vec<FieldChange> {
     let differs = |(field, new): &(Field, Value)| {
         let old = live.value(field);
         if same(field, new, &old) {

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use uuid::Uuid;
 
-use super::{Action, Change, Kind, LiveProvider, Plan, ProviderPlan, World};
+use super::{Action, Change, ChangedTable, LiveProvider, Plan, ProviderPlan, World};
 
 /// A cell that planned providers served before and none of them serves after.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,7 +103,7 @@ fn created(plan: &ProviderPlan) -> BTreeSet<(String, String)> {
     let off: BTreeSet<Uuid> = plan
         .changes
         .iter()
-        .filter(|change| change.kind != Kind::Route && set_to(change, "enabled") == Some(false))
+        .filter(|change| change.kind != ChangedTable::Route && set_to(change, "enabled") == Some(false))
         .map(|change| change.id)
         .collect();
     let text = |change: &Change, name: &str| {
@@ -115,7 +115,7 @@ fn created(plan: &ProviderPlan) -> BTreeSet<(String, String)> {
     };
     plan.changes
         .iter()
-        .filter(|change| change.kind == Kind::Route && change.action == Action::Create)
+        .filter(|change| change.kind == ChangedTable::Route && change.action == Action::Create)
         .filter(|change| {
             !off.contains(&change.parent)
                 && !off.contains(&plan.id)

@@ -29,7 +29,7 @@ pub use self::{
     discovery::{DiscoveryDecision, DiscoveryMemory, GoneModel, ListEnd, ListState, SeenModel},
     guard::{LostCell, lost_cells},
     objects::{LiveObject, ObjectChange},
-    planner::{Desired, DesiredKey, Input, KeyTrial, Policy, PruneLimit, plan},
+    planner::{Desired, DesiredKey, KeyTrial, PlanInput, Policy, PruneLimit, plan},
     render::Summary,
 };
 
@@ -240,7 +240,7 @@ impl Waits {
 /// Which table a change is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum ChangedTable {
     Provider,
     Model,
     /// A row of `llm_routing_rules`.
@@ -289,7 +289,7 @@ pub struct FieldChange {
 /// One row that changes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Change {
-    pub kind: Kind,
+    pub kind: ChangedTable,
     pub action: Action,
     pub id: Uuid,
     /// The row it hangs on: a model's provider, a route's model; the row itself for a provider.
@@ -379,7 +379,7 @@ pub fn discovered_model(
     model: &crate::model::Model,
 ) -> Change {
     Change {
-        kind: Kind::Model,
+        kind: ChangedTable::Model,
         action: Action::Create,
         id,
         parent: provider_id,

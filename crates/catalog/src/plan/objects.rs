@@ -14,7 +14,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{Action, AuditEntry, Cause, Digest, EventKind, FieldChange, Input, Kind, Plan, diff};
+use super::{Action, AuditEntry, Cause, ChangedTable, Digest, EventKind, FieldChange, Plan, PlanInput, diff};
 use crate::{
     model::Origin,
     serving::{self, ObjectKind, ObjectName},
@@ -111,7 +111,7 @@ fn digest(spec: &Value) -> Digest {
 
 /// Adds what happens to consumers, tiers, aliases and power levels, but for those that go with their file: these are
 /// returned.
-pub(super) fn callers(input: &Input<'_>, plan: &mut Plan) -> Vec<ObjectChange> {
+pub(super) fn callers(input: &PlanInput<'_>, plan: &mut Plan) -> Vec<ObjectChange> {
     let Some(catalog) = input.objects else { return Vec::new() };
     for (name, object) in &catalog.objects {
         let live = input.world.objects.get(name);
@@ -146,7 +146,7 @@ pub(super) fn callers(input: &Input<'_>, plan: &mut Plan) -> Vec<ObjectChange> {
 }
 
 /// Adds what happens to what providers and their models say for the gateway, once it is planned what becomes of them.
-pub(super) fn of_providers(input: &Input<'_>, plan: &mut Plan) {
+pub(super) fn of_providers(input: &PlanInput<'_>, plan: &mut Plan) {
     let mut wanted: HashSet<ObjectName> = HashSet::new();
     let waits = &input.world.waits;
     let stands = |name: &str| input.policy.suspended.contains(name) || waits.get(name).is_some();
@@ -173,7 +173,7 @@ pub(super) fn of_providers(input: &Input<'_>, plan: &mut Plan) {
         .iter()
         .flat_map(|provider| &provider.changes)
         .filter(|change| {
-            change.kind == Kind::Model && matches!(change.action, Action::Delete | Action::Retire)
+            change.kind == ChangedTable::Model && matches!(change.action, Action::Delete | Action::Retire)
         })
         .map(|change| change.name.as_str())
         .collect();

@@ -14,12 +14,12 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::{
-    Action, Cause, Change, FieldChange, Fingerprint, Hold, HoldKind, KeyAction, KeyChange, Kind, LiveKey,
-    LiveModel, LiveProvider, LiveRule, Managed, Notice, NoticeKind, Plan, ProviderPlan, Record, RecordedRow,
-    RecordedRule, World,
-    diff::{self, Lowered, Row},
+    Action, Cause, Change, ChangedTable, FieldChange, Fingerprint, Hold, HoldKind, KeyAction, KeyChange,
+    LiveKey, LiveModel, LiveProvider, LiveRule, Managed, Notice, NoticeKind, Plan, ProviderPlan, Record,
+    RecordedRow, RecordedRule, World,
+    diff::{self, LiveRow, Lowered},
     objects::{self, ObjectChange},
-    record::{Next, NextFields, NextRow, NextRule, Said},
+    record::{NextFields, NextRecord, NextRow, NextRule, SaidDigest},
 };
 use crate::{
     model::{Catalog, Cell, Frozen, Model, Origin, Provider},
@@ -97,7 +97,7 @@ pub struct Policy {
 }
 
 /// Everything a plan follows from.
-pub struct Input<'a> {
+pub struct PlanInput<'a> {
     /// The declared providers in scope.
     pub desired: &'a BTreeMap<Arc<str>, Desired>,
     /// The rows of everything in scope.
@@ -113,7 +113,7 @@ pub struct Input<'a> {
 }
 
 /// What is recorded and no longer declared, and no bad file may still mean.
-fn prunable<'a>(input: &'a Input<'_>) -> impl Iterator<Item = &'a Managed> {
+fn prunable<'a>(input: &'a PlanInput<'_>) -> impl Iterator<Item = &'a Managed> {
     input.world.managed.values().filter(|managed| {
         !input.desired.contains_key(&managed.name)
             && !input.frozen.files.contains(&managed.origin.file)
@@ -123,7 +123,7 @@ fn prunable<'a>(input: &'a Input<'_>) -> impl Iterator<Item = &'a Managed> {
     })
 }
 
-impl Input<'_> {
+impl PlanInput<'_> {
     /// Ids of providers whose usage history decides between deleting and retiring.
     pub fn prune_candidates(&self) -> Vec<Uuid> {
         prunable(self).map(|managed| managed.provider_id).collect()
@@ -131,7 +131,7 @@ impl Input<'_> {
 }
 
 /// Plans everything in scope. Pure and deterministic but for the ids of new rows.
-pub fn plan(input: &Input<'_>) -> Plan {
+pub fn plan(input: &PlanInput<'_>) -> Plan {
     let by_id: BTreeMap<Uuid, &LiveProvider> =
         input.world.live.values().map(|live| (live.id, live)).collect();
     let held = HeldCells::of(&input.policy.hold_cells);
@@ -193,7 +193,7 @@ pub(super) fn notice(provider: &Arc<str>, kind: NoticeKind, message: impl Into<S
 
 /// Adds the prune to the plan, or the reason why it is held back. `objects`: those that go with their files.
 fn prune(
-    input: &Input<'_>,
+    input: &PlanInput<'_>,
     by_id: &BTreeMap<Uuid, &LiveProvider>,
     held: &HeldCells<'_>,
     objects: Vec<ObjectChange>,
@@ -274,7 +274,7 @@ fn removal(managed: &Managed, live: Option<&LiveProvider>, has_usage: bool) -> P
     };
     let Some(live) = live else { return plan };
     let mut change = Change {
-        kind: Kind::Provider,
+        kind: ChangedTable::Provider,
         action: Action::Delete,
         id: live.id,
         parent: live.id,
@@ -333,7 +333,7 @@ impl<'a> HeldCells<'a> {
 
 /// The planning of one declared provider.
 pub(super) struct One<'a> {
-    pub(super) input: &'a Input<'a>,
+    pub(super) input: &'a PlanInput<'a>,
     pub(super) desired: &'a Desired,
     pub(super) managed: Option<&'a Managed>,
     pub(super) live: Option<&'a LiveProvider>,
@@ -381,8 +381,8 @@ impl<'a> One<'a> {
         let known: Option<Record> =
             self.managed.and_then(|managed| serde_json::from_str(&managed.record).ok());
         let record = known.clone().unwrap_or_default();
-        let mut next = Next::default();
-        let mut said = Said::new(&self.desired.provider);
+        let mut next = NextRecord::default();
+        let mut said = SaidDigest::new(&self.desired.provider);
         let id = self
             .live
             .map(|live| live.id)
@@ -419,7 +419,14 @@ impl<'a> One<'a> {
         }
         let origin = self.desired.provider.origin.clone();
         if changes.is_empty() && key.is_none() {
-            changes.push(self.change(Kind::Provider, Action::Release, id, id, name.to_string(), Vec::new()));
+            changes.push(self.change(
+                ChangedTable::Provider,
+                Action::Release,
+                id,
+                id,
+                name.to_string(),
+                Vec::new(),
+            ));
         }
         // Serializing plain values with string keys cannot fail; an empty record would only mean re-adoption.
         let text = serde_json::to_string(&next).unwrap_or_default();
@@ -429,7 +436,7 @@ impl<'a> One<'a> {
 
     fn change(
         &self,
-        kind: Kind,
+        kind: ChangedTable,
         action: Action,
         id: Uuid,
         parent: Uuid,
@@ -444,8 +451,8 @@ impl<'a> One<'a> {
         &self,
         known: bool,
         record: &Record,
-        next: &mut Next<'_>,
-        said: &mut Said,
+        next: &mut NextRecord<'_>,
+        said: &mut SaidDigest,
         id: Uuid,
         changes: &mut Vec<Change>,
     ) {
@@ -455,7 +462,7 @@ impl<'a> One<'a> {
         let name = provider.name.to_string();
         match self.live {
             None => changes.push(self.change(
-                Kind::Provider,
+                ChangedTable::Provider,
                 Action::Create,
                 id,
                 id,
@@ -473,7 +480,7 @@ impl<'a> One<'a> {
                     fields.retain(|field| !(field.field == "enabled" && field.new == false));
                 }
                 self.push(
-                    Kind::Provider,
+                    ChangedTable::Provider,
                     known,
                     id,
                     id,
@@ -496,7 +503,7 @@ impl<'a> One<'a> {
     #[allow(clippy::too_many_arguments)]
     fn push(
         &self,
-        kind: Kind,
+        kind: ChangedTable,
         known: bool,
         id: Uuid,
         parent: Uuid,
@@ -518,8 +525,8 @@ impl<'a> One<'a> {
         &self,
         provider_id: Uuid,
         record: &'r Record,
-        next: &mut Next<'r>,
-        said: &mut Said,
+        next: &mut NextRecord<'r>,
+        said: &mut SaidDigest,
         changes: &mut Vec<Change>,
     ) -> Vec<Notice>
     where
@@ -562,7 +569,7 @@ impl<'a> One<'a> {
             let at = changes.len();
             match live {
                 None => changes.push(self.change(
-                    Kind::Model,
+                    ChangedTable::Model,
                     Action::Create,
                     id,
                     provider_id,
@@ -613,7 +620,14 @@ impl<'a> One<'a> {
     ) {
         let full = format!("{}/{name}", self.desired.provider.name);
         if !self.input.with_usage.contains(&live.id) {
-            changes.push(self.change(Kind::Model, Action::Delete, live.id, provider_id, full, Vec::new()));
+            changes.push(self.change(
+                ChangedTable::Model,
+                Action::Delete,
+                live.id,
+                provider_id,
+                full,
+                Vec::new(),
+            ));
             return;
         }
         let disabled = FieldChange {
@@ -623,7 +637,7 @@ impl<'a> One<'a> {
             cause: Cause::Declared,
         };
         changes.push(self.change(
-            Kind::Model,
+            ChangedTable::Model,
             Action::Retire,
             live.id,
             provider_id,
@@ -635,7 +649,14 @@ impl<'a> One<'a> {
         for rule in live.rules.iter().filter(managed) {
             let word = |part: &Option<String>| part.clone().unwrap_or_default();
             let name = format!("{full} {} × {}", word(&rule.power_level), word(&rule.user_tier));
-            changes.push(self.change(Kind::Route, Action::Delete, rule.id, live.id, name, Vec::new()));
+            changes.push(self.change(
+                ChangedTable::Route,
+                Action::Delete,
+                rule.id,
+                live.id,
+                name,
+                Vec::new(),
+            ));
         }
     }
 
@@ -659,7 +680,16 @@ impl<'a> One<'a> {
             fields.retain(|field| !(field.field == "enabled" && field.new == false));
         }
         let released = recorded.map(|known| diff::released(lowered, &known.fields)).unwrap_or_default();
-        self.push(Kind::Model, recorded.is_some(), live.id, provider_id, name, fields, released, changes);
+        self.push(
+            ChangedTable::Model,
+            recorded.is_some(),
+            live.id,
+            provider_id,
+            name,
+            fields,
+            released,
+            changes,
+        );
     }
 
     fn rules_by_model(&self) -> BTreeMap<&'a str, Vec<&'a DesiredRule>> {
@@ -678,8 +708,8 @@ impl<'a> One<'a> {
         live: Option<&'r LiveModel>,
         desired: &[&'r DesiredRule],
         recorded: &[&'r RecordedRule],
-        next: &mut Next<'r>,
-        said: &mut Said,
+        next: &mut NextRecord<'r>,
+        said: &mut SaidDigest,
         changes: &mut Vec<Change>,
     ) -> Vec<Notice> {
         let mut waiting = Vec::new();
@@ -688,7 +718,7 @@ impl<'a> One<'a> {
         let mut done: HashSet<Uuid> = HashSet::with_capacity(desired.len());
         let full_name = |cell: &Cell| format!("{}/{} {cell}", self.desired.provider.name, model.name);
         let waits = &self.input.world.waits;
-        let mut waits = |cell: &Cell, said: &mut Said| {
+        let mut waits = |cell: &Cell, said: &mut SaidDigest| {
             let name = if waits.is_empty() { return false } else { full_name(cell) };
             let Some(wait) = waits.get(&name) else { return false };
             let message = format!("{name}: {}", wait.message);
@@ -719,7 +749,7 @@ impl<'a> One<'a> {
                     let mut fields = cell_fields(&rule.cell);
                     fields.extend(diff::creation(&lowered));
                     changes.push(self.change(
-                        Kind::Route,
+                        ChangedTable::Route,
                         Action::Create,
                         id,
                         model_id,
@@ -742,7 +772,16 @@ impl<'a> One<'a> {
                     let released =
                         known.map(|known| diff::released(&lowered, &known.fields)).unwrap_or_default();
                     let name = full_name(&rule.cell);
-                    self.push(Kind::Route, known.is_some(), id, model_id, name, fields, released, changes);
+                    self.push(
+                        ChangedTable::Route,
+                        known.is_some(),
+                        id,
+                        model_id,
+                        name,
+                        fields,
+                        released,
+                        changes,
+                    );
                 }
             }
             for change in changes.iter_mut().skip(at) {
@@ -767,7 +806,7 @@ impl<'a> One<'a> {
                 next.rules.push(NextRule::kept(known));
             } else {
                 changes.push(self.change(
-                    Kind::Route,
+                    ChangedTable::Route,
                     Action::Delete,
                     live.id,
                     model_id,

@@ -1,7 +1,7 @@
 //! The bookkeeping of one provider as it is going to be, and the digest of what its manifests say.
 //!
 //! PURE. Made of the values that were compared, not of copies: most passes find that nothing differs and drop it.
-//! Invariant: what [`Next`] writes, [`super::Record`] reads.
+//! Invariant: what [`NextRecord`] writes, [`super::Record`] reads.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ use crate::{
 
 /// See [`super::Record`].
 #[derive(Default, Serialize)]
-pub(super) struct Next<'a> {
+pub(super) struct NextRecord<'a> {
     pub provider: NextFields<'a>,
     pub models: BTreeMap<&'a str, NextRow<'a>>,
     pub rules: Vec<NextRule<'a>>,
@@ -87,9 +87,9 @@ impl Serialize for NextFields<'_> {
 }
 
 /// What the manifests say, as one number: equal means that bookkeeping needs no rewriting.
-pub(super) struct Said(Sha256);
+pub(super) struct SaidDigest(Sha256);
 
-impl Said {
+impl SaidDigest {
     pub fn new(provider: &Provider) -> Self {
         let mut said = Self(Sha256::new());
         said.part(provider.origin.file.as_bytes());
@@ -146,7 +146,7 @@ impl Said {
     }
 }
 
-impl std::io::Write for Said {
+impl std::io::Write for SaidDigest {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         self.0.update(bytes);
         Ok(bytes.len())

@@ -13,7 +13,8 @@ use serde_json::Value;
 use provider::shown::one_line as line;
 
 use super::{
-    Action, Cause, Change, FieldChange, Fingerprint, HoldKind, KeyAction, KeyChange, Kind, Notice, Plan,
+    Action, Cause, Change, ChangedTable, FieldChange, Fingerprint, HoldKind, KeyAction, KeyChange, Notice,
+    Plan,
 };
 use crate::{model::Origin, serving::ObjectKind};
 
@@ -22,7 +23,7 @@ use crate::{model::Origin, serving::ObjectKind};
 pub struct Summary {
     /// Number of rows by kind and action.
     #[serde(flatten, serialize_with = "by_words")]
-    pub rows: BTreeMap<(Kind, Action), usize>,
+    pub rows: BTreeMap<(ChangedTable, Action), usize>,
     /// The same of what is stored for the gateway alone.
     #[serde(flatten, serialize_with = "by_object_words")]
     pub objects: BTreeMap<(ObjectKind, Action), usize>,
@@ -31,7 +32,7 @@ pub struct Summary {
     pub held: usize,
 }
 
-fn by_words<S: Serializer>(rows: &BTreeMap<(Kind, Action), usize>, to: S) -> Result<S::Ok, S::Error> {
+fn by_words<S: Serializer>(rows: &BTreeMap<(ChangedTable, Action), usize>, to: S) -> Result<S::Ok, S::Error> {
     let mut map = to.serialize_map(Some(rows.len()))?;
     for ((kind, action), count) in rows {
         map.serialize_entry(&format!("{}_{}", kind.as_str(), action.as_str()), count)?;
@@ -77,7 +78,7 @@ impl ObjectKind {
     }
 }
 
-impl Kind {
+impl ChangedTable {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Provider => "provider",
@@ -139,7 +140,7 @@ impl fmt::Display for Summary {
             [Action::Create, Action::Adopt, Action::Update, Action::Delete, Action::Retire, Action::Release]
         {
             let of = |kind| self.rows.get(&(kind, action)).copied().unwrap_or(0);
-            let mut counts: Vec<String> = [Kind::Provider, Kind::Model, Kind::Route]
+            let mut counts: Vec<String> = [ChangedTable::Provider, ChangedTable::Model, ChangedTable::Route]
                 .into_iter()
                 .filter(|kind| of(*kind) > 0)
                 .map(|kind| format!("{} {}{}", of(kind), kind.as_str(), if of(kind) == 1 { "" } else { "s" }))

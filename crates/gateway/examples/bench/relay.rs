@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use tokio::net::TcpStream;
 
 use gateway::accept::{PlainDoor, accept};
-use gateway::account::{Ledger, LedgerEntry, SpoolLedger};
+use gateway::account::{LedgerEntry, SpoolLedger, UsageLedger};
 use gateway::limit::LeaseWish;
 use gateway::meter::Meters;
 use gateway::picture::{
@@ -17,7 +17,7 @@ use gateway::picture::{
 };
 use gateway::serve::{Gateway, GatewayHooks, GatewaySettings};
 use gateway::spool::{Spool, SpoolError, SpoolSettings, UsageAttempt, UsageIntent, UsageRow};
-use net::pool::{ConnectError, ConnectPhase, ConnectResult, Connector, PoolOrigin, Transport};
+use net::pool::{ByteStream, ConnectError, ConnectPhase, ConnectResult, Connector, PoolOrigin};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -30,7 +30,7 @@ impl Connector for Dial {
                 .await
                 .map_err(|error| ConnectError { phase: ConnectPhase::Tcp, text: error.to_string() })?;
             let _ = socket.set_nodelay(true);
-            Ok(Box::new(socket) as Box<dyn Transport>)
+            Ok(Box::new(socket) as Box<dyn ByteStream>)
         })
     }
 }
@@ -44,7 +44,7 @@ impl GatewayHooks for Silent {
 
 struct Nothing;
 
-impl Ledger for Nothing {
+impl UsageLedger for Nothing {
     fn intent(&self, _: &UsageIntent<'_>) -> Result<Box<dyn LedgerEntry>, SpoolError> {
         Ok(Box::new(Self))
     }
@@ -126,7 +126,7 @@ fn picture(upstream: u16) -> Picture {
 pub async fn run(listener: tokio::net::TcpListener, upstream: u16, directory: std::path::PathBuf) {
     let meters = Arc::new(Meters::register(&prometheus::Registry::new()).expect("an empty registry"));
     // BENCH_LEDGER=none shows what accounting costs.
-    let ledger: Arc<dyn Ledger> = match std::env::var("BENCH_LEDGER").as_deref() {
+    let ledger: Arc<dyn UsageLedger> = match std::env::var("BENCH_LEDGER").as_deref() {
         Ok("none") => Arc::new(Nothing),
         _ => {
             let spool = Spool::open(SpoolSettings::new(directory)).expect("a spool");

@@ -56,11 +56,11 @@ impl SpoolTicket {
 
 /// The spool, open for writing and reading. Closed when dropped.
 pub struct Spool {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<SpoolShared>,
     thread: Option<JoinHandle<()>>,
 }
 
-pub(super) struct Shared {
+pub(super) struct SpoolShared {
     pub settings: SpoolSettings,
     pub id: SpoolId,
     pub inner: Mutex<Inner>,
@@ -183,7 +183,7 @@ impl Spool {
                 bytes: 0,
             },
         );
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(SpoolShared {
             settings,
             id,
             inner: Mutex::new(Inner {
@@ -446,7 +446,7 @@ impl Inner {
             || self.unsynced.len() + self.sealing_bytes > MAX_UNSYNCED
     }
 
-    pub(super) fn append(&mut self, shared: &Shared, record: &[u8]) -> io::Result<()> {
+    pub(super) fn append(&mut self, shared: &SpoolShared, record: &[u8]) -> io::Result<()> {
         if self.offset + record.len() as u64 > shared.settings.segment_bytes {
             self.rotate(shared)?;
         }
@@ -477,7 +477,7 @@ impl Inner {
     }
 
     /// Goes on in a further segment.
-    fn rotate(&mut self, shared: &Shared) -> io::Result<()> {
+    fn rotate(&mut self, shared: &SpoolShared) -> io::Result<()> {
         let (number, file) = match self.next.take() {
             Some(next) => next,
             None => {
@@ -523,7 +523,7 @@ impl Inner {
     }
 
     /// Writes all that is not synced again, into a new segment, and cuts the old ones.
-    fn rewrite(&mut self, shared: &Shared, failed: Vec<Unsynced>) -> io::Result<()> {
+    fn rewrite(&mut self, shared: &SpoolShared, failed: Vec<Unsynced>) -> io::Result<()> {
         let mut chunks = failed;
         chunks.append(&mut self.sealing);
         self.sealing = chunks;
@@ -576,7 +576,7 @@ impl Inner {
 
 impl Inner {
     /// Forgets what [`Self::rewrite`] wrote from segment `first` on: it will begin again with the same chunks.
-    fn undo(&mut self, shared: &Shared, first: u64, chunks: Vec<Unsynced>) {
+    fn undo(&mut self, shared: &SpoolShared, first: u64, chunks: Vec<Unsynced>) {
         let current = self.empty_chunk();
         self.sealing.push(current);
         let mut partial = std::mem::replace(&mut self.sealing, chunks);
@@ -610,7 +610,7 @@ impl Inner {
     }
 }
 
-impl Shared {
+impl SpoolShared {
     pub(super) fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,6 +1,6 @@
 //! JSON read byte by byte, and what the few words in it mean that the gateway wants to know.
 //!
-//! [`Json`] knows where in an object it stands; [`Reading`] keeps what was said there. One table of places and words
+//! [`JsonReader`] knows where in an object it stands; [`TapReading`] keeps what was said there. One table of places and words
 //! serves all dialects: their words do not collide.
 
 use crate::skim::plain_run;
@@ -305,7 +305,7 @@ enum Mode {
 
 /// A reader of one JSON value.
 #[derive(Debug, Default)]
-pub(super) struct Json {
+pub(super) struct JsonReader {
     mode: Mode,
     depth: u32,
     /// One bit per open container, the innermost lowest: 1 is an object.
@@ -354,7 +354,7 @@ impl Word {
     }
 }
 
-impl Json {
+impl JsonReader {
     pub(super) fn is_untouched(&self) -> bool {
         self.mode == Mode::Start
     }
@@ -364,7 +364,7 @@ impl Json {
         self.mode == Mode::Done
     }
 
-    pub(super) fn feed(&mut self, bytes: &[u8], reading: &mut Reading) {
+    pub(super) fn feed(&mut self, bytes: &[u8], reading: &mut TapReading) {
         let mut at = 0;
         while let Some(byte) = bytes.get(at) {
             match self.mode {
@@ -431,7 +431,7 @@ impl Json {
     }
 
     /// A number or literal ended.
-    fn bare_ended(&mut self, reading: &mut Reading) {
+    fn bare_ended(&mut self, reading: &mut TapReading) {
         if self.mode == Mode::Number {
             reading.number(self.place(), self.key, self.word.whole());
         } else if !matches!(self.word.whole(), b"true" | b"false" | b"null") {
@@ -441,7 +441,7 @@ impl Json {
         self.ended();
     }
 
-    fn structure(&mut self, byte: u8, reading: &mut Reading) {
+    fn structure(&mut self, byte: u8, reading: &mut TapReading) {
         match (self.mode, byte) {
             (_, b' ' | b'\n' | b'\r' | b'\t') => {}
             (Mode::Start | Mode::Value | Mode::First, b'"') => self.begin(Mode::Text),
@@ -477,7 +477,7 @@ impl Json {
         self.mode = mode;
     }
 
-    fn open(&mut self, object: bool, reading: &mut Reading) {
+    fn open(&mut self, object: bool, reading: &mut TapReading) {
         let place = match self.depth {
             0 => Place::Root,
             _ => inside(reading.shape, self.place(), self.key),
@@ -544,7 +544,7 @@ impl Kind {
 
 /// What was read, of the answer and of the present event.
 #[derive(Debug)]
-pub(super) struct Reading {
+pub(super) struct TapReading {
     pub(super) sums: TapSums,
     shape: TapShape,
     stream: bool,
@@ -560,7 +560,7 @@ pub(super) struct Reading {
     data: bool,
 }
 
-impl Reading {
+impl TapReading {
     pub(super) fn new(shape: TapShape, stream: bool) -> Self {
         Self {
             sums: TapSums::default(),
@@ -593,7 +593,7 @@ impl Reading {
 
     /// Data of an event, of which no JSON was read yet: passes by as much as may be the mark of the end, and gives
     /// to `json` what turned out to be none.
-    pub(super) fn data(&mut self, data: &[u8], json: &mut Json) {
+    pub(super) fn data(&mut self, data: &[u8], json: &mut JsonReader) {
         self.data = true;
         if !json.is_untouched() {
             return json.feed(data, self);

@@ -5,7 +5,7 @@
 
 /// What the next bytes are.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Line<'a> {
+pub(super) enum SseLine<'a> {
     /// Data of the event, some or all of a line.
     Data(&'a [u8]),
     /// Another line of data begins: an LF between them.
@@ -61,10 +61,10 @@ impl Sse {
     }
 
     /// Takes some of the bytes, which are not empty, and says what they are and how many.
-    pub(super) fn next<'a>(&mut self, bytes: &'a [u8]) -> (Line<'a>, usize) {
-        let Some(first) = bytes.first() else { return (Line::Other, 0) };
+    pub(super) fn next<'a>(&mut self, bytes: &'a [u8]) -> (SseLine<'a>, usize) {
+        let Some(first) = bytes.first() else { return (SseLine::Other, 0) };
         if std::mem::take(&mut self.after_cr) && *first == b'\n' {
-            return (Line::Other, 1);
+            return (SseLine::Other, 1);
         }
         match self.at {
             At::Start => match first {
@@ -72,7 +72,7 @@ impl Sse {
                     self.after_cr = *first == b'\r';
                     self.lines = false;
                     self.data = false;
-                    (Line::End, 1)
+                    (SseLine::End, 1)
                 }
                 _ => {
                     self.lines = true;
@@ -84,13 +84,13 @@ impl Sse {
             At::Field => self.field_bytes(bytes),
             At::Colon => {
                 self.at = At::Value;
-                if *first == b' ' { (Line::Other, 1) } else { self.value(bytes) }
+                if *first == b' ' { (SseLine::Other, 1) } else { self.value(bytes) }
             }
             At::Value => self.value(bytes),
         }
     }
 
-    fn field_bytes<'a>(&mut self, bytes: &'a [u8]) -> (Line<'a>, usize) {
+    fn field_bytes<'a>(&mut self, bytes: &'a [u8]) -> (SseLine<'a>, usize) {
         let end = bytes.iter().position(|byte| matches!(byte, b':' | b'\r' | b'\n'));
         for byte in bytes.iter().take(end.unwrap_or(bytes.len())) {
             if let Some(slot) = self.field.get_mut(usize::from(self.length)) {
@@ -98,7 +98,7 @@ impl Sse {
             }
             self.length = self.length.saturating_add(1);
         }
-        let Some(end) = end else { return (Line::Other, bytes.len()) };
+        let Some(end) = end else { return (SseLine::Other, bytes.len()) };
         let name = self.field.get(..usize::from(self.length)).unwrap_or_default();
         let name = if self.begun { name } else { name.strip_prefix(b"\xef\xbb\xbf").unwrap_or(name) };
         self.begun = true;
@@ -110,27 +110,27 @@ impl Sse {
         let another = self.kind == Kind::Data && std::mem::replace(&mut self.data, true);
         if let Some(b':') = bytes.get(end) {
             self.at = At::Colon;
-            return (if another { Line::NextData } else { Line::Other }, end + 1);
+            return (if another { SseLine::NextData } else { SseLine::Other }, end + 1);
         }
         // A field without a colon has an empty value.
         self.after_cr = bytes.get(end) == Some(&b'\r');
         self.at = At::Start;
-        (if another { Line::NextData } else { Line::Other }, end + 1)
+        (if another { SseLine::NextData } else { SseLine::Other }, end + 1)
     }
 
-    fn value<'a>(&mut self, bytes: &'a [u8]) -> (Line<'a>, usize) {
+    fn value<'a>(&mut self, bytes: &'a [u8]) -> (SseLine<'a>, usize) {
         match memchr::memchr2(b'\n', b'\r', bytes) {
             Some(0) => {
                 self.after_cr = bytes.first() == Some(&b'\r');
                 self.at = At::Start;
-                (Line::Other, 1)
+                (SseLine::Other, 1)
             }
             end => {
                 let value = bytes.get(..end.unwrap_or(bytes.len())).unwrap_or_default();
                 let line = match self.kind {
-                    Kind::Data => Line::Data(value),
-                    Kind::Event => Line::Name(value),
-                    Kind::Other => Line::Other,
+                    Kind::Data => SseLine::Data(value),
+                    Kind::Event => SseLine::Name(value),
+                    Kind::Other => SseLine::Other,
                 };
                 (line, value.len())
             }

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use gateway::accept::{PlainDoor, accept};
-use gateway::account::{Ledger, LedgerEntry};
+use gateway::account::{LedgerEntry, UsageLedger};
 use gateway::limit::LeaseWish;
 use gateway::meter::Meters;
 use gateway::picture::{
@@ -23,7 +23,7 @@ use gateway::picture::{
 };
 use gateway::serve::{Gateway, GatewayHooks, GatewaySettings};
 use gateway::spool::{SpoolError, UsageAttempt, UsageIntent, UsageRow};
-use net::pool::{ConnectError, ConnectPhase, ConnectResult, Connector, PoolOrigin, Transport};
+use net::pool::{ByteStream, ConnectError, ConnectPhase, ConnectResult, Connector, PoolOrigin};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -165,7 +165,7 @@ struct Rows(Arc<Mutex<Vec<Row>>>);
 
 struct OpenRow(Rows);
 
-impl Ledger for Rows {
+impl UsageLedger for Rows {
     fn intent(&self, _: &UsageIntent<'_>) -> Result<Box<dyn LedgerEntry>, SpoolError> {
         Ok(Box::new(OpenRow(self.clone())))
     }
@@ -205,7 +205,7 @@ impl Connector for Dial {
                 .await
                 .map_err(|error| ConnectError { phase: ConnectPhase::Tcp, text: error.to_string() })?;
             let _ = socket.set_nodelay(true);
-            Ok(Box::new(socket) as Box<dyn Transport>)
+            Ok(Box::new(socket) as Box<dyn ByteStream>)
         })
     }
 }

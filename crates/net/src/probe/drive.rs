@@ -7,13 +7,13 @@ use tokio::time::Instant;
 use url::Url;
 
 use provider::{
-    Controls, KeyReport, KeyVerdict, ListError, ListStep, ModelList, Models, Outcome, Proof, ProviderType,
-    Request, Step, health_probe, read_health, redact,
+    CheckOutcome, Controls, KeyReport, KeyVerdict, ListError, ListStep, ModelList, Models, Proof,
+    ProviderType, Request, Step, health_probe, read_health, redact,
 };
 
-use super::{Answer, Prober};
+use super::{ProbeReply, Prober};
 use crate::{
-    connect::{Limits, Phases},
+    connect::{PhaseLimits, Phases},
     fault::ProbeError,
 };
 
@@ -32,13 +32,13 @@ pub struct HealthCheck<'a> {
     pub path: Option<&'a str>,
     pub expect_status: Option<&'a [u16]>,
     pub slow_after: Duration,
-    pub limits: Limits,
+    pub limits: PhaseLimits,
 }
 
 /// A finished check. Its texts are redacted.
 #[derive(Debug, Clone)]
-pub struct Checked {
-    pub outcome: Outcome,
+pub struct FinishedCheck {
+    pub outcome: CheckOutcome,
     pub status: Option<u16>,
     pub took: Duration,
     /// `None` where no reply came.
@@ -59,7 +59,7 @@ pub struct KeyTested {
 
 impl Prober {
     /// Checks a provider's health once.
-    pub async fn check(&self, check: HealthCheck<'_>) -> Checked {
+    pub async fn check(&self, check: HealthCheck<'_>) -> FinishedCheck {
         let began = Instant::now();
         let request = health_probe(check.kind, check.base, check.key, check.path);
         let answer = self.send(&request, check.limits).await;
@@ -70,7 +70,7 @@ impl Prober {
                 let own_path = check.path.is_some();
                 let outcome =
                     read_health(check.kind, check.expect_status, own_path, &answer.reply(), Utc::now());
-                Checked {
+                FinishedCheck {
                     outcome: redacted(outcome.timed(took, check.slow_after), key),
                     status: Some(answer.status),
                     took,
@@ -80,7 +80,7 @@ impl Prober {
             }
             Err(error) => {
                 let outcome = redacted(error.outcome(), key);
-                Checked { outcome, status: None, took, phases: None, tls_not_after: None }
+                FinishedCheck { outcome, status: None, took, phases: None, tls_not_after: None }
             }
         }
     }
@@ -92,7 +92,7 @@ impl Prober {
         base: &Url,
         key: Option<&str>,
         controls: Controls,
-        limits: Limits,
+        limits: PhaseLimits,
     ) -> KeyTested {
         let began = Instant::now();
         let mut proof = Proof::new(kind, base, key, controls, Utc::now());
@@ -143,7 +143,7 @@ impl Prober {
         kind: ProviderType,
         base: &Url,
         key: Option<&str>,
-        limits: Limits,
+        limits: PhaseLimits,
     ) -> Result<Models, ListFailure> {
         list(self, kind, base, key, limits).await
     }
@@ -154,12 +154,12 @@ pub(super) trait Carry: Sync {
     fn carry(
         &self,
         request: &Request,
-        limits: Limits,
-    ) -> impl Future<Output = Result<Answer, ProbeError>> + Send;
+        limits: PhaseLimits,
+    ) -> impl Future<Output = Result<ProbeReply, ProbeError>> + Send;
 }
 
 impl Carry for Prober {
-    async fn carry(&self, request: &Request, limits: Limits) -> Result<Answer, ProbeError> {
+    async fn carry(&self, request: &Request, limits: PhaseLimits) -> Result<ProbeReply, ProbeError> {
         self.send(request, limits).await
     }
 }
@@ -170,7 +170,7 @@ pub(super) async fn list(
     kind: ProviderType,
     base: &Url,
     key: Option<&str>,
-    limits: Limits,
+    limits: PhaseLimits,
 ) -> Result<Models, ListFailure> {
     let mut list = ModelList::new(kind, base, key);
     let mut step = list.next(None);
@@ -219,13 +219,13 @@ fn withheld(error: ProbeError, key: &str) -> ProbeError {
     }
 }
 
-fn redacted(mut outcome: Outcome, key: &str) -> Outcome {
+fn redacted(mut outcome: CheckOutcome, key: &str) -> CheckOutcome {
     match &mut outcome {
-        Outcome::Ok | Outcome::Slow => {}
-        Outcome::Soft { reason, .. }
-        | Outcome::Hard { reason, .. }
-        | Outcome::Auth { reason }
-        | Outcome::Local { reason } => *reason = redact(reason, key),
+        CheckOutcome::Ok | CheckOutcome::Slow => {}
+        CheckOutcome::Soft { reason, .. }
+        | CheckOutcome::Hard { reason, .. }
+        | CheckOutcome::Auth { reason }
+        | CheckOutcome::Local { reason } => *reason = redact(reason, key),
     }
     outcome
 }

@@ -15,10 +15,10 @@ use url::Url;
 
 use provider::{Failure, Models, ProviderType, Request};
 
-use super::{Answer, ListFailure, MAX_HEAD, drive};
+use super::{ListFailure, MAX_HEAD, ProbeReply, drive};
 use crate::{
     Resolve,
-    connect::{self, Limits, NetConfig, SetupError},
+    connect::{self, NetConfig, PhaseLimits, SetupError},
     egress::EgressPolicy,
     fault::{self, ProbeError},
     tls,
@@ -33,13 +33,13 @@ const KEEP: Duration = Duration::from_secs(5);
 pub struct Lister {
     client: Client,
     egress: EgressPolicy,
-    limits: Limits,
+    limits: PhaseLimits,
     proxied: bool,
 }
 
 impl Lister {
     /// For each page: it may have megabytes and come from the other end of the world.
-    pub const LIMITS: Limits = Limits {
+    pub const LIMITS: PhaseLimits = PhaseLimits {
         dns: Duration::from_secs(2),
         connect: Duration::from_secs(4),
         total: Duration::from_secs(30),
@@ -49,7 +49,7 @@ impl Lister {
     ///
     /// # Errors
     /// [`SetupError`] if TLS cannot be set up or the proxy's address cannot be used.
-    pub fn new(config: NetConfig, limits: Limits) -> Result<Self, SetupError> {
+    pub fn new(config: NetConfig, limits: PhaseLimits) -> Result<Self, SetupError> {
         let mut tls = Arc::unwrap_or_clone(tls::config(config.extra_ca).map_err(SetupError::Tls)?);
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let proxied = config.proxy.is_some();
@@ -93,10 +93,11 @@ impl Lister {
         }
     }
 
-    async fn exchange(&self, request: &Request, limits: Limits) -> Result<Answer, ProbeError> {
+    async fn exchange(&self, request: &Request, limits: PhaseLimits) -> Result<ProbeReply, ProbeError> {
         if let Some(address) = connect::literal(&request.url) {
-            let refused =
-                |refusal: crate::egress::Refusal| ProbeError::failed(Failure::Egress, refusal.to_string());
+            let refused = |refusal: crate::egress::EgressRefusal| {
+                ProbeError::failed(Failure::Egress, refusal.to_string())
+            };
             self.egress.check(address).map_err(refused)?;
         }
         let began = Instant::now();
@@ -110,7 +111,7 @@ impl Lister {
         }
         let mut response = to_send.send().await.map_err(|error| self.failure(error))?;
         let first_byte = began.elapsed();
-        let mut answer = Answer::begun(response.status().as_u16(), response.headers());
+        let mut answer = ProbeReply::begun(response.status().as_u16(), response.headers());
         answer.phases.first_byte = first_byte;
         while let Some(data) = response.chunk().await.map_err(|error| self.failure(error))? {
             if !answer.keep(&data, request.max_body) {
@@ -168,7 +169,7 @@ impl Lister {
 }
 
 impl drive::Carry for Lister {
-    async fn carry(&self, request: &Request, limits: Limits) -> Result<Answer, ProbeError> {
+    async fn carry(&self, request: &Request, limits: PhaseLimits) -> Result<ProbeReply, ProbeError> {
         self.exchange(request, limits).await
     }
 }

@@ -8,7 +8,7 @@
 mod drive;
 mod lists;
 
-pub use drive::{Checked, HealthCheck, KeyTested, ListFailure};
+pub use drive::{FinishedCheck, HealthCheck, KeyTested, ListFailure};
 pub use lists::Lister;
 
 use std::{future::Future as _, pin::pin, task::Poll};
@@ -29,7 +29,7 @@ use tokio::{
 use url::Url;
 
 use crate::{
-    connect::{self, Dialer, Limits, NetConfig, Phases, SetupError, connect},
+    connect::{self, Dialer, NetConfig, PhaseLimits, Phases, SetupError, connect},
     fault::ProbeError,
 };
 use provider::{Failure, Method, Reply, Request, Value};
@@ -41,7 +41,7 @@ const MAX_HEADERS: usize = 128;
 
 /// A reply with what was learned on the way.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub struct ProbeReply {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
@@ -51,7 +51,7 @@ pub struct Answer {
     pub phases: Phases,
 }
 
-impl Answer {
+impl ProbeReply {
     /// An answer whose body is still to come.
     fn begun(status: u16, headers: &HeaderMap) -> Self {
         let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
@@ -92,7 +92,7 @@ impl Prober {
     }
 
     /// Opens a connection and closes it again: does the host answer at all?
-    pub async fn reach(&self, url: &Url, limits: Limits) -> Result<Phases, ProbeError> {
+    pub async fn reach(&self, url: &Url, limits: PhaseLimits) -> Result<Phases, ProbeError> {
         let start = Instant::now();
         let mut phases = Phases::default();
         connect(&self.dialer, url, start, limits, &mut phases).await?;
@@ -101,7 +101,7 @@ impl Prober {
     }
 
     /// Sends one request and reads its reply, within the limits.
-    pub async fn send(&self, request: &Request, limits: Limits) -> Result<Answer, ProbeError> {
+    pub async fn send(&self, request: &Request, limits: PhaseLimits) -> Result<ProbeReply, ProbeError> {
         let start = Instant::now();
         let deadline = start + limits.total;
         let mut phases = Phases::default();
@@ -132,7 +132,7 @@ impl Prober {
 }
 
 /// One HTTP/1.1 exchange. The connection is polled here, beside the exchange, so that dropping one ends both.
-async fn exchange<S>(stream: S, request: &Request, phases: &mut Phases) -> Result<Answer, ProbeError>
+async fn exchange<S>(stream: S, request: &Request, phases: &mut Phases) -> Result<ProbeReply, ProbeError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -218,9 +218,9 @@ fn authority(url: &Url) -> Option<String> {
     Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
 }
 
-async fn read(response: hyper::Response<Incoming>, max_body: usize) -> Result<Answer, ProbeError> {
+async fn read(response: hyper::Response<Incoming>, max_body: usize) -> Result<ProbeReply, ProbeError> {
     let (head, mut body) = response.into_parts();
-    let mut answer = Answer::begun(head.status.as_u16(), &head.headers);
+    let mut answer = ProbeReply::begun(head.status.as_u16(), &head.headers);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| broken(&error))?;
         let Ok(data) = frame.into_data() else { continue };

@@ -46,7 +46,7 @@ const BREATHER: Duration = Duration::from_millis(100);
 
 /// What a connection may cost.
 #[derive(Debug, Clone, Copy)]
-pub struct Limits {
+pub struct ServerLimits {
     /// Connections at once. Far more than a Prometheus, a few pages and a probe need.
     pub connections: usize,
     /// From the connection, or the end of the answer before, to the end of a request's head.
@@ -59,7 +59,7 @@ pub struct Limits {
     pub head_bytes: usize,
 }
 
-impl Default for Limits {
+impl Default for ServerLimits {
     fn default() -> Self {
         Self {
             connections: 512,
@@ -76,7 +76,7 @@ pub async fn serve(
     listener: TcpListener,
     tls: Option<Tls>,
     app: Router,
-    limits: Limits,
+    limits: ServerLimits,
     stop: CancellationToken,
     spawn: impl Fn(BoxFuture<'static, ()>),
 ) {
@@ -125,7 +125,7 @@ async fn connection(
     peer: SocketAddr,
     tls: Option<Tls>,
     app: Router,
-    limits: Limits,
+    limits: ServerLimits,
     stop: CancellationToken,
 ) {
     // Answers are small and whole: waiting for more of them helps nobody.
@@ -140,7 +140,7 @@ async fn connection(
     }
 }
 
-async fn exchange<S>(stream: S, peer: SocketAddr, app: Router, limits: Limits, stop: CancellationToken)
+async fn exchange<S>(stream: S, peer: SocketAddr, app: Router, limits: ServerLimits, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-use super::json::Look;
+use super::json::JsonLook;
 
 /// The class of an upstream's error: what the gateway decides by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::{
     capability::{ModelCapabilities, ReasoningForm, ReasoningReplay, StructuredForm},
-    inner::{AnswerForm, ContentBlock, EffortLevel, InnerRequest, MediaSource, Side, ToolRule, Turn},
+    inner::{AnswerForm, ContentBlock, DialogTurn, EffortLevel, InnerRequest, MediaSource, Side, ToolRule},
     signature::Maker,
     target::{CallerDialect, TranslateError, TranslateOptions, UpstreamDialect},
 };
@@ -354,7 +354,7 @@ fn unmark(block: &mut ContentBlock) -> bool {
 
 /// Removes turns without blocks and joins neighbours of one side.
 fn join(request: &mut InnerRequest) {
-    let mut turns: Vec<Turn> = Vec::with_capacity(request.turns.len());
+    let mut turns: Vec<DialogTurn> = Vec::with_capacity(request.turns.len());
     for turn in request.turns.drain(..).filter(|turn| !turn.blocks.is_empty()) {
         match turns.last_mut() {
             Some(last) if last.side == turn.side => last.blocks.extend(turn.blocks),
@@ -368,7 +368,7 @@ fn join(request: &mut InnerRequest) {
 /// Puts a shortest turn of the user in front, for providers that want the user to begin.
 pub(crate) fn begin_with_user(request: &mut InnerRequest) {
     if request.turns.first().is_some_and(|turn| turn.side == Side::Assistant) {
-        request.turns.insert(0, Turn { side: Side::User, blocks: vec![ContentBlock::text(".")] });
+        request.turns.insert(0, DialogTurn { side: Side::User, blocks: vec![ContentBlock::text(".")] });
     }
 }
 

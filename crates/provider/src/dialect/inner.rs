@@ -123,7 +123,7 @@ impl ContentBlock {
 
 /// Neighbouring blocks of one side.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Turn {
+pub struct DialogTurn {
     /// Whose.
     pub side: Side,
     /// In order.
@@ -286,7 +286,7 @@ pub struct InnerRequest {
     /// Instructions, in order: text blocks only.
     pub system: Vec<ContentBlock>,
     /// The conversation.
-    pub turns: Vec<Turn>,
+    pub turns: Vec<DialogTurn>,
     /// Tools on offer.
     pub tools: Vec<ToolDecl>,
     /// Which must be called.
@@ -589,7 +589,7 @@ impl InnerRequest {
         }
         match self.turns.last_mut() {
             Some(turn) if turn.side == side => turn.blocks.extend(blocks),
-            _ => self.turns.push(Turn { side, blocks }),
+            _ => self.turns.push(DialogTurn { side, blocks }),
         }
     }
 

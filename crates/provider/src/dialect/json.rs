@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 static NULL: Value = Value::Null;
 
 /// Look-ups that never fail loudly: a missing key, a `null` and a wrong type read alike.
-pub(crate) trait Look {
+pub(crate) trait JsonLook {
     /// The member, or `null`.
     fn at(&self, key: &str) -> &Value;
     /// The member as a string; empty where there is none.
@@ -24,7 +24,7 @@ pub(crate) trait Look {
     fn given(&self, key: &str) -> bool;
 }
 
-impl Look for Value {
+impl JsonLook for Value {
     fn at(&self, key: &str) -> &Value {
         self.get(key).unwrap_or(&NULL)
     }

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use super::json::Look;
+use super::json::JsonLook;
 
 /// Keywords that Anthropic's structured output refuses.
 const REFUSED: &[&str] = &[

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::{
     capability::ModelCapabilities,
-    json::Look,
+    json::JsonLook,
     signature::{Maker, Signature, carries_tag, split_id},
     target::{CallerDialect, UpstreamDialect},
 };

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{
     inner::{TokenParts, TokenSource},
-    json::Look,
+    json::JsonLook,
 };
 
 fn parts(total_input: u64, read: u64, write: u64, output: u64, reasoning: u64) -> TokenParts {

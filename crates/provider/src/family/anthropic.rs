@@ -1,6 +1,6 @@
 //! Anthropic: `x-api-key` with a dated version header.
 
-use super::facts::{At, Auth, Control, Family, KeyHeader, KeyPlan, Proofs, Serving};
+use super::facts::{At, Auth, Control, Family, KeyHeader, KeyPlan, Proofs, ChatServing};
 use super::shapes::{OPENAI_SHAPED, get, has_data, list, manages, probe, serves_own, shaped};
 use crate::dialect::UpstreamDialect;
 
@@ -29,6 +29,6 @@ pub(super) const FAMILY: Family = Family {
         )],
         chat_elsewhere: false,
     },
-    serving: Serving { apis: &["messages"], ..serves_own(&[("", UpstreamDialect::Anthropic)]) },
+    serving: ChatServing { apis: &["messages"], ..serves_own(&[("", UpstreamDialect::Anthropic)]) },
     ..OPENAI_SHAPED
 };

@@ -1,6 +1,6 @@
 //! Azure OpenAI: one host per resource; the list names base models, not deployments.
 
-use super::facts::{At, Auth, Control, ErrorHabits, Family, KeyHeader, KeyPlan, Proofs, Serving};
+use super::facts::{At, Auth, Control, ErrorHabits, Family, KeyHeader, KeyPlan, Proofs, ChatServing};
 use super::shapes::{OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, get, has_data, list, probe, proofs, shaped};
 use crate::{KeyVerdict, dialect::UpstreamDialect};
 
@@ -28,6 +28,6 @@ pub(super) const FAMILY: Family = Family {
         },
         ..PLAIN_ERRORS
     },
-    serving: Serving { dialects: &[("", UpstreamDialect::Azure)], ..SERVES_CHAT },
+    serving: ChatServing { dialects: &[("", UpstreamDialect::Azure)], ..SERVES_CHAT },
     ..OPENAI_SHAPED
 };

@@ -1,6 +1,6 @@
 //! Cerebras.
 
-use super::facts::{At, ErrorHabits, Family, ListedPrices, Listing, Serving};
+use super::facts::{At, ErrorHabits, Family, ListedPrices, Listing, ChatServing};
 use super::shapes::{BY_GUARDED_LIST, MODELS, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, get, list};
 
 pub(super) const FAMILY: Family = Family {
@@ -14,7 +14,7 @@ pub(super) const FAMILY: Family = Family {
     // It has not been shown that its list refuses strangers.
     proofs: BY_GUARDED_LIST,
     errors: ErrorHabits { forbidden_is_invalid: true, ..PLAIN_ERRORS },
-    serving: Serving {
+    serving: ChatServing {
         takes: |caps, _| {
             caps.plain_content = true;
             caps.images = false;

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::facts::{
-    At, Attempt, CompletionsRoot, Control, ErrorHabits, Family, KeyPlan, Listing, Proofs, Reads, Serving,
+    At, ProofAttempt, CompletionsRoot, Control, ErrorHabits, Family, KeyPlan, Listing, Proofs, Reads, ChatServing,
 };
 use super::shapes::{OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, get, list, lists, post, probe, proofs, valid};
 use crate::{KeyReport, KeyVerdict, dialect::UpstreamDialect};
@@ -23,7 +23,7 @@ pub(super) const FAMILY: Family = Family {
     },
     proofs: Proofs {
         chat_elsewhere: false,
-        ..proofs(KeyPlan::Try(&[Attempt {
+        ..proofs(KeyPlan::Try(&[ProofAttempt {
             ask: post(At::Root("/v1/check-api-key"), ""),
             control: Control::Foreign,
             reads: Reads::Shape(check),
@@ -37,7 +37,7 @@ pub(super) const FAMILY: Family = Family {
         },
         ..PLAIN_ERRORS
     },
-    serving: Serving {
+    serving: ChatServing {
         dialects: &[("", UpstreamDialect::Cohere)],
         root: CompletionsRoot::BelowHost("/compatibility/v1"),
         ..SERVES_CHAT

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::facts::{At, Attempt, Control, Family, KeyPlan, Reads, Serving};
+use super::facts::{At, ProofAttempt, Control, Family, KeyPlan, Reads, ChatServing};
 use super::shapes::{OPENAI_SHAPED, SERVES_CHAT, SK_KEY, get, number, proofs, valid, with_balance};
 use crate::{KeyReport, KeyVerdict};
 
@@ -12,12 +12,12 @@ pub(super) const FAMILY: Family = Family {
     suffixes: &["/v1/openai", "/v1"],
     fake_key: SK_KEY,
     // A 403 proves the key here, so that it must be known that a fake key gets something else.
-    proofs: proofs(KeyPlan::Try(&[Attempt {
+    proofs: proofs(KeyPlan::Try(&[ProofAttempt {
         ask: get(At::Root("/payment/checklist?compute_owed=true")),
         control: Control::Always,
         reads: Reads::ShapeOrScope(checklist),
     }])),
-    serving: Serving { takes: |caps, _| caps.forced_tools = false, ..SERVES_CHAT },
+    serving: ChatServing { takes: |caps, _| caps.forced_tools = false, ..SERVES_CHAT },
     ..OPENAI_SHAPED
 };
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::facts::{At, Control, Family, KeyPlan, Serving};
+use super::facts::{At, Control, Family, KeyPlan, ChatServing};
 use super::shapes::{OPENAI_SHAPED, SERVES_CHAT, SK_KEY, number, proofs, shaped, valid, with_balance};
 use crate::dialect::{ReasoningForm, ReasoningReplay, StructuredForm};
 use crate::{KeyReport, KeyVerdict};
@@ -13,7 +13,7 @@ pub(super) const FAMILY: Family = Family {
     suffixes: &["/v1", "/beta"],
     fake_key: SK_KEY,
     proofs: proofs(KeyPlan::Try(&[shaped(At::Root("/user/balance"), Control::Foreign, balance)])),
-    serving: Serving {
+    serving: ChatServing {
         takes: |caps, _| {
             caps.reasoning = ReasoningForm::Switch;
             caps.replay = ReasoningReplay::Text;

@@ -2,7 +2,7 @@
 //!
 //! Not its job: the page around it. Invariant: nothing is said here that is not read from the type's facts.
 
-use super::{At, Attempt, CompletionsRoot, Control, KeyPlan, facts::Ask, family};
+use super::{At, CompletionsRoot, Control, KeyPlan, ProofAttempt, facts::ProofRequest, family};
 use crate::ProviderType;
 
 /// What a type speaks, in words; Markdown.
@@ -86,14 +86,14 @@ fn in_words(plan: KeyPlan) -> String {
     }
 }
 
-fn attempt(attempt: &Attempt) -> String {
+fn attempt(attempt: &ProofAttempt) -> String {
     match attempt.control {
         Control::Always => format!("{}, if a fake key is refused", ask(attempt.ask)),
         Control::Foreign => ask(attempt.ask),
     }
 }
 
-fn ask(ask: Ask) -> String {
+fn ask(ask: ProofRequest) -> String {
     let (place, path) = match ask.at {
         At::Base(path) => ("base".to_owned(), path),
         At::Root(path) => ("root".to_owned(), path),

@@ -35,7 +35,7 @@ pub(crate) struct Family {
     /// What its errors mean where that is not the rule.
     pub errors: ErrorHabits,
     /// How it serves completions.
-    pub serving: Serving,
+    pub serving: ChatServing,
     /// A sentence without its full stop if the operator has ended the service: then no key works, nothing is listed
     /// and it counts as down.
     pub retired: Option<&'static str>,
@@ -107,7 +107,7 @@ pub(crate) enum At {
 
 /// A request that is free of charge and changes nothing at the provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ask {
+pub(crate) struct ProofRequest {
     pub method: Method,
     pub at: At,
     pub body: Option<&'static str>,
@@ -117,9 +117,9 @@ pub(crate) struct Ask {
 #[derive(Clone, Copy)]
 pub(crate) struct HealthProbe {
     /// Free, quick and small.
-    pub ask: Ask,
+    pub ask: ProofRequest,
     /// Asked instead where there is no key.
-    pub keyless: Option<Ask>,
+    pub keyless: Option<ProofRequest>,
     /// A success must hold JSON.
     pub json: bool,
     /// The status and the words (lower case) of an error that a healthy provider answers with.
@@ -129,7 +129,7 @@ pub(crate) struct HealthProbe {
 /// A list of models.
 #[derive(Clone, Copy)]
 pub(crate) struct Listing {
-    pub asks: &'static [Ask],
+    pub asks: &'static [ProofRequest],
     /// The lists complete each other; elsewhere a later one is asked where an earlier one does not exist.
     pub joined: bool,
     /// Why there is none.
@@ -185,8 +185,8 @@ pub(crate) enum Reads {
 
 /// One way to prove a key.
 #[derive(Clone, Copy)]
-pub(crate) struct Attempt {
-    pub ask: Ask,
+pub(crate) struct ProofAttempt {
+    pub ask: ProofRequest,
     pub control: Control,
     pub reads: Reads,
 }
@@ -195,7 +195,7 @@ pub(crate) struct Attempt {
 #[derive(Clone, Copy)]
 pub(crate) enum KeyPlan {
     /// In this order.
-    Try(&'static [Attempt]),
+    Try(&'static [ProofAttempt]),
     /// No free request would tell, and why.
     Untestable(&'static str),
 }
@@ -231,7 +231,7 @@ pub(crate) struct ErrorHabits {
 
 /// How completions are served.
 #[derive(Clone, Copy)]
-pub(crate) struct Serving {
+pub(crate) struct ChatServing {
     /// The dialect of a model whose name holds the word; the first that fits. Empty: no chat protocol at all.
     pub dialects: &'static [(&'static str, UpstreamDialect)],
     /// What it speaks itself, without a translation, by the words of a manifest's `apis`.

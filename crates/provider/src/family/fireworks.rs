@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::facts::{At, Control, ErrorHabits, Family, HealthProbe, KeyPlan, Serving};
+use super::facts::{At, Control, ErrorHabits, Family, HealthProbe, KeyPlan, ChatServing};
 use super::shapes::{MODELS, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, probe, proofs, shaped, valid};
 use crate::KeyReport;
 
@@ -23,7 +23,7 @@ pub(super) const FAMILY: Family = Family {
         forbidden_is_invalid: true,
         ..PLAIN_ERRORS
     },
-    serving: Serving { takes: |caps, _| caps.top_k = true, ..SERVES_CHAT },
+    serving: ChatServing { takes: |caps, _| caps.top_k = true, ..SERVES_CHAT },
     ..OPENAI_SHAPED
 };
 

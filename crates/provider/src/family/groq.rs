@@ -1,6 +1,6 @@
 //! Groq.
 
-use super::facts::{ErrorHabits, Family, Serving};
+use super::facts::{ErrorHabits, Family, ChatServing};
 use super::shapes::{BY_LIST, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT};
 
 pub(super) const FAMILY: Family = Family {
@@ -13,6 +13,6 @@ pub(super) const FAMILY: Family = Family {
         reads: |said| if said.status == 498 { said.overload() } else { None },
         ..PLAIN_ERRORS
     },
-    serving: Serving { takes: |caps, _| caps.structured_streams = false, ..SERVES_CHAT },
+    serving: ChatServing { takes: |caps, _| caps.structured_streams = false, ..SERVES_CHAT },
     ..OPENAI_SHAPED
 };

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::facts::{At, CompletionsRoot, Control, Family, KeyPlan, Serving};
+use super::facts::{At, CompletionsRoot, Control, Family, KeyPlan, ChatServing};
 use super::shapes::{FOREIGN_ERRORS, OPENAI_SHAPED, SERVES_CHAT, get, list, probe, proofs, shaped, valid};
 use crate::KeyReport;
 
@@ -13,7 +13,7 @@ pub(super) const FAMILY: Family = Family {
     // Its model lists are public even with --api-key.
     proofs: proofs(KeyPlan::Try(&[shaped(At::Root("/props"), Control::Always, properties)])),
     errors: FOREIGN_ERRORS,
-    serving: Serving {
+    serving: ChatServing {
         root: CompletionsRoot::Below("/v1"),
         takes: |caps, _| caps.top_k = true,
         ..SERVES_CHAT

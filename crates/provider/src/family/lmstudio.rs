@@ -2,7 +2,7 @@
 //!
 //! Sources: lmstudio.ai/docs/developer (`openai-compat`, `anthropic-compat`, `core/authentication`).
 
-use super::facts::{Family, Proofs, Serving};
+use super::facts::{Family, Proofs, ChatServing};
 use super::shapes::{BY_GUARDED_LIST, FOREIGN_ERRORS, OPENAI_SHAPED, SERVES_CHAT};
 
 pub(super) const FAMILY: Family = Family {
@@ -13,6 +13,6 @@ pub(super) const FAMILY: Family = Family {
     // load a model, so no chat endpoint is asked.
     proofs: Proofs { chat_elsewhere: false, ..BY_GUARDED_LIST },
     errors: FOREIGN_ERRORS,
-    serving: Serving { apis: &["chat", "completions", "embeddings", "responses", "messages"], ..SERVES_CHAT },
+    serving: ChatServing { apis: &["chat", "completions", "embeddings", "responses", "messages"], ..SERVES_CHAT },
     ..OPENAI_SHAPED
 };

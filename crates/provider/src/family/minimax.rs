@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::facts::{At, Control, ErrorHabits, Family, KeyPlan, Proofs, Serving};
+use super::facts::{At, Control, ErrorHabits, Family, KeyPlan, Proofs, ChatServing};
 use super::shapes::{BY_GUARDED_LIST, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, number, shaped, valid};
 use crate::{KeyReport, KeyVerdict, read::Complaint};
 
@@ -21,7 +21,7 @@ pub(super) const FAMILY: Family = Family {
         ..BY_GUARDED_LIST
     },
     errors: ErrorHabits { reads: errors, ..PLAIN_ERRORS },
-    serving: Serving { takes: |caps, _| caps.cache_marks = true, ..SERVES_CHAT },
+    serving: ChatServing { takes: |caps, _| caps.cache_marks = true, ..SERVES_CHAT },
     ..OPENAI_SHAPED
 };
 

@@ -1,6 +1,6 @@
 //! Mistral.
 
-use super::facts::{ErrorHabits, Family, Serving};
+use super::facts::{ErrorHabits, Family, ChatServing};
 use super::shapes::{BY_LIST, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT};
 use crate::dialect::ReasoningForm;
 
@@ -13,7 +13,7 @@ pub(super) const FAMILY: Family = Family {
         reads: |said| if said.status == 422 { said.valid() } else { None },
         ..PLAIN_ERRORS
     },
-    serving: Serving {
+    serving: ChatServing {
         takes: |caps, _| {
             caps.renames.insert("seed".to_owned(), "random_seed".to_owned());
             caps.strict_tools = false;

@@ -13,7 +13,7 @@ mod shapes;
 pub use describe::TypeDescription;
 pub use facts::KeyHeader;
 pub(crate) use facts::{
-    At, Attempt, CompletionsRoot, Control, ErrorHabits, Family, KeyPlan, ListedPrices, ModelIds, Reads,
+    At, CompletionsRoot, Control, ErrorHabits, Family, KeyPlan, ListedPrices, ModelIds, ProofAttempt, Reads,
     SentKeys,
 };
 pub(crate) use shapes::{CHAT_PROOFS, number};

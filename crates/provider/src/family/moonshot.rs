@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::facts::{At, Control, ErrorHabits, Family, KeyPlan, Serving};
+use super::facts::{At, Control, ErrorHabits, Family, KeyPlan, ChatServing};
 use super::shapes::{OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, SK_KEY, number, proofs, shaped, with_balance};
 use crate::KeyReport;
 use crate::dialect::{ReasoningForm, ReasoningReplay};
@@ -22,7 +22,7 @@ pub(super) const FAMILY: Family = Family {
         },
         ..PLAIN_ERRORS
     },
-    serving: Serving {
+    serving: ChatServing {
         takes: |caps, _| {
             caps.reasoning = ReasoningForm::Switch;
             caps.replay = ReasoningReplay::Text;

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::facts::{At, CompletionsRoot, Control, Family, KeyPlan, Proofs, Serving};
+use super::facts::{At, CompletionsRoot, Control, Family, KeyPlan, Proofs, ChatServing};
 use super::shapes::{FOREIGN_ERRORS, OPENAI_SHAPED, SERVES_CHAT, get, list, probe, proofs, shaped, valid};
 use crate::KeyReport;
 
@@ -18,7 +18,7 @@ pub(super) const FAMILY: Family = Family {
         ..proofs(KeyPlan::Try(&[shaped(At::Root("/api/tags"), Control::Always, tags)]))
     },
     errors: FOREIGN_ERRORS,
-    serving: Serving {
+    serving: ChatServing {
         root: CompletionsRoot::Below("/v1"),
         takes: |caps, _| {
             caps.tool_choice = false;

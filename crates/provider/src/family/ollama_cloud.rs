@@ -1,6 +1,6 @@
 //! Ollama's hosted service.
 
-use super::facts::{At, ErrorHabits, Family, KeyPlan, Serving};
+use super::facts::{At, ErrorHabits, Family, KeyPlan, ChatServing};
 use super::shapes::{CHAT, EMPTY, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, differential, proofs};
 
 pub(super) const FAMILY: Family = Family {
@@ -20,7 +20,7 @@ pub(super) const FAMILY: Family = Family {
         forbidden_is_invalid: true,
         ..PLAIN_ERRORS
     },
-    serving: Serving {
+    serving: ChatServing {
         takes: |caps, _| {
             caps.tool_choice = false;
             caps.forced_tools = false;

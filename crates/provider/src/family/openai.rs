@@ -1,6 +1,6 @@
 //! OpenAI: the dialect that most others speak.
 
-use super::facts::{At, Control, ErrorHabits, Family, KeyPlan, Proofs, Serving};
+use super::facts::{At, Control, ErrorHabits, Family, KeyPlan, Proofs, ChatServing};
 use super::shapes::{BY_LIST, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, SK_KEY, manages, shaped};
 
 pub(super) const FAMILY: Family = Family {
@@ -20,6 +20,6 @@ pub(super) const FAMILY: Family = Family {
         reads: |said| if said.has("billing_not_active") { said.quota(false) } else { None },
         ..PLAIN_ERRORS
     },
-    serving: Serving { apis: &["chat", "completions", "embeddings", "responses"], ..SERVES_CHAT },
+    serving: ChatServing { apis: &["chat", "completions", "embeddings", "responses"], ..SERVES_CHAT },
     ..OPENAI_SHAPED
 };

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::facts::{At, Control, Family, HealthProbe, KeyPlan, ListedPrices, Listing, Serving};
+use super::facts::{At, Control, Family, HealthProbe, KeyPlan, ListedPrices, Listing, ChatServing};
 use super::shapes::{
     MODELS, OPENAI_SHAPED, SERVES_CHAT, cannot_serve, get, list, number, probe, proofs, shaped, with_balance,
 };
@@ -18,7 +18,7 @@ pub(super) const FAMILY: Family = Family {
     probe: HealthProbe { keyless: Some(MODELS), ..probe(get(At::Base("/key"))) },
     list: Listing { prices: ListedPrices::PerToken, ..list(&[MODELS]) },
     proofs: proofs(KeyPlan::Try(&[shaped(At::Base("/key"), Control::Foreign, key)])),
-    serving: Serving {
+    serving: ChatServing {
         takes: |caps, _| {
             caps.reasoning = ReasoningForm::Object;
             caps.efforts = EffortLevel::ALL.to_vec();

@@ -1,6 +1,6 @@
 //! Perplexity: the list has a version, the chat endpoint has none.
 
-use super::facts::{At, Control, ErrorHabits, Family, KeyPlan, Serving};
+use super::facts::{At, Control, ErrorHabits, Family, KeyPlan, ChatServing};
 use super::shapes::{
     CHAT, EMPTY, IMPOSSIBLE, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, differential, get, has_data, list,
     probe, proofs, shaped,
@@ -28,6 +28,6 @@ pub(super) const FAMILY: Family = Family {
         },
         ..PLAIN_ERRORS
     },
-    serving: Serving { apis: &["chat"], takes: |caps, _| caps.tools = false, ..SERVES_CHAT },
+    serving: ChatServing { apis: &["chat"], takes: |caps, _| caps.tools = false, ..SERVES_CHAT },
     ..OPENAI_SHAPED
 };

@@ -1,6 +1,6 @@
 //! Qwen at Alibaba's Model Studio: a world per region; a key of one is unknown in the others.
 
-use super::facts::{ErrorHabits, Family, KeyPlan, Proofs, Serving};
+use super::facts::{ErrorHabits, Family, KeyPlan, Proofs, ChatServing};
 use super::shapes::{CHAT_PROOFS, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, SK_KEY, proofs};
 use crate::dialect::ReasoningForm;
 use crate::{KeyVerdict, read::Complaint};
@@ -26,7 +26,7 @@ pub(super) const FAMILY: Family = Family {
         ..proofs(KeyPlan::Try(CHAT_PROOFS))
     },
     errors: ErrorHabits { reads: errors, ..PLAIN_ERRORS },
-    serving: Serving { takes: |caps, _| caps.reasoning = ReasoningForm::Flag, ..SERVES_CHAT },
+    serving: ChatServing { takes: |caps, _| caps.reasoning = ReasoningForm::Flag, ..SERVES_CHAT },
     ..OPENAI_SHAPED
 };
 

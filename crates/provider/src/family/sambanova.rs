@@ -1,6 +1,6 @@
 //! SambaNova: the list is public.
 
-use super::facts::{Family, KeyPlan, ListedPrices, Listing, Serving};
+use super::facts::{Family, KeyPlan, ListedPrices, Listing, ChatServing};
 use super::shapes::{CHAT_PROOFS, MODELS, OPENAI_SHAPED, SERVES_CHAT, list, proofs};
 
 pub(super) const FAMILY: Family = Family {
@@ -8,7 +8,7 @@ pub(super) const FAMILY: Family = Family {
     hosts: &["api.sambanova.ai"],
     list: Listing { prices: ListedPrices::PerToken, ..list(&[MODELS]) },
     proofs: proofs(KeyPlan::Try(CHAT_PROOFS)),
-    serving: Serving {
+    serving: ChatServing {
         takes: |caps, _| {
             caps.plain_content = true;
             caps.images = false;

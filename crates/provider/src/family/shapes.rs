@@ -5,21 +5,21 @@
 use serde_json::{Map, Value};
 
 use super::facts::{
-    Ask, At, Attempt, Auth, CompletionsRoot, Control, ErrorHabits, Family, HealthProbe, KeyHeader, KeyPlan,
-    ListedPrices, Listing, ModelIds, Proofs, Reads, Serving,
+    At, Auth, ChatServing, CompletionsRoot, Control, ErrorHabits, Family, HealthProbe, KeyHeader, KeyPlan,
+    ListedPrices, Listing, ModelIds, ProofAttempt, ProofRequest, Proofs, Reads,
 };
 use crate::{Facts, KeyReport, KeyVerdict, Quota, dialect::UpstreamDialect, wire::Method};
 
-pub(super) const fn get(at: At) -> Ask {
-    Ask { method: Method::Get, at, body: None }
+pub(super) const fn get(at: At) -> ProofRequest {
+    ProofRequest { method: Method::Get, at, body: None }
 }
 
-pub(super) const fn post(at: At, body: &'static str) -> Ask {
-    Ask { method: Method::Post, at, body: Some(body) }
+pub(super) const fn post(at: At, body: &'static str) -> ProofRequest {
+    ProofRequest { method: Method::Post, at, body: Some(body) }
 }
 
 /// The list where most vendors have it.
-pub(super) const MODELS: Ask = get(At::Base("/models"));
+pub(super) const MODELS: ProofRequest = get(At::Base("/models"));
 
 /// Where most vendors converse.
 pub(super) const CHAT: At = At::Base("/chat/completions");
@@ -34,17 +34,17 @@ pub(super) const IMPOSSIBLE: &str =
 pub(super) const SK_KEY: &str = "sk-providerd0negative0control0not0a0key000000000";
 
 /// A success with this shape proves the key.
-pub(super) const fn shaped(at: At, control: Control, shape: fn(&Value) -> Option<KeyReport>) -> Attempt {
-    Attempt { ask: get(at), control, reads: Reads::Shape(shape) }
+pub(super) const fn shaped(at: At, control: Control, shape: fn(&Value) -> Option<KeyReport>) -> ProofAttempt {
+    ProofAttempt { ask: get(at), control, reads: Reads::Shape(shape) }
 }
 
 /// Asked malformed.
-pub(super) const fn differential(at: At, body: &'static str) -> Attempt {
-    Attempt { ask: post(at, body), control: Control::Always, reads: Reads::Differential }
+pub(super) const fn differential(at: At, body: &'static str) -> ProofAttempt {
+    ProofAttempt { ask: post(at, body), control: Control::Always, reads: Reads::Differential }
 }
 
 /// What every speaker of the OpenAI dialect can be asked, cheapest guess first.
-pub(crate) const CHAT_PROOFS: &[Attempt] = &[differential(CHAT, EMPTY), differential(CHAT, IMPOSSIBLE)];
+pub(crate) const CHAT_PROOFS: &[ProofAttempt] = &[differential(CHAT, EMPTY), differential(CHAT, IMPOSSIBLE)];
 
 /// The list of models, where the vendor is known to keep it from strangers.
 pub(super) const BY_LIST: Proofs =
@@ -60,12 +60,12 @@ pub(super) const fn proofs(usual: KeyPlan) -> Proofs {
 }
 
 /// A probe without peculiarities.
-pub(super) const fn probe(ask: Ask) -> HealthProbe {
+pub(super) const fn probe(ask: ProofRequest) -> HealthProbe {
     HealthProbe { ask, keyless: None, json: true, tolerated: None }
 }
 
 /// A list without peculiarities.
-pub(super) const fn list(asks: &'static [Ask]) -> Listing {
+pub(super) const fn list(asks: &'static [ProofRequest]) -> Listing {
     Listing {
         asks,
         joined: false,
@@ -84,7 +84,7 @@ pub(super) const PLAIN_ERRORS: ErrorHabits =
 pub(super) const FOREIGN_ERRORS: ErrorHabits = ErrorHabits { own_billing: false, ..PLAIN_ERRORS };
 
 /// Chat completions, and the two older APIs beside them.
-pub(super) const SERVES_CHAT: Serving = Serving {
+pub(super) const SERVES_CHAT: ChatServing = ChatServing {
     dialects: &[("", UpstreamDialect::Chat)],
     apis: &["chat", "completions", "embeddings"],
     root: CompletionsRoot::Base,
@@ -92,8 +92,8 @@ pub(super) const SERVES_CHAT: Serving = Serving {
 };
 
 /// Completions in a protocol of its own, which is translated.
-pub(super) const fn serves_own(dialects: &'static [(&'static str, UpstreamDialect)]) -> Serving {
-    Serving { dialects, apis: &[], ..SERVES_CHAT }
+pub(super) const fn serves_own(dialects: &'static [(&'static str, UpstreamDialect)]) -> ChatServing {
+    ChatServing { dialects, apis: &[], ..SERVES_CHAT }
 }
 
 /// A vendor that speaks OpenAI's dialect and has nothing of its own; what differs is said in the type's file.

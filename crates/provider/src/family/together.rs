@@ -1,6 +1,6 @@
 //! Together.
 
-use super::facts::{ErrorHabits, Family, ListedPrices, Listing, Serving};
+use super::facts::{ErrorHabits, Family, ListedPrices, Listing, ChatServing};
 use super::shapes::{BY_LIST, MODELS, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, list};
 
 pub(super) const FAMILY: Family = Family {
@@ -17,6 +17,6 @@ pub(super) const FAMILY: Family = Family {
         },
         ..PLAIN_ERRORS
     },
-    serving: Serving { takes: |caps, _| caps.top_k = true, ..SERVES_CHAT },
+    serving: ChatServing { takes: |caps, _| caps.top_k = true, ..SERVES_CHAT },
     ..OPENAI_SHAPED
 };

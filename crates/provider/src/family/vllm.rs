@@ -1,6 +1,6 @@
 //! vLLM's server.
 
-use super::facts::{At, Family, HealthProbe, Serving};
+use super::facts::{At, Family, HealthProbe, ChatServing};
 use super::shapes::{FOREIGN_ERRORS, OPENAI_SHAPED, SERVES_CHAT, get, probe};
 
 pub(super) const FAMILY: Family = Family {
@@ -8,6 +8,6 @@ pub(super) const FAMILY: Family = Family {
     // It answers with an empty body.
     probe: HealthProbe { json: false, ..probe(get(At::Root("/health"))) },
     errors: FOREIGN_ERRORS,
-    serving: Serving { takes: |caps, _| caps.top_k = true, ..SERVES_CHAT },
+    serving: ChatServing { takes: |caps, _| caps.top_k = true, ..SERVES_CHAT },
     ..OPENAI_SHAPED
 };

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::facts::{At, Control, ErrorHabits, Family, KeyPlan, ListedPrices, Listing, Serving};
+use super::facts::{At, Control, ErrorHabits, Family, KeyPlan, ListedPrices, Listing, ChatServing};
 use super::shapes::{MODELS, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, get, list, proofs, shaped, valid};
 use crate::{KeyReport, KeyVerdict};
 
@@ -27,7 +27,7 @@ pub(super) const FAMILY: Family = Family {
         },
         ..PLAIN_ERRORS
     },
-    serving: Serving {
+    serving: ChatServing {
         takes: |caps, name| {
             caps.strict_tools = false;
             if ["grok-3-mini", "grok-4"].iter().any(|word| name.contains(word)) {

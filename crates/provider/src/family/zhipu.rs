@@ -1,6 +1,6 @@
 //! Zhipu (Z.ai): separate worlds inside and outside China, and business codes under an HTTP status.
 
-use super::facts::{ErrorHabits, Family, Serving};
+use super::facts::{ErrorHabits, Family, ChatServing};
 use super::shapes::{OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT};
 use crate::dialect::{ReasoningForm, StructuredForm};
 use crate::{KeyVerdict, read::Complaint};
@@ -12,7 +12,7 @@ pub(super) const FAMILY: Family = Family {
     regions: &["https://open.bigmodel.cn/api/paas/v4", "https://api.z.ai/api/paas/v4"],
     fake_key: "00000000000000000000000000000000.providerd0000000",
     errors: ErrorHabits { reads: errors, forbidden_is_invalid: true, ..PLAIN_ERRORS },
-    serving: Serving {
+    serving: ChatServing {
         takes: |caps, _| {
             caps.reasoning = ReasoningForm::Switch;
             caps.structured = StructuredForm::Json;

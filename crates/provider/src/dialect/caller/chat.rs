@@ -11,7 +11,7 @@ use super::{
             AnswerForm, BlockKind, ContentBlock, EffortLevel, FinishReason, InnerEvent, InnerRequest,
             InnerResponse, ReasoningWish, Side, TokenParts, ToolDecl, ToolRule,
         },
-        json::{Look, Obj, object_text, text_object},
+        json::{JsonLook, Obj, object_text, text_object},
         signature::{Maker, Signature, id_with, split_id},
         target::{TranslateError, TranslateOptions, TranslateSession},
     },
@@ -496,7 +496,7 @@ const REASONING: usize = 4 << 20;
 
 /// Writes a stream of chunks.
 #[derive(Debug)]
-pub(crate) struct Writer {
+pub(crate) struct ChatWriter {
     /// `data: {"id":…,"object":…,"created":…,"model":…` of every chunk.
     head: Vec<u8>,
     calls: u64,
@@ -506,7 +506,7 @@ pub(crate) struct Writer {
     usage: TokenParts,
 }
 
-impl Writer {
+impl ChatWriter {
     pub(crate) fn new(session: &TranslateSession) -> Self {
         let mut writer = Self {
             head: Vec::new(),

@@ -12,7 +12,7 @@ use super::{
             AnswerForm, BlockKind, ContentBlock, EffortLevel, FinishReason, InnerEvent, InnerRequest,
             InnerResponse, MediaSource, Side, TokenParts, TokenSource, ToolDecl, ToolRule,
         },
-        json::{Look, Obj, object_text, text_object},
+        json::{JsonLook, Obj, object_text, text_object},
         signature::{Maker, Signature, id_with, split_id},
         target::{TranslateError, TranslateOptions, TranslateSession},
     },
@@ -376,7 +376,7 @@ pub(crate) fn write(session: &TranslateSession, response: &InnerResponse) -> Val
 
 /// Writes a stream of named events.
 #[derive(Debug)]
-pub(crate) struct Writer {
+pub(crate) struct MessagesWriter {
     index: u64,
     kind: Option<BlockKind>,
     started: bool,
@@ -384,7 +384,7 @@ pub(crate) struct Writer {
     finish: Option<(FinishReason, Option<String>)>,
 }
 
-impl Writer {
+impl MessagesWriter {
     pub(crate) fn new(session: &TranslateSession) -> Self {
         // Claude Code takes the first figures for its costs: an estimate is better than 0 (vercel/ai#17326).
         let usage =

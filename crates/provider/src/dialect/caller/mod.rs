@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::{
     failure::UpstreamFailure,
     inner::{CacheMark, ContentBlock, InnerEvent, InnerRequest, InnerResponse, MediaSource, Side},
-    json::{Look, Obj},
+    json::{JsonLook, Obj},
     target::{CallerDialect, TranslateError, TranslateOptions, TranslateSession},
 };
 
@@ -114,17 +114,17 @@ pub(crate) fn openai_error(failure: &UpstreamFailure) -> Value {
 /// Writes a stream in the caller's dialect.
 #[derive(Debug)]
 pub(crate) enum CallerWriter {
-    Chat(chat::Writer),
-    Responses(Box<responses::Writer>),
-    Messages(messages::Writer),
+    Chat(chat::ChatWriter),
+    Responses(Box<responses::ResponsesWriter>),
+    Messages(messages::MessagesWriter),
 }
 
 impl CallerWriter {
     pub(crate) fn new(session: &TranslateSession) -> Self {
         match session.caller {
-            CallerDialect::Chat => Self::Chat(chat::Writer::new(session)),
-            CallerDialect::Responses => Self::Responses(Box::new(responses::Writer::new(session))),
-            CallerDialect::Messages => Self::Messages(messages::Writer::new(session)),
+            CallerDialect::Chat => Self::Chat(chat::ChatWriter::new(session)),
+            CallerDialect::Responses => Self::Responses(Box::new(responses::ResponsesWriter::new(session))),
+            CallerDialect::Messages => Self::Messages(messages::MessagesWriter::new(session)),
         }
     }
 

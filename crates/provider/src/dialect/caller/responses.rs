@@ -12,7 +12,7 @@ use super::{
             AnswerForm, BlockKind, ContentBlock, EffortLevel, FinishReason, InnerEvent, InnerRequest,
             InnerResponse, ReasoningWish, Side, TokenParts, ToolDecl, ToolRule,
         },
-        json::{Look, Obj, object_text, text_object},
+        json::{JsonLook, Obj, object_text, text_object},
         signature::{Maker, Signature, id_with, split_id},
         target::{TranslateError, TranslateOptions, TranslateSession},
     },
@@ -562,7 +562,7 @@ pub(crate) fn write(session: &TranslateSession, response: &InnerResponse) -> Val
 
 /// Writes a stream of numbered events.
 #[derive(Debug)]
-pub(crate) struct Writer {
+pub(crate) struct ResponsesWriter {
     id: String,
     number: u64,
     output: Vec<Value>,
@@ -584,7 +584,7 @@ struct OpenItem {
     part: bool,
 }
 
-impl Writer {
+impl ResponsesWriter {
     pub(crate) fn new(_: &TranslateSession) -> Self {
         Self {
             id: String::new(),

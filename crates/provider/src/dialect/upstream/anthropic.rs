@@ -17,7 +17,7 @@ use super::{
             AnswerForm, ContentBlock, EffortLevel, FinishReason, InnerEvent, InnerRequest, InnerResponse,
             MediaSource, Side, ToolRule,
         },
-        json::{Look, Obj, number, object_text, text_object},
+        json::{JsonLook, Obj, number, object_text, text_object},
         schema,
         sequence::Sequencer,
         signature::{Maker, Signature, split_id},
@@ -367,7 +367,7 @@ pub(crate) fn read(session: &TranslateSession, json: &Value) -> Result<InnerResp
 
 /// Reads a stream of events.
 #[derive(Debug)]
-pub(crate) struct Reader {
+pub(crate) struct AnthropicReader {
     pub(crate) sequence: Sequencer,
     tally: AnthropicTally,
     maker: Maker,
@@ -378,7 +378,7 @@ pub(crate) struct Reader {
     next: u64,
 }
 
-impl Reader {
+impl AnthropicReader {
     pub(crate) fn new(session: &TranslateSession) -> Self {
         Self {
             sequence: Sequencer::new(&id_base(session)),

@@ -14,7 +14,7 @@ use super::{
             AnswerForm, CacheMark, ContentBlock, EffortLevel, FinishReason, InnerEvent, InnerRequest,
             InnerResponse, MediaSource, Side, ToolRule,
         },
-        json::{Look, Obj, number, object_text, text_object},
+        json::{JsonLook, Obj, number, object_text, text_object},
         schema,
         sequence::Sequencer,
         signature::{Maker, Signature},
@@ -367,12 +367,12 @@ pub(crate) fn exception(name: &str, json: &Value) -> UpstreamFailure {
 
 /// Reads a stream of frames.
 #[derive(Debug)]
-pub(crate) struct Reader {
+pub(crate) struct BedrockReader {
     pub(crate) sequence: Sequencer,
     maker: Maker,
 }
 
-impl Reader {
+impl BedrockReader {
     pub(crate) fn new(session: &TranslateSession) -> Self {
         Self { sequence: Sequencer::new(&id_base(session)), maker: session.maker().unwrap_or(Maker::Bedrock) }
     }

@@ -18,7 +18,7 @@ use super::{
             AnswerForm, ContentBlock, FinishReason, InnerEvent, InnerRequest, InnerResponse, MediaSource,
             Side, ToolRule,
         },
-        json::{Look, Obj, number, object_text},
+        json::{JsonLook, Obj, number, object_text},
         sequence::Sequencer,
         signature::{Maker, Signature, split_id},
         target::{PathRoot, TranslateError, TranslateOptions, TranslateSession, UpstreamDialect},
@@ -495,7 +495,7 @@ enum Nothing {}
 
 /// Reads a stream of chunks.
 #[derive(Debug)]
-pub(crate) struct Reader {
+pub(crate) struct ChatReader {
     pub(crate) sequence: Sequencer,
     /// The server's number of a call → ours.
     numbers: BTreeMap<u64, u64>,
@@ -506,7 +506,7 @@ pub(crate) struct Reader {
     any: bool,
 }
 
-impl Reader {
+impl ChatReader {
     pub(crate) fn new(session: &TranslateSession) -> Self {
         Self {
             sequence: Sequencer::new(&id_base(session)),

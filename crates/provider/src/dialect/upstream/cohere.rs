@@ -12,7 +12,7 @@ use super::{
         inner::{
             AnswerForm, ContentBlock, FinishReason, InnerEvent, InnerRequest, InnerResponse, Side, ToolRule,
         },
-        json::{Look, Obj, number, object_text},
+        json::{JsonLook, Obj, number, object_text},
         sequence::Sequencer,
         target::{PathRoot, TranslateError, TranslateOptions, TranslateSession},
         usage::read_cohere,
@@ -241,12 +241,12 @@ pub(crate) fn read(_: &TranslateSession, json: &Value) -> Result<InnerResponse, 
 
 /// Reads a stream of events.
 #[derive(Debug)]
-pub(crate) struct Reader {
+pub(crate) struct CohereReader {
     pub(crate) sequence: Sequencer,
     any: bool,
 }
 
-impl Reader {
+impl CohereReader {
     pub(crate) fn new(session: &TranslateSession) -> Self {
         Self { sequence: Sequencer::new(&id_base(session)), any: false }
     }

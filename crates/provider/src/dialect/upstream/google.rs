@@ -15,7 +15,7 @@ use super::{
             AnswerForm, ContentBlock, EffortLevel, FinishReason, InnerEvent, InnerRequest, InnerResponse,
             MediaSource, Side, ToolRule,
         },
-        json::{Look, Obj, number, object_text, text_object},
+        json::{JsonLook, Obj, number, object_text, text_object},
         schema,
         sequence::Sequencer,
         signature::{Maker, Signature},
@@ -277,7 +277,7 @@ fn finish(word: &str, empty: bool) -> FinishReason {
 }
 
 pub(crate) fn read(session: &TranslateSession, json: &Value) -> Result<InnerResponse, UpstreamFailure> {
-    let mut reader = Reader::new(session);
+    let mut reader = GoogleReader::new(session);
     let mut events = Vec::new();
     reader.event(json, &mut events);
     let mut builder = super::super::inner::AnswerBuilder::default();
@@ -295,14 +295,14 @@ pub(crate) fn read(session: &TranslateSession, json: &Value) -> Result<InnerResp
 
 /// Reads a stream of whole fragments.
 #[derive(Debug)]
-pub(crate) struct Reader {
+pub(crate) struct GoogleReader {
     pub(crate) sequence: Sequencer,
     maker: Maker,
     next: u64,
     any: bool,
 }
 
-impl Reader {
+impl GoogleReader {
     pub(crate) fn new(session: &TranslateSession) -> Self {
         Self {
             sequence: Sequencer::new(&id_base(session)),

@@ -17,7 +17,7 @@ use super::{
     fit::short_hash,
     frames::AwsFrame,
     inner::{InnerEvent, InnerRequest, InnerResponse},
-    json::Look,
+    json::JsonLook,
     target::{PathRoot, StreamFraming, TranslateError, TranslateOptions, TranslateSession, UpstreamDialect},
 };
 
@@ -107,31 +107,31 @@ fn in_band(json: &Value, upstream: UpstreamDialect) -> Result<(), UpstreamFailur
 /// Reads a stream of one upstream.
 #[derive(Debug)]
 pub(crate) enum UpstreamReader {
-    Chat(Box<chat::Reader>),
-    Responses(Box<responses::Reader>),
-    Anthropic(Box<anthropic::Reader>),
-    Google(Box<google::Reader>),
-    Bedrock(Box<bedrock::Reader>),
-    Cohere(Box<cohere::Reader>),
-    Ollama(Box<ollama::Reader>),
+    Chat(Box<chat::ChatReader>),
+    Responses(Box<responses::ResponsesReader>),
+    Anthropic(Box<anthropic::AnthropicReader>),
+    Google(Box<google::GoogleReader>),
+    Bedrock(Box<bedrock::BedrockReader>),
+    Cohere(Box<cohere::CohereReader>),
+    Ollama(Box<ollama::OllamaReader>),
 }
 
 impl UpstreamReader {
     pub(crate) fn new(session: &TranslateSession) -> Self {
         match session.upstream {
             UpstreamDialect::Chat | UpstreamDialect::Azure => {
-                Self::Chat(Box::new(chat::Reader::new(session)))
+                Self::Chat(Box::new(chat::ChatReader::new(session)))
             }
-            UpstreamDialect::Responses => Self::Responses(Box::new(responses::Reader::new(session))),
+            UpstreamDialect::Responses => Self::Responses(Box::new(responses::ResponsesReader::new(session))),
             UpstreamDialect::Anthropic | UpstreamDialect::VertexClaude => {
-                Self::Anthropic(Box::new(anthropic::Reader::new(session)))
+                Self::Anthropic(Box::new(anthropic::AnthropicReader::new(session)))
             }
             UpstreamDialect::Google | UpstreamDialect::Vertex => {
-                Self::Google(Box::new(google::Reader::new(session)))
+                Self::Google(Box::new(google::GoogleReader::new(session)))
             }
-            UpstreamDialect::Bedrock => Self::Bedrock(Box::new(bedrock::Reader::new(session))),
-            UpstreamDialect::Cohere => Self::Cohere(Box::new(cohere::Reader::new(session))),
-            UpstreamDialect::Ollama => Self::Ollama(Box::new(ollama::Reader::new(session))),
+            UpstreamDialect::Bedrock => Self::Bedrock(Box::new(bedrock::BedrockReader::new(session))),
+            UpstreamDialect::Cohere => Self::Cohere(Box::new(cohere::CohereReader::new(session))),
+            UpstreamDialect::Ollama => Self::Ollama(Box::new(ollama::OllamaReader::new(session))),
         }
     }
 

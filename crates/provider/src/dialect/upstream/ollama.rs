@@ -12,7 +12,7 @@ use super::{
             AnswerForm, ContentBlock, FinishReason, InnerEvent, InnerRequest, InnerResponse, MediaSource,
             Side, ToolRule,
         },
-        json::{Look, Obj, number, object_text, text_object},
+        json::{JsonLook, Obj, number, object_text, text_object},
         sequence::Sequencer,
         target::{PathRoot, TranslateError, TranslateOptions, TranslateSession},
         usage::read_ollama,
@@ -162,7 +162,7 @@ pub(crate) fn read(session: &TranslateSession, json: &Value) -> Result<InnerResp
     if !json.at("message").is_object() {
         return Err(UpstreamFailure::malformed("the answer has no message"));
     }
-    let mut reader = Reader::new(session);
+    let mut reader = OllamaReader::new(session);
     let mut events = Vec::new();
     reader.event(json, &mut events);
     let mut builder = super::super::inner::AnswerBuilder::default();
@@ -172,12 +172,12 @@ pub(crate) fn read(session: &TranslateSession, json: &Value) -> Result<InnerResp
 
 /// Reads a stream of lines.
 #[derive(Debug)]
-pub(crate) struct Reader {
+pub(crate) struct OllamaReader {
     pub(crate) sequence: Sequencer,
     next: u64,
 }
 
-impl Reader {
+impl OllamaReader {
     pub(crate) fn new(session: &TranslateSession) -> Self {
         Self { sequence: Sequencer::new(&id_base(session)), next: 0 }
     }

@@ -15,7 +15,7 @@ use super::{
             AnswerForm, ContentBlock, FinishReason, InnerEvent, InnerRequest, InnerResponse, MediaSource,
             Side, ToolRule,
         },
-        json::{Look, Obj, number},
+        json::{JsonLook, Obj, number},
         sequence::Sequencer,
         signature::{Maker, split_id},
         target::{PathRoot, TranslateError, TranslateOptions, TranslateSession},
@@ -310,14 +310,14 @@ struct SeenItem {
 
 /// Reads a stream of events.
 #[derive(Debug)]
-pub(crate) struct Reader {
+pub(crate) struct ResponsesReader {
     pub(crate) sequence: Sequencer,
     maker: Maker,
     items: BTreeMap<u64, SeenItem>,
     next: u64,
 }
 
-impl Reader {
+impl ResponsesReader {
     pub(crate) fn new(session: &TranslateSession) -> Self {
         Self {
             sequence: Sequencer::new(&id_base(session)),
