@@ -762,13 +762,7 @@ impl<'a> One<'a> {
                     if self.held.contains(live) {
                         fields.retain(|field| !(field.field == "is_active" && field.new == false));
                     }
-                    if live_cell(live) != cell_ref(&rule.cell) {
-                        fields.extend(
-                            cell_fields(&rule.cell)
-                                .into_iter()
-                                .map(|field| FieldChange { cause: Cause::Drift, ..field }),
-                        );
-                    }
+                    fields.extend(cell_drift(live, &rule.cell));
                     let released =
                         known.map(|known| diff::released(&lowered, &known.fields)).unwrap_or_default();
                     let name = full_name(&rule.cell);
@@ -835,7 +829,21 @@ impl<'a> One<'a> {
     }
 }
 
-/// The columns that say which cell a rule is for.
+/// What another writer changed of the columns that say which cell a rule is for; a task where none is declared included.
+fn cell_drift(live: &LiveRule, cell: &Cell) -> impl Iterator<Item = FieldChange> {
+    let (level, tier, task) = live_cell(live);
+    let (own_level, own_tier, own_task) = cell_ref(cell);
+    let columns =
+        [("power_level", level, own_level), ("user_tier", tier, own_tier), ("task_type", task, own_task)];
+    columns.into_iter().filter(|(_, old, new)| old != new).map(|(field, old, new)| FieldChange {
+        field: field.into(),
+        old: old.map(Into::into),
+        new: new.into(),
+        cause: Cause::Drift,
+    })
+}
+
+/// The columns that say which cell a new rule is for.
 fn cell_fields(cell: &Cell) -> Vec<FieldChange> {
     let field = |field: &'static str, new| FieldChange {
         field: field.into(),
