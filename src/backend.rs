@@ -155,6 +155,16 @@ pub async fn canary(store: &Store) -> Result<Option<String>, StoreError> {
     store.meta_get(CANARY).await
 }
 
+/// What reads the key columns of this database; `None` before the first start, and where the BYOK key is another's.
+///
+/// # Errors
+/// The database cannot be read.
+pub async fn keyring(store: &Store, byok: &Byok) -> Result<Option<Keyring>, StoreError> {
+    let sealed = store.meta_get(FINGERPRINT_KEY).await?;
+    let fp = sealed.and_then(|sealed| FingerprintKey::open(byok, &sealed).ok());
+    Ok(fp.map(|fp| Keyring { byok: byok.clone(), fp }))
+}
+
 /// Encrypts providerd's own two tokens with the first BYOK key: the canary last, because it is what lets a daemon start.
 ///
 /// # Errors

@@ -3,18 +3,20 @@
 //! PURE. A managed provider's key goes to the URL that its manifests declare, and nowhere while its row says another type
 //! or URL; what was applied last stands in for a manifest that cannot be read. An unmanaged row's key goes to the row's
 //! own URL, unless the same key stands in another row of another origin: whoever may write rows could have it sent to
-//! them by copying. Not its job: opening keys. Invariant: where the answer is not certain, there is none.
+//! them by copying. Nor does a managed row's key travel that was not applied by this daemon and is another row's: see
+//! [`copied`]. Not its job: opening keys. Invariant: where the answer is not certain, there is none.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use url::Url;
+use uuid::Uuid;
 
-use catalog::manifest::Build;
+use catalog::{manifest::Build, plan::LiveKey};
 use provider::{BaseError, ProviderType, RowUrls, origin_of, parse_base, row_base};
 
 use crate::{
-    secret::Byok,
+    secret::{Byok, Keyring},
     store::{KeyRow, RowPlace},
 };
 
@@ -119,6 +121,39 @@ pub struct Destination {
     pub key: Option<SecretString>,
 }
 
+/// A key as a row holds it, and what is on record of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldKey {
+    pub id: Uuid,
+    pub name: Arc<str>,
+    /// Fingerprint of the key that the row holds; `None`: there is none that opens.
+    pub held: Option<Box<str>>,
+    /// Fingerprint of the key that was applied last; only managed rows have one.
+    pub applied: Option<Box<str>>,
+    /// Where the row's key would go; `None`: nowhere.
+    pub origin: Option<Arc<str>>,
+}
+
+/// Which rows hold a key that belongs to another row of another origin, by their ids, with the other's name. Whoever may
+/// write rows can copy a key, into a row of their own or into one that manifests manage.
+///
+/// The key that was applied to a row is its own, wherever else it stands.
+pub fn copied(rows: &[HeldKey]) -> HashMap<Uuid, Arc<str>> {
+    let mut holders: HashMap<&str, Vec<&HeldKey>> = HashMap::new();
+    for row in rows {
+        for key in [&row.held, &row.applied].into_iter().flatten() {
+            holders.entry(key).or_default().push(row);
+        }
+    }
+    let owner = |row: &HeldKey| {
+        let held = row.held.as_deref().filter(|held| row.applied.as_deref() != Some(held))?;
+        let others = holders.get(held)?.iter().filter(|other| other.id != row.id);
+        let mut others = others.filter(|other| other.origin.is_none() || other.origin != row.origin);
+        Some((row.id, others.next()?.name.clone()))
+    };
+    rows.iter().filter_map(owner).collect()
+}
+
 /// Where the key that is stored for `name` goes. `rows` are all rows that hold keys, and this one.
 ///
 /// # Errors
@@ -127,27 +162,12 @@ pub fn destination(
     rows: &[KeyRow],
     name: &str,
     build: Option<&Build>,
-    byok: &Byok,
+    keyring: &Keyring,
 ) -> Result<Option<Destination>, Misplaced> {
     let Some(row) = rows.iter().find(|row| &*row.name == name) else { return Ok(None) };
-    let key = opened(row, byok);
     let (kind, base) = row.destination(build)?;
-    if let Some(key) = key.as_ref().filter(|_| !row.managed) {
-        let mine = origin_of(&base);
-        for other in rows.iter().filter(|other| other.id != row.id) {
-            if opened(other, byok).is_none_or(|theirs| theirs.expose_secret() != key.expose_secret()) {
-                continue;
-            }
-            let theirs = match Declared::of(build, &other.name, &other.place).filter(|_| other.managed) {
-                Some(declared) => Some(declared.base),
-                None => other.place.own().ok().map(|(_, base)| base),
-            };
-            if theirs.is_none_or(|theirs| origin_of(&theirs) != mine) {
-                return Err(Misplaced::Shared(other.name.clone()));
-            }
-        }
-    }
-    Ok(Some(Destination { kind, base, key }))
+    row.is_not_copied(rows, build, keyring)?;
+    Ok(Some(Destination { kind, base, key: opened(row, &keyring.byok) }))
 }
 
 impl KeyRow {
@@ -162,6 +182,47 @@ impl KeyRow {
         let declared = Declared::of(build, &self.name, &self.place).ok_or(Misplaced::Undeclared)?;
         self.place.agrees(&declared)?;
         Ok((declared.kind, declared.base))
+    }
+
+    /// What is known of this row's key.
+    pub fn held(&self, build: Option<&Build>, keyring: &Keyring) -> HeldKey {
+        let [first, second] = &self.tokens;
+        let held = match keyring.live_key(first, Some(second)) {
+            LiveKey::Known { fingerprint, .. } => Some(fingerprint.0),
+            LiveKey::Absent | LiveKey::Undecryptable => None,
+        };
+        let applied = self.place.applied.as_ref().filter(|_| self.managed);
+        let declared = Declared::of(build, &self.name, &self.place).filter(|_| self.managed);
+        let base =
+            declared.map(|declared| declared.base).or_else(|| self.place.own().ok().map(|(_, base)| base));
+        HeldKey {
+            id: self.id,
+            name: self.name.clone(),
+            held,
+            applied: applied.and_then(|applied| applied.key.clone()),
+            origin: base.as_ref().map(origin_of),
+        }
+    }
+
+    /// That the key is this row's own, as far as `rows` tell.
+    ///
+    /// # Errors
+    /// [`Misplaced::Shared`]
+    pub fn is_not_copied(
+        &self,
+        rows: &[Self],
+        build: Option<&Build>,
+        keyring: &Keyring,
+    ) -> Result<(), Misplaced> {
+        let own = self.held(build, keyring);
+        if own.held.is_none() || own.held == own.applied {
+            return Ok(());
+        }
+        let all: Vec<HeldKey> = rows.iter().map(|row| row.held(build, keyring)).collect();
+        match copied(&all).remove(&self.id) {
+            Some(owner) => Err(Misplaced::Shared(owner)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -232,11 +293,44 @@ mod tests {
         drifted.applied = Some(RecordedPlace {
             kind: Some("openai".to_owned()),
             base_url: Some("https://own/v1".to_owned()),
+            key: None,
         });
         let declared = Declared::of(None, "p", &drifted).unwrap();
         assert_eq!(declared.base.as_str(), "https://own/v1");
         assert!(drifted.agrees(&declared).is_err());
         drifted.applied = None;
         assert_eq!(Declared::of(None, "p", &drifted), None);
+    }
+
+    #[test]
+    fn a_key_is_whose_it_was_applied_to() {
+        let row = |name: &str, held: &str, applied: &str, origin: &str| HeldKey {
+            id: Uuid::new_v4(),
+            name: name.into(),
+            held: Some(held).filter(|it| !it.is_empty()).map(Into::into),
+            applied: Some(applied).filter(|it| !it.is_empty()).map(Into::into),
+            origin: Some(origin).filter(|it| !it.is_empty()).map(Into::into),
+        };
+        #[track_caller]
+        fn check(rows: &[HeldKey], expected: &[(&str, &str)]) {
+            let found = copied(rows);
+            let mut named: Vec<(&str, &str)> =
+                rows.iter().filter_map(|row| Some((&*row.name, found.get(&row.id)?.as_ref()))).collect();
+            named.sort_unstable();
+            assert_eq!(named, expected);
+        }
+        // Two that were given the same key by their manifests.
+        check(&[row("a", "1", "1", "A"), row("b", "1", "1", "B")], &[]);
+        // Copied into a row of the copier's own, and into a managed one.
+        check(&[row("a", "1", "1", "A"), row("own", "1", "", "T")], &[("own", "a")]);
+        check(&[row("a", "1", "1", "A"), row("b", "1", "2", "B")], &[("b", "a")]);
+        // The owner's row holds another key by now, or nothing.
+        check(&[row("a", "3", "1", "A"), row("b", "1", "2", "B")], &[("b", "a")]);
+        check(&[row("a", "", "1", "A"), row("own", "1", "", "T")], &[("own", "a")]);
+        // The same place: nothing is lost. A place that cannot be told is another.
+        check(&[row("a", "1", "1", "A"), row("own", "1", "", "A")], &[]);
+        check(&[row("a", "1", "", ""), row("own", "1", "", "T")], &[("a", "own"), ("own", "a")]);
+        // A key that an operator typed in.
+        check(&[row("a", "9", "1", "A"), row("b", "2", "2", "B")], &[]);
     }
 }

@@ -165,7 +165,7 @@ async fn target(
     let Some(stored) = rows.iter().find(|it| it.id == row.id) else { return Err(unknown()) };
     let place = match given {
         Some(key) => stored.destination(build.as_deref()).map(|(kind, base)| (kind, base, Some(key))),
-        None => destination(&rows, &row.name, build.as_deref(), &live.keyring.byok)
+        None => destination(&rows, &row.name, build.as_deref(), &live.keyring)
             .map(|found| {
                 let found = found?;
                 let key = found.key.map(|key| Secret::new(key.expose_secret().to_owned()));

@@ -39,7 +39,7 @@ pub(super) async fn explain(
     JsonBody(question): JsonBody<RouteQuestion>,
 ) -> Result<Response, ApiError> {
     let live = shared.live()?;
-    let (input, _) = load::read_input(&shared.store, &shared.gateway).await?;
+    let (input, _) = load::read_input(&shared.store, &live.keyring.byok, &shared.gateway).await?;
     let (picture, _) = load::build(&input, &live.keyring.byok);
     match answer(&picture, &question) {
         Ok(explanation) => Ok(Json(explanation).into_response()),

@@ -321,6 +321,18 @@ impl Keeper {
         }
     }
 
+    /// The rows that are checked, and which of them hold another row's key.
+    async fn rows(
+        &self,
+        names: Option<&[String]>,
+        declared: &[&str],
+        build: Option<&Build>,
+    ) -> crate::store::Result<(Vec<CheckRow>, HashMap<Uuid, Arc<str>>)> {
+        let rows = self.parts.store.check_rows(names, declared).await?;
+        let copied = targets::copied(&rows, &self.parts.store, build, &self.parts.keyring).await?;
+        Ok((rows, copied))
+    }
+
     /// Reads the rows that may have changed and tells the monitor.
     async fn read(&mut self) {
         let wanted = std::mem::replace(&mut *lock(&self.checks.0.wanted), Changed::NONE);
@@ -329,8 +341,8 @@ impl Keeper {
         let build = lock(&self.checks.0.catalog).clone();
         let declared: Vec<&str> =
             build.iter().flat_map(|build| build.catalog.providers.keys().map(|name| &**name)).collect();
-        let rows = match self.parts.store.check_rows(names.as_deref(), &declared).await {
-            Ok(rows) => rows,
+        let (rows, copied) = match self.rows(names.as_deref(), &declared, build.as_deref()).await {
+            Ok(found) => found,
             Err(error) => {
                 debug!(%error, "the providers could not be read; the next beat tries again");
                 self.checks.look(Changed::All);
@@ -361,12 +373,13 @@ impl Keeper {
             let declared = targets::policy(build.as_deref(), &row.name, last);
             let policy = declared.clone().or(&outer);
             let place = Declared::of(build.as_deref(), &row.name, &row.place);
-            let digest = targets::digest(row, place.as_ref(), &policy);
+            let owner = copied.get(&row.id);
+            let digest = targets::digest(row, place.as_ref(), &policy, owner);
             if self.known.get(&row.name) == Some(&digest) {
                 gone.remove(&row.name);
                 continue;
             }
-            match targets::target(row, place.as_ref(), policy, &self.parts.keyring) {
+            match targets::target(row, place.as_ref(), policy, &self.parts.keyring, owner) {
                 Checkable::Yes(target) => {
                     if let Some(why) = target.withheld.as_ref().filter(|_| target.key.is_some()) {
                         warn!(provider = %row.name, why, "its key goes nowhere");

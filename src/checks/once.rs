@@ -89,14 +89,16 @@ pub async fn candidates(
 ) -> Result<Vec<Candidate>, StoreError> {
     let mut found: Vec<(Arc<str>, Candidate)> = Vec::new();
     let declared: Vec<&str> = build.catalog.providers.keys().map(|name| &**name).collect();
-    for row in store.check_rows(None, &declared).await? {
+    let rows = store.check_rows(None, &declared).await?;
+    let copied = targets::copied(&rows, store, Some(build), keyring).await?;
+    for row in rows {
         let policy = targets::policy(Some(build), &row.name, || targets::recorded_policy(&row)).or(outer);
         let name = row.name.clone();
         let candidate = if targets::is_undecryptable(&row, keyring) {
             Err((name.clone(), "the stored key does not open with the BYOK key".to_owned()))
         } else {
             let declared = Declared::of(Some(build), &row.name, &row.place);
-            match targets::target(&row, declared.as_ref(), policy, keyring) {
+            match targets::target(&row, declared.as_ref(), policy, keyring, copied.get(&row.id)) {
                 Checkable::Yes(target) => Ok(target),
                 Checkable::No(why) => Err((name.clone(), why)),
             }

@@ -4,20 +4,23 @@
 //! says another place than the manifests, the provider is checked where it is declared, and its key stays here.
 
 use std::{
+    collections::HashMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Arc,
 };
 
 use secrecy::SecretString;
+use uuid::Uuid;
 
 use catalog::{manifest::Build, model::HealthPolicy, plan::LiveKey};
+use provider::origin_of;
 
 use super::Kept;
-use crate::destination::Declared;
 use crate::{
     checks::monitor::{CheckTarget, Label},
+    destination::{self, Declared, HeldKey, Misplaced},
     secret::Keyring,
-    store::CheckRow,
+    store::{self, CheckRow, Store},
 };
 
 /// What to do about one row.
@@ -47,20 +50,58 @@ pub(super) fn recorded_policy(row: &CheckRow) -> HealthPolicy {
 }
 
 /// A number that differs where anything differs that a check depends on. Not stable between programs.
-pub(super) fn digest(row: &CheckRow, declared: Option<&Declared>, policy: &HealthPolicy) -> u64 {
+pub(super) fn digest(
+    row: &CheckRow,
+    declared: Option<&Declared>,
+    policy: &HealthPolicy,
+    owner: Option<&Arc<str>>,
+) -> u64 {
     let mut hash = DefaultHasher::new();
     (row.id, row.enabled, &row.place, &row.tokens, row.key_updated_at).hash(&mut hash);
     declared.map(|declared| (declared.kind.as_str(), declared.base.as_str())).hash(&mut hash);
+    owner.hash(&mut hash);
     format!("{policy:?}").hash(&mut hash);
     hash.finish()
 }
 
-/// The target of a row, or why there is none.
+/// Which of these rows hold a key that belongs to another row, by their ids, with the other's name. Only where a row holds
+/// another key than was applied are the other rows looked at.
+///
+/// # Errors
+/// The database cannot be read.
+pub(super) async fn copied(
+    rows: &[CheckRow],
+    store: &Store,
+    build: Option<&Build>,
+    keyring: &Keyring,
+) -> store::Result<HashMap<Uuid, Arc<str>>> {
+    let is_own = |row: &CheckRow| {
+        let (_, held) = stored_key(row, keyring);
+        held.is_none() || held == row.applied_key
+    };
+    if rows.iter().all(is_own) {
+        return Ok(HashMap::new());
+    }
+    let all = store.key_rows("", true).await?;
+    let mut all: HashMap<Uuid, HeldKey> = all.iter().map(|row| (row.id, row.held(build, keyring))).collect();
+    // What is judged is the key that would be sent, not what the row may hold by now.
+    for row in rows {
+        let (_, held) = stored_key(row, keyring);
+        let declared = Declared::of(build, &row.name, &row.place);
+        let (id, name, applied) = (row.id, row.name.clone(), row.applied_key.clone());
+        let origin = declared.map(|declared| origin_of(&declared.base));
+        all.insert(id, HeldKey { id, name, held, applied, origin });
+    }
+    Ok(destination::copied(&all.into_values().collect::<Vec<_>>()))
+}
+
+/// The target of a row, or why there is none. `owner`: whose key it holds, if not its own.
 pub(super) fn target(
     row: &CheckRow,
     declared: Option<&Declared>,
     policy: HealthPolicy,
     keyring: &Keyring,
+    owner: Option<&Arc<str>>,
 ) -> Checkable {
     if !row.enabled {
         return Checkable::No("the provider is disabled".to_owned());
@@ -72,7 +113,9 @@ pub(super) fn target(
     let base = Some(declared.base.as_str());
     match CheckTarget::from_parts(row.name.clone(), declared.kind, base, policy, key) {
         Ok(mut target) => {
-            target.withheld = row.place.agrees(declared).err().map(|why| why.to_string().into());
+            let shared = owner.map(|owner| Misplaced::Shared(owner.clone()));
+            let why = row.place.agrees(declared).err().or(shared);
+            target.withheld = why.map(|why| why.to_string().into());
             target.label =
                 Label { id: row.id, key_updated_at: row.key_updated_at, key_fingerprint: fingerprint };
             Checkable::Yes(Box::new(target))

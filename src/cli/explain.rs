@@ -44,7 +44,10 @@ pub struct Explain {
 impl Explain {
     /// Exit 0: a provider would answer; 2: none would.
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        let (input, problems) = load::read_input(&context.backend.store, &context.settings.gateway).await?;
+        let (input, problems) = {
+            let backend = &context.backend;
+            load::read_input(&backend.store, &backend.keyring.byok, &context.settings.gateway).await?
+        };
         for problem in problems {
             anstream::eprintln!("warning: {problem}");
         }

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     discover::{
-        ListTarget,
+        self, ListTarget,
         compare::{ComparedModel, compare},
     },
     edit::{
@@ -108,14 +108,15 @@ impl ModelsArgs {
              hint: `providerd import` writes manifests for what the database holds"
         );
 
-        let byok = &backend.keyring.byok;
+        let keyring = &backend.keyring;
         let rows = match live {
-            Some(_) => backend.store.key_rows(&name, declared.is_none()).await?,
+            Some(_) if declared.is_none() => backend.store.key_rows(&name, true).await?,
+            Some(_) => discover::key_rows(&backend.store, &name, keyring).await?,
             None => Vec::new(),
         };
         let target = match declared {
-            Some(provider) => ListTarget::declared(provider, rows.first(), &backend.resolver, byok).map(Some),
-            None => ListTarget::stored(&rows, &name, byok),
+            Some(provider) => ListTarget::declared(provider, &rows, &backend.resolver, keyring).map(Some),
+            None => ListTarget::stored(&rows, &name, keyring),
         };
         let target = target
             .with_context(|| format!("`{name}` cannot be asked for its models"))?

@@ -117,7 +117,7 @@ impl PictureKeeper {
             *database =
                 Some(self.store.meta_set_if_absent("database_id", &uuid::Uuid::new_v4().to_string()).await?);
         }
-        let (mut input, problems) = load::read_input(&self.store, &self.settings).await?;
+        let (mut input, problems) = load::read_input(&self.store, &self.byok, &self.settings).await?;
         for problem in problems {
             debug!(problem, "left out of the picture");
         }

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use super::{GatewayObjectText, picture_input};
 use crate::{
-    config,
+    backend, config,
     secret::Byok,
     store::{Result, Store},
 };
@@ -17,11 +17,16 @@ use crate::{
 ///
 /// # Errors
 /// The database cannot be read.
-pub async fn read_input(store: &Store, settings: &config::Gateway) -> Result<(PictureInput, Vec<String>)> {
+pub async fn read_input(
+    store: &Store,
+    byok: &Byok,
+    settings: &config::Gateway,
+) -> Result<(PictureInput, Vec<String>)> {
+    let keyring = if store.is_blank() { None } else { backend::keyring(store, byok).await? };
     let rows = store.picture_rows().await?;
     let objects: Vec<GatewayObjectText> =
         store.gateway_objects().await?.into_iter().map(GatewayObjectText::from).collect();
-    Ok(picture_input(&rows, &objects, settings, Utc::now().timestamp()))
+    Ok(picture_input(&rows, &objects, settings, keyring.as_ref(), Utc::now().timestamp()))
 }
 
 /// The picture, with its keys opened.

@@ -4,14 +4,14 @@
 //! managed provider is asked at the URL that manifests declared, and while its row says another its key goes nowhere;
 //! an object that cannot be read spoils nothing else.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
-use catalog::price::TokenPrice;
+use catalog::{plan::LiveKey, price::TokenPrice};
 use gateway::picture::{
     AliasInput, Api, ApiSet, ClocksInput, ConsumerInput, HealthStatus, KeyPlacement, KeyStatus, LevelInput,
     OfferInput, PictureInput, PictureRules, PowerLevel, PriceInput, RouteInput, TierInput, UpstreamInput,
 };
-use provider::{KeyHeader, ProviderType, key_header, native_apis, parse_base, serving_base};
+use provider::{KeyHeader, ProviderType, key_header, native_apis, origin_of, parse_base, serving_base};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use url::Url;
@@ -19,6 +19,8 @@ use uuid::Uuid;
 
 use crate::{
     config::{Gateway, UnhealthyPolicy},
+    destination::{HeldKey, copied},
+    secret::Keyring,
     store::{PictureModel, PictureProvider, PictureRows},
 };
 
@@ -40,13 +42,15 @@ const PROVIDER_FIELDS: [&str; 7] =
 /// Fields of a model that a manifest may set for the gateway.
 const MODEL_FIELDS: [&str; 2] = ["upstream_name", "max_output_tokens"];
 
-/// What a picture is made of. `now`: Unix seconds.
+/// What a picture is made of. Without a keyring nothing was applied yet, and there is no key. `now`: Unix seconds.
 pub fn picture_input(
     rows: &PictureRows,
     objects: &[GatewayObjectText],
     settings: &Gateway,
+    keyring: Option<&Keyring>,
     now: i64,
 ) -> (PictureInput, Vec<String>) {
+    let copied = keyring.map(|keyring| copied_keys(rows, keyring)).unwrap_or_default();
     let mut problems = Vec::new();
     let mut input = PictureInput {
         revision: rows.revision.clone(),
@@ -84,7 +88,7 @@ pub fn picture_input(
             offer(model, of_models.get(full.as_str()).copied(), &mut problems)
         });
         let offers = offers.collect();
-        match upstream(row, offers) {
+        match upstream(row, offers, copied.get(&row.id)) {
             Ok(mut upstream) => {
                 if let Some(object) = of_providers.get(row.name.as_str()) {
                     upstream = overlaid(upstream, object, &PROVIDER_FIELDS, &mut problems);
@@ -189,7 +193,10 @@ fn overlaid<T: serde::Serialize + DeserializeOwned>(
     read(object, Value::Object(whole), problems).unwrap_or(base)
 }
 
-fn upstream(row: &PictureProvider, models: Vec<OfferInput>) -> Result<UpstreamInput, String> {
+type Whereabouts = Result<(ProviderType, Url), String>;
+
+/// Where a row says that it is, and where manifests said so if it is managed.
+fn whereabouts(row: &PictureProvider) -> (Whereabouts, Option<Whereabouts>) {
     let parse = |kind: &Option<String>, url: Option<&str>| {
         let word = kind.as_deref().unwrap_or_default();
         let kind = ProviderType::parse(word).ok_or_else(|| {
@@ -208,12 +215,44 @@ fn upstream(row: &PictureProvider, models: Vec<OfferInput>) -> Result<UpstreamIn
         let base = provider::row_base(kind, urls).map_err(|error| error.to_string())?;
         Ok::<_, String>((kind, base))
     };
-    let mut drifted = None;
-    let (kind, base): (ProviderType, Url) = match &row.applied {
-        None => of_row()?,
-        Some(applied) => {
-            let declared = parse(&applied.kind, applied.base_url.as_deref())?;
-            if of_row().ok().as_ref() != Some(&declared) {
+    let declared = row.applied.as_ref().map(|applied| parse(&applied.kind, applied.base_url.as_deref()));
+    (of_row(), declared)
+}
+
+/// Which rows hold another row's key, by their ids, with the other's name.
+fn copied_keys(rows: &PictureRows, keyring: &Keyring) -> HashMap<Uuid, Arc<str>> {
+    let held = |row: &PictureProvider| {
+        let [first, second] = &row.tokens;
+        let (own, declared) = whereabouts(row);
+        HeldKey {
+            id: row.id,
+            name: row.name.as_str().into(),
+            held: match keyring.live_key(first, Some(second)) {
+                LiveKey::Known { fingerprint, .. } => Some(fingerprint.0),
+                LiveKey::Absent | LiveKey::Undecryptable => None,
+            },
+            applied: row.applied.as_ref().and_then(|applied| applied.key.as_deref()).map(Into::into),
+            origin: declared.unwrap_or(own).ok().map(|(_, base)| origin_of(&base)),
+        }
+    };
+    copied(&rows.providers.iter().map(held).collect::<Vec<_>>())
+}
+
+/// `owner`: whose key the row holds, if not its own.
+fn upstream(
+    row: &PictureProvider,
+    models: Vec<OfferInput>,
+    owner: Option<&Arc<str>>,
+) -> Result<UpstreamInput, String> {
+    let (own, declared) = whereabouts(row);
+    let mut drifted = owner.map(|owner| {
+        format!("its key belongs to `{}`, which is another host", owner.chars().take(100).collect::<String>())
+    });
+    let (kind, base): (ProviderType, Url) = match declared {
+        None => own?,
+        Some(declared) => {
+            let declared = declared?;
+            if own.ok().as_ref() != Some(&declared) {
                 drifted = Some("drifted: its row says another type or URL than its manifest".to_owned());
             }
             declared

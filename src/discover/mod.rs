@@ -23,8 +23,8 @@ use provider::{BaseError, Models, ProviderType, parse_base};
 
 use crate::{
     destination::{Declared, Destination, Misplaced, destination},
-    secret::{Byok, ResolveError, Resolver, Secret},
-    store::{DiscoveryNotice, KeyRow},
+    secret::{Keyring, ResolveError, Resolver, Secret},
+    store::{self, DiscoveryNotice, KeyRow, Store},
 };
 
 /// Why a provider's list could not be had.
@@ -61,20 +61,26 @@ impl ListTarget {
     /// URL, or the row has drifted.
     pub fn declared(
         provider: &Provider,
-        row: Option<&KeyRow>,
+        rows: &[KeyRow],
         resolver: &Resolver,
-        byok: &Byok,
+        keyring: &Keyring,
     ) -> Result<Self, AskError> {
+        let row = rows.iter().find(|row| row.name == provider.name);
         let (kind, base) = (provider.kind, parse_base(provider.kind, provider.base_url.as_deref())?);
         let declared = Declared { kind, base };
         let drifted = row.and_then(|row| row.place.agrees(&declared).err());
         let tokens = row.filter(|_| drifted.is_none()).into_iter().flat_map(|row| &row.tokens);
-        let kept = tokens.filter(|token| !token.is_empty()).find_map(|token| byok.decrypt(token).ok());
+        let kept =
+            tokens.filter(|token| !token.is_empty()).find_map(|token| keyring.byok.decrypt(token).ok());
+        let own = |kept: Secret| match row.map(|row| row.is_not_copied(rows, None, keyring)) {
+            Some(Err(why)) => Err(AskError::from(why)),
+            _ => Ok(kept),
+        };
         let key = match provider.api_key.as_ref().map(|reference| resolver.resolve(reference)) {
             Some(Ok(secret)) => Some(secret),
             // A command may run where the daemon's variables and credentials are not.
-            Some(Err(error)) => Some(kept.ok_or(AskError::Key(error))?),
-            None => kept,
+            Some(Err(error)) => Some(own(kept.ok_or(AskError::Key(error))?)?),
+            None => kept.map(own).transpose()?,
         };
         let holds_key =
             key.is_some() || row.is_some_and(|row| row.tokens.iter().any(|token| !token.is_empty()));
@@ -89,8 +95,8 @@ impl ListTarget {
     ///
     /// # Errors
     /// [`AskError`]; its key may go nowhere.
-    pub fn stored(rows: &[KeyRow], name: &str, byok: &Byok) -> Result<Option<Self>, AskError> {
-        let Some(Destination { kind, base, key }) = destination(rows, name, None, byok)? else {
+    pub fn stored(rows: &[KeyRow], name: &str, keyring: &Keyring) -> Result<Option<Self>, AskError> {
+        let Some(Destination { kind, base, key }) = destination(rows, name, None, keyring)? else {
             return Ok(None);
         };
         let managed = rows.iter().any(|row| &*row.name == name && row.managed);
@@ -106,6 +112,20 @@ impl ListTarget {
         let key = self.key.as_ref().map(Secret::expose);
         Ok(lister.models(self.kind, &self.base, key).await?)
     }
+}
+
+/// The row of this name and, where it holds another key than was applied, all rows that hold keys: whose it is must be
+/// known before it travels.
+///
+/// # Errors
+/// The database cannot be read.
+pub async fn key_rows(store: &Store, name: &str, keyring: &Keyring) -> store::Result<Vec<KeyRow>> {
+    let rows = store.key_rows(name, false).await?;
+    let is_own = rows.iter().all(|row| {
+        let held = row.held(None, keyring);
+        held.held.is_none() || held.held == held.applied
+    });
+    if is_own { Ok(rows) } else { store.key_rows(name, true).await }
 }
 
 /// `eco × all`, for a rule that names both.

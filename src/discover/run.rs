@@ -158,10 +158,10 @@ impl Discoverer {
             Err(why) => return Ok(Err(why.to_owned())),
         };
         let rows = match &provider.api_key {
-            Some(_) => self.store.key_rows(&provider.name, false).await?,
+            Some(_) => super::key_rows(&self.store, &provider.name, &self.keyring).await?,
             None => Vec::new(),
         };
-        let asked = match ListTarget::declared(provider, rows.first(), &self.resolver, &self.keyring.byok) {
+        let asked = match ListTarget::declared(provider, &rows, &self.resolver, &self.keyring) {
             Ok(target) => target.list(lister).await,
             Err(error) => Err(error),
         };

@@ -30,6 +30,8 @@ pub struct CheckRow {
     pub place: RowPlace,
     /// `api_key_encrypted` and `encrypted_api_key`; empty where there is none.
     pub tokens: [String; 2],
+    /// Fingerprint of the key that was applied last.
+    pub applied_key: Option<Box<str>>,
     pub key_updated_at: Option<DateTime<Utc>>,
     pub health_status: Option<String>,
     pub key_status: Option<String>,
@@ -97,6 +99,8 @@ pub struct RecordedPlace {
     pub kind: Option<String>,
     /// `None`: the type's own.
     pub base_url: Option<String>,
+    /// Fingerprint of the key; `None`: none was declared.
+    pub key: Option<Box<str>>,
 }
 
 /// One row that holds a key.
@@ -118,7 +122,7 @@ macro_rules! with_place {
             $columns,
             ", /*bytes*/(left(p.type::text, 255))/*bytes*/, /*bytes*/(left(p.api_base_url, 4096))/*bytes*/, /*bytes*/(left(p.config->>'base_url', 4096))/*bytes*/,
                coalesce(p.config::text LIKE '%://%', false),
-               g.record::jsonb->'provider'->>'type', g.record::jsonb->'provider'->>'api_base_url' ",
+               g.record::jsonb->'provider'->>'type', g.record::jsonb->'provider'->>'api_base_url', g.record::jsonb->>'key' ",
             $from
         )
     };
@@ -137,7 +141,7 @@ fn place(cells: &mut Cells<'_>, at: usize) -> RowPlace {
 
 fn applied(cells: &mut Cells<'_>, at: usize) -> Option<RecordedPlace> {
     let kind = cells.text(at)?;
-    Some(RecordedPlace { kind: Some(kind), base_url: cells.text(at + 1) })
+    Some(RecordedPlace { kind: Some(kind), base_url: cells.text(at + 1), key: cells.text(at + 2).map(Into::into) })
 }
 
 impl Store {
@@ -189,7 +193,7 @@ impl Store {
              CASE WHEN isfinite(p.api_key_updated_at)
                    AND p.api_key_updated_at BETWEEN '0001-01-01' AND '9999-12-31'
                   THEN p.api_key_updated_at::timestamp END,
-             /*bytes*/(left(p.health_status::text, 255))/*bytes*/, /*bytes*/(left(p.api_key_test_status::text, 255))/*bytes*/, h.memory",
+             /*bytes*/(left(p.health_status::text, 255))/*bytes*/, /*bytes*/(left(p.api_key_test_status::text, 255))/*bytes*/, h.memory, m.record::json->>'key'",
             "FROM llm_providers p
              JOIN providerd.managed m ON m.provider_id = p.id
              LEFT JOIN providerd.managed g ON g.provider_id = p.id AND p.name::text <> ALL($2)
@@ -204,8 +208,8 @@ impl Store {
         tx.rollback().await?;
         let read = |row: &sqlx::postgres::PgRow| {
             let mut cells = Cells::of(row);
-            let mut place = place(&mut cells, 9);
-            place.applied = applied(&mut cells, 13);
+            let mut place = place(&mut cells, 10);
+            place.applied = applied(&mut cells, 14);
             Some(CheckRow {
                 id: cells.get(0, "id")?,
                 name: cells.text(1).unwrap_or_default().into(),
@@ -216,6 +220,7 @@ impl Store {
                 health_status: cells.text(6),
                 key_status: cells.text(7),
                 memory: cells.text(8),
+                applied_key: cells.text(9).map(Into::into),
             })
         };
         Ok(rows.iter().filter_map(read).collect())

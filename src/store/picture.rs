@@ -43,6 +43,8 @@ pub struct PictureApplied {
     pub base_url: Option<String>,
     /// A key was declared.
     pub has_key: bool,
+    /// Its fingerprint.
+    pub key: Option<String>,
     /// `file:line`.
     pub origin: String,
 }
@@ -112,7 +114,7 @@ impl Store {
                     g.provider_id IS NOT NULL AS managed,
                     g.record::jsonb->'provider'->>'type' AS applied_kind,
                     g.record::jsonb->'provider'->>'api_base_url' AS applied_base_url,
-                    coalesce(g.record::jsonb->>'key', '') <> '' AS has_key,
+                    nullif(g.record::jsonb->>'key', '') AS applied_key,
                     coalesce(g.file, '') || ':' || coalesce(g.line, 0) AS origin
              FROM llm_providers p LEFT JOIN providerd.managed g ON g.provider_id = p.id
              WHERE p.name IS NOT NULL
@@ -122,11 +124,13 @@ impl Store {
         .fetch_all(&mut *tx)
         .await?;
         for row in rows {
+            let key: Option<String> = row.try_get("applied_key")?;
             let applied = if row.try_get("managed")? {
                 Some(PictureApplied {
                     kind: row.try_get("applied_kind")?,
                     base_url: row.try_get("applied_base_url")?,
-                    has_key: row.try_get("has_key")?,
+                    has_key: key.is_some(),
+                    key,
                     origin: row.try_get("origin")?,
                 })
             } else {

@@ -303,7 +303,41 @@ async fn read(
         }
     }
     by_name(places, &mut world);
+    copied_keys(tx, &mut world).await?;
     Ok(world)
+}
+
+/// Notes which managed providers hold a key that was applied to another. Nothing is asked while each holds its own.
+async fn copied_keys(tx: &mut Tx, world: &mut World) -> Result<()> {
+    let (mut ids, mut keys) = (Vec::new(), Vec::new());
+    for live in world.live.values() {
+        let LiveKey::Known { fingerprint, .. } = &live.key else { continue };
+        let Some(managed) = world.managed.get(&live.name).filter(|managed| managed.provider_id == live.id)
+        else {
+            continue;
+        };
+        let (own, none) = (format!("\"key\":\"{}\"", fingerprint.0), "\"key\":null");
+        if !managed.record.contains(&own) && !managed.record.contains(none) {
+            ids.push(live.id);
+            keys.push(fingerprint.0.to_string());
+        }
+    }
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let select = query(
+        "WITH g AS MATERIALIZED (
+             SELECT provider_id, name, record::json->>'key' AS key, record::json->'provider'->>'type' AS type,
+                    record::json->'provider'->>'api_base_url' AS url FROM providerd.managed)
+         SELECT DISTINCT m.name FROM unnest($1::uuid[], $2::text[]) AS u (id, key)
+         JOIN g m ON m.provider_id = u.id JOIN g o ON o.key = u.key AND o.provider_id <> m.provider_id
+         WHERE (o.type, o.url) IS DISTINCT FROM (m.type, m.url)",
+    );
+    each(tx, select.bind(ids).bind(keys), |row| {
+        world.copied_keys.insert(row.try_get::<String, _>(0)?.into());
+        Ok(())
+    })
+    .await
 }
 
 /// Notes values that cannot be read, so that their object waits.

@@ -2,7 +2,7 @@
 //!
 //! PURE. Not its job: asking providers, or holding a key; here a key is its fingerprint. Invariants: a working key is
 //! never replaced by one that its provider rejects; a key that somebody else stored is replaced only if it does not
-//! work while the declared one does.
+//! work while the declared one does, or if it is another provider's.
 
 use std::sync::Arc;
 
@@ -80,6 +80,9 @@ impl One<'_> {
             LiveKey::Absent if self.live.is_none() => set("new provider"),
             LiveKey::Absent => set("no key is stored"),
             LiveKey::Known { fingerprint, .. } if *fingerprint == declared => self.align(live),
+            LiveKey::Known { .. } if self.input.world.copied_keys.contains(&name) => {
+                set("the key of another provider was copied into its row")
+            }
             LiveKey::Undecryptable if source_changed => set("the stored key does not open with the BYOK key"),
             LiveKey::Undecryptable if trial == Some(KeyTrial::Works) => {
                 set("the stored key does not open and the declared one works")

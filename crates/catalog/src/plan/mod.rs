@@ -13,7 +13,12 @@ mod planner;
 mod record;
 mod render;
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashSet},
+    fmt,
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -184,6 +189,8 @@ pub struct World {
     pub waits: Waits,
     /// Values that could not be read.
     pub unreadable: Vec<UnreadableRow>,
+    /// Managed providers whose rows hold a key that was applied to another one, at another place.
+    pub copied_keys: HashSet<Arc<str>>,
 }
 
 /// A value of a shared table that could not be read.
