@@ -10,7 +10,7 @@ use crate::support::{
 };
 
 /// Values of each type, as SQL.
-const TIMES: &[&str] = &[
+pub const TIMES: &[&str] = &[
     "'infinity'",
     "'-infinity'",
     "'290000-01-01'",
@@ -19,7 +19,7 @@ const TIMES: &[&str] = &[
     "'9999-12-31 23:59:59.999999'",
     "NULL",
 ];
-const JSON: &[&str] = &[
+pub const JSON: &[&str] = &[
     "'null'",
     "'7'",
     "'[1, {}]'",
@@ -30,7 +30,7 @@ const JSON: &[&str] = &[
     "NULL",
     "'{\"n\": 1e400}'",
 ];
-const TEXTS: &[&str] = &[
+pub const TEXTS: &[&str] = &[
     "''",
     "NULL",
     "repeat('x', 200)",
@@ -39,9 +39,9 @@ const TEXTS: &[&str] = &[
     "E'\\u202e\\u200b\\ufeff'",
     "'../../etc'",
 ];
-const INTEGERS: &[&str] = &["NULL", "0", "-1", "2147483647", "-2147483648"];
-const NUMBERS: &[&str] = &["NULL", "'NaN'", "-1", "999999.999999", "-999999.999999"];
-const FLAGS: &[&str] = &["NULL", "false", "true"];
+pub const INTEGERS: &[&str] = &["NULL", "0", "-1", "2147483647", "-2147483648"];
+pub const NUMBERS: &[&str] = &["NULL", "'NaN'", "-1", "999999.999999", "-999999.999999"];
+pub const FLAGS: &[&str] = &["NULL", "false", "true"];
 
 fn values(kind: &str) -> &'static [&'static str] {
     match kind {

@@ -21,6 +21,7 @@ mod health_freeze;
 mod health_monitor;
 mod health_schedule;
 mod health_state;
+mod hostile_hour;
 mod hostile_rows;
 mod key_travel;
 mod lifecycle;
