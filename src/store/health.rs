@@ -141,7 +141,11 @@ fn place(cells: &mut Cells<'_>, at: usize) -> RowPlace {
 
 fn applied(cells: &mut Cells<'_>, at: usize) -> Option<RecordedPlace> {
     let kind = cells.text(at)?;
-    Some(RecordedPlace { kind: Some(kind), base_url: cells.text(at + 1), key: cells.text(at + 2).map(Into::into) })
+    Some(RecordedPlace {
+        kind: Some(kind),
+        base_url: cells.text(at + 1),
+        key: cells.text(at + 2).map(Into::into),
+    })
 }
 
 impl Store {
