@@ -1,10 +1,33 @@
-"""A provider for tests of the gateway with official clients: speaks chat completions, embeddings and Anthropic's Messages,
-plain and streaming, with a tool call where the request offers tools. Prints its port and serves until it is ended."""
+"""A provider for tests of the gateway with official clients: it speaks every protocol that the gateway translates to, each
+at the paths of the real API, over HTTP with streams cut anywhere. Prints its port and serves until it is ended."""
 
 import json
+import socket
+import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-USAGE = {"prompt_tokens": 12, "completion_tokens": 5, "total_tokens": 17}
+import brain
+from wires import Azure, Chat, Cohere, Converse, Gemini, Messages, Ollama, OllamaChat, Responses
+
+# Where each API stands, and whose it is. A path that begins like this is answered by it.
+ROUTES = [
+    ("/openai-api/v1/chat/completions", "openai", Chat("openai")),
+    ("/openai-api/v1/responses", "openai", Responses()),
+    ("/compatible/v1/chat/completions", "compatible", Chat("compatible", thinks="reasoning_content", fields="max_tokens")),
+    ("/openai/v1/chat/completions", "azure", Azure("azure", allowed=lambda headers: headers.get("api-key") == brain.KEYS["azure"])),
+    ("/anthropic/v1/messages", "anthropic", Messages()),
+    ("/google/v1beta/models/", "google", Gemini()),
+    ("/v1/projects/p-1/locations/eu/publishers/google/models/", "vertex", Gemini(vertex=True)),
+    ("/v1/projects/p-1/locations/eu/publishers/anthropic/models/", "vertex", Messages(vertex=True)),
+    ("/model/", "bedrock", Converse()),
+    ("/v2/chat", "cohere", Cohere()),
+    ("/api/chat", "ollama", Ollama()),
+    # Ollama's compatible endpoint: without a key.
+    ("/v1/chat/completions", "ollama", OllamaChat("ollama", thinks="reasoning", allowed=lambda headers: True, fields="max_tokens")),
+]
+
+# Streams are written in pieces of so many bytes: events and characters are cut wherever that falls.
+PIECE = 61
 
 
 class Provider(BaseHTTPRequestHandler):
@@ -14,88 +37,83 @@ class Provider(BaseHTTPRequestHandler):
         pass
 
     def send_json(self, value, status=200):
-        body = json.dumps(value).encode()
+        body = json.dumps(value, ensure_ascii=False).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
-    def send_events(self, events):
+    def send_stream(self, content_type, parts):
         self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Content-Type", content_type)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        for name, data in events:
-            text = (f"event: {name}\n" if name else "") + f"data: {data if isinstance(data, str) else json.dumps(data)}\n\n"
-            chunk = text.encode()
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
-        self.wfile.write(b"0\r\n\r\n")
+        try:
+            waiting = b""
+            for part in parts:
+                waiting += part
+                while len(waiting) >= PIECE:
+                    self.send_chunk(waiting[:PIECE])
+                    waiting = waiting[PIECE:]
+            self.send_chunk(waiting)
+            self.wfile.write(b"0\r\n\r\n")
+        except brain.Broken:
+            # What came so far, and then nothing: not even the end of the body.
+            self.send_chunk(waiting)
+            self.close_connection = True
+
+    def send_chunk(self, data):
+        if data:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
 
     def do_GET(self):
-        self.send_json({"object": "list", "data": [{"id": "small"}, {"id": "claude-small"}]})
+        self.send_json({"object": "list", "data": []})
 
     def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.path.endswith("/chat/completions"):
-            self.chat(asked)
-        elif self.path.endswith("/embeddings"):
-            self.send_json({
-                "object": "list", "model": asked["model"], "usage": {"prompt_tokens": 3, "total_tokens": 3},
-                "data": [{"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}],
-            })
-        elif self.path.endswith("/messages"):
-            self.messages(asked)
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        found = next((route for route in ROUTES if self.path.startswith(route[0])), None)
+        if self.path.endswith("/embeddings"):
+            self.embeddings(json.loads(body))
+            return
+        if found is None:
+            self.send_json({"error": {"message": f"no such path: {self.path}"}}, 404)
+            return
+        _, kind, wire = found
+        try:
+            asked = wire.read(self.path, self.headers, json.loads(body))
+            answer = brain.answer(asked, kind)
+        except brain.Refused as refused:
+            print(f"{kind}: {refused.status}: {refused}", file=sys.stderr, flush=True)
+            self.send_json(wire.error(refused.status, str(refused)), refused.status)
+            return
+        except Exception as error:  # A request of a shape that the reader does not expect is refused like any other.
+            print(f"{kind}: {error!r}: {body[:2000]!r}", file=sys.stderr, flush=True)
+            self.send_json(wire.error(400, f"{type(error).__name__}: {error}"), 400)
+            return
+        if asked.stream:
+            self.send_stream(wire.content_type, wire.stream(asked, answer))
         else:
-            self.send_json({"error": {"message": "no such path"}}, 404)
+            self.send_json(wire.whole(asked, answer))
 
-    def chat(self, asked):
-        if asked["messages"][-1]["content"] == "fail":
-            self.send_json({"error": {"message": "temperature is too high", "type": "invalid_request_error"}}, 400)
-            return
-        call = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "{\"city\": \"Bern\"}"}}
-        message = {"role": "assistant", "content": None, "tool_calls": [call]} if asked.get("tools") else \
-            {"role": "assistant", "content": "Hello"}
-        finish = "tool_calls" if asked.get("tools") else "stop"
-        head = {"id": "chatcmpl-1", "created": 1, "model": asked["model"]}
-        if not asked.get("stream"):
-            choice = {"index": 0, "message": message, "finish_reason": finish}
-            self.send_json({**head, "object": "chat.completion", "choices": [choice], "usage": USAGE})
-            return
-        if asked.get("tools"):
-            first = {**call, "index": 0, "function": {"name": "weather", "arguments": "{\"city\":"}}
-            rest = {"index": 0, "function": {"arguments": " \"Bern\"}"}}
-            deltas = [{"role": "assistant", "tool_calls": [first]}, {"tool_calls": [rest]}]
-        else:
-            deltas = [{"role": "assistant", "content": ""}, {"content": "Hel"}, {"content": "lo"}]
-        chunk = {**head, "object": "chat.completion.chunk"}
-        events = [(None, {**chunk, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}) for delta in deltas]
-        events.append((None, {**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": finish}]}))
-        if asked.get("stream_options", {}).get("include_usage"):
-            events.append((None, {**chunk, "choices": [], "usage": USAGE}))
-        self.send_events([*events, (None, "[DONE]")])
+    def embeddings(self, asked):
+        self.send_json({
+            "object": "list", "model": asked["model"], "usage": {"prompt_tokens": 3, "total_tokens": 3},
+            "data": [{"object": "embedding", "index": 0, "embedding": [0.25, -0.5]}],
+        })
 
-    def messages(self, asked):
-        usage = {"input_tokens": 12, "output_tokens": 5}
-        head = {"id": "msg_1", "type": "message", "role": "assistant", "model": asked["model"], "stop_sequence": None}
-        if not asked.get("stream"):
-            self.send_json({**head, "content": [{"type": "text", "text": "Hello"}], "stop_reason": "end_turn", "usage": usage})
-            return
-        begun = {**head, "content": [], "stop_reason": None, "usage": {"input_tokens": 12, "output_tokens": 1}}
-        delta = lambda text: {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}
-        ended = {"type": "message_delta", "delta": {"stop_reason": "end_turn", "stop_sequence": None}, "usage": {"output_tokens": 5}}
-        self.send_events([
-            ("message_start", {"type": "message_start", "message": begun}),
-            ("content_block_start", {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
-            ("content_block_delta", delta("Hel")),
-            ("content_block_delta", delta("lo")),
-            ("content_block_stop", {"type": "content_block_stop", "index": 0}),
-            ("message_delta", ended),
-            ("message_stop", {"type": "message_stop"}),
-        ])
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def get_request(self):
+        connection, address = super().get_request()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection, address
 
 
 if __name__ == "__main__":
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Provider)
+    server = Server(("127.0.0.1", 0), Provider)
     print(server.server_address[1], flush=True)
     server.serve_forever()

@@ -1,12 +1,14 @@
 //! What a candidate is asked: the caller's own bytes with a few edits, or their translation into its dialect.
 //!
 //! Not its job: sending it (`upstream`), translating (`provider::dialect`). Invariants: each candidate's payload is
-//! made from the caller's original bytes; where the dialects are the same, no byte changes but those of the edits.
+//! made from the caller's original bytes; where the dialects are the same, no byte changes but those of the edits; no
+//! translation of a large body keeps a thread of the runtime from its other requests.
 
 use bytes::Bytes;
 use provider::dialect::{
-    CallerDialect, TranslateError, TranslateOptions, TranslatedRequest, UpstreamDialect, defaults,
-    must_translate, scrub, translate_request,
+    CallerDialect, FailureClass, TranslateError, TranslateOptions, TranslateSession, TranslatedRequest,
+    TranslatedResponse, UpstreamDialect, UpstreamFailure, defaults, must_translate, scrub, translate_request,
+    translate_response,
 };
 use uuid::Uuid;
 
@@ -29,6 +31,77 @@ pub(crate) enum Payload {
     Translated(Box<TranslatedRequest>),
 }
 
+/// Bytes from which a body is translated on a thread of its own: below it takes about 2 ms at most (a debugger's build
+/// aside), above up to a second for the largest body.
+const OFF_THREAD: usize = 256 * 1024;
+
+/// How a candidate's payload comes about.
+pub(crate) enum PayloadPlan {
+    /// It is there.
+    Made(Payload),
+    /// By a translation.
+    Translate(Box<Translation>),
+}
+
+/// A translation that was not made yet.
+pub(crate) struct Translation {
+    caller: CallerDialect,
+    upstream: UpstreamDialect,
+    body: Bytes,
+    options: TranslateOptions,
+}
+
+impl Translation {
+    fn run(&self) -> Result<Payload, TranslateError> {
+        translate_request(self.caller, self.upstream, &self.body, &self.options)
+            .map(Box::new)
+            .map(Payload::Translated)
+    }
+}
+
+impl PayloadPlan {
+    /// The payload. A large body is translated on a thread for blocking work.
+    ///
+    /// # Errors
+    /// What the request asks for cannot be said to this candidate.
+    pub(crate) async fn make(self) -> Result<Payload, TranslateError> {
+        match self {
+            Self::Made(payload) => Ok(payload),
+            Self::Translate(translation) if translation.body.len() < OFF_THREAD => translation.run(),
+            Self::Translate(translation) => {
+                off_thread(move || translation.run()).await.unwrap_or_else(|| {
+                    Err(TranslateError::Invalid {
+                        param: "body".to_owned(),
+                        message: "it could not be translated".to_owned(),
+                    })
+                })
+            }
+        }
+    }
+}
+
+/// A provider's whole answer in the caller's dialect, a large one on a thread for blocking work.
+///
+/// # Errors
+/// It is an error, or no answer.
+pub(crate) async fn translated_answer(
+    session: &TranslateSession,
+    body: Bytes,
+) -> Result<TranslatedResponse, UpstreamFailure> {
+    if body.len() < OFF_THREAD {
+        return translate_response(session, &body);
+    }
+    let session = session.clone();
+    off_thread(move || translate_response(&session, &body))
+        .await
+        .unwrap_or_else(|| Err(UpstreamFailure::new(FailureClass::Malformed, "it could not be translated")))
+}
+
+/// `None`: the work panicked, or the runtime ends.
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(work).await.ok()
+}
+
 /// What a payload is made of.
 pub(crate) struct PayloadFacts<'a> {
     pub(crate) picture: &'a Picture,
@@ -45,18 +118,18 @@ pub(crate) struct PayloadFacts<'a> {
 }
 
 impl PayloadFacts<'_> {
-    /// The payload.
+    /// How the payload comes about.
     ///
     /// # Errors
     /// What the request asks for cannot be said to this candidate.
-    pub(crate) fn payload(&self) -> Result<Payload, TranslateError> {
+    pub(crate) fn plan(&self) -> Result<PayloadPlan, TranslateError> {
         // The estimate of tokens that other providers get is none of theirs: see `trip`.
         let caller = self.endpoint.api().dialect().filter(|_| self.endpoint != Endpoint::CountTokens);
         let kind = &*self.upstream.kind;
         let model = self.candidate.upstream_model(self.picture);
         let Some(caller) = caller else {
             return if self.candidate.native {
-                Ok(self.own(self.body, self.skim))
+                Ok(PayloadPlan::Made(self.own(self.body, self.skim)))
             } else {
                 Err(self.unfit())
             };
@@ -68,7 +141,7 @@ impl PayloadFacts<'_> {
                 Some(dialect) => dialect,
                 None => return Err(self.unfit()),
             };
-            return self.translated(caller, dialect);
+            return Ok(self.translation(caller, dialect));
         }
         let dialect = match caller {
             CallerDialect::Chat if kind == "azure-openai" => UpstreamDialect::Azure,
@@ -81,17 +154,17 @@ impl PayloadFacts<'_> {
             && memchr::memmem::find(self.body, b"\"tools\"").is_some()
             && must_translate(caller, dialect, &defaults(dialect, kind, model), self.body)
         {
-            return self.translated(caller, dialect);
+            return Ok(self.translation(caller, dialect));
         }
         match scrub(dialect, model, self.body) {
-            None => Ok(self.own(self.body, self.skim)),
+            None => Ok(PayloadPlan::Made(self.own(self.body, self.skim))),
             Some(clean) => {
                 let clean = Bytes::from(clean);
                 let skim = Skim::of(&clean).map_err(|error| TranslateError::Invalid {
                     param: "messages".to_owned(),
                     message: error.to_string(),
                 })?;
-                Ok(self.own(&clean, &skim))
+                Ok(PayloadPlan::Made(self.own(&clean, &skim)))
             }
         }
     }
@@ -104,7 +177,7 @@ impl PayloadFacts<'_> {
         }
     }
 
-    fn translated(&self, caller: CallerDialect, dialect: UpstreamDialect) -> Result<Payload, TranslateError> {
+    fn translation(&self, caller: CallerDialect, upstream: UpstreamDialect) -> PayloadPlan {
         let model = self.candidate.upstream_model(self.picture);
         let shown =
             self.ask.asked.as_deref().map_or_else(|| self.candidate.full(self.picture), str::to_owned);
@@ -119,7 +192,7 @@ impl PayloadFacts<'_> {
         let options = TranslateOptions {
             model: model.to_owned(),
             shown_model: shown,
-            capabilities: defaults(dialect, &self.upstream.kind, model),
+            capabilities: defaults(upstream, &self.upstream.kind, model),
             id: self.id.simple().to_string(),
             now: u64::try_from(self.unix).unwrap_or(0),
             api_version: version.map(|(_, version)| version.into_owned()),
@@ -128,13 +201,11 @@ impl PayloadFacts<'_> {
             ..TranslateOptions::default()
         };
         let edits = self.edits(self.skim);
-        let translated = match edits.is_empty() {
-            true => translate_request(caller, dialect, self.body, &options),
-            false => {
-                translate_request(caller, dialect, &splice(self.body, self.skim, &edits).concat(), &options)
-            }
+        let body = match edits.is_empty() {
+            true => self.body.clone(),
+            false => splice(self.body, self.skim, &edits).concat().into(),
         };
-        translated.map(Box::new).map(Payload::Translated)
+        PayloadPlan::Translate(Box::new(Translation { caller, upstream, body, options }))
     }
 
     /// The caller's body for a provider that speaks the same.

@@ -135,7 +135,11 @@ impl Trip {
                 id: self.account.id(),
                 unix: self.edge.unix(),
             };
-            let payload = match made.payload() {
+            let payload = match made.plan() {
+                Ok(plan) => plan.make().await,
+                Err(error) => Err(error),
+            };
+            let payload = match payload {
                 Ok(payload) => payload,
                 Err(error) => {
                     refusal.get_or_insert(ShownRefusal(unfit(&error)));

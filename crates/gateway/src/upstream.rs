@@ -22,14 +22,13 @@ use tokio::time::{Instant, timeout_at};
 use net::pool::{BodySlices, ConnectPhase, Pool, PoolOrigin, PooledAnswer, SendError};
 use provider::dialect::{
     FailureClass, PathRoot, StreamTranslator, TranslateSession, UpstreamFailure, read_failure,
-    translate_response,
 };
 
 use crate::ask::Ask;
 use crate::course::{AttemptDeadlines, AttemptOutcome, Clock};
 use crate::decide::RouteCandidate;
 use crate::error::GatewayError;
-use crate::payload::Payload;
+use crate::payload::{Payload, translated_answer};
 use crate::picture::{Api, Picture, Upstream};
 use crate::reading::AnswerReading;
 use crate::serve::tick;
@@ -416,7 +415,7 @@ impl AttemptContext<'_> {
             Ok(body) => body,
             Err(outcome) => return Attempted::failed(outcome),
         };
-        match translate_response(session, &body) {
+        match translated_answer(session, body).await {
             Ok(answer) => {
                 let body = Bytes::from(answer.body);
                 let reading = AnswerReading::plain(self.endpoint.shape(), &body, Some(answer.usage));

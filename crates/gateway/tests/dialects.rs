@@ -289,6 +289,30 @@ async fn callers_of_each_dialect_get_answers_and_calls_of_providers_of_others() 
     }
 }
 
+/// Bodies from 256 KiB are translated on another thread: what arrives is the same.
+#[tokio::test]
+async fn large_bodies_are_translated_whole_in_both_directions() {
+    let words = "All work and no play. ".repeat(60_000);
+    let answer = serde_json::json!({
+        "id": "msg_1", "type": "message", "role": "assistant", "model": "m", "stop_reason": "end_turn",
+        "content": [{"type": "text", "text": words}], "usage": {"input_tokens": 7, "output_tokens": 2}
+    });
+    let a = Liar::start(vec![status("200 OK", &answer.to_string())]).await;
+    let stage =
+        Stage::start_with(&[("a", &a)], |input| become_kind(&mut input.providers[0], "anthropic")).await;
+    let body = serde_json::json!({"model": "m", "messages": [{"role": "user", "content": words}]});
+    let seen = stage.ask(&request("/v1/chat/completions", &body.to_string())).await;
+    assert_eq!(seen.status, 200);
+    let json: Value = serde_json::from_str(&seen.body).expect("JSON");
+    assert!(json["choices"][0]["message"]["content"] == *words);
+    let asked = a.requests().pop().expect("one");
+    let (_, asked) = asked.split_once("\r\n\r\n").expect("a body");
+    let asked: Value = serde_json::from_str(asked).expect("JSON");
+    assert!(asked["messages"][0]["content"][0]["text"] == *words);
+    let row = stage.only_row().await;
+    assert_eq!((row.input, row.output, row.source), (7, 2, "reported"));
+}
+
 #[tokio::test]
 async fn a_fallback_to_another_dialect_is_seen_by_nothing_but_the_headers() {
     for caller in CALLERS {

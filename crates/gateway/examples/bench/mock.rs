@@ -1,6 +1,6 @@
 //! The provider of the benchmark: as little work per request as a provider can do, so that the relays are measured.
 //! The model's name says what it answers: `plain`, `stream` (23 events, apart by a gap), `idle` (one word, then
-//! nothing).
+//! nothing). Below `/claude` it is a stream of the same words in Anthropic's Messages.
 
 use std::time::Duration;
 
@@ -46,7 +46,9 @@ async fn connection(mut socket: TcpStream) -> std::io::Result<()> {
             filled += n;
         }
         let start = &buffer[head..filled.min(head + 256)];
-        let mode = if memchr::memmem::find(start, b"\"stream-").is_some() {
+        let mode = if buffer.starts_with(b"POST /claude/") {
+            3
+        } else if memchr::memmem::find(start, b"\"stream-").is_some() {
             1
         } else if memchr::memmem::find(start, b"\"idle-").is_some() {
             2
@@ -64,13 +66,14 @@ async fn connection(mut socket: TcpStream) -> std::io::Result<()> {
         }
         match mode {
             0 => socket.write_all(&plain).await?,
-            1 => {
+            1 | 3 => {
                 socket.write_all(STREAM_HEAD).await?;
-                for event in 0..23 {
-                    if event > 1 {
+                for number in 0..23 {
+                    if number > 1 {
                         tokio::time::sleep(GAP).await;
                     }
-                    socket.write_all(&self::event(event)).await?;
+                    let event = if mode == 1 { event(number) } else { claude_event(number) };
+                    socket.write_all(&event).await?;
                 }
                 socket.write_all(b"0\r\n\r\n").await?;
             }
@@ -108,6 +111,36 @@ fn event(number: usize) -> Vec<u8> {
         ),
     };
     let data = format!("data: {data}\n\n");
+    format!("{:x}\r\n{data}\r\n", data.len()).into_bytes()
+}
+
+/// The same in Anthropic's form: the first two events begin, the last three end.
+fn claude_event(number: usize) -> Vec<u8> {
+    let (name, data) = match number {
+        0 => (
+            "message_start",
+            r#"{"type":"message_start","message":{"id":"msg_1234567890","type":"message","role":"assistant","model":"m","content":[],"stop_reason":null,"stop_sequence":null,"usage":{"input_tokens":250,"cache_creation_input_tokens":0,"cache_read_input_tokens":0,"output_tokens":1}}}"#
+                .to_owned(),
+        ),
+        1 => (
+            "content_block_start",
+            r#"{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}"#.to_owned(),
+        ),
+        20 => ("content_block_stop", r#"{"type":"content_block_stop","index":0}"#.to_owned()),
+        21 => (
+            "message_delta",
+            r#"{"type":"message_delta","delta":{"stop_reason":"end_turn","stop_sequence":null},"usage":{"output_tokens":19}}"#
+                .to_owned(),
+        ),
+        22 => ("message_stop", r#"{"type":"message_stop"}"#.to_owned()),
+        _ => (
+            "content_block_delta",
+            format!(
+                r#"{{"type":"content_block_delta","index":0,"delta":{{"type":"text_delta","text":" word{number}"}}}}"#
+            ),
+        ),
+    };
+    let data = format!("event: {name}\ndata: {data}\n\n");
     format!("{:x}\r\n{data}\r\n", data.len()).into_bytes()
 }
 

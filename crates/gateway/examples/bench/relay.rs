@@ -64,7 +64,8 @@ impl LedgerEntry for Nothing {
     }
 }
 
-/// One provider with the models of the mock, one consumer with limits, a cell of three models.
+/// One provider with the models of the mock, and one that speaks another dialect; one consumer with limits, a cell of
+/// three models.
 fn picture(upstream: u16) -> Picture {
     let names = ["plain-model", "stream-model", "idle-model"];
     let models: Vec<OfferInput> = (1u128..)
@@ -96,7 +97,7 @@ fn picture(upstream: u16) -> Picture {
         consumers: vec![ConsumerInput {
             name: "web".into(),
             keys: vec![KeyHashInput { sha256: hash, expires: None }],
-            models: vec!["mock/*".into(), "eco".into()],
+            models: vec!["mock/*".into(), "claude/*".into(), "eco".into()],
             limits: LimitSpec {
                 requests_per_minute: Some(100_000_000),
                 tokens_per_minute: Some(100_000_000_000),
@@ -105,22 +106,44 @@ fn picture(upstream: u16) -> Picture {
             },
             ..ConsumerInput::default()
         }],
-        providers: vec![UpstreamInput {
-            id: Uuid::from_u128(9),
-            name: "mock".into(),
-            kind: "openai-compatible".into(),
-            base_url: format!("http://127.0.0.1:{upstream}/v1"),
-            key_token: Some("token".into()),
-            apis: ApiSet::default().with(Api::Chat),
-            models,
-            ..UpstreamInput::default()
-        }],
+        providers: vec![
+            other_dialect(upstream),
+            UpstreamInput {
+                id: Uuid::from_u128(9),
+                name: "mock".into(),
+                kind: "openai-compatible".into(),
+                base_url: format!("http://127.0.0.1:{upstream}/v1"),
+                key_token: Some("token".into()),
+                apis: ApiSet::default().with(Api::Chat),
+                models,
+                ..UpstreamInput::default()
+            },
+        ],
         ..PictureInput::default()
     };
     let (picture, problems) =
         Picture::build(&input, |_| Some(Zeroizing::new(b"key-of-the-mock-provider".to_vec())));
     assert!(problems.is_empty(), "{problems:?}");
     picture
+}
+
+/// The mock as it speaks Messages: what callers of chat get from it is translated.
+fn other_dialect(upstream: u16) -> UpstreamInput {
+    UpstreamInput {
+        id: Uuid::from_u128(10),
+        name: "claude".into(),
+        kind: "anthropic".into(),
+        base_url: format!("http://127.0.0.1:{upstream}/claude"),
+        key_token: Some("token".into()),
+        apis: ApiSet::default().with(Api::Messages),
+        translated: ApiSet::default().with(Api::Chat),
+        models: vec![OfferInput {
+            id: Uuid::from_u128(11),
+            name: "translated-model".into(),
+            ..OfferInput::default()
+        }],
+        ..UpstreamInput::default()
+    }
 }
 
 pub async fn run(listener: tokio::net::TcpListener, upstream: u16, directory: std::path::PathBuf) {

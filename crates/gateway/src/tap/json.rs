@@ -223,7 +223,12 @@ impl Key {
                 _ => Self::Other,
             },
             14 if word == b"cache_creation" => Self::CacheCreation,
-            15 if word == b"sequence_number" => Self::Sequence,
+            15 => match word {
+                b"sequence_number" => Self::Sequence,
+                // Anthropic's word for the share of reasoning.
+                b"thinking_tokens" => Self::Reasoning,
+                _ => Self::Other,
+            },
             16 if word == b"reasoning_tokens" => Self::Reasoning,
             17 => match word {
                 b"reasoning_content" | b"reasoning_details" => Self::Said,

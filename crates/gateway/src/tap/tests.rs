@@ -202,7 +202,7 @@ event: content_block_stop
 data: {"type":"content_block_stop","index":0}
 
 event: message_delta
-data: {"type":"message_delta","delta":{"stop_reason":"max_tokens","stop_sequence":null},"usage":{"output_tokens":15}}
+data: {"type":"message_delta","delta":{"stop_reason":"max_tokens","stop_sequence":null},"usage":{"output_tokens":15,"output_tokens_details":{"thinking_tokens":4}}}
 
 event: message_stop
 data: {"type":"message_stop"}
@@ -218,6 +218,7 @@ data: {"type":"message_stop"}
             cache_write: Some(7),
             cache_write_5m: Some(5),
             cache_write_1h: Some(2),
+            reasoning: Some(4),
             ..TapUsage::default()
         }
     );

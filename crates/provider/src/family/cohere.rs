@@ -39,6 +39,8 @@ pub(super) const FAMILY: Family = Family {
     },
     serving: ChatServing {
         dialects: &[("", UpstreamDialect::Cohere)],
+        // Its compatible chat leaves out the tool plan, blocks of reasoning and cached tokens: `/v2/chat` says more.
+        apis: &["embeddings"],
         root: CompletionsRoot::BelowHost("/compatibility/v1"),
         ..SERVES_CHAT
     },

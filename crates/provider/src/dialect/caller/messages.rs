@@ -314,6 +314,10 @@ fn usage(usage: &TokenParts) -> Value {
         .with("cache_read_input_tokens", usage.cache_read)
         .maybe("cache_creation", (usage.cache_write > 0).then_some(Value::from(written)))
         .with("output_tokens", usage.output)
+        .maybe(
+            "output_tokens_details",
+            (usage.reasoning > 0).then(|| Obj::new().with("thinking_tokens", usage.reasoning)),
+        )
         .into()
 }
 

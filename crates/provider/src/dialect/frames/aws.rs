@@ -152,27 +152,7 @@ pub fn write_frame(headers: &[(&str, &str)], payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The reflected polynomial of IEEE 802.3.
-const POLYNOMIAL: u32 = 0xedb8_8320;
-
-const TABLE: [u32; 256] = {
-    let mut table = [0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let mut rest = byte as u32;
-        let mut bit = 0;
-        while bit < 8 {
-            rest = if rest & 1 == 1 { (rest >> 1) ^ POLYNOMIAL } else { rest >> 1 };
-            bit += 1;
-        }
-        table[byte] = rest;
-        byte += 1;
-    }
-    table
-};
-
 /// CRC-32 (IEEE) of the bytes.
 pub fn crc32(bytes: &[u8]) -> u32 {
-    // The index is one byte and the table has 256 entries.
-    !bytes.iter().fold(!0, |sum, byte| (sum >> 8) ^ TABLE[usize::from((sum as u8) ^ byte)])
+    crc32fast::hash(bytes)
 }
