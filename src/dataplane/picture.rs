@@ -40,7 +40,7 @@ pub struct GatewayObjectText {
 const PROVIDER_FIELDS: [&str; 7] =
     ["apis", "local", "unlisted_models", "max_in_flight", "clocks", "headers", "drain"];
 /// Fields of a model that a manifest may set for the gateway.
-const MODEL_FIELDS: [&str; 2] = ["upstream_name", "max_output_tokens"];
+const MODEL_FIELDS: [&str; 3] = ["upstream_name", "max_output_tokens", "takes"];
 
 /// What a picture is made of. Without a keyring nothing was applied yet, and there is no key. `now`: Unix seconds.
 pub fn picture_input(

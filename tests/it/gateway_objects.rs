@@ -71,6 +71,7 @@ async fn a_gateway_reads_from_the_database_what_manifests_declare() {
 
     let offer: OfferInput = read(&rows, ObjectKind::Model, "ollama-cloud/llama2-7b");
     assert_eq!((offer.upstream_name.as_deref(), offer.max_output_tokens), (Some("llama2:7b"), Some(4096)));
+    assert_eq!(Value::from(offer.takes.clone()), json!({ "temperature": false, "efforts": ["low"] }));
     let prices = PriceInput {
         input: Some(1_000_000_000),
         output: Some(2_000_000_000),

@@ -7,7 +7,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use serde::{Serialize, Serializer, ser::SerializeMap};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use provider::words;
 
@@ -131,6 +131,9 @@ pub struct OfferSettings {
     /// Tokens.
     pub max_output_tokens: Option<u32>,
     pub prices: OfferPrices,
+    /// What the model takes, where it differs from what is known of it: fields of
+    /// [`provider::dialect::ModelCapabilities`].
+    pub takes: Map<String, Value>,
 }
 
 impl OfferSettings {
@@ -139,6 +142,7 @@ impl OfferSettings {
         let fits = |price: Option<TokenPrice>| price.is_none_or(|it| it.units() % COLUMN_STEP == 0);
         self.upstream_name.is_none()
             && self.max_output_tokens.is_none()
+            && self.takes.is_empty()
             && self.prices.cached_input.is_none()
             && self.prices.cache_write.is_none()
             && fits(self.prices.input)
@@ -182,10 +186,13 @@ impl Serialize for OfferSettings {
         if let Some(most) = self.max_output_tokens {
             map.serialize_entry("max_output_tokens", &most)?;
         }
+        if !self.takes.is_empty() {
+            map.serialize_entry("takes", &self.takes)?;
+        }
         if self.prices.named().next().is_some() {
-            let units: serde_json::Map<String, Value> =
+            let units: Map<String, Value> =
                 self.prices.named().map(|(name, price)| (name.into(), price.units().into())).collect();
-            let texts: serde_json::Map<String, Value> =
+            let texts: Map<String, Value> =
                 self.prices.named().map(|(name, price)| (name.into(), price.to_string().into())).collect();
             map.serialize_entry("prices", &units)?;
             map.serialize_entry("prices_usd", &texts)?;

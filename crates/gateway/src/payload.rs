@@ -6,9 +6,9 @@
 
 use bytes::Bytes;
 use provider::dialect::{
-    CallerDialect, FailureClass, TranslateError, TranslateOptions, TranslateSession, TranslatedRequest,
-    TranslatedResponse, UpstreamDialect, UpstreamFailure, defaults, must_translate, scrub, translate_request,
-    translate_response,
+    CallerDialect, FailureClass, ModelCapabilities, TranslateError, TranslateOptions, TranslateSession,
+    TranslatedRequest, TranslatedResponse, UpstreamDialect, UpstreamFailure, defaults, must_translate, scrub,
+    translate_request, translate_response,
 };
 use uuid::Uuid;
 
@@ -152,7 +152,7 @@ impl PayloadFacts<'_> {
         // Only tools can make it so; what a model takes is looked up for those alone.
         if dialect == UpstreamDialect::Chat
             && memchr::memmem::find(self.body, b"\"tools\"").is_some()
-            && must_translate(caller, dialect, &defaults(dialect, kind, model), self.body)
+            && must_translate(caller, dialect, &self.capabilities(dialect), self.body)
         {
             return Ok(self.translation(caller, dialect));
         }
@@ -166,6 +166,15 @@ impl PayloadFacts<'_> {
                 })?;
                 Ok(PayloadPlan::Made(self.own(&clean, &skim)))
             }
+        }
+    }
+
+    /// What the model takes: what is known of it, and what its manifest says otherwise.
+    fn capabilities(&self, upstream: UpstreamDialect) -> ModelCapabilities {
+        let known = defaults(upstream, &self.upstream.kind, self.candidate.upstream_model(self.picture));
+        match self.candidate.offer_in(self.picture) {
+            Some(offer) if !offer.takes.is_empty() => known.with(&offer.takes),
+            _ => known,
         }
     }
 
@@ -192,7 +201,7 @@ impl PayloadFacts<'_> {
         let options = TranslateOptions {
             model: model.to_owned(),
             shown_model: shown,
-            capabilities: defaults(upstream, &self.upstream.kind, model),
+            capabilities: self.capabilities(upstream),
             id: self.id.simple().to_string(),
             now: u64::try_from(self.unix).unwrap_or(0),
             api_version: version.map(|(_, version)| version.into_owned()),

@@ -13,6 +13,7 @@ use catalog::price::{LongContextRates, TokenPrice, TokenPrices, TokenRates};
 use hyper::header::{HeaderName, HeaderValue};
 use provider::{dialect::CallerDialect, words};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use url::Url;
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -299,6 +300,8 @@ pub struct OfferInput {
     pub display_name: Option<String>,
     pub context_length: Option<u64>,
     pub max_output_tokens: Option<u64>,
+    /// What the model takes, where it differs from the defaults: fields of `provider::dialect::ModelCapabilities`.
+    pub takes: Map<String, Value>,
     pub prices: PriceInput,
     pub enabled: bool,
     /// Unix seconds, for lists of models.
@@ -314,6 +317,7 @@ impl Default for OfferInput {
             display_name: None,
             context_length: None,
             max_output_tokens: None,
+            takes: Map::new(),
             prices: PriceInput::default(),
             enabled: true,
             created_at: 0,
@@ -521,6 +525,8 @@ pub struct Offer {
     pub display_name: Option<Box<str>>,
     pub context_length: Option<u64>,
     pub max_output_tokens: Option<u64>,
+    /// See [`OfferInput::takes`].
+    pub takes: Map<String, Value>,
     pub prices: TokenPrices,
     pub enabled: bool,
     pub created_at: i64,
@@ -713,6 +719,7 @@ impl Picture {
                 display_name: model.display_name.as_deref().map(Into::into),
                 context_length: model.context_length.filter(|length| *length > 0),
                 max_output_tokens: model.max_output_tokens.filter(|most| *most > 0),
+                takes: model.takes.clone(),
                 prices: model.prices.prices(),
                 enabled: model.enabled,
                 created_at: model.created_at,

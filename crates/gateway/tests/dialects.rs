@@ -486,6 +486,26 @@ async fn hints_that_are_dropped_are_counted_by_known_names() {
 }
 
 #[tokio::test]
+async fn a_manifest_says_what_a_model_takes() {
+    let body = r#"{"model":"m","seed":1,"messages":[{"role":"user","content":"hi"}],"tools":[{"type":"function","function":{"name":"f"}}]}"#;
+    let takes =
+        |fields: &str| -> serde_json::Map<String, Value> { serde_json::from_str(fields).expect("JSON") };
+    let a = Liar::start(plain_answer("cohere")).await;
+    let stage = Stage::start_with(&[("a", &a)], |input| {
+        become_kind(&mut input.providers[0], "cohere");
+        input.providers[0].models[0].takes = takes(r#"{"seed":false}"#);
+    })
+    .await;
+    assert_eq!(stage.ask(&request("/v1/chat/completions", body)).await.status, 200);
+    let asked = a.requests().pop().expect("one");
+    assert!(asked.contains(r#""tools":"#) && !asked.contains("seed"), "{asked}");
+    stage.reload_with(|input| input.providers[0].models[0].takes = takes(r#"{"tools":false}"#));
+    let seen = stage.ask(&request("/v1/chat/completions", body)).await;
+    let json: Value = serde_json::from_str(&seen.body).expect("JSON");
+    assert_eq!((seen.status, &json["error"]["param"]), (400, &"tools".into()), "{seen:?}");
+}
+
+#[tokio::test]
 async fn tokens_are_counted_by_who_can_and_estimated_else() {
     let body = r#"{"model":"m","messages":[{"role":"user","content":"hi there"}]}"#;
     let asking = request("/v1/messages/count_tokens", body);

@@ -6,6 +6,7 @@
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
+use provider::dialect::ModelCapabilities;
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -20,7 +21,7 @@ use super::{
     values::{MAX_NAME, REVOKE, shorten},
 };
 use crate::{
-    model::{Origin, PowerLevel},
+    model::{JsonMap, Origin, PowerLevel},
     price::{Money, TokenPrice},
     serving::{
         Allowance, Consumer, ConsumerKey, GatewayObject, LevelSettings, ObjectBody, OfferPrices,
@@ -542,6 +543,7 @@ impl<'a> ManifestReader<'a> {
         OfferSettings {
             upstream_name,
             max_output_tokens: self.whole(table, "max_output_tokens", 1, i64::from(i32::MAX)),
+            takes: self.takes(table),
             prices: OfferPrices {
                 input: exact("cost_per_1m_input_tokens"),
                 output: exact("cost_per_1m_output_tokens"),
@@ -553,6 +555,24 @@ impl<'a> ManifestReader<'a> {
                     .and_then(|_| exact("cost_per_1m_cache_write_tokens")),
             },
         }
+    }
+
+    /// What the model takes, field by field.
+    fn takes(&mut self, table: &DeTable<'a>) -> JsonMap {
+        let Some(fields) = self.table(table, "takes") else { return JsonMap::new() };
+        self.unknown(fields, ModelCapabilities::FIELDS, "`takes`");
+        let map = self.json_table(fields, 1);
+        for (name, item) in fields {
+            let known = ModelCapabilities::FIELDS.contains(&&**name.get_ref());
+            if let Some(value) = map.get(&**name.get_ref()).filter(|_| known)
+                && let Err(error) = ModelCapabilities::check(name.get_ref(), value)
+                // A key in it is reported as one, and not repeated.
+                && keyshape::find(&error).is_none()
+            {
+                self.error("takes", item.span(), format!("`{}`: {}", name.get_ref(), shorten(&error)));
+            }
+        }
+        map
     }
 
     // ------------------------------------------------------------------------------------ values

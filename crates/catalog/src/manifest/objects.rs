@@ -53,6 +53,7 @@ pub(super) const MODEL: &[&str] = &[
     "cost_per_1m_cache_write_tokens",
     "upstream_name",
     "max_output_tokens",
+    "takes",
     "enabled",
     "metadata",
 ];

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 
-use provider::ProviderType;
+use provider::{ProviderType, dialect::ModelCapabilities};
 
 use crate::{
     model::{KeySource, PowerLevel},
@@ -147,6 +147,8 @@ struct Model {
     /// Tokens of one answer.
     #[schemars(range(min = 1))]
     max_output_tokens: Option<i32>,
+    /// What the model takes, where it differs from what providerd knows of it.
+    takes: Option<ModelCapabilities>,
     /// Whether it may be used. Undeclared, it starts enabled and is the operators' to change.
     enabled: Option<bool>,
     /// Free form; each key is merged into the `metadata` column.

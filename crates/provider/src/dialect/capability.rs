@@ -3,13 +3,15 @@
 //! Not its job: looking anything up. Invariant: adapters ask this table and no model's name; what a family's wire
 //! cannot carry at all is the adapter's own knowledge.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::{inner::EffortLevel, target::UpstreamDialect};
 use crate::{ProviderType, family::family};
 
 /// How a model wants to be asked for reasoning.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReasoningForm {
     /// It has none, or no switch: wishes are dropped.
@@ -32,7 +34,7 @@ pub enum ReasoningForm {
 }
 
 /// Structured output that a model can give.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum StructuredForm {
     /// None: refused.
@@ -45,7 +47,7 @@ pub enum StructuredForm {
 }
 
 /// The role of instructions on chat wires.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum InstructionRole {
     /// `system`.
@@ -56,7 +58,7 @@ pub enum InstructionRole {
 }
 
 /// Which earlier reasoning a model wants back.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReasoningReplay {
     /// None.
@@ -69,7 +71,7 @@ pub enum ReasoningReplay {
 }
 
 /// What one model takes. A manifest overrides single fields.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelCapabilities {
     /// `temperature` is taken.
@@ -398,6 +400,59 @@ fn chat(caps: &mut ModelCapabilities, upstream: UpstreamDialect, provider: &str,
 }
 
 impl ModelCapabilities {
+    /// The fields, as a manifest names them.
+    pub const FIELDS: &[&str] = &[
+        "temperature",
+        "temperature_max",
+        "top_p",
+        "top_k",
+        "seed",
+        "penalties",
+        "stop",
+        "sampling_without_reasoning",
+        "tools",
+        "forced_tools",
+        "forced_tools_with_reasoning",
+        "tool_choice",
+        "parallel_tools",
+        "strict_tools",
+        "structured",
+        "structured_streams",
+        "reasoning",
+        "efforts",
+        "replay",
+        "instructions",
+        "images",
+        "image_urls",
+        "documents",
+        "audio",
+        "plain_content",
+        "max_completion_tokens",
+        "output_cap",
+        "cache_marks",
+        "stream_usage",
+        "tools_need_responses",
+        "openai_extras",
+        "renames",
+    ];
+
+    /// Whether a field may have this value.
+    ///
+    /// # Errors
+    /// What it must be, in words.
+    pub fn check(field: &str, value: &Value) -> Result<(), String> {
+        let one: Map<String, Value> = [(field.to_owned(), value.clone())].into_iter().collect();
+        serde_json::from_value::<Self>(one.into()).map(drop).map_err(|error| error.to_string())
+    }
+
+    /// The same with the fields that a manifest overrides. What [`Self::check`] refuses changes nothing.
+    #[must_use]
+    pub fn with(self, fields: &Map<String, Value>) -> Self {
+        let Ok(Value::Object(mut whole)) = serde_json::to_value(&self) else { return self };
+        whole.extend(fields.iter().map(|(field, value)| (field.clone(), value.clone())));
+        serde_json::from_value(whole.into()).unwrap_or(self)
+    }
+
     /// The nearest word of effort that the model takes; below its least it is the least, and `none` is never made of
     /// another word.
     pub fn effort(&self, wish: EffortLevel) -> Option<EffortLevel> {

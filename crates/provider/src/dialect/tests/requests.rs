@@ -1,6 +1,7 @@
 //! Requests: where each thing goes, what is refused by name, what is dropped by name.
 
 use super::*;
+use std::collections::BTreeSet;
 
 const CHAT: CallerDialect = CallerDialect::Chat;
 const MESSAGES: CallerDialect = CallerDialect::Messages;
@@ -642,4 +643,28 @@ fn spoil(value: &mut Value, left: &mut usize, kind: usize) {
         Value::Object(object) => object.values_mut().for_each(|item| spoil(item, left, kind)),
         _ => {}
     }
+}
+
+#[test]
+fn a_manifest_overrides_what_a_model_takes_field_by_field() {
+    let fields = serde_json::to_value(ModelCapabilities::default()).unwrap();
+    let names: BTreeSet<&str> = fields.as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(names, ModelCapabilities::FIELDS.iter().copied().collect());
+    let base = defaults(UpstreamDialect::Anthropic, "anthropic", "claude-sonnet-4-5");
+    let own = json!({"temperature": false, "efforts": ["low"], "output_cap": 9, "renames": {"a": "b"}});
+    let with = base.clone().with(own.as_object().unwrap());
+    let expected = ModelCapabilities {
+        temperature: false,
+        efforts: vec![EffortLevel::Low],
+        output_cap: Some(9),
+        renames: [("a".to_owned(), "b".to_owned())].into(),
+        ..base.clone()
+    };
+    assert_eq!(with, expected);
+    for (field, value) in [("temperature", json!("no")), ("efforts", json!(["much"])), ("warmth", json!(1))] {
+        assert!(ModelCapabilities::check(field, &value).is_err(), "{field}");
+        let spoilt = json!({field: value});
+        assert_eq!(base.clone().with(spoilt.as_object().unwrap()), base);
+    }
+    assert_eq!(ModelCapabilities::check("reasoning", &json!("adaptive")), Ok(()));
 }
