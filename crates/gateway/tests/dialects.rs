@@ -485,6 +485,24 @@ async fn hints_that_are_dropped_are_counted_by_known_names() {
     assert!(!metrics.contains("x_own"), "{metrics}");
 }
 
+/// The official clients ask for base64 and decode what comes as such (mem0ai/mem0#4057, api7/aisix#393).
+#[tokio::test]
+async fn embeddings_pass_as_they_are_in_both_directions() {
+    let answer = r#"{"object":"list","data":[{"object":"embedding","index":0,"embedding":"AACAPgAAAL8="}],"model":"m","usage":{"prompt_tokens":3,"total_tokens":3}}"#;
+    let a = Liar::start(vec![status("200 OK", answer)]).await;
+    let stage = Stage::start_with(&[("a", &a)], |input| {
+        input.providers[0].apis = ApiSet::default().with(Api::Embeddings);
+    })
+    .await;
+    let body = r#"{"model":"m","input":["a",[1,2]],"encoding_format":"base64","dimensions":2}"#;
+    let seen = stage.ask(&request("/v1/embeddings", body)).await;
+    assert_eq!((seen.status, &*seen.body), (200, answer));
+    let asked = a.requests().pop().expect("one");
+    assert!(asked.ends_with(body), "{asked}");
+    let row = stage.only_row().await;
+    assert_eq!((row.input, row.output, row.source), (3, 0, "reported"));
+}
+
 #[tokio::test]
 async fn a_manifest_says_what_a_model_takes() {
     let body = r#"{"model":"m","seed":1,"messages":[{"role":"user","content":"hi"}],"tools":[{"type":"function","function":{"name":"f"}}]}"#;

@@ -4,6 +4,7 @@ mod errors;
 mod figures;
 mod matrix;
 mod readers;
+mod request_trips;
 mod requests;
 mod round_trips;
 mod streams;

@@ -86,7 +86,6 @@ fn answer() -> impl Strategy<Value = InnerResponse> {
 fn normal(caller: CallerDialect, mut answer: InnerResponse) -> InnerResponse {
     match caller {
         CallerDialect::Messages => {
-            answer.usage.reasoning = 0;
             for block in &mut answer.blocks {
                 if let ContentBlock::Refusal(text) = block {
                     *block = ContentBlock::text(text.as_str());

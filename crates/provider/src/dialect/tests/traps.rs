@@ -1,6 +1,13 @@
-//! Each trap that users of other gateways reported (gateway-protocols §13), by its number, as a case.
+//! Each trap that users of other gateways reported, by its number there, as a case with a name in [`TRAPS`]:
 //!
-//! What concerns sockets, clocks or stored rows alone is the gateway's to show and named in [`ELSEWHERE`].
+//! - 1 to 22: requests (results of tools, blank texts, fields that an upstream refuses, models that moved their tools)
+//! - 23 to 28: reasoning over turns (proofs, placeholders, fallbacks)
+//! - 29 to 52: streams (arguments, names and numbers of calls, blocks, cut characters, ends of lines, early ends)
+//! - 53 to 59: errors and fallbacks (errors inside a good status, context overflow, stalls)
+//! - 60 to 73: figures (caches counted once, cumulative figures, broken streams, estimates)
+//! - 74: embeddings
+//!
+//! What concerns sockets and clocks alone is shown by the gateway's tests, over sockets: [`ELSEWHERE`] names them.
 
 use super::*;
 
@@ -8,12 +15,15 @@ const CHAT: CallerDialect = CallerDialect::Chat;
 const MESSAGES: CallerDialect = CallerDialect::Messages;
 const RESPONSES: CallerDialect = CallerDialect::Responses;
 
-/// Traps that no translation can fall into, and where they are shown.
-const ELSEWHERE: &[(u8, &str)] = &[
-    (59, "the idle clock is the gateway's; the end it writes is `the_gateways_own_end_keeps_the_grammar`"),
-    (72, "cancelling upstream is the gateway's"),
-    (74, "embeddings pass through"),
+/// Traps that no translation can fall into: the gateway's test that shows each, and the text of its file.
+const ELSEWHERE: &[(u8, &str, &str)] = &[
+    (59, "before_content_another_provider_answers_a_stream", LIAR),
+    (72, "a_caller_who_leaves_takes_the_request_along", LIAR),
+    (74, "embeddings_pass_as_they_are_in_both_directions", DIALECTS),
 ];
+
+const DIALECTS: &str = include_str!("../../../../gateway/tests/dialects.rs");
+const LIAR: &str = include_str!("../../../../gateway/tests/liar.rs");
 
 /// A conversation with two calls at once and their results, as chat.
 fn two_calls() -> Value {
@@ -928,6 +938,9 @@ fn every_trap_has_its_case() {
         TRAPS.iter().map(|trap| trap.0).chain(ELSEWHERE.iter().map(|trap| trap.0)).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, (1..=74).collect::<Vec<u8>>());
+    for (number, test, file) in ELSEWHERE {
+        assert!(file.contains(&format!("async fn {test}()")), "{number}: there is no test {test}");
+    }
 }
 
 /// A conversation whose reasoning has a proof of every maker, in each caller's dialect.
