@@ -121,6 +121,10 @@ class Cell:
             assert isinstance(self.error, kinds) and self.said is None, f"no error: {self.error!r} {self.said!r}"
             assert rows[self.id]["success"] is False, rows[self.id]
             return "the client's error"
+        if self.wish.image == "address" and "invalid image input" in str(self.error):
+            # Nothing is translated where both sides speak the same: the provider's own refusal.
+            assert isinstance(self.error, self.caller.errors.BadRequestError), f"no BadRequestError: {self.error!r}"
+            return "refused by the provider"
         if self.error:
             raise self.error
         hints = dropped.get(self.id, [])

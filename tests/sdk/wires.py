@@ -162,7 +162,12 @@ class Azure(Chat):
 
 
 class OllamaChat(Chat):
-    """Ollama's compatible endpoint: nothing of caches and reasoning in its figures."""
+    """Ollama's compatible endpoint: images as bytes only, nothing of caches and reasoning in its figures."""
+
+    def read(self, path, headers, body):
+        asked = super().read(path, headers, body)
+        need(all(kind != "url" for kind, _ in asked.images), "invalid image input")
+        return asked
 
     def usage_of(self, answer):
         return INPUT, 0, OUTPUT, 0
