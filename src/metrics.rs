@@ -82,6 +82,9 @@ metrics! {
     prune_held: IntGauge "providerd_prune_held";
     /// Route cells whose last usable model is kept although the manifests take it away.
     route_cells_held: IntGauge "providerd_route_cells_held";
+    /// Cells of the route table (power level, user tier, task), by what can answer: working, unproven (none of their models
+    /// was seen to answer yet) or without_model.
+    route_cells: IntGaugeVec "providerd_route_cells" ["state"];
     /// Providers that the database refused in the last pass.
     refused_providers: IntGauge "providerd_refused_providers";
     /// Manifest files, by state: valid, invalid or unreadable.

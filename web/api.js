@@ -105,6 +105,11 @@ export async function post(path, body = {}) {
   return (await send(path, options, AbortSignal.timeout(3 * PATIENCE))).json();
 }
 
+// As `get`, for an answer that is text.
+export async function getText(path, { params, signal } = {}) {
+  return (await send(query(path, params), { headers: { Accept: "text/csv" } }, limited(signal))).text();
+}
+
 // All pages of a list, one after the other; `each` sees every page as it comes.
 export async function all(path, { params, signal, each, limit = 500 }) {
   let cursor = null;

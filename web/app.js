@@ -1,20 +1,24 @@
 // The frame: signing in, the bar on top, which view is shown, and the truth about the connection.
 
 import { ApiError, forget, get, onRefused, post, signedIn, useToken } from "./api.js";
-import { announce, command, h, icon, replace } from "./dom.js";
+import { announce, command, empty, h, icon, replace } from "./dom.js";
 import { clock, count, revision, tick, zone } from "./format.js";
 import { on, refreshStatus, start, state, stop } from "./store.js";
 import events from "./view-events.js";
+import explain from "./view-explain.js";
 import held from "./view-held.js";
+import models from "./view-models.js";
 import overview from "./view-overview.js";
 import provider from "./view-provider.js";
 import providers from "./view-providers.js";
 import routes from "./view-routes.js";
+import usage from "./view-usage.js";
 
 const TABS = [
   ["#/", "Overview", "overview"],
   ["#/providers", "Providers", "providers"],
   ["#/routes", "Routes", "routes"],
+  ["#/usage", "Usage", "usage"],
   ["#/events", "Events", "events"],
   ["#/held", "Held back", "held"],
 ];
@@ -23,7 +27,7 @@ const KEYS = [
   ["↑ ↓", "Move between rows; Home, End, Page up and Page down as well"],
   ["Enter", "Open the row"],
   ["Esc", "Clear the search, or go back to the list"],
-  ["1 … 5", "Overview, Providers, Routes, Events, Held back"],
+  ["1 … 6", "Overview, Providers, Routes, Usage, Events, Held back"],
   ["?", "This list"],
 ];
 
@@ -35,21 +39,36 @@ const places = new Map();
 
 // ---------------------------------------------------------------- signing in
 
+// The token that is kept for this tab, where that was asked for; nothing else is ever stored of it.
+const KEPT = "providerd-token";
+function kept(text) {
+  try {
+    if (text === undefined) return sessionStorage.getItem(KEPT);
+    if (text === null) sessionStorage.removeItem(KEPT);
+    else sessionStorage.setItem(KEPT, text);
+  } catch {
+    // Then a reload asks for it again.
+  }
+  return null;
+}
+
 function signIn(message = "") {
   stop();
   forget();
+  kept(null);
   leave?.abort();
   leave = null;
   main = frame = null;
   const note = h("p", { class: "sign-error", role: "alert" }, message);
   const input = h("input", { type: "password", id: "token", name: "token", class: "input", autocomplete: "current-password", spellcheck: "false", autocapitalize: "off", required: true, "aria-describedby": "token-help" });
+  const keep = h("input", { type: "checkbox", id: "keep", name: "keep" });
   const button = h("button", { type: "submit", class: "button primary wide" }, "Sign in");
   const form = h("form", { class: "sign-card", "aria-labelledby": "sign-title" },
     h("img", { src: "/assets/icon.svg", alt: "", width: "40", height: "40" }),
     h("h1", { id: "sign-title" }, "providerd"),
     h("p", { class: "muted" }, "Health, keys and routes of your LLM providers."),
-    h("label", { for: "token" }, "Admin token"), input, note, button,
-    h("p", { id: "token-help", class: "muted small" }, "Kept in the memory of this page only: it is gone when you reload or close it. The server knows its SHA-256 only, from server.token_sha256."));
+    h("label", { for: "token" }, "Admin token"), input, h("div", { class: "field check" }, keep, h("label", { for: "keep" }, "Keep it for this tab")), note, button,
+    h("p", { id: "token-help", class: "muted small" }, "Unless you keep it for this tab, it is gone when you reload. The server knows its SHA-256 only, from server.token_sha256. With the embedded database, the first start of providerd printed it."));
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     const text = input.value.trim();
@@ -61,6 +80,7 @@ function signIn(message = "") {
     try {
       await get("status");
       input.value = "";
+      if (keep.checked) kept(text);
       enter();
     } catch (error) {
       forget();
@@ -202,6 +222,22 @@ let shown = "";
 // The list of providers as it was last looked at, with its search and filters.
 let list = "#/providers";
 
+function viewOf([first, second, ...more]) {
+  if (first === undefined) return ["overview", overview];
+  if (!more.length) {
+    if (first === "providers") return ["providers", second ? provider : providers];
+    if (first === "routes" && (!second || second === "explain")) return ["routes", second ? explain : routes];
+    const alone = { models: ["providers", models], usage: ["usage", usage], events: ["events", events], held: ["held", held] }[first];
+    if (alone && !second) return alone;
+  }
+  return ["", nowhere];
+}
+
+function nowhere() {
+  return { title: "No such page", node: h("div", { class: "panel" }, h("h1", { tabindex: "-1", class: "sr" }, "No such page"),
+    empty("There is no such page", `Nothing is at ${location.hash}.`, h("a", { class: "button", href: "#/" }, "To the overview"))) };
+}
+
 function show(moved) {
   if (!main) return;
   const hash = location.hash || "#/";
@@ -231,8 +267,7 @@ function show(moved) {
       window.history.replaceState(null, "", to);
     },
   };
-  const [tab, make] = parts[0] === "providers" ? ["providers", parts[1] ? provider : providers]
-    : parts[0] === "routes" ? ["routes", routes] : parts[0] === "events" ? ["events", events] : parts[0] === "held" ? ["held", held] : ["overview", overview];
+  const [tab, make] = viewOf(parts);
   if (make === providers) list = hash;
   const made = make(context);
   replace(main, made.node);
@@ -278,7 +313,7 @@ function shortcut(event) {
       setTimeout(() => document.querySelector("[data-search]")?.focus());
     }
   } else if (event.key === "?") help();
-  else if (/^[1-5]$/.test(event.key)) location.hash = TABS[Number(event.key) - 1][0];
+  else if (/^[1-6]$/.test(event.key)) location.hash = TABS[Number(event.key) - 1][0];
 }
 
 window.history.scrollRestoration = "manual";
@@ -290,4 +325,9 @@ onRefused(() => {
   // During signing in the form itself says so.
   if (main && signedIn()) signIn("The token is no longer accepted. Sign in again.");
 });
-signIn();
+const known = kept();
+if (known === null) signIn();
+else {
+  useToken(known);
+  get("status").then(enter, (error) => (error.status === 401 ? signIn("The token is no longer accepted. Sign in again.") : enter()));
+}

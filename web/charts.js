@@ -150,6 +150,32 @@ export function history(buckets, { width, span }) {
     plot, table(buckets, width));
 }
 
+const OUTCOMES = { ok: ["ok", "Ok"], slow: ["slow", "Slow"], soft: ["slow", "Asked to come back later"], auth: ["ok", "Answered, refused the key"], hard: ["bad", "Failed"], local: ["none", "Our own failure, not counted"] };
+
+// The last checks one by one, the newest first as the server tells them: bars as high as they took, and a table with
+// reasons.
+export function recent(checks) {
+  const shown = [...checks].reverse();
+  const top = ceiling(Math.max(...shown.map((check) => check.took_ms), 1));
+  const paths = { ok: "", slow: "", bad: "", none: "" };
+  shown.forEach((check, at) => {
+    const [kind] = OUTCOMES[check.outcome] ?? OUTCOMES.local;
+    const y = 100 - Math.max(2, (100 * check.took_ms) / top);
+    paths[kind] += `M${at + 0.12} 100V${y.toFixed(2)}h.76V100z`;
+  });
+  const failed = shown.filter((check) => check.outcome === "hard").length;
+  const chart = s("svg", { class: "latency", viewBox: `0 0 ${Math.max(shown.length, 20)} 100`, preserveAspectRatio: "none", role: "img", "aria-label": `${count(shown.length)} checks, ${count(failed)} failed, the longest ${latency(Math.max(...shown.map((check) => check.took_ms)))}` });
+  for (const share of [0, 0.5, 1]) chart.append(s("line", { class: "rule", x1: 0, x2: Math.max(shown.length, 20), y1: 100 * share, y2: 100 * share }));
+  for (const [kind, d] of Object.entries(paths)) if (d) chart.append(s("path", { class: `bar-${kind}`, d }));
+  const at = (text) => h("time", { datetime: text, title: text }, clock(Date.parse(text), true));
+  return h("figure", { class: "history" },
+    h("figcaption", { class: "history-caption" }, h("span", {}, `The last ${count(shown.length)} checks, ${failed ? `${count(failed)} failed` : "none failed"}`)),
+    h("div", { class: "plot still" }, h("div", { class: "plot-axis", "aria-hidden": "true" }, h("span", {}, latency(top)), h("span", {}, latency(top / 2)), h("span", {}, "0")), h("div", { class: "plot-area" }, chart)),
+    h("div", { class: "scroll-box checks", tabindex: "0", role: "region", "aria-label": "Last checks" }, h("table", { class: "plain" },
+      h("thead", {}, h("tr", {}, [["At"], ["Outcome"], ["Took", 1], ["Why"]].map(([word, number]) => h("th", { scope: "col", class: number ? "num" : null }, word)))),
+      h("tbody", {}, checks.map((check) => h("tr", { class: check.outcome === "hard" ? "bad" : null }, h("th", { scope: "row" }, at(check.at)), h("td", {}, (OUTCOMES[check.outcome] ?? OUTCOMES.local)[1]), h("td", { class: "num" }, latency(check.took_ms)), h("td", { class: "reason" }, check.reason ?? "")))))));
+}
+
 function* runs(buckets) {
   let start = null;
   for (let at = 0; at <= buckets.length; at += 1) {

@@ -140,7 +140,7 @@ export async function refreshRows(signal = running?.signal) {
 // Takes what a detail answer says about one provider into its row.
 export function takeRow(detail) {
   if (!state.rows.has(detail.name)) return;
-  const { models, config, history, usage, key_preview, key_fingerprint, ...row } = detail;
+  const { models, config, history, recent_checks, usage, key_preview, key_fingerprint, ...row } = detail;
   state.rows.set(detail.name, { ...row, models: Array.isArray(models) ? models.length : models });
   tell("row", detail.name);
 }

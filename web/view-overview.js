@@ -12,22 +12,32 @@ const LATELY = 12;
 // The server names no more than this.
 const MOST = 200;
 
+// Mark, heading and text. The good mark never stands over what is not known.
 function verdict(status) {
-  const { total = 0, unhealthy = 0, degraded = 0 } = status.providers ?? {};
-  const keys = (status.keys?.failed ?? 0) + (status.keys?.missing ?? 0);
+  const { total = 0, unhealthy = 0, degraded = 0, unknown = 0, disabled = 0 } = status.providers ?? {};
+  const { failed = 0, missing = 0, pending = 0, error = 0 } = status.keys ?? {};
+  const { without_model: empty_ = 0, unproven = 0 } = status.cells ?? {};
+  const keys = failed + missing;
   if (!status.checked_at) return ["idle", "Starting", "The database has not been read yet."];
   if (!total) return ["idle", "No providers yet", "Put a manifest into the directory and it appears here."];
   const rest = [];
   if (keys) rest.push(`${plural(keys, "key")} failed`);
   if (degraded) rest.push(`${count(degraded)} degraded`);
+  if (empty_) rest.push(`${plural(empty_, "route cell")} without a working model`);
   if (status.held?.length) rest.push(`${plural(status.held.length, "change")} held back`);
   if (status.manifests?.length) rest.push(`${plural(status.manifests.length, "manifest problem")}`);
   const others = rest.join(" · ");
+  const all = total === 1 ? "The only provider" : `All ${count(total)} providers`;
   if (unhealthy) return ["bad", total === 1 ? "The only provider is down" : `${count(unhealthy)} of ${count(total)} providers ${unhealthy === 1 ? "is" : "are"} down`, others];
   if (keys) return ["bad", `${plural(keys, "key")} ${keys === 1 ? "does" : "do"} not work`, rest.slice(1).join(" · ")];
-  if (rest.length || status.attention?.length) return ["warn", total === 1 ? "The only provider answers" : `All ${count(total)} providers answer`, others || "Something still needs attention."];
-  if ((status.providers.unknown ?? 0) === total) return ["idle", `${plural(total, "provider")}, none checked yet`, "The first checks are on their way."];
-  return ["good", total === 1 ? "The only provider is well" : `All ${count(total)} providers are well`, "Nothing needs attention."];
+  const checked = total - disabled - unknown;
+  if (unknown && !checked) return ["idle", `${plural(total, "provider")}, none checked yet`, others || "The first checks are on their way."];
+  if (unknown) return [rest.length ? "warn" : "idle", `${count(checked)} of ${count(total - disabled)} checked so far`, others || "Nothing is known to need attention yet."];
+  const answers = `${all} ${total === 1 ? "answers" : "answer"}`;
+  if (rest.length || status.attention?.length) return ["warn", answers, others || "Something still needs attention."];
+  if (pending) return ["idle", answers, `${plural(pending, "key")} not proven yet.`];
+  const left = [error && `${plural(error, "key")} cannot be proven`, unproven && `no model of ${plural(unproven, "route cell")} is proven`].filter(Boolean);
+  return ["good", `${all} ${total === 1 ? "is" : "are"} well`, left.length ? `${left.join(" · ")}; nothing else needs attention.` : "Nothing needs attention."];
 }
 
 // A bar in proportion, and its legend: each part leads to the list it counts.

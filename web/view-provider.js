@@ -1,7 +1,7 @@
 // One provider: is it up, since when, which key, who changed it.
 
 import { get, post } from "./api.js";
-import { history, timeline, uptime } from "./charts.js";
+import { history, recent, timeline, uptime } from "./charts.js";
 import { announce, copyButton, empty, h, icon, problem, redraw, replace, skeleton } from "./dom.js";
 import { eventItem } from "./events-list.js";
 import { ago, count, latency, moment, plural, revision, short, since, usd, value } from "./format.js";
@@ -83,7 +83,7 @@ function usage(of_) {
     [["Calls", count(of_.calls)], ["Failures", count(of_.failures)], ["Tokens in", short(of_.prompt_tokens)], ["Tokens out", short(of_.completion_tokens)], ["Cost", usd(of_.cost_usd)]].map(([name, text]) => h("div", {}, h("dt", {}, name), h("dd", {}, text))));
 }
 
-// The two buttons, and what came of them.
+// The buttons, and what came of them.
 function actions(name, reload) {
   const result = h("p", { class: "result", role: "status" });
   const say = (tone, shape, text) => {
@@ -117,7 +117,33 @@ function actions(name, reload) {
     say("good", "check", "The daemon looks at manifests and database again.");
     reload();
   }));
-  return h("div", { class: "actions" }, result, sync, test);
+  const check = h("button", { type: "button", class: "button", "data-action": "check" }, icon("overview"), "Check now");
+  check.addEventListener("click", run(check, "Asking the daemon to check…", async () => {
+    const { triggered } = await post(`providers/${encodeURIComponent(name)}/check`);
+    if (triggered) say("good", "check", "It is being checked; the result appears here.");
+    else say("warn", "degraded", "Not checked: its checks are paused, it is disabled, or another daemon checks it.");
+    setTimeout(reload, 1500);
+  }));
+  // Pauses, or goes on with, checks and key tests: maintenance.
+  let isPaused = false;
+  const pause = h("button", { type: "button", class: "button", "data-action": "pause" });
+  const drawPause = () => replace(pause, icon(isPaused ? "play" : "pause"), isPaused ? "Resume checks" : "Pause checks");
+  drawPause();
+  pause.addEventListener("click", run(pause, isPaused ? "Resuming…" : "Pausing…", async () => {
+    await post(isPaused ? "resume" : "suspend", { provider: name, checks: true });
+    isPaused = !isPaused;
+    drawPause();
+    say("good", "check", isPaused ? "It is neither checked nor is its key tested until you resume; statuses stay as they are." : "It is checked again.");
+    reload();
+  }));
+  return {
+    node: h("div", { class: "actions" }, result, pause, sync, check, test),
+    paused(now) {
+      if (now === isPaused || pause.getAttribute("aria-disabled") === "true") return;
+      isPaused = now;
+      drawPause();
+    },
+  };
 }
 
 export default function provider({ name, list, signal }) {
@@ -129,6 +155,7 @@ export default function provider({ name, list, signal }) {
   let events = null;
   let detail = null;
   let span = "day";
+  const tools = actions(name, load);
 
   const drawUnder = (from) => {
     if (from) replace(under, [from.type, from.base_url].filter(Boolean).join(" · "));
@@ -137,7 +164,14 @@ export default function provider({ name, list, signal }) {
 
   // Parts are drawn once and filled again, so that a refresh moves neither focus nor scroll.
   const slots = Object.fromEntries(["answers", "notices", "history", "models", "key", "source", "config", "usage"].map((each) => [each, h("div", {})]));
-  const spans = { day: ["24 hours", 3_600_000, "24 h", 24], month: ["30 days", 86_400_000, "30 days", 30] };
+  // What is shown: button, width of a stretch, its name, how many, and which sums of the server it is made of.
+  const spans = {
+    recent: ["Last checks", 0, "last checks", 60, "recent_checks"],
+    six: ["6 hours", 3_600_000, "6 h", 6, "day"],
+    day: ["24 hours", 3_600_000, "24 h", 24, "day"],
+    week: ["7 days", 86_400_000, "7 days", 7, "month"],
+    month: ["30 days", 86_400_000, "30 days", 30, "month"],
+  };
   const tabs = h("div", { class: "segments", role: "group", "aria-label": "Time shown" }, Object.entries(spans).map(([each, [word]]) =>
     h("button", { type: "button", "aria-pressed": String(each === span), "data-span": each, onclick: () => {
       span = each;
@@ -159,17 +193,22 @@ export default function provider({ name, list, signal }) {
     redraw(slots[slot], make());
   };
   function drawHistory(force = false) {
-    const [, width, word, many] = spans[span];
-    const points = detail?.history?.[span] ?? [];
+    const [, width, word, many, from] = spans[span];
+    const points = (span === "recent" ? detail?.recent_checks : detail?.history?.[from]) ?? [];
     if (force) delete last.history;
     // Somebody reading figures is not interrupted.
     else if (slots.history.matches(":hover") || slots.history.contains(document.activeElement) || slots.history.querySelector("details[open]")) return;
     // Drawn again when an hour has passed, too.
+    if (span === "recent") {
+      put("history", [span, points], () => points.length ? recent(points) : empty("No check has ended yet", "The daemon that checks this provider remembers its last 60 checks; a restart forgets them."));
+      return;
+    }
     put("history", [span, points, Math.floor(Date.now() / width)], () => points.length ? history(timeline(points, width, many), { width, span: word })
       : empty("Nothing recorded in this time", "Checks are summed up within minutes; health and latency appear here then."));
   }
   function draw() {
     drawUnder(detail);
+    tools.paused(detail.checks_paused === true);
     if (body.firstChild !== shape) replace(body, shape);
     put("answers", [detail, events?.[0]?.id], () => answerFirst(detail, events));
     put("notices", [detail.state, detail.notices], () => notices(detail));
@@ -232,6 +271,6 @@ export default function provider({ name, list, signal }) {
     title: name,
     node: h("div", { class: "provider" },
       h("nav", { class: "crumbs", "aria-label": "Breadcrumb" }, h("a", { href: list, "data-back": true }, icon("back"), "Providers")),
-      h("div", { class: "head" }, h("div", {}, heading, under), actions(name, load)), body),
+      h("div", { class: "head" }, h("div", {}, heading, under), tools.node), body),
   };
 }

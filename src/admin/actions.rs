@@ -1,10 +1,10 @@
-//! `POST /api/v1/sync`, `/suspend`, `/resume`: what the commands of these names do.
+//! `POST /api/v1/sync`, `/suspend`, `/resume`: what the commands of these names do; `/providers/{name}/check`: a check now.
 //!
 //! Every call is a row of the audit trail before it acts: what cannot be recorded is not done.
 
 use axum::{
     Extension, Json,
-    extract::State,
+    extract::{Path, State, rejection::PathRejection},
     http::StatusCode,
     response::{IntoResponse as _, Response},
 };
@@ -35,7 +35,7 @@ use crate::{
 /// Characters of a reason in the audit trail.
 const MAX_REASON: usize = 500;
 
-/// That the daemon looks at everything again.
+/// Whether what was asked for was begun.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Triggered {
     pub triggered: bool,
@@ -223,6 +223,30 @@ pub(super) async fn resume(
     shared.store.resume(stopped, &format!("resumed through the API by token {}", caller.who)).await?;
     live.wake.poke("api");
     Ok(Json(SuspendedNow { suspended: false, until: None }))
+}
+
+/// Checks one provider and tests its key now, out of turn. What comes of it is in the provider's status and history.
+///
+/// Not triggered where another daemon checks it, or where its checks are paused.
+#[utoipa::path(post, path = "/api/v1/providers/{name}/check", tag = "actions",
+    params(("name" = String, Path, description = "Name of the provider")),
+    responses((status = 202, description = "It will be checked", body = Triggered),
+        (status = 404, description = "There is no such provider", body = ErrorBody), ReadErrors))]
+pub(super) async fn check(
+    State(shared): State<AdminShared>,
+    Extension(caller): Extension<Caller>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Response, ApiError> {
+    // What is not text is no name of a provider.
+    let name = name.map(|Path(name)| name).unwrap_or_default();
+    let provider = known(&shared, &name)?;
+    let checked = shared
+        .checked
+        .get()
+        .ok_or(ApiError::Unavailable("the checks are switched off, or not running yet"))?;
+    record(&shared, &caller, "check", Some(provider)).await?;
+    let triggered = checked.checks.now(provider).await;
+    Ok((StatusCode::ACCEPTED, Json(Triggered { triggered })).into_response())
 }
 
 /// Whom it concerns, and what that stops.

@@ -9,6 +9,7 @@
 
 mod actions;
 mod auth;
+mod budgets;
 mod error;
 mod event_stream;
 mod events;
@@ -183,11 +184,13 @@ fn admin() -> OpenApiRouter<AdminShared> {
         .routes(routes!(routes::explain))
         .routes(routes!(events::all))
         .routes(routes!(usage::sums))
+        .routes(routes!(budgets::all))
         .routes(routes!(keys::all))
         .routes(routes!(key_test::test))
         .routes(routes!(actions::sync))
         .routes(routes!(actions::suspend))
         .routes(routes!(actions::resume))
+        .routes(routes!(actions::check))
 }
 
 /// Serves until the supervisor stops; requests under way are finished.

@@ -52,12 +52,16 @@ const ASSETS: &[Asset] = assets! {
     "status.js": SCRIPT,
     "store.js": SCRIPT,
     "theme.js": SCRIPT,
+    "timechart.js": SCRIPT,
     "view-events.js": SCRIPT,
+    "view-explain.js": SCRIPT,
     "view-held.js": SCRIPT,
+    "view-models.js": SCRIPT,
     "view-overview.js": SCRIPT,
     "view-provider.js": SCRIPT,
     "view-providers.js": SCRIPT,
     "view-routes.js": SCRIPT,
+    "view-usage.js": SCRIPT,
 };
 
 /// The `ETag` of each asset, in their order: strong, because the bytes are what is hashed.

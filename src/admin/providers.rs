@@ -26,7 +26,7 @@ use crate::{
     },
     status::{
         ProviderEntry, Snapshot, Sort,
-        view::{Bucket, CheckHistory, Health, KeyState, Point, ProviderDetail, ProviderItem, Usage},
+        view::{Bucket, CheckItem, Health, CheckHistory, KeyState, Point, ProviderDetail, ProviderItem, Usage},
     },
     store::{Span, StoreError},
 };
@@ -123,7 +123,9 @@ pub(super) async fn one(
         completion_tokens: sums.completion_tokens,
         cost_usd: if sums.cost_usd.is_finite() { sums.cost_usd } else { 0.0 },
     });
-    let detail = detail(&snapshot, row, history.as_ref(), usage.as_ref()).ok_or(ApiError::Internal)?;
+    let recent = recent(&shared, &row.name);
+    let detail =
+        detail(&snapshot, row, history.as_ref(), &recent, usage.as_ref()).ok_or(ApiError::Internal)?;
     let text = serde_json::to_vec(&detail).map_err(|_| ApiError::Internal)?;
     let digest: String = Sha256::digest(&text).iter().take(8).map(|byte| format!("{byte:02x}")).collect();
     Ok(list::tagged(&headers, &digest, || text.into()))
@@ -134,6 +136,7 @@ fn detail(
     snapshot: &Snapshot,
     row: &ProviderEntry,
     history: Option<&CheckHistory>,
+    recent: &[CheckItem],
     usage: Option<&Usage>,
 ) -> Option<Map<String, Value>> {
     let mut detail: Map<String, Value> = serde_json::from_str(&row.item).ok()?;
@@ -146,8 +149,28 @@ fn detail(
     set("key_preview", row.key_preview.as_deref().into());
     set("key_fingerprint", row.key_fingerprint.as_deref().into());
     set("history", serde_json::to_value(history).ok()?);
+    set("recent_checks", serde_json::to_value(recent).ok()?);
     set("usage", serde_json::to_value(usage).ok()?);
     Some(detail)
+}
+
+/// The last checks of a provider that this daemon checks, the newest first.
+fn recent(shared: &AdminShared, name: &str) -> Vec<CheckItem> {
+    let Some(checked) = shared.checked.get() else { return Vec::new() };
+    let ledger = checked.checks.ledger();
+    let Some(live) = ledger.get(name) else { return Vec::new() };
+    let mut items: Vec<CheckItem> = live
+        .recent
+        .iter()
+        .map(|check| CheckItem {
+            at: check.at,
+            outcome: check.outcome,
+            took_ms: u64::try_from(check.took.as_millis()).unwrap_or(u64::MAX),
+            reason: check.reason.as_deref().map(str::to_owned),
+        })
+        .collect();
+    items.reverse();
+    items
 }
 
 /// The checks of the last day and month, with what this daemon has not written yet; `None` if there were none.

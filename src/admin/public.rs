@@ -22,6 +22,19 @@ async fn metrics(State(shared): State<AdminShared>) -> Response {
         let count = checked.in_flight.load(Ordering::Relaxed);
         shared.metrics.probes_in_flight.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
+    if let Some(snapshot) = shared.latest.borrow().as_ref() {
+        let cells = snapshot.status.cells;
+        let working = cells.total.saturating_sub(cells.without_model + cells.unproven);
+        let states =
+            [("working", working), ("unproven", cells.unproven), ("without_model", cells.without_model)];
+        for (state, count) in states {
+            shared
+                .metrics
+                .route_cells
+                .with_label_values(&[state])
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
     match shared.metrics.encode() {
         Ok(mut text) => {
             if let Some(checked) = checked {

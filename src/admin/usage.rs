@@ -1,9 +1,13 @@
 //! `GET /api/v1/usage`: sums of usage.
 
-use axum::{extract::State, response::Response};
+use axum::{
+    extract::State,
+    http::header,
+    response::{IntoResponse as _, Response},
+};
 use chrono::Utc;
 use serde::Deserialize;
-use utoipa::IntoParams;
+use utoipa::{IntoParams, ToSchema};
 
 use super::{
     AdminShared,
@@ -21,7 +25,7 @@ use crate::{
 #[derive(Debug, Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]
 pub(super) struct WantedUsage {
-    /// One item for each of these, between commas: provider, model, consumer, user, level, day, hour. Empty: all in one.
+    /// One item for each of these, between commas: provider, model, consumer, user, level, month, week, day, hour. Empty: all in one.
     #[param(default = "provider", max_length = 255)]
     by: Option<String>,
     /// From a time (RFC 3339) or a duration back (`2h`, `7d`).
@@ -36,13 +40,26 @@ pub(super) struct WantedUsage {
     /// Only requests of this consumer.
     #[param(max_length = 255)]
     consumer: Option<String>,
+    /// `csv`: comma-separated values with a header, in place of JSON.
+    #[serde(default)]
+    #[param(inline, required = false)]
+    format: UsageFormat,
+}
+
+/// How sums are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum UsageFormat {
+    #[default]
+    Json,
+    Csv,
 }
 
 /// Tokens, cost and latency of what the gateway served, from sums by the hour and day.
 ///
 /// At most 10,000 items.
 #[utoipa::path(get, path = "/api/v1/usage", tag = "usage", params(WantedUsage),
-    responses((status = 200, description = "Sums", body = UsageAnswer), ReadErrors, ParameterErrors))]
+    responses((status = 200, description = "Sums", content((UsageAnswer = "application/json"), (String = "text/csv"))), ReadErrors, ParameterErrors))]
 pub(super) async fn sums(
     State(shared): State<AdminShared>,
     Params(wanted): Params<WantedUsage>,
@@ -77,6 +94,14 @@ pub(super) async fn sums(
     let nothing =
         [&query.provider, &query.consumer].iter().any(|it| it.as_ref().is_some_and(|it| it.contains('\0')));
     let lines = if nothing { Vec::new() } else { shared.store.usage_lines(&query, now).await? };
+    if wanted.format == UsageFormat::Csv {
+        let name = format!("attachment; filename=\"usage-{}.csv\"", now.format("%Y-%m-%d"));
+        let head = [
+            (header::CONTENT_TYPE, "text/csv; charset=utf-8".to_owned()),
+            (header::CONTENT_DISPOSITION, name),
+        ];
+        return Ok((head, view::csv(&query.by, &lines)).into_response());
+    }
     let answer = view::answer(&query, &lines);
     Ok(list::json(serde_json::to_vec(&answer).map_err(|_| ApiError::Internal)?.into()))
 }

@@ -24,7 +24,8 @@ use provider::{CheckOutcome, Facts, rollup::Rollup};
 use crate::{
     checks::{
         impairment::Impaired,
-        monitor::{CheckEvent, CheckTarget, Memory},
+        monitor::{CheckEvent, Memory, CheckTarget},
+        recent::RecentChecks,
     },
     store::{CheckRow, CheckWrite, NewEvent, NewStatus, Span, StatusWrite},
 };
@@ -106,6 +107,8 @@ pub struct LedgerProvider {
     /// When the last check ended; `None` before the first.
     pub last_check: Option<DateTime<Utc>>,
     pub last_took: Duration,
+    /// Since this daemon checks it.
+    pub recent: RecentChecks,
 }
 
 /// What waits to be written of one provider.
@@ -233,7 +236,8 @@ impl CheckLedger {
         waiting.policy |= kept.policy != policy;
         kept.policy = policy;
         let last_check = kept.memory.health.last_result();
-        let live = LedgerProvider { target, kept, last_check, last_took: Duration::ZERO };
+        let live =
+            LedgerProvider { target, kept, last_check, last_took: Duration::ZERO, recent: RecentChecks::default() };
         self.entries.insert(name, Entry { live, waiting });
     }
 
@@ -308,8 +312,8 @@ impl CheckLedger {
                     waiting.tested |= first;
                 }
                 live.last_took = checked.took;
-                let answered =
-                    !matches!(checked.outcome, CheckOutcome::Hard { .. } | CheckOutcome::Local { .. });
+                live.recent.add(now, &checked.outcome, checked.took);
+                let answered = !matches!(checked.outcome, CheckOutcome::Hard { .. } | CheckOutcome::Local { .. });
                 if answered {
                     live.kept.latency_ms = u64::try_from(checked.took.as_millis()).ok();
                     live.kept.tls_not_after = checked.tls_not_after;

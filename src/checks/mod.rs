@@ -11,6 +11,7 @@ pub mod key_trial;
 mod ledger;
 pub mod monitor;
 pub mod once;
+pub mod recent;
 pub mod schedule;
 pub mod share;
 pub mod state;

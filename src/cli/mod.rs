@@ -5,6 +5,7 @@
 mod apply;
 mod check;
 mod context;
+mod demo;
 mod doctor;
 mod events;
 mod explain;
@@ -76,6 +77,8 @@ pub enum CliCommand {
     Run,
     /// Run the gateway alone, on a database that a daemon reconciles
     Gateway,
+    /// See everything work on made-up providers, without a real key; leaves nothing behind
+    Demo(demo::Demo),
     /// Check manifests offline and report every problem at once
     Validate(validate::Validate),
     /// Show what `run` would do, field by field
@@ -156,6 +159,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         CliCommand::Key(key::KeyCommand::Generate) => key::generate(global.output),
         CliCommand::Run => run::run(&global),
         CliCommand::Gateway => gateway::run(&global),
+        CliCommand::Demo(args) => args.run(&global),
         CliCommand::Plan(args) => {
             context::block_on_reading(&global, Access::Look, |context| Box::pin(args.run(context)))
         }

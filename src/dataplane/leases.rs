@@ -10,19 +10,53 @@ use gateway::{
     limit::{LeaseReturn, LeaseWish},
     serve::Gateway,
 };
+use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
 use tokio::{sync::mpsc, time::interval};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use uuid::Uuid;
 
-use super::keeper::unix;
+use super::{
+    budgets::{self, BudgetCounts},
+    keeper::unix,
+};
 use crate::store::{LeaseTake, Store};
 
 /// Between two looks for leases that are idle or whose window is over.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
+/// Between two looks at how much of all budgets is used.
+const MEASURE_EVERY: Duration = Duration::from_secs(15);
+
 /// Between two looks for budgets whose windows are long over.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
+
+/// How many budgets are nearly used, for Prometheus; a caller is never a label.
+pub struct BudgetMeters {
+    at_80: IntGauge,
+    at_100: IntGauge,
+}
+
+impl BudgetMeters {
+    /// # Errors
+    /// The name is taken in this registry.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let used = IntGaugeVec::new(
+            Opts::new(
+                "providerd_usage_budgets_used",
+                "Budgets of consumers and users of which at least so many per cent are used in the present window",
+            ),
+            &["percent"],
+        )?;
+        registry.register(Box::new(used.clone()))?;
+        Ok(Self { at_80: used.with_label_values(&["80"]), at_100: used.with_label_values(&["100"]) })
+    }
+
+    fn show(&self, counts: BudgetCounts) {
+        self.at_80.set(i64::try_from(counts.at_80).unwrap_or(i64::MAX));
+        self.at_100.set(i64::try_from(counts.at_100).unwrap_or(i64::MAX));
+    }
+}
 
 /// Answers wishes until `stop`, then gives everything back.
 pub async fn serve_wishes(
@@ -30,10 +64,12 @@ pub async fn serve_wishes(
     store: Store,
     node: Uuid,
     mut wishes: mpsc::Receiver<Vec<LeaseWish>>,
+    meters: BudgetMeters,
     stop: CancellationToken,
 ) {
     let mut tick = interval(LOOK_EVERY);
     let mut expire = interval(EXPIRE_EVERY);
+    let mut measure = interval(MEASURE_EVERY);
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
@@ -47,6 +83,10 @@ pub async fn serve_wishes(
                     debug!(%error, "old budgets are not deleted yet");
                 }
             }
+            _ = measure.tick() => match budgets::read(&store, Utc::now()).await {
+                Ok(answer) => meters.show(answer.counts()),
+                Err(error) => debug!(%error, "what is left of budgets is not known"),
+            },
             _ = tick.tick() => {
                 let returns = gateway.limits().give_back(None, false, gateway.now(), unix());
                 give(&store, node, returns).await;
@@ -59,7 +99,7 @@ pub async fn serve_wishes(
 
 async fn take(gateway: &Gateway, store: &Store, node: Uuid, wish: &LeaseWish) {
     let (Some(window_start), Some(window_end)) = (at(wish.window.start), at(wish.window.end)) else { return };
-    let budget = budget_name(&wish.key, wish.spec.per.as_str(), wish.spec.units);
+    let budget = budget_name(&wish.key, wish.spec.per.as_str());
     let taken = store
         .budget_take(&LeaseTake {
             budget: &budget,
@@ -79,7 +119,7 @@ async fn take(gateway: &Gateway, store: &Store, node: Uuid, wish: &LeaseWish) {
 async fn give(store: &Store, node: Uuid, returns: Vec<LeaseReturn>) {
     for back in returns {
         let Some(window_start) = at(back.window.start) else { continue };
-        let budget = budget_name(&back.key, back.spec.per.as_str(), back.spec.units);
+        let budget = budget_name(&back.key, back.spec.per.as_str());
         if let Err(error) = store.budget_return(&budget, window_start, node, back.units).await {
             debug!(%error, "a part of a budget could not be given back; it counts as spent");
         }
@@ -87,7 +127,7 @@ async fn give(store: &Store, node: Uuid, returns: Vec<LeaseReturn>) {
 }
 
 /// One budget of one scope. The amount is not part of it: a raised budget goes on where it was.
-fn budget_name(key: &str, per: &str, _units: i64) -> String {
+pub(super) fn budget_name(key: &str, per: &str) -> String {
     format!("{per}\u{1f}{key}")
 }
 

@@ -4,6 +4,7 @@
 //! Not its job: deciding and relaying (the crate `gateway`, which cannot name the database). Invariant: values go in
 //! (a picture) and values come out (usage, outcomes); no request waits for anything here.
 
+pub mod budgets;
 pub mod explain;
 pub mod first_consumer;
 mod keeper;

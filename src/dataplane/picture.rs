@@ -142,6 +142,16 @@ fn named<T: DeserializeOwned>(object: &GatewayObjectText, problems: &mut Vec<Str
     read(object, Value::Object(spec), problems)
 }
 
+/// A consumer as its row says it; what cannot be read is nothing here, and a problem of the picture.
+pub(super) fn consumer(object: &GatewayObjectText) -> Option<ConsumerInput> {
+    named(object, &mut Vec::new())
+}
+
+/// As [`consumer`], for a tier.
+pub(super) fn tier(object: &GatewayObjectText) -> Option<TierInput> {
+    named(object, &mut Vec::new())
+}
+
 fn level(object: &GatewayObjectText, problems: &mut Vec<String>) -> Option<LevelInput> {
     let spec = spec(object, problems)?;
     let Some(level) = PowerLevel::parse(&object.name) else {

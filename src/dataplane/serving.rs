@@ -28,7 +28,10 @@ use tokio::{
 use tracing::{info, warn};
 use uuid::Uuid;
 
-use super::{keeper::PictureKeeper, leases};
+use super::{
+    keeper::PictureKeeper,
+    leases::{self, BudgetMeters},
+};
 use crate::{
     config::{Settings, UsageDurability, UsageWhenFull},
     metrics::Metrics,
@@ -90,6 +93,7 @@ pub struct ListeningGateway {
     spool: Arc<Spool>,
     usage: UsageMeters,
     wishes: mpsc::Receiver<Vec<LeaseWish>>,
+    budgets: BudgetMeters,
     /// A reason to read the picture again.
     pub hint: Arc<Notify>,
     state: PathBuf,
@@ -138,6 +142,7 @@ pub async fn start(
     spawn(gateway.clone(), listener, tls, own.workers.map(|workers| workers.get()), supervisor)?;
     info!(%address, tls = is_tls, "the gateway listens");
     let usage = UsageMeters::register(metrics.registry(), spool.clone())?;
+    let budgets = BudgetMeters::register(metrics.registry())?;
     Ok(ListeningGateway {
         gateway,
         address,
@@ -145,6 +150,7 @@ pub async fn start(
         spool,
         usage,
         wishes,
+        budgets,
         hint: Arc::default(),
         state,
         own: Vec::new(),
@@ -250,6 +256,7 @@ impl ListeningGateway {
             store.clone(),
             Uuid::new_v4(),
             self.wishes,
+            self.budgets,
             stop.clone(),
         );
         supervisor.spawn("budgets", wishes);

@@ -24,7 +24,7 @@ use super::{
     live::{LedgerView, Strips},
     mask,
     view::{
-        Attention, AttentionKind, GatewayCounts, Health, HeldItem, HeldKind, KeyCounts, KeyState,
+        Attention, AttentionKind, CellCounts, GatewayCounts, Health, HeldItem, HeldKind, KeyState, KeyCounts,
         ManifestProblem, ModelItem, ProviderCounts, ProviderItem, ProviderKey, ProviderKeys, RouteCell,
         RouteModel, RoutesView, State, StatusView,
     },
@@ -92,20 +92,29 @@ pub(super) fn snapshot(input: StatusInput<'_>, keyring: &Keyring, at: DateTime<U
     drafts.extend(absent.iter().map(|provider| absent_draft(provider, judge)));
     drafts.sort_by(|a, b| a.name.cmp(&b.name));
 
-    let status = status(&drafts, build, plan, &common);
-    let names: HashMap<Uuid, (Arc<str>, Health, bool, i32)> = drafts
+    let mut status = status(&drafts, build, plan, &common);
+    let names: Places = drafts
         .iter()
         .filter_map(|draft| {
             let item = &draft.item;
-            let place = (draft.name.clone(), item.health, item.enabled, item.priority.unwrap_or(0));
+            let place = RoutePlace {
+                provider: draft.name.clone(),
+                health: item.health,
+                key: item.key,
+                enabled: item.enabled,
+                priority: item.priority.unwrap_or(0),
+            };
             Some((item.id?, place))
         })
         .collect();
     models.retain(|model| names.contains_key(&model.provider_id));
-    let name_of =
-        |model: &ModelRow| names.get(&model.provider_id).map(|(name, ..)| name.clone()).unwrap_or_default();
+    let name_of = |model: &ModelRow| {
+        names.get(&model.provider_id).map(|place| place.provider.clone()).unwrap_or_default()
+    };
     models.sort_by(|a, b| (name_of(a), &a.name, a.id).cmp(&(name_of(b), &b.name, b.id)));
-    let routes = json(&routes(&models, &rules, &names));
+    let routes = routes(&models, &rules, &names);
+    status.cells = CellCounts::of(&routes);
+    let routes = json(&routes);
     let written: Vec<ModelEntry> = models
         .iter()
         .map(|row| {
@@ -217,6 +226,7 @@ fn draft(status: ProviderStatus, detail: Option<ProviderRow>, common: &Common<'_
         source: line.source,
         revision: line.revision,
         notices: line.notices,
+        checks_paused: line.checks_paused,
         strip,
     };
     Draft {
@@ -260,6 +270,7 @@ fn absent_draft(provider: &Provider, judge: &Judge<'_>) -> Draft {
         source: Some(provider.origin.to_string()),
         revision: None,
         notices: notices.iter().map(|notice| notice.message.clone()).collect(),
+        checks_paused: false,
         strip: None,
     };
     let config = mask::config(provider.config.clone(), &[]);
@@ -361,26 +372,34 @@ fn row(draft: Draft, models: std::ops::Range<usize>) -> ProviderEntry {
     }
 }
 
-type Places = HashMap<Uuid, (Arc<str>, Health, bool, i32)>;
+/// What a cell shows of a model's provider.
+struct RoutePlace {
+    provider: Arc<str>,
+    health: Health,
+    key: KeyState,
+    enabled: bool,
+    priority: i32,
+}
+
+type Places = HashMap<Uuid, RoutePlace>;
 
 fn routes(models: &[ModelRow], rules: &[crate::store::RuleRow], places: &Places) -> RoutesView {
     let by_id: HashMap<Uuid, &ModelRow> = models.iter().map(|model| (model.id, model)).collect();
     let mut cells: BTreeMap<_, Vec<(i32, RouteModel)>> = BTreeMap::new();
     for rule in rules {
         let Some(model) = by_id.get(&rule.model_id) else { continue };
-        let Some((provider, health, on, provider_priority)) = places.get(&model.provider_id) else {
-            continue;
-        };
+        let Some(place) = places.get(&model.provider_id) else { continue };
         let cell = (level_rank(&rule.power_level), &rule.power_level, &rule.user_tier, &rule.task_type);
         let entry = RouteModel {
-            provider: provider.to_string(),
+            provider: place.provider.to_string(),
             model: model.name.clone(),
             priority: rule.priority,
             weight: rule.weight,
-            enabled: rule.enabled && model.enabled && *on,
-            health: *health,
+            enabled: rule.enabled && model.enabled && place.enabled,
+            health: place.health,
+            key: place.key,
         };
-        cells.entry(cell).or_default().push((*provider_priority, entry));
+        cells.entry(cell).or_default().push((place.priority, entry));
     }
     let cells = cells.into_iter().map(|((_, level, tier, task), mut models)| {
         // As the resolved table orders them: priority, the provider's own, the share.
@@ -473,6 +492,7 @@ fn status(drafts: &[Draft], build: &Build, plan: &Plan, common: &Common<'_>) -> 
         providers,
         keys,
         gateway,
+        cells: CellCounts::default(),
         attention,
         held,
         manifests,

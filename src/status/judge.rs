@@ -122,6 +122,8 @@ pub struct JudgedProvider {
     pub revision: Option<String>,
     /// What a person should know.
     pub notices: Vec<String>,
+    /// An operator paused its checks.
+    pub checks_paused: bool,
 }
 
 /// A plan, looked up by provider.
@@ -187,7 +189,9 @@ impl<'a> Judge<'a> {
         let missing = is(NoticeKind::KeyUnresolved) && !row.has_key;
         let kept = row.memory.as_deref().and_then(Kept::parse).unwrap_or_default();
         let mut notices: Vec<String> = about.iter().map(|notice| notice.message.clone()).collect();
-        notices.extend(self.paused(&row.name));
+        let paused = self.paused(&row.name);
+        let checks_paused = paused.is_some();
+        notices.extend(paused);
         if row.managed.is_some() && row.has_key {
             let place = row.place();
             let declared = Declared::of(Some(self.build), &row.name, &place);
@@ -217,6 +221,7 @@ impl<'a> Judge<'a> {
             source,
             revision: row.revision,
             notices,
+            checks_paused,
         }
     }
 
@@ -270,6 +275,7 @@ impl<'a> Judge<'a> {
             source: Some(provider.origin.to_string()),
             revision: None,
             notices: Vec::new(),
+            checks_paused: false,
         }
     }
 }

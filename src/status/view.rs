@@ -108,6 +108,8 @@ pub struct ProviderItem {
     pub revision: Option<String>,
     /// What a person should know.
     pub notices: Vec<String>,
+    /// It is neither checked nor is its key tested, because an operator paused that.
+    pub checks_paused: bool,
     /// The last 24 hours, the oldest first; `null` for an hour without checks. `null`: nothing was checked.
     pub strip: Option<Vec<Option<Bucket>>>,
 }
@@ -139,6 +141,7 @@ pub struct ProviderDetail {
     pub source: Option<String>,
     pub revision: Option<String>,
     pub notices: Vec<String>,
+    pub checks_paused: bool,
     pub strip: Option<Vec<Option<Bucket>>>,
     /// The free-form column that consumers read; what looks like a secret is masked.
     #[schema(value_type = Object)]
@@ -148,8 +151,22 @@ pub struct ProviderDetail {
     /// Keyed: tells keys apart, and nothing else.
     pub key_fingerprint: Option<String>,
     pub history: Option<CheckHistory>,
+    /// The last checks one by one, the newest first; at most 60, and only of the daemon that checks it.
+    pub recent_checks: Vec<CheckItem>,
     /// Of the last 30 days; `null` if nothing was logged.
     pub usage: Option<Usage>,
+}
+
+/// One check that has ended.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct CheckItem {
+    pub at: DateTime<Utc>,
+    /// `ok`, `slow`, `soft` (asked to come back later), `hard`, `auth` (answers, and refuses the key) or `local` (our own
+    /// failure, which counts for nothing).
+    pub outcome: &'static str,
+    pub took_ms: u64,
+    /// Why it was not ok.
+    pub reason: Option<String>,
 }
 
 /// Checks over time, the oldest first.
@@ -230,6 +247,19 @@ pub struct RouteModel {
     /// The rule, the model and the provider are all switched on.
     pub enabled: bool,
     pub health: Health,
+    pub key: KeyState,
+}
+
+impl RouteModel {
+    /// Whether nothing is known that would keep it from answering.
+    pub fn is_usable(&self) -> bool {
+        self.enabled && self.health != Health::Unhealthy && !matches!(self.key, KeyState::Failed | KeyState::Missing)
+    }
+
+    /// Whether it was seen to answer, with a key that is accepted or not needed.
+    pub fn is_proven(&self) -> bool {
+        self.is_usable() && self.health != Health::Unknown && matches!(self.key, KeyState::Valid | KeyState::None)
+    }
 }
 
 /// Every provider with what may be shown of its key.
@@ -281,6 +311,7 @@ pub struct StatusView {
     pub providers: ProviderCounts,
     pub keys: KeyCounts,
     pub gateway: GatewayCounts,
+    pub cells: CellCounts,
     /// What wants a person's attention; at most 200.
     pub attention: Vec<Attention>,
     pub held: Vec<HeldItem>,
@@ -299,6 +330,30 @@ pub struct ProviderCounts {
     pub unhealthy: usize,
     pub unknown: usize,
     pub disabled: usize,
+}
+
+/// Cells of the route table: power level, user tier and task.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
+pub struct CellCounts {
+    pub total: usize,
+    /// No model of them can answer: each is switched off, down, or its key is refused or missing.
+    pub without_model: usize,
+    /// A model of them may answer, but none was seen to.
+    pub unproven: usize,
+}
+
+impl CellCounts {
+    pub fn of(routes: &RoutesView) -> Self {
+        let mut counts = Self { total: routes.cells.len(), ..Self::default() };
+        for cell in &routes.cells {
+            if !cell.models.iter().any(RouteModel::is_usable) {
+                counts.without_model += 1;
+            } else if !cell.models.iter().any(RouteModel::is_proven) {
+                counts.unproven += 1;
+            }
+        }
+        counts
+    }
 }
 
 /// What manifests declare for the gateway.

@@ -31,6 +31,16 @@ pub struct LeaseTaken {
     pub dry: bool,
 }
 
+/// What nodes took of one budget in one window: spent, reserved, or held for their next requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BudgetTaken {
+    /// Whose budget, and which.
+    pub budget: String,
+    pub start: DateTime<Utc>,
+    /// Of 1e-10 USD.
+    pub units: i64,
+}
+
 /// A node takes the larger of this share of the budget and what it asked for, so that a small budget costs few
 /// statements and one node cannot take all at once while others want some.
 const SHARE: i64 = 100;
@@ -112,6 +122,30 @@ impl Store {
         .execute(&mut *tx)
         .await?;
         Ok(tx.commit().await?)
+    }
+
+    /// Budgets whose windows begin at these times or later: name, begin of the window, units that nodes took of it.
+    /// The largest first, at most `most`.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn budgets_taken(&self, since: DateTime<Utc>, most: u32) -> Result<Vec<BudgetTaken>> {
+        if self.is_blank() {
+            return Ok(Vec::new());
+        }
+        let mut tx = self.read().await?;
+        let rows: Vec<(String, DateTime<Utc>, i64)> = sqlx::query_as(
+            "SELECT budget, window_start, leased FROM providerd.budget
+             WHERE window_start >= $1 AND isfinite(window_start) AND octet_length(budget) <= 2000
+             ORDER BY leased DESC, budget LIMIT $2",
+        )
+        .persistent(false)
+        .bind(since)
+        .bind(i64::from(most))
+        .fetch_all(&mut *tx)
+        .await?;
+        tx.rollback().await?;
+        Ok(rows.into_iter().map(|(budget, start, units)| BudgetTaken { budget, start, units }).collect())
     }
 
     /// Forgets budgets whose windows ended more than a month ago.

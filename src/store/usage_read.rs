@@ -18,13 +18,24 @@ pub enum UsageBy {
     Consumer,
     User,
     Level,
+    Month,
+    Week,
     Day,
     Hour,
 }
 
 impl UsageBy {
-    pub const ALL: [Self; 7] =
-        [Self::Provider, Self::Model, Self::Consumer, Self::User, Self::Level, Self::Day, Self::Hour];
+    pub const ALL: [Self; 9] = [
+        Self::Provider,
+        Self::Model,
+        Self::Consumer,
+        Self::User,
+        Self::Level,
+        Self::Month,
+        Self::Week,
+        Self::Day,
+        Self::Hour,
+    ];
 
     /// The word for it, on the command line and in answers.
     pub const fn as_str(self) -> &'static str {
@@ -34,6 +45,8 @@ impl UsageBy {
             Self::Consumer => "consumer",
             Self::User => "user",
             Self::Level => "level",
+            Self::Month => "month",
+            Self::Week => "week",
             Self::Day => "day",
             Self::Hour => "hour",
         }
@@ -51,6 +64,9 @@ impl UsageBy {
             Self::Consumer => "consumer",
             Self::User => "user_id",
             Self::Level => "power_level",
+            Self::Month => "to_char(at, 'YYYY-MM')",
+            // By the Monday that it begins with.
+            Self::Week => "to_char(date_trunc('week', at), 'YYYY-MM-DD')",
             Self::Day => "to_char(at, 'YYYY-MM-DD')",
             Self::Hour => "to_char(at, 'YYYY-MM-DD\"T\"HH24:00\"Z\"')",
         }
@@ -99,7 +115,9 @@ const BY_DAY: chrono::TimeDelta = chrono::TimeDelta::days(3);
 /// Why a question has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UsageQueryError {
-    #[error("usage by user is kept by day and consumer; hint: ask by user alone, or with consumer and day")]
+    #[error(
+        "usage by user is kept by day and consumer; hint: ask by user alone, or with consumer, day, week and month"
+    )]
     User,
     #[error("a thing can be asked by only once")]
     Twice,
@@ -110,7 +128,7 @@ impl UsageQuery {
     /// What is asked is not kept.
     pub fn check(&self) -> std::result::Result<(), UsageQueryError> {
         let by_user = self.by.contains(&UsageBy::User);
-        let kept = [UsageBy::User, UsageBy::Consumer, UsageBy::Day];
+        let kept = [UsageBy::User, UsageBy::Consumer, UsageBy::Month, UsageBy::Week, UsageBy::Day];
         if by_user && (self.provider.is_some() || self.by.iter().any(|it| !kept.contains(it))) {
             return Err(UsageQueryError::User);
         }
@@ -145,7 +163,10 @@ impl Store {
         let columns: String = keys.iter().map(|key| format!("{key}, ")).collect();
         let numbers: Vec<String> = (1..=keys.len()).map(|it| it.to_string()).collect();
         let group = if keys.is_empty() { String::new() } else { format!("GROUP BY {}", numbers.join(", ")) };
-        let timed = wanted.by.iter().position(|it| matches!(it, UsageBy::Day | UsageBy::Hour));
+        let timed = wanted
+            .by
+            .iter()
+            .position(|it| matches!(it, UsageBy::Month | UsageBy::Week | UsageBy::Day | UsageBy::Hour));
         let order = match timed {
             Some(at) => format!("{}, sum(cost) DESC", at + 1),
             None => "sum(cost) DESC, sum(requests) DESC".to_owned(),

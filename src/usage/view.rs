@@ -17,7 +17,7 @@ pub struct UsageAnswer {
     pub since: DateTime<Utc>,
     /// Up to here; `null`: up to now.
     pub until: Option<DateTime<Utc>>,
-    /// What each item is about: provider, model, consumer, user, level, day, hour.
+    /// What each item is about: provider, model, consumer, user, level, month, week, day, hour.
     pub by: Vec<String>,
     /// The dearest first, or by time where that is asked.
     pub items: Vec<UsageItem>,
@@ -39,6 +39,12 @@ pub struct UsageItem {
     /// Empty: no power level was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<String>,
+    /// UTC, `2026-01`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub month: Option<String>,
+    /// Its Monday, UTC, `2026-01-26`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub week: Option<String>,
     /// UTC, `2026-01-31`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub day: Option<String>,
@@ -87,6 +93,8 @@ fn item(by: &[UsageBy], line: &UsageLine) -> UsageItem {
         consumer: key(UsageBy::Consumer),
         user: key(UsageBy::User),
         level: key(UsageBy::Level),
+        month: key(UsageBy::Month),
+        week: key(UsageBy::Week),
         day: key(UsageBy::Day),
         hour: key(UsageBy::Hour),
         requests: line.requests,

@@ -10,6 +10,7 @@ mod checks;
 mod cli;
 mod config;
 mod daemon;
+mod demo;
 mod discover;
 mod doctor;
 mod embedded;

@@ -1,0 +1,267 @@
+//! What is left of budgets: what manifests declare beside what nodes took.
+//!
+//! Not its job: leasing and enforcing. Invariant: what is shown as used is never less than what was spent, and more by
+//! one node's share (1 % of the budget) at most for each node.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use gateway::{
+    limit::BudgetWindow,
+    picture::{BudgetSpec, ConsumerInput, LimitSpec, TierInput},
+};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use catalog::price::Money;
+
+use super::leases::budget_name;
+use crate::store::{BudgetTaken, Result, Store};
+
+/// Windows that are looked at begin no longer ago than the longest one lasts.
+const LONGEST: TimeDelta = TimeDelta::days(31);
+/// Budgets of users that are looked at: those that used most.
+const MOST: u32 = 1_000;
+
+/// Limits and budgets of callers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct BudgetAnswer {
+    /// Every budget of every consumer, and of each user of a tier who used some; the nearest to its end first.
+    pub budgets: Vec<BudgetLine>,
+    /// What else limits consumers and tiers.
+    pub limits: Vec<LimitLine>,
+}
+
+/// One budget in its present window.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct BudgetLine {
+    /// The consumer that it is for, or that the user asks through.
+    pub consumer: String,
+    /// Only where it is a budget of each user of a tier.
+    pub tier: Option<String>,
+    pub user: Option<String>,
+    /// `day`, `week` or `month`.
+    pub per: String,
+    /// Exact, as a decimal number in a text; so are the others.
+    pub limit_usd: String,
+    /// Spent, reserved, or held by a gateway for its next requests.
+    pub used_usd: String,
+    pub left_usd: String,
+    /// Of 100; 100 and more: requests are refused.
+    pub used_percent: u32,
+    pub window_start: DateTime<Utc>,
+    pub window_end: DateTime<Utc>,
+}
+
+/// What limits a consumer, or each user of a tier.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct LimitLine {
+    /// One of the two is there.
+    pub consumer: Option<String>,
+    pub tier: Option<String>,
+    pub requests_per_minute: Option<u64>,
+    pub tokens_per_minute: Option<u64>,
+    /// Requests at once.
+    pub concurrency: Option<u32>,
+}
+
+/// How many budgets have used so much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BudgetCounts {
+    /// At least 80 %, those included that have used everything.
+    pub at_80: usize,
+    pub at_100: usize,
+}
+
+impl BudgetAnswer {
+    pub fn counts(&self) -> BudgetCounts {
+        let over = |percent| self.budgets.iter().filter(|line| line.used_percent >= percent).count();
+        BudgetCounts { at_80: over(80), at_100: over(100) }
+    }
+}
+
+/// Reads what is declared and what was taken.
+///
+/// # Errors
+/// The database cannot be read.
+pub async fn read(store: &Store, now: DateTime<Utc>) -> Result<BudgetAnswer> {
+    let objects = store.gateway_objects().await?;
+    let (mut consumers, mut tiers) = (Vec::new(), Vec::new());
+    for object in objects.into_iter().map(super::GatewayObjectText::from) {
+        // What cannot be read is a problem of the picture, which says so.
+        match object.kind.as_str() {
+            "consumer" => consumers.extend(super::picture::consumer(&object)),
+            "tier" => tiers.extend(super::picture::tier(&object)),
+            _ => {}
+        }
+    }
+    let taken = store.budgets_taken(now - LONGEST, MOST).await?;
+    Ok(answer(&consumers, &tiers, &taken, now))
+}
+
+fn answer(
+    consumers: &[ConsumerInput],
+    tiers: &[TierInput],
+    taken: &[BudgetTaken],
+    now: DateTime<Utc>,
+) -> BudgetAnswer {
+    let units: HashMap<(&str, i64), i64> =
+        taken.iter().map(|it| ((it.budget.as_str(), it.start.timestamp()), it.units)).collect();
+    let mut budgets = Vec::new();
+    for consumer in consumers {
+        let key = gateway::limit::LimitScope::Consumer(&consumer.name).key();
+        for spec in &consumer.limits.budgets {
+            let window = BudgetWindow::of(spec.per, now.timestamp());
+            let name = budget_name(&key, spec.per.as_str());
+            let used = units.get(&(name.as_str(), window.start)).copied().unwrap_or(0);
+            budgets.extend(line(consumer.name.clone(), None, spec, window, used));
+        }
+    }
+    for it in taken {
+        let Some((per, of)) = user_of(&it.budget) else { continue };
+        let Some(tier) = tiers.iter().find(|tier| tier.name == of.tier) else { continue };
+        let specs = tier.limits.budgets.iter().filter(|spec| spec.per.as_str() == per);
+        for spec in specs {
+            let window = BudgetWindow::of(spec.per, now.timestamp());
+            if window.start == it.start.timestamp() {
+                let user = Some((of.tier.to_owned(), of.user.to_owned()));
+                budgets.extend(line(of.consumer.to_owned(), user, spec, window, it.units));
+            }
+        }
+    }
+    budgets.sort_by(|a, b| {
+        (b.used_percent, &a.consumer, &a.user, &a.per).cmp(&(a.used_percent, &b.consumer, &b.user, &b.per))
+    });
+    let limit = |consumer: Option<&String>, tier: Option<&String>, of: &LimitSpec| LimitLine {
+        consumer: consumer.cloned(),
+        tier: tier.cloned(),
+        requests_per_minute: of.requests_per_minute,
+        tokens_per_minute: of.tokens_per_minute,
+        concurrency: of.concurrency,
+    };
+    let limits = consumers
+        .iter()
+        .map(|it| limit(Some(&it.name), None, &it.limits))
+        .chain(tiers.iter().map(|it| limit(None, Some(&it.name), &it.limits)))
+        .filter(|it| {
+            it.requests_per_minute.is_some() || it.tokens_per_minute.is_some() || it.concurrency.is_some()
+        });
+    BudgetAnswer { budgets, limits: limits.collect() }
+}
+
+fn line(
+    consumer: String,
+    user: Option<(String, String)>,
+    spec: &BudgetSpec,
+    window: BudgetWindow,
+    used: i64,
+) -> Option<BudgetLine> {
+    let used = used.max(0);
+    let percent = if spec.units <= 0 { 100 } else { i128::from(used) * 100 / i128::from(spec.units) };
+    let (tier, user) = user.unzip();
+    Some(BudgetLine {
+        consumer,
+        tier,
+        user,
+        per: spec.per.as_str().to_owned(),
+        limit_usd: usd(spec.units),
+        used_usd: usd(used),
+        left_usd: usd(spec.units.saturating_sub(used).max(0)),
+        used_percent: u32::try_from(percent).unwrap_or(u32::MAX),
+        window_start: DateTime::from_timestamp(window.start, 0)?,
+        window_end: DateTime::from_timestamp(window.end, 0)?,
+    })
+}
+
+fn usd(units: i64) -> String {
+    Money::from_units(units).to_string()
+}
+
+/// Whose budget a name is, where it is a user's.
+struct UserScope<'a> {
+    tier: &'a str,
+    consumer: &'a str,
+    user: &'a str,
+}
+
+fn user_of(name: &str) -> Option<(&str, UserScope<'_>)> {
+    let (per, key) = name.split_once('\u{1f}')?;
+    let mut parts = key.splitn(4, '\u{1f}');
+    if parts.next() != Some("user") {
+        return None;
+    }
+    let scope = UserScope { tier: parts.next()?, consumer: parts.next()?, user: parts.next()? };
+    Some((per, scope))
+}
+
+#[cfg(test)]
+mod tests {
+    use gateway::picture::BudgetPeriod;
+
+    use super::*;
+
+    fn spec(usd: i64, per: BudgetPeriod) -> LimitSpec {
+        LimitSpec {
+            requests_per_minute: Some(60),
+            budgets: vec![BudgetSpec { units: usd * 10_000_000_000, per }],
+            ..LimitSpec::default()
+        }
+    }
+
+    #[test]
+    fn budgets_show_what_is_left_in_their_window() {
+        let now: DateTime<Utc> = "2026-03-11T10:00:00Z".parse().unwrap();
+        let consumers = [
+            ConsumerInput {
+                name: "web".into(),
+                limits: spec(50, BudgetPeriod::Month),
+                ..ConsumerInput::default()
+            },
+            ConsumerInput {
+                name: "idle".into(),
+                limits: spec(1, BudgetPeriod::Week),
+                ..ConsumerInput::default()
+            },
+        ];
+        let tiers = [TierInput { name: "free".into(), limits: spec(2, BudgetPeriod::Day) }];
+        let scope = gateway::limit::LimitScope::User { tier: "free", consumer: "web", user: "ada" };
+        let taken = |key: &str, per: &str, start: &str, usd: i64| BudgetTaken {
+            budget: budget_name(key, per),
+            start: start.parse().unwrap(),
+            units: usd * 10_000_000_000,
+        };
+        let web = gateway::limit::LimitScope::Consumer("web").key();
+        let rows = [
+            taken(&web, "month", "2026-03-01T00:00:00Z", 41),
+            // The month before counts no more, and neither does another period of another day.
+            taken(&web, "month", "2026-02-01T00:00:00Z", 50),
+            taken(&scope.key(), "day", "2026-03-11T00:00:00Z", 2),
+            taken(&scope.key(), "day", "2026-03-10T00:00:00Z", 1),
+            taken("user\u{1f}gone\u{1f}web\u{1f}ben", "day", "2026-03-11T00:00:00Z", 1),
+        ];
+        let found = answer(&consumers, &tiers, &rows, now);
+        let shown: Vec<_> = found
+            .budgets
+            .iter()
+            .map(|it| {
+                (
+                    it.consumer.as_str(),
+                    it.user.as_deref(),
+                    it.per.as_str(),
+                    it.used_percent,
+                    it.left_usd.as_str(),
+                )
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                ("web", Some("ada"), "day", 100, "0"),
+                ("web", None, "month", 82, "9"),
+                ("idle", None, "week", 0, "1")
+            ]
+        );
+        assert_eq!(found.counts(), BudgetCounts { at_80: 2, at_100: 1 });
+        assert_eq!(found.limits.len(), 3);
+    }
+}
