@@ -24,7 +24,7 @@ function sentence(event) {
   if (event.kind === "key" && detail?.action) return [`Key: ${value(detail.action)}`];
   if (event.kind === "hold") return [detail?.kind === "route" ? "Route change held back" : "Prune held back"];
   if (event.kind === "drift") return [detail?.corrected === false ? "Drift reported" : "Drift set back"];
-  if (event.kind === "change" && Array.isArray(detail?.changes)) {
+  if ((event.kind === "change" || event.kind === "gateway") && Array.isArray(detail?.changes)) {
     const first = detail.changes[0] ?? {};
     const more = detail.changes.length - 1;
     const what = first.kind === "provider" ? "Provider" : `${value(first.kind)} ${value(first.name)}`;

@@ -54,10 +54,8 @@ function share(candidates, of) {
 function result(found, fields) {
   const first = found.candidates[0];
   const title = first ? ["good", "healthy", [named(first), " would answer first"]] : ["bad", "unhealthy", ["Nothing would answer"]];
-  const facts = [
-    `priority and weight decide, then health; the seed ${found.seed} chooses among equals`,
-    found.candidates.length > 3 && "at most three are asked",
-  ].filter(Boolean).join("; ");
+  const equals = found.candidates.some((each) => share(found.candidates, each));
+  const facts = ["Priority decides, then health", equals && `; among equals the seed ${found.seed} chooses by weight`, found.candidates.length > 3 && "; at most three are asked"].filter(Boolean).join("");
   return [
     h("div", { class: `verdict explain-verdict ${title[0]}` }, h("div", { class: `verdict-mark ${title[0]}` }, icon(title[1])), h("div", {}, h("h2", {}, title[2]),
       h("p", { class: "muted" }, found.asked && found.route.startsWith("alias:") ? `“${found.asked}” is an alias of ${found.targets.join(", then ")}. ` : "", ROUTES[found.route] ?? ""))),

@@ -96,7 +96,7 @@ function budgets(answer) {
       h("p", { class: "budget-head" }, h("span", { class: "mono strong" }, of.consumer), of.user && h("span", {}, " user ", h("span", { class: "mono" }, of.user)), h("span", { class: "muted" }, ` a ${of.per}`),
         h("span", { class: "budget-left" }, spent ? h("span", { class: "badge bad" }, icon("unhealthy"), "Spent") : `${usd(Number(of.left_usd))} left`)),
       h("div", { class: "meter", "aria-hidden": "true" }, bar),
-      h("p", { class: "muted small" }, `${of.used_percent} % of ${usd(Number(of.limit_usd))} used; begins again ${clock(Date.parse(of.window_end))}`));
+      h("p", { class: "muted small" }, `${of.used_percent} % of ${usd(Number(of.limit_usd))} used${Number(of.held_usd) > 0 ? `, ${usd(Number(of.held_usd))} held for requests` : ""}; begins again ${clock(Date.parse(of.window_end))}`));
   };
   const limit = (of) => h("li", {}, of.consumer ? h("span", { class: "mono strong" }, of.consumer) : [h("span", { class: "muted" }, "each user of tier "), h("span", { class: "mono strong" }, of.tier)],
     h("span", { class: "muted" }, ": ", [
@@ -136,7 +136,7 @@ export default function usage({ signal, query, remember }) {
       else load(true);
     };
     redraw(controls, segments("Range of time", RANGES, chosen.range, choose("range")), segments("By", BY, chosen.by, choose("by")),
-      segments("Figure", Object.entries(VALUES), chosen.value, choose("value")));
+      segments("Figure", Object.entries(VALUES).map(([word, [text]]) => [word, text]), chosen.value, choose("value")));
   }
 
   // Somebody who reads a chart's figures is not interrupted.
@@ -187,7 +187,7 @@ export default function usage({ signal, query, remember }) {
     const used = [...range.slice(0, 3), step, range[4]];
     const ask = (what) => get("usage", { params: { by: what, since: range[0] }, signal, remember: true });
     try {
-      const [total, items, over, waits] = await Promise.all([ask(""), ask(by), ask(`${step},${by}`), ask(step)]);
+      const [total, items, over, waits] = await Promise.all([ask(","), ask(by), ask(`${step},${by}`), ask(step)]);
       if (signal.aborted || turn !== asked) return;
       data = { total: total.items[0] ?? null, items: items.items, over: over.items, waits: waits.items, range: used, by };
       draw(!fresh);

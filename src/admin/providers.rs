@@ -26,7 +26,9 @@ use crate::{
     },
     status::{
         ProviderEntry, Snapshot, Sort,
-        view::{Bucket, CheckItem, Health, CheckHistory, KeyState, Point, ProviderDetail, ProviderItem, Usage},
+        view::{
+            Bucket, CheckHistory, CheckItem, Health, KeyState, Point, ProviderDetail, ProviderItem, Usage,
+        },
     },
     store::{Span, StoreError},
 };

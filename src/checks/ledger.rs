@@ -24,7 +24,7 @@ use provider::{CheckOutcome, Facts, rollup::Rollup};
 use crate::{
     checks::{
         impairment::Impaired,
-        monitor::{CheckEvent, Memory, CheckTarget},
+        monitor::{CheckEvent, CheckTarget, Memory},
         recent::RecentChecks,
     },
     store::{CheckRow, CheckWrite, NewEvent, NewStatus, Span, StatusWrite},
@@ -236,8 +236,13 @@ impl CheckLedger {
         waiting.policy |= kept.policy != policy;
         kept.policy = policy;
         let last_check = kept.memory.health.last_result();
-        let live =
-            LedgerProvider { target, kept, last_check, last_took: Duration::ZERO, recent: RecentChecks::default() };
+        let live = LedgerProvider {
+            target,
+            kept,
+            last_check,
+            last_took: Duration::ZERO,
+            recent: RecentChecks::default(),
+        };
         self.entries.insert(name, Entry { live, waiting });
     }
 
@@ -313,7 +318,8 @@ impl CheckLedger {
                 }
                 live.last_took = checked.took;
                 live.recent.add(now, &checked.outcome, checked.took);
-                let answered = !matches!(checked.outcome, CheckOutcome::Hard { .. } | CheckOutcome::Local { .. });
+                let answered =
+                    !matches!(checked.outcome, CheckOutcome::Hard { .. } | CheckOutcome::Local { .. });
                 if answered {
                     live.kept.latency_ms = u64::try_from(checked.took.as_millis()).ok();
                     live.kept.tls_not_after = checked.tls_not_after;

@@ -78,7 +78,7 @@ pub enum CliCommand {
     /// Run the gateway alone, on a database that a daemon reconciles
     Gateway,
     /// See everything work on made-up providers, without a real key; leaves nothing behind
-    Demo(demo::Demo),
+    Demo(demo::DemoArgs),
     /// Check manifests offline and report every problem at once
     Validate(validate::Validate),
     /// Show what `run` would do, field by field

@@ -1,14 +1,14 @@
 //! What is left of budgets: what manifests declare beside what nodes took.
 //!
-//! Not its job: leasing and enforcing. Invariant: what is shown as used is never less than what was spent, and more by
-//! one node's share (1 % of the budget) at most for each node.
+//! Not its job: leasing and enforcing. Invariant: what is shown as used is what the rows of usage sum up to; what gateways
+//! took for requests under way, and for their next ones, is shown apart.
 
 use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use gateway::{
     limit::BudgetWindow,
-    picture::{BudgetSpec, ConsumerInput, LimitSpec, TierInput},
+    picture::{BudgetPeriod, BudgetSpec, ConsumerInput, LimitSpec, TierInput},
 };
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use catalog::price::Money;
 
 use super::leases::budget_name;
-use crate::store::{BudgetTaken, Result, Store};
+use crate::store::{BudgetTaken, Result, SpentSums, Store};
 
 /// Windows that are looked at begin no longer ago than the longest one lasts.
 const LONGEST: TimeDelta = TimeDelta::days(31);
@@ -44,10 +44,12 @@ pub struct BudgetLine {
     pub per: String,
     /// Exact, as a decimal number in a text; so are the others.
     pub limit_usd: String,
-    /// Spent, reserved, or held by a gateway for its next requests.
+    /// By the rows of usage that are stored.
     pub used_usd: String,
+    /// Beyond that, reserved by requests under way, or held by gateways for their next ones.
+    pub held_usd: String,
+    /// Neither used nor held.
     pub left_usd: String,
-    /// Of 100; 100 and more: requests are refused.
     pub used_percent: u32,
     pub window_start: DateTime<Utc>,
     pub window_end: DateTime<Utc>,
@@ -96,13 +98,31 @@ pub async fn read(store: &Store, now: DateTime<Utc>) -> Result<BudgetAnswer> {
         }
     }
     let taken = store.budgets_taken(now - LONGEST, MOST).await?;
-    Ok(answer(&consumers, &tiers, &taken, now))
+    let users: Vec<(String, String)> = taken
+        .iter()
+        .filter_map(|it| user_of(&it.budget))
+        .map(|(_, of)| (of.consumer.to_owned(), of.user.to_owned()))
+        .collect();
+    let begins = PERIODS
+        .map(|per| DateTime::from_timestamp(BudgetWindow::of(per, now.timestamp()).start, 0).unwrap_or(now));
+    let spent = store.spent_since(begins, &users).await?;
+    Ok(answer(&consumers, &tiers, &taken, &spent, now))
+}
+
+/// In this order the store sums up what was spent.
+const PERIODS: [BudgetPeriod; 3] = [BudgetPeriod::Day, BudgetPeriod::Week, BudgetPeriod::Month];
+
+fn spent_of(spent: &[SpentSums], consumer: &str, user: Option<&str>, per: BudgetPeriod) -> i64 {
+    let found = spent.iter().find(|it| it.consumer == consumer && it.user.as_deref() == user);
+    let at = PERIODS.iter().position(|it| *it == per);
+    found.zip(at).and_then(|(sums, at)| sums.units.get(at).copied()).unwrap_or(0)
 }
 
 fn answer(
     consumers: &[ConsumerInput],
     tiers: &[TierInput],
     taken: &[BudgetTaken],
+    spent: &[SpentSums],
     now: DateTime<Utc>,
 ) -> BudgetAnswer {
     let units: HashMap<(&str, i64), i64> =
@@ -113,8 +133,9 @@ fn answer(
         for spec in &consumer.limits.budgets {
             let window = BudgetWindow::of(spec.per, now.timestamp());
             let name = budget_name(&key, spec.per.as_str());
-            let used = units.get(&(name.as_str(), window.start)).copied().unwrap_or(0);
-            budgets.extend(line(consumer.name.clone(), None, spec, window, used));
+            let took = units.get(&(name.as_str(), window.start)).copied().unwrap_or(0);
+            let used = spent_of(spent, &consumer.name, None, spec.per);
+            budgets.extend(line(consumer.name.clone(), None, spec, window, used, took));
         }
     }
     for it in taken {
@@ -125,7 +146,8 @@ fn answer(
             let window = BudgetWindow::of(spec.per, now.timestamp());
             if window.start == it.start.timestamp() {
                 let user = Some((of.tier.to_owned(), of.user.to_owned()));
-                budgets.extend(line(of.consumer.to_owned(), user, spec, window, it.units));
+                let used = spent_of(spent, of.consumer, Some(of.user), spec.per);
+                budgets.extend(line(of.consumer.to_owned(), user, spec, window, used, it.units));
             }
         }
     }
@@ -155,8 +177,10 @@ fn line(
     spec: &BudgetSpec,
     window: BudgetWindow,
     used: i64,
+    took: i64,
 ) -> Option<BudgetLine> {
     let used = used.max(0);
+    let held = took.saturating_sub(used).max(0);
     let percent = if spec.units <= 0 { 100 } else { i128::from(used) * 100 / i128::from(spec.units) };
     let (tier, user) = user.unzip();
     Some(BudgetLine {
@@ -166,7 +190,8 @@ fn line(
         per: spec.per.as_str().to_owned(),
         limit_usd: usd(spec.units),
         used_usd: usd(used),
-        left_usd: usd(spec.units.saturating_sub(used).max(0)),
+        held_usd: usd(held),
+        left_usd: usd(spec.units.saturating_sub(used).saturating_sub(held).max(0)),
         used_percent: u32::try_from(percent).unwrap_or(u32::MAX),
         window_start: DateTime::from_timestamp(window.start, 0)?,
         window_end: DateTime::from_timestamp(window.end, 0)?,
@@ -196,8 +221,6 @@ fn user_of(name: &str) -> Option<(&str, UserScope<'_>)> {
 
 #[cfg(test)]
 mod tests {
-    use gateway::picture::BudgetPeriod;
-
     use super::*;
 
     fn spec(usd: i64, per: BudgetPeriod) -> LimitSpec {
@@ -239,7 +262,14 @@ mod tests {
             taken(&scope.key(), "day", "2026-03-10T00:00:00Z", 1),
             taken("user\u{1f}gone\u{1f}web\u{1f}ben", "day", "2026-03-11T00:00:00Z", 1),
         ];
-        let found = answer(&consumers, &tiers, &rows, now);
+        let sums = |user: Option<&str>, usd: [i64; 3]| SpentSums {
+            consumer: "web".into(),
+            user: user.map(str::to_owned),
+            units: usd.map(|it| it * 10_000_000_000),
+        };
+        // The month's rows say 40 USD; one more is held.
+        let spent = [sums(None, [3, 9, 40]), sums(Some("ada"), [2, 2, 2])];
+        let found = answer(&consumers, &tiers, &rows, &spent, now);
         let shown: Vec<_> = found
             .budgets
             .iter()
@@ -257,7 +287,7 @@ mod tests {
             shown,
             [
                 ("web", Some("ada"), "day", 100, "0"),
-                ("web", None, "month", 82, "9"),
+                ("web", None, "month", 80, "9"),
                 ("idle", None, "week", 0, "1")
             ]
         );

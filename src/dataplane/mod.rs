@@ -15,5 +15,6 @@ pub mod sealed;
 pub mod serving;
 
 pub use keeper::PictureKeeper;
+pub use leases::BudgetMeters;
 pub use picture::{GatewayObjectText, picture_input};
 pub use serving::{EMBEDDED_LISTEN, ListeningGateway};

@@ -24,7 +24,7 @@ use super::{
     live::{LedgerView, Strips},
     mask,
     view::{
-        Attention, AttentionKind, CellCounts, GatewayCounts, Health, HeldItem, HeldKind, KeyState, KeyCounts,
+        Attention, AttentionKind, CellCounts, GatewayCounts, Health, HeldItem, HeldKind, KeyCounts, KeyState,
         ManifestProblem, ModelItem, ProviderCounts, ProviderItem, ProviderKey, ProviderKeys, RouteCell,
         RouteModel, RoutesView, State, StatusView,
     },

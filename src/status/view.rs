@@ -253,12 +253,16 @@ pub struct RouteModel {
 impl RouteModel {
     /// Whether nothing is known that would keep it from answering.
     pub fn is_usable(&self) -> bool {
-        self.enabled && self.health != Health::Unhealthy && !matches!(self.key, KeyState::Failed | KeyState::Missing)
+        self.enabled
+            && self.health != Health::Unhealthy
+            && !matches!(self.key, KeyState::Failed | KeyState::Missing)
     }
 
     /// Whether it was seen to answer, with a key that is accepted or not needed.
     pub fn is_proven(&self) -> bool {
-        self.is_usable() && self.health != Health::Unknown && matches!(self.key, KeyState::Valid | KeyState::None)
+        self.is_usable()
+            && self.health != Health::Unknown
+            && matches!(self.key, KeyState::Valid | KeyState::None)
     }
 }
 

@@ -5,9 +5,10 @@
 //! returns keeps what it took, so that it counts as spent.
 
 use chrono::{DateTime, Utc};
+use sqlx::Row as _;
 use uuid::Uuid;
 
-use super::{Result, Store, query};
+use super::{Result, Store, query, query_built};
 
 /// What a node wants of a budget.
 #[derive(Debug, Clone)]
@@ -39,6 +40,15 @@ pub struct BudgetTaken {
     pub start: DateTime<Utc>,
     /// Of 1e-10 USD.
     pub units: i64,
+}
+
+/// What requests of a consumer, or of one of its users, cost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpentSums {
+    pub consumer: String,
+    pub user: Option<String>,
+    /// Of 1e-10 USD, since each of the beginnings that were asked for.
+    pub units: [i64; 3],
 }
 
 /// A node takes the larger of this share of the budget and what it asked for, so that a small budget costs few
@@ -146,6 +156,53 @@ impl Store {
         .await?;
         tx.rollback().await?;
         Ok(rows.into_iter().map(|(budget, start, units)| BudgetTaken { budget, start, units }).collect())
+    }
+
+    /// What requests since the beginnings of three windows cost, by consumer, and by consumer and user for those that are
+    /// named: from the sums of days, so that the beginnings are midnights, UTC. Units of 1e-10 USD, in the order of the
+    /// beginnings.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn spent_since(
+        &self,
+        begins: [DateTime<Utc>; 3],
+        users: &[(String, String)],
+    ) -> Result<Vec<SpentSums>> {
+        if self.is_blank() {
+            return Ok(Vec::new());
+        }
+        let first = begins.iter().min().copied().unwrap_or_default();
+        let mut tx = self.read().await?;
+        let sums = "coalesce(sum(cost) FILTER (WHERE at >= $1) * 10000000000, 0)::bigint,
+                    coalesce(sum(cost) FILTER (WHERE at >= $2) * 10000000000, 0)::bigint,
+                    coalesce(sum(cost) FILTER (WHERE at >= $3) * 10000000000, 0)::bigint";
+        let of_consumers = format!(
+            "SELECT consumer, NULL::text, {sums} FROM providerd.usage_daily WHERE at >= $4 GROUP BY consumer"
+        );
+        let of_users = format!(
+            "SELECT consumer, user_id, {sums} FROM providerd.usage_users
+             JOIN unnest($5::text[], $6::text[]) AS w (consumer, user_id) USING (consumer, user_id)
+             WHERE at >= $4 GROUP BY consumer, user_id"
+        );
+        let (names, ids): (Vec<&str>, Vec<&str>) =
+            users.iter().map(|(consumer, user)| (consumer.as_str(), user.as_str())).unzip();
+        let mut found = Vec::new();
+        for (sql, is_users) in [(of_consumers, false), (of_users, true)] {
+            if is_users && users.is_empty() {
+                continue;
+            }
+            let mut select = query_built(sql).bind(begins[0]).bind(begins[1]).bind(begins[2]).bind(first);
+            if is_users {
+                select = select.bind(&names).bind(&ids);
+            }
+            for row in &select.fetch_all(&mut *tx).await? {
+                let units = [row.try_get(2)?, row.try_get(3)?, row.try_get(4)?];
+                found.push(SpentSums { consumer: row.try_get(0)?, user: row.try_get(1)?, units });
+            }
+        }
+        tx.rollback().await?;
+        Ok(found)
     }
 
     /// Forgets budgets whose windows ended more than a month ago.

@@ -12,6 +12,8 @@ use providerd::{
     metrics::Metrics,
 };
 
+use crate::support::monitoring::gateway_series;
+
 /// Loads `toml` as the settings file, with the environment `env`.
 fn load(toml: &str, env: &[(&str, &str)]) -> Result<Settings, Vec<String>> {
     let dir = tempfile::tempdir().unwrap();
@@ -266,6 +268,7 @@ fn the_table_of_metrics_is_up_to_date() {
     rows.extend(export::ALL.iter().map(|(family, labels)| {
         (family.0.to_owned(), "gauge".to_owned(), labels.to_string(), family.1.to_owned())
     }));
+    rows.extend(gateway_series());
     rows.sort();
     let mut text = "# Metrics\n\nServed at `/metrics`. Generated from the code and tested against it. Series with the label `provider` \
                     can be turned off\n(`metrics.per_provider`); a daemon shows them for the providers that it checks itself, \

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use providerd::{checks::export, metrics::Metrics};
 
-use crate::support::monitoring::{dashboard, promtool_agrees, queries, shipped};
+use crate::support::monitoring::{dashboard, gateway_series, promtool_agrees, queries, shipped};
 
 fn text(name: &str) -> String {
     fs::read_to_string(shipped(name)).unwrap()
@@ -23,6 +23,13 @@ fn exported() -> BTreeSet<String> {
             names.extend(["_bucket", "_sum", "_count"].map(|part| format!("{name}{part}")));
         } else {
             names.insert((*name).to_owned());
+        }
+    }
+    for (name, kind, ..) in gateway_series() {
+        if kind == "histogram" {
+            names.extend(["_bucket", "_sum", "_count"].map(|part| format!("{name}{part}")));
+        } else {
+            names.insert(name);
         }
     }
     names
@@ -86,7 +93,9 @@ fn rules_and_dashboard_name_what_the_program_exports_and_leave_nothing_out() {
     let shown: String = queries(&dashboard()).iter().map(|it| it.expr.clone() + "\n").collect();
     // Comments of the rules and their annotations name series too, and those must be right as well.
     let used: BTreeSet<String> = named(&text("alerts.yml")).union(&named(&shown)).cloned().collect();
-    let families: BTreeSet<&str> = Metrics::ALL.iter().map(|it| it.0).collect();
+    let own = gateway_series();
+    let families: BTreeSet<&str> =
+        Metrics::ALL.iter().map(|it| it.0).chain(own.iter().map(|it| it.0.as_str())).collect();
     for name in used.union(&named(&text("alerts_test.yml"))) {
         assert!(exported.contains(name) || families.contains(name.as_str()), "{name} does not exist");
     }

@@ -16,9 +16,41 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::{
     fake::{Fake, KEY},
-    lab::{Lab, PATIENCE},
+    http::{Api, sha256},
+    lab::{Daemon, Lab, PATIENCE},
     monitoring::{dashboard, promtool_agrees, queries, shipped},
 };
+
+/// Clearly no real key.
+const CALLER: &str = "pd_fake-caller-key-for-tests-0001";
+
+/// A caller of the daemon's gateway.
+struct Asking(Api);
+
+impl Asking {
+    /// Waits until the gateway knows the caller.
+    async fn start(daemon: &mut Daemon) -> Self {
+        daemon.wait_for_log("the gateway listens").await;
+        let log = daemon.log();
+        let line = log.lines().find(|line| line.contains("the gateway listens")).unwrap();
+        let line: Value = serde_json::from_str(line).unwrap();
+        let address = line["address"].as_str().unwrap().to_owned();
+        let api = Api { address, token: Some(CALLER.to_owned()) };
+        let started = Instant::now();
+        while api.get("/v1/models").await.status != 200 {
+            assert!(started.elapsed() < PATIENCE, "the gateway does not know the caller:\n{}", daemon.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Self(api)
+    }
+
+    /// One request, plain or as a stream.
+    async fn ask(&mut self, stream: bool) {
+        let body = serde_json::json!({ "model": "gamma/model-a", "stream": stream,
+            "messages": [{ "role": "user", "content": "Hello" }] });
+        self.0.post("/v1/chat/completions", &body).await.expect(200);
+    }
+}
 
 /// A Prometheus of its own; killed by its own handle whatever happens.
 struct Prometheus {
@@ -175,6 +207,15 @@ async fn a_dead_provider_and_a_revoked_key_alert_and_the_dashboard_shows_everyth
         "delta.toml",
         &format!("[providers.delta]\ntype = \"vllm\"\nbase_url = \"https://{delta}/v1\"\n"),
     );
+    // A gateway in front of one that stays well.
+    lab.write(
+        "gateway.toml",
+        &format!(
+            "[[routes]]\nmodels = \"gamma/*\"\npower_level = \"eco\"\nuser_tier = \"all\"\n\n\
+             [consumers.web]\nkeys = [{{ sha256 = \"{}\" }}]\nbudgets = [{{ usd = 5, per = \"day\" }}]\n",
+            sha256(CALLER)
+        ),
+    );
     commit(&lab.manifests());
     let authority = lab.dir.path().join("ca.pem");
     fs::write(&authority, certificate).unwrap();
@@ -182,6 +223,7 @@ async fn a_dead_provider_and_a_revoked_key_alert_and_the_dashboard_shows_everyth
         command.env("PROVIDERD_HEALTH__ENABLED", "true").env("PROVIDERD_HEALTH__INTERVAL", "1s");
         command.env("FAKE_KEY", KEY);
         command.env("PROVIDERD_EGRESS__CA_FILES", &authority);
+        command.env("PROVIDERD_GATEWAY__LISTEN", "127.0.0.1:0");
     });
     let address = daemon.address().await;
     let prometheus = Prometheus::start(lab.dir.path(), &address);
@@ -194,6 +236,9 @@ async fn a_dead_provider_and_a_revoked_key_alert_and_the_dashboard_shows_everyth
     for name in ["alpha", "beta", "gamma"] {
         lab.wait_for(&key_status(name), "valid").await;
     }
+
+    let mut gateway = Asking::start(&mut daemon).await;
+    gateway.ask(false).await;
 
     // While all is well nothing fires, and there is something to see by which it is known.
     let started = Instant::now();
@@ -225,6 +270,7 @@ async fn a_dead_provider_and_a_revoked_key_alert_and_the_dashboard_shows_everyth
     let mut missing = queries(&dashboard());
     let started = Instant::now();
     while !missing.is_empty() {
+        gateway.ask(true).await;
         let mut still = Vec::new();
         for query in missing {
             if prometheus.ask(&query.resolved("10s")).await.is_empty() {

@@ -107,6 +107,7 @@ class World:
             "key_source": "database" if index % 5 else "hybrid", "models": 1 + index % 9,
             "source": None if state == "unmanaged" else f"{['cloud', 'eu/west', 'team-a', 'local'][index % 4]}.toml:{3 + (index * 13) % 240}",
             "revision": None if state == "unmanaged" else REVISION,
+            "checks_paused": False,
             "notices": {"drifted": ["priority was changed by someone else: 50 → 10"],
                         "frozen": ["its file does not parse; the last good state is kept"],
                         "held": ["no manifest declares it any more; the prune is held back"]}.get(state, []),
@@ -158,16 +159,16 @@ class World:
                     models.append({"provider": name, "model": f"{name.split('-')[0]}-{['7b', '70b', 'large', 'mini'][rank]}",
                                    "priority": 100 - rank * 10, "weight": 100 if rank else 60,
                                    "enabled": not (rank == 2 and level == "balanced"),
-                                   "health": self.providers[name]["health"]})
+                                   "health": self.providers[name]["health"], "key": self.providers[name]["key"]})
                 if (level, tier) == ("precision", "free"):
                     models = []
                 if level == "precision" and tier == "pro":
                     models = [{"provider": "groq-eu", "model": "groq-405b", "priority": 100, "weight": 100,
-                               "enabled": True, "health": "unhealthy"}]
+                               "enabled": True, "health": "unhealthy", "key": "valid"}]
                 self.cells.append({"power_level": level, "user_tier": tier, "task_type": None, "models": models})
         self.cells.append({"power_level": "eco", "user_tier": "all", "task_type": "embedding",
                            "models": [{"provider": names[0], "model": "embed-small", "priority": 100, "weight": 100,
-                                       "enabled": True, "health": "healthy"}]})
+                                       "enabled": True, "health": "healthy", "key": "valid"}]})
 
     def history(self):
         base = [
@@ -227,6 +228,7 @@ class World:
                 "providers": {"total": len(rows), **{word: count("health", word) for word in ("healthy", "degraded", "unhealthy", "unknown")},
                               "disabled": sum(not row["enabled"] for row in rows)},
                 "keys": {word: count("key", word) for word in ("valid", "failed", "error", "pending", "none")},
+                "cells": {"total": len(self.cells), "without_model": 2 if self.cells else 0, "unproven": 0},
                 "attention": attention, "held": self.held, "manifests": self.manifests, "checked_at": stamp(0)}
 
     def public(self, row):
@@ -263,7 +265,106 @@ class World:
                 "config": {"base_url": row["base_url"], "model_prefixes": [f"{name}/"], "description": f"Made-up provider <b>{name}</b>", "region": "eu", "retries": {"max": 3, "backoff_ms": [100, 250, 500]}},
                 "key_preview": None if row["key"] in ("none", "missing") else "fake190...o8ub", "key_fingerprint": None if row["key"] in ("none", "missing") else hashlib.sha256(name.encode()).hexdigest()[:16],
                 "history": {"day": day, "month": history(30, 86400)} if day else None,
+                "recent_checks": [] if row["health"] == "unknown" else [
+                    {"at": stamp(12 + 30 * back), "outcome": "hard" if row["health"] == "unhealthy" and back < 9 else "slow" if row["health"] == "degraded" and back % 3 == 0 else "ok",
+                     "took_ms": 10_000 if row["health"] == "unhealthy" and back < 9 else round(row["_middle"] * (.8 + .5 * rng.random())),
+                     "reason": row["health_reason"] if row["health"] == "unhealthy" and back < 9 else None} for back in range(60)],
                 "usage": None if row["type"] == "vllm" else {"calls": 18234, "failures": 41, "prompt_tokens": 9_312_004, "completion_tokens": 2_120_441, "cost_usd": 812.4472}}
+
+
+LEVELS = ["balanced", "eco", "precision", ""]
+CONSUMERS = ["web-app", "batch", "support-bot"]
+USERS = ["ada", "ben", "cleo", "dora", ""]
+STEPS = {"hour": (3600, "%Y-%m-%dT%H:00Z"), "day": (86400, "%Y-%m-%d"), "week": (604800, "%Y-%m-%d"), "month": (2592000, "%Y-%m")}
+
+
+def usage(world, query):
+    """Sums as the server has them: the same numbers for the same stretch and name, whatever is asked."""
+    keys = [word for word in query.get("by", "provider").split(",") if word]
+    amount, unit = re.fullmatch(r"(\d+)([hd])", query.get("since", "30d")).groups()
+    since = time.time() - int(amount) * {"h": 3600, "d": 86400}[unit]
+    step = next((key for key in keys if key in STEPS), None)
+    width = STEPS[step][0] if step else 3600
+    offset = 4 * 86400 if step == "week" else 0
+    names = {"provider": list(world.providers)[:9], "consumer": CONSUMERS, "user": USERS, "level": LEVELS, "hour": [""], "day": [""], "week": [""], "month": [""]}
+    names["model"] = [f"{name}/{name.split('-')[0]}-7b" for name in names["provider"]]
+    if not world.providers:
+        return keys, []
+    sums = {}
+    begin = (since - offset) // width * width + offset
+    other = [key for key in keys if key not in STEPS]
+    while begin < time.time():
+        for at, name in enumerate(names[other[0]] if other else [""]):
+            rng = random.Random(f"{begin}{other}{name}")
+            hours = min(width, time.time() - begin + 60) / 3600
+            requests = int(hours * (90 / (at + 1)) * (.6 + .8 * rng.random())) + 1
+            errors = int(requests * rng.choice([0, 0, .004, .02]))
+            label = datetime.datetime.fromtimestamp(begin, datetime.timezone.utc).strftime(STEPS[step][1]) if step else None
+            item = sums.setdefault((label, name), {"requests": 0, "errors": 0, "fallbacks": 0, "input_tokens": 0, "output_tokens": 0, "cost": 0.0})
+            for field, value in (("requests", requests), ("errors", errors), ("fallbacks", errors * 2), ("input_tokens", requests * 812), ("output_tokens", requests * 240), ("cost", requests * .0021 * (at + 1))):
+                item[field] += value
+        begin += width
+    items = []
+    for (label, name), item in sums.items():
+        cost = item.pop("cost")
+        slow = 1 + len(name) % 4
+        items.append({**({step: label} if step else {}), **({other[0]: name} if other else {}), **item, "cached_tokens": item["input_tokens"] // 5, "cache_write_tokens": 0, "reasoning_tokens": 0,
+                      "cost_usd": f"{cost:.10f}".rstrip("0").rstrip("."), "unpriced": item["requests"] if name == "vllm-rack4" else 0, "latency_avg_ms": 700 * slow, "latency_p50_ms": 640 * slow, "latency_p95_ms": 2100 * slow,
+                      "ttft_p50_ms": 210 * slow, "ttft_p95_ms": 700 * slow})
+    items.sort(key=lambda item: -float(item["cost_usd"]))
+    return keys, items
+
+
+def budgets(world):
+    if not world.providers:
+        return {"budgets": [], "limits": []}
+    line = lambda consumer, user, per, limit, used, held: {
+        "consumer": consumer, "tier": "free" if user else None, "user": user, "per": per, "limit_usd": str(limit), "used_usd": str(used), "held_usd": str(held),
+        "left_usd": str(round(max(limit - used - held, 0), 4)), "used_percent": int(100 * used / limit), "window_start": stamp(40000), "window_end": stamp(-40000)}
+    return {"budgets": [line("batch", None, "day", 20, 20.004, 0), line("web-app", "ada", "day", .5, .43, .02), line("web-app", None, "month", 500, 211.5, 5)],
+            "limits": [{"consumer": "web-app", "tier": None, "requests_per_minute": 600, "tokens_per_minute": 400000, "concurrency": 50},
+                       {"consumer": None, "tier": "free", "requests_per_minute": 20, "tokens_per_minute": None, "concurrency": None}]}
+
+
+def explain(world, asked):
+    """As the gateway decides, but for the finer points: the cell and the wider ones, health and keys."""
+    level, tier, task = asked.get("power_level") or "balanced", asked.get("user_tier") or "all", asked.get("task_type")
+    model = asked.get("model")
+    if asked.get("consumer") and asked["consumer"] not in CONSUMERS:
+        return 422, {"error": {"code": "invalid", "message": f"there is no consumer `{asked['consumer']}`\nhint: `providerd plan` lists what manifests declare"}}
+    found, cells, skipped = [], [], []
+    if model and "/" in model:
+        provider, name = model.split("/", 1)
+        rows = [{"provider": provider, "model": name, "priority": 0, "weight": 100, "enabled": True}] if provider in world.providers else []
+        route = "pin"
+    else:
+        rows, route = [], "cell"
+        for at_tier, at_task in [(tier, task), (tier, None), ("all", task), ("all", None)]:
+            if any((cell["user_tier"], cell["task_type"]) == (at_tier, at_task) for cell in cells):
+                continue
+            cell = next((cell for cell in world.cells if (cell["power_level"], cell["user_tier"], cell["task_type"]) == (level, at_tier, at_task)), None)
+            rows = cell["models"] if cell else []
+            usable = any(row["enabled"] and world.providers[row["provider"]]["key"] not in ("failed", "missing") for row in rows)
+            cells.append({"power_level": level, "user_tier": at_tier, "task_type": at_task, "models": len(rows), "usable": usable, "origin": "routes.toml:14" if rows else None})
+            if usable:
+                break
+    for row in rows:
+        provider = world.providers[row["provider"]]
+        common = {"provider": row["provider"], "model": row["model"], "origin": "routes.toml:14"}
+        if not row["enabled"]:
+            skipped.append({**common, "reason": "disabled", "note": "the rule is disabled", "wait_ms": None})
+        elif provider["key"] in ("failed", "missing"):
+            skipped.append({**common, "reason": "key_failed", "note": provider["key_reason"], "wait_ms": None})
+        elif asked.get("privacy_required") and provider["type"] != "vllm":
+            skipped.append({**common, "reason": "not_local", "note": None, "wait_ms": None})
+        else:
+            found.append({**common, "upstream_model": row["model"], "priority": row["priority"], "weight": row["weight"], "health": provider["health"],
+                          "native": provider["type"] != "anthropic", "context_length": 32768})
+    rank = ["healthy", "unknown", "degraded", "unhealthy"]
+    found.sort(key=lambda row: (-row["priority"], rank.index(row["health"])))
+    error = None if found else {"status": 503, "code": "no_upstream", "message": f"no model serves {level} × {tier}"}
+    return 200, {"revision": "abc", "asked": model, "route": route, "targets": [model or level], "power_level": level, "user_tier": tier, "task_type": task,
+                 "privacy_required": bool(asked.get("privacy_required")), "seed": "0000000000000000", "cells": cells, "candidates": found, "skipped": skipped, "error": error}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -319,6 +420,16 @@ class Handler(BaseHTTPRequestHandler):
                 if name not in world.providers:
                     return self.error(404, "not-found", f"there is no provider {name}")
                 return self.answer(200, world.detail(name))
+            if part == "models":
+                rows = [{**model, "provider": name, "id": f"{name}-{at}"} for name in list(world.providers)[:400] for at, model in enumerate(world.detail(name)["models"])]
+                return self.page(rows, query)
+            if part == "usage":
+                keys, items = usage(world, query)
+                if query.get("format") == "csv":
+                    return self.answer(200, ("\n".join([",".join([*keys, "requests", "cost_usd"])] + [",".join(str(item[key]) for key in [*keys, "requests", "cost_usd"]) for item in items]) + "\n").encode(), "text/csv; charset=utf-8")
+                return self.answer(200, {"since": stamp(0), "until": None, "by": keys, "items": items})
+            if part == "budgets":
+                return self.answer(200, budgets(world))
             if part == "routes":
                 return self.answer(200, {"cells": world.cells})
             if part == "events":
@@ -410,9 +521,20 @@ class Handler(BaseHTTPRequestHandler):
             if part == "sync":
                 world.event("admin", None, "sync through the API", {"call": "sync"}, "5e884898")
                 return self.answer(202, {"triggered": True})
+            if part == "routes/explain":
+                return self.answer(*explain(world, body))
+            if part.startswith("providers/") and part.endswith("/check"):
+                row = world.providers.get(urllib.parse.unquote(part.split("/")[1]))
+                if row is None:
+                    return self.error(404, "not-found", "no provider has this name")
+                row["last_check"] = stamp(0)
+                world.event("admin", row["name"], "check through the API", {"call": "check"}, "5e884898")
+                return self.answer(202, {"triggered": not row["checks_paused"]})
             if part in ("suspend", "resume"):
                 suspended = part == "suspend"
-                if body.get("provider"):
+                if body.get("checks"):
+                    world.providers[body["provider"]]["checks_paused"] = suspended
+                elif body.get("provider"):
                     world.providers[body["provider"]]["state"] = "suspended" if suspended else "synced"
                 else:
                     world.flags["suspended"] = suspended

@@ -10,7 +10,7 @@ use prometheus::{
     Registry,
 };
 
-use crate::spool::UsageSource;
+use crate::{limit::LimitWord, spool::UsageSource};
 
 /// From a cached embedding to a long generation.
 const SECONDS: &[f64] =
@@ -25,6 +25,31 @@ const OVERHEAD: &[f64] = &[0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.00
 /// The words of the label `operation`.
 const OPERATIONS: [&str; 8] =
     ["chat", "completions", "embeddings", "responses", "messages", "count_tokens", "models", "other"];
+
+/// The words of attempts that went wrong, of `attempts_total{outcome}` and `fallbacks_total{reason}`.
+const FAILURES: [&str; 18] = [
+    "auth",
+    "broken_off",
+    "busy",
+    "connect_failed",
+    "context_overflow",
+    "garbage",
+    "in_band",
+    "not_found",
+    "own_fault",
+    "rate_limited",
+    "refused",
+    "status_408",
+    "status_5xx",
+    "timeout_connect",
+    "timeout_first_token",
+    "timeout_idle",
+    "timeout_total",
+    "unfit",
+];
+
+/// The words of `cooldowns_total{reason}`.
+const COOLDOWNS: [&str; 4] = ["failures", "model_not_found", "rate_limited", "refused"];
 
 /// The words of the label `hint`: fields that a translation may drop, by the names of all dialects of callers.
 const HINTS: &[&str] = &[
@@ -87,6 +112,7 @@ pub struct Meters {
     pub(crate) out_of_budget: IntCounter,
     pub(crate) cooldowns: IntCounterVec,
     pub(crate) panic: IntGauge,
+    pub(crate) truncated: IntCounter,
     /// Input, output, cache_read, cache_write, reasoning.
     tokens: [IntCounter; 5],
     cost: Counter,
@@ -147,7 +173,7 @@ impl Meters {
         let picture_age =
             Gauge::new("providerd_gateway_picture_age_seconds", "Age of what the gateway decides by")?;
         registry.register(Box::new(picture_age.clone()))?;
-        Ok(Self {
+        let meters = Self {
             requests,
             usual: usual.into(),
             first_token: histogram(
@@ -174,6 +200,10 @@ impl Meters {
                 "Further attempts that the retry budget forbade",
             )?,
             cooldowns: counter("cooldowns_total", "Cooldowns that began", &["reason"])?,
+            truncated: plain(
+                "truncated_total",
+                "Streams that ended with an error after content had been sent, not counting callers who left",
+            )?,
             panic: gauge("panic", "1 while so many origins cool that cooldowns are ignored")?,
             tokens: ["input", "output", "cache_read", "cache_write", "reasoning"]
                 .map(|kind| tokens.with_label_values(&[kind])),
@@ -188,7 +218,27 @@ impl Meters {
                 &["hint"],
             )?,
             unwritten: plain("unwritten_outcomes_total", "Outcomes that the spool could not take")?,
-        })
+        };
+        Ok(meters.expect())
+    }
+
+    /// Shows what may happen as 0 before it does: `increase()` misses a counter's first appearance.
+    fn expect(self) -> Self {
+        for word in FAILURES {
+            self.attempts.with_label_values(&[word]);
+            self.fallbacks.with_label_values(&[word]);
+        }
+        for word in ["ok", "caller_left"] {
+            self.attempts.with_label_values(&[word]);
+        }
+        for word in COOLDOWNS {
+            self.cooldowns.with_label_values(&[word]);
+        }
+        for word in LimitWord::ALL {
+            self.limited.with_label_values(&[word.as_str()]);
+        }
+        self.hints.with_label_values(&["other"]);
+        self
     }
 
     /// A request ended.

@@ -260,6 +260,9 @@ impl StreamRelay {
         if std::mem::replace(&mut self.settled, true) {
             return;
         }
+        if !matches!(outcome, AttemptOutcome::Finished | AttemptOutcome::CallerLeft) {
+            self.edge.meters.truncated.inc();
+        }
         let now = self.tick(Instant::now());
         let heard = self.flight.hear(outcome, now);
         self.edge.heard(&self.account, heard);

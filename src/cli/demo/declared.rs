@@ -2,13 +2,13 @@
 
 use std::fs;
 
-use super::{Scene, hash, providers::FakeProviders};
+use super::{DemoScene, hash, providers::FakeProviders};
 
 /// Writes settings and manifests into the demo's directory.
 ///
 /// # Errors
 /// They cannot be written.
-pub fn write(scene: &Scene, fakes: &FakeProviders) -> anyhow::Result<()> {
+pub fn write(scene: &DemoScene, fakes: &FakeProviders) -> anyhow::Result<()> {
     fs::write(scene.dir.join("providerd.toml"), settings(scene))?;
     let manifests = scene.manifests();
     fs::write(manifests.join("providers.toml"), providers(fakes))?;
@@ -17,7 +17,7 @@ pub fn write(scene: &Scene, fakes: &FakeProviders) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn settings(scene: &Scene) -> String {
+fn settings(scene: &DemoScene) -> String {
     format!(
         "[manifests]\npath = \"{}\"\nsettle = \"300ms\"\n\n[server]\nlisten = \"{}\"\ntoken_sha256 = [\"{}\"]\n\n\
          [gateway]\nlisten = \"{}\"\n\n[health]\ninterval = \"2s\"\nslow_after = \"500ms\"\n\n[log]\nformat = \"human\"\n",
@@ -88,12 +88,12 @@ user_tier = "all"
 priority = 100
 "#;
 
-fn consumers(scene: &Scene) -> String {
+fn consumers(scene: &DemoScene) -> String {
     format!(
         "# Who may ask the gateway. Only hashes of keys stand in a manifest.\n[aliases]\nfast = \"eco\"\n\n\
          [consumers.demo-app]\nkeys = [{{ sha256 = \"{}\" }}]\ntrusted = true\n\n\
          [consumers.demo-batch]\nkeys = [{{ sha256 = \"{}\" }}]\nuser_tier = \"free\"\n\
-         limits = {{ requests_per_minute = 60, concurrency = 2 }}\nbudgets = [{{ usd = 0.50, per = \"day\" }}]\n\n\
+         limits = {{ requests_per_minute = 60, concurrency = 2 }}\nbudgets = [{{ usd = 0.10, per = \"day\" }}]\n\n\
          [tiers.free]\nlimits = {{ requests_per_minute = 120 }}\n",
         hash(&scene.app_key),
         hash(&scene.batch_key),

@@ -31,7 +31,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use self::{providers::FakeProviders, trickle::Trickle};
+use self::{providers::FakeProviders, trickle::RequestTrickle};
 use super::{
     Global,
     output::{self, Exit},
@@ -57,7 +57,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const LAST_LINES: usize = 20;
 
 #[derive(Debug, Args)]
-pub struct Demo {
+pub struct DemoArgs {
     /// Print only where everything is, not each request
     #[arg(long)]
     quiet: bool,
@@ -67,7 +67,7 @@ pub struct Demo {
 }
 
 /// The keys and addresses of one demo.
-pub(in crate::cli::demo) struct Scene {
+pub(in crate::cli::demo) struct DemoScene {
     dir: PathBuf,
     dashboard: SocketAddr,
     gateway: SocketAddr,
@@ -77,7 +77,7 @@ pub(in crate::cli::demo) struct Scene {
     batch_key: Secret,
 }
 
-impl Demo {
+impl DemoArgs {
     /// Runs until a signal ends it.
     pub fn run(self, global: &Global) -> anyhow::Result<Exit> {
         if let Some(dir) = self.daemon {
@@ -89,6 +89,7 @@ impl Demo {
         let ended = runtime.block_on(self.play(dir.path.clone()));
         runtime.shutdown_background();
         drop(dir);
+        output::text("demo: over; nothing of it is left\n")?;
         ended
     }
 
@@ -98,7 +99,7 @@ impl Demo {
         let stop = supervisor.token();
         let began = Instant::now();
         let fakes = FakeProviders::start(&supervisor).await?;
-        let scene = Scene {
+        let scene = DemoScene {
             dashboard: free_port(DASHBOARD)?,
             gateway: free_port(GATEWAY)?,
             token: admin_token()?,
@@ -108,8 +109,8 @@ impl Demo {
         };
         declared::write(&scene, &fakes)?;
         output::text("demo: starting a daemon with a database of its own …\n")?;
-        let mut child = Daemon::start(&scene)?;
-        let trickle = Trickle::new(&scene)?;
+        let mut child = DemoDaemon::start(&scene)?;
+        let trickle = RequestTrickle::new(&scene)?;
         let deadline = began + START;
         let ready = async {
             while !trickle.is_ready().await {
@@ -140,7 +141,6 @@ impl Demo {
         };
         supervisor.shutdown();
         child.end().await;
-        output::text("demo: over; nothing of it is left\n")?;
         ended.map(|()| Exit::Done)
     }
 }
@@ -158,10 +158,10 @@ fn daemon(global: &Global, dir: PathBuf) -> anyhow::Result<Exit> {
 }
 
 /// A daemon that was started.
-struct Daemon(Child);
+struct DemoDaemon(Child);
 
-impl Daemon {
-    fn start(scene: &Scene) -> anyhow::Result<Self> {
+impl DemoDaemon {
+    fn start(scene: &DemoScene) -> anyhow::Result<Self> {
         let log = fs::File::create(scene.log())?;
         let mut command = Command::new(std::env::current_exe().context("the own program is not found")?);
         command
@@ -200,7 +200,7 @@ impl Daemon {
     }
 }
 
-impl Scene {
+impl DemoScene {
     fn log(&self) -> PathBuf {
         self.dir.join("daemon.log")
     }
@@ -252,13 +252,13 @@ fn free_port(port: u16) -> anyhow::Result<SocketAddr> {
     Ok(listener.local_addr()?)
 }
 
-fn last_lines(scene: &Scene) -> String {
+fn last_lines(scene: &DemoScene) -> String {
     let text = fs::read_to_string(scene.log()).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     lines.get(lines.len().saturating_sub(LAST_LINES)..).unwrap_or_default().join("\n")
 }
 
-fn greeting(scene: &Scene, took: Duration) -> String {
+fn greeting(scene: &DemoScene, took: Duration) -> String {
     format!(
         "demo: ready after {seconds:.1} s. No provider is real, no key opens anything, Ctrl-C ends and deletes all.\n\n\
          dashboard  http://{dashboard}/\n           token {token}\n\
@@ -272,6 +272,7 @@ fn greeting(scene: &Scene, took: Duration) -> String {
          watch      demo-fast    answers at once\n           \
          demo-slow    takes a second, is soon `degraded`, and refuses every fourth request\n           \
          demo-locked  refuses its key: each request to it falls back, until two refusals 30 s apart prove the key wrong\n           \
+         demo-batch   a consumer with a budget of 0.10 USD a day: after some minutes it is answered 402\n           \
          Routes, Explain and Usage in the dashboard show who answers, why, and what it costs\n\n",
         seconds = took.as_secs_f64(),
         dashboard = scene.dashboard,

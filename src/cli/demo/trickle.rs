@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use net::{
-    PhaseLimits, NetConfig,
+    NetConfig, PhaseLimits,
     egress::EgressPolicy,
     probe::{ProbeReply, Prober},
 };
@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::time::sleep;
 use url::Url;
 
-use super::Scene;
+use super::DemoScene;
 use crate::cli::output;
 
 /// Between two requests: enough to read, and to fill a graph.
@@ -21,8 +21,11 @@ const PAUSE: Duration = Duration::from_millis(700);
 /// Bytes of an answer that are read.
 const MAX_BODY: usize = 64 * 1024;
 /// An answer takes a second or two.
-const PATIENCE: PhaseLimits =
-    PhaseLimits { dns: Duration::from_secs(1), connect: Duration::from_secs(2), total: Duration::from_secs(30) };
+const PATIENCE: PhaseLimits = PhaseLimits {
+    dns: Duration::from_secs(1),
+    connect: Duration::from_secs(2),
+    total: Duration::from_secs(30),
+};
 
 /// What the trickle asks for, again and again: model, user, tier, streaming, whether the batch consumer asks.
 const ASKS: [(&str, &str, &str, bool, bool); 8] = [
@@ -44,7 +47,7 @@ const QUESTIONS: [&str; 4] = [
 ];
 
 /// Asks.
-pub struct Trickle {
+pub struct RequestTrickle {
     client: Prober,
     ready: Url,
     models: Url,
@@ -53,8 +56,8 @@ pub struct Trickle {
     batch_key: String,
 }
 
-impl Trickle {
-    pub fn new(scene: &Scene) -> anyhow::Result<Self> {
+impl RequestTrickle {
+    pub fn new(scene: &DemoScene) -> anyhow::Result<Self> {
         let egress = EgressPolicy { allow_private: true, allow_loopback: true };
         let url = |address, path: &str| {
             Url::parse(&format!("http://{address}{path}")).context("the demo's own address is not valid")
@@ -119,7 +122,7 @@ impl Trickle {
         stream: bool,
         batch: bool,
     ) -> Result<ProbeReply, net::ProbeError> {
-        let body = json!({ "model": model, "stream": stream,
+        let body = json!({ "model": model, "stream": stream, "max_tokens": 100,
             "messages": [{ "role": "user", "content": question }] });
         let key = if batch { &self.batch_key } else { &self.app_key };
         let mut headers: Vec<Header> = vec![

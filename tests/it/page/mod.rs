@@ -137,6 +137,130 @@ fn what_is_held_back_and_what_routes_serve_is_said() {
 }
 
 #[test]
+fn who_would_answer_is_explained() {
+    let fake = Fake::new(12);
+    let browser = Browser::new();
+    sign_in(&browser, &fake.base, TOKEN);
+    go(&browser, "#/routes");
+    browser.click("[aria-label='Explain balanced × free']");
+    browser.wait("location.hash === '#/routes/explain?level=balanced&tier=free'");
+    browser.wait_text(".explain-verdict", "would answer first");
+    browser.wait_text(".step", "balanced × free");
+    // Switched off in this cell: not asked, and why.
+    browser.wait_text(".explained .off", "switched off");
+    browser.wait_text(".explain-foot", "providerd routes explain --power balanced --tier free");
+    let set = |id: &str, value: &str| {
+        browser.run(&format!(
+            "const field = document.getElementById('{id}'); field.value = {}; \
+             field.dispatchEvent(new Event(field.tagName === 'SELECT' ? 'change' : 'input', {{ bubbles: true }}))",
+            json!(value)
+        ));
+    };
+    // A key that does not work keeps its provider out, with the provider's own words.
+    set("ask-model", "anthropic-prod/anthropic-7b");
+    browser.wait_text(".explain-verdict", "Nothing would answer");
+    browser.wait_text(".explained .off", "its key does not work");
+    browser.wait_text(".explained .off", "401 invalid_api_key, twice");
+    browser.wait_text(".explain-error", "The caller gets 503 no_upstream.");
+    browser.wait("location.hash.includes('model=anthropic-prod%2Fanthropic-7b')");
+    set("ask-model", "");
+    // A cell that is empty gives way to the next wider one.
+    set("ask-level", "eco");
+    set("ask-tier", "enterprise");
+    browser.wait_text(".step", "eco × enterprise empty");
+    browser.wait_text(".step.good", "eco × all");
+    set("ask-consumer", "no-such");
+    browser.wait_text(".empty", "there is no consumer `no-such`");
+    assert!(browser.complaints().iter().all(|line| line.contains("422")));
+    set("ask-consumer", "");
+    browser.click("#ask-private");
+    browser.wait_text(".explained .off", "not inside our walls");
+    nothing_to_complain(&browser);
+}
+
+#[test]
+fn usage_is_shown_by_what_is_asked_and_budgets_with_what_is_left() {
+    let fake = Fake::new(12);
+    let browser = Browser::new();
+    sign_in(&browser, &fake.base, TOKEN);
+    go(&browser, "#/usage");
+    browser.wait_text("#usage-over-time", "Cost over 24 hours, by provider");
+    browser.wait("document.querySelectorAll('.timechart .fill').length === 7");
+    browser.wait_text(".series", "others");
+    browser.wait_text(".usage table", "ollama-cloud");
+    browser.wait_text(".tiles", "First token");
+    browser.wait_text(".budget.bad", "batch a day Spent");
+    browser.wait_text(".budget.warn", "86 % of $0.50 used");
+    browser.wait_text(".limits", "each user of tier free: 20 requests a minute");
+    browser.click("[data-choice='model']");
+    browser.click("[data-choice='365d']");
+    browser.click("[data-choice='tokens']");
+    browser.wait_text("#usage-over-time", "Tokens over a year, by model");
+    browser.wait("location.hash === '#/usage?range=365d&by=model&value=tokens'");
+    browser.wait_text(".usage table", "ollama-cloud/ollama-7b");
+    // The figures of the drawing, for who cannot see it.
+    browser.run("document.querySelector('.timeline .plot').focus()");
+    browser.keys(&["ArrowLeft"]);
+    browser.wait_text(".readout", "week of");
+    browser.run("document.querySelector('.timeline .figures').open = true");
+    browser.wait("document.querySelectorAll('.timeline .figures tbody tr').length > 40");
+    browser.run("window.saved = null; URL.createObjectURL = blob => { blob.text().then(text => window.saved = text); return '#' }");
+    browser.click("[data-action='csv']");
+    browser.wait("window.saved?.startsWith('week,model,requests,cost_usd\\n') && window.saved.split('\\n').length > 100");
+    browser.click("[data-choice='user']");
+    browser.wait_text(".usage table", "no user named");
+    nothing_to_complain(&browser);
+}
+
+#[test]
+fn a_provider_is_checked_and_paused_from_its_page() {
+    let fake = Fake::new(12);
+    let browser = Browser::new();
+    sign_in(&browser, &fake.base, TOKEN);
+    go(&browser, "#/providers/groq-eu");
+    browser.wait_text(".answers", "Unhealthy");
+    browser.click("[data-span='recent']");
+    browser.wait_text(".history-caption", "The last 60 checks, 9 failed");
+    browser.wait_text(".checks", "(3 in a row)");
+    browser.click("[data-span='six']");
+    browser.wait_text(".readout", "6 h");
+    browser.click("[data-action='check']");
+    browser.wait_text(".result.good", "It is being checked");
+    browser.wait_text("ol.events", "Admin call: check");
+    browser.click("[data-action='pause']");
+    browser.wait_text("[data-action='pause']", "Resume checks");
+    browser.click("[data-action='check']");
+    browser.wait_text(".result.warn", "its checks are paused");
+    browser.click("[data-action='pause']");
+    browser.wait_text("[data-action='pause']", "Pause checks");
+    nothing_to_complain(&browser);
+}
+
+#[test]
+fn a_token_is_kept_for_the_tab_where_that_is_asked_and_odd_addresses_are_said() {
+    let fake = Fake::new(12);
+    let browser = Browser::new();
+    browser.open(&fake.base);
+    browser.wait("document.activeElement?.id === 'token'");
+    browser.keys(&[TOKEN]);
+    browser.click("#keep");
+    browser.click(".sign-card [type='submit']");
+    browser.wait("document.querySelector('header.top')");
+    go(&browser, "#/nonsense");
+    browser.wait_text(".empty", "There is no such page");
+    browser.run("location.reload()");
+    browser.wait_text(".empty", "Nothing is at #/nonsense.");
+    go(&browser, "#/models?q=groq");
+    browser.wait_text(".shown", "of ");
+    browser.wait_text("table", "groq-7b");
+    browser.click("[aria-label='Sign out']");
+    browser.wait("document.activeElement?.id === 'token' && sessionStorage.length === 0");
+    browser.run("location.reload()");
+    browser.wait("document.activeElement?.id === 'token'");
+    nothing_to_complain(&browser);
+}
+
+#[test]
 fn an_event_arrives_by_itself() {
     let fake = Fake::new(12);
     let browser = Browser::new();
@@ -328,10 +452,10 @@ fn the_keyboard_is_enough() {
         "document.activeElement.tagName === 'H1' && document.activeElement.innerText === {name}"
     ));
     browser.wait("document.querySelector('.plot')");
-    browser.keys(&["Tab"]);
-    browser.wait("document.activeElement.dataset.action === 'sync'");
-    browser.keys(&["Tab"]);
-    browser.wait("document.activeElement.dataset.action === 'test'");
+    for action in ["pause", "sync", "check", "test"] {
+        browser.keys(&["Tab"]);
+        browser.wait(&format!("document.activeElement.dataset.action === '{action}'"));
+    }
     browser.keys(&["Enter"]);
     browser.wait("/Valid|Not proven/.test(document.querySelector('.result').innerText)");
     browser.wait("document.activeElement.dataset.action === 'test'");
@@ -342,7 +466,7 @@ fn the_keyboard_is_enough() {
     browser.wait(
         "location.hash.startsWith('#/providers?q=open') && document.getElementById('search').value === 'open'",
     );
-    browser.keys(&["4"]);
+    browser.keys(&["5"]);
     browser.wait("document.title === '(2 down) Events · providerd'");
     browser.keys(&["?"]);
     browser.wait_text("dialog", "Keyboard");
@@ -361,6 +485,10 @@ fn nothing_there_yet_is_said_kindly() {
         ("#/", ".panel", "Nothing needs attention"),
         ("#/providers", ".empty", "No providers yet"),
         ("#/routes", ".empty", "No routes"),
+        ("#/routes/explain", ".explain-error", "no_upstream"),
+        ("#/usage", ".plot-none", "No cost in this time."),
+        ("#/usage", ".empty", "No budgets"),
+        ("#/models", ".empty", "No models yet"),
         ("#/events", ".empty", "No events yet"),
         ("#/held", ".empty", "Nothing is held back"),
     ];
@@ -403,6 +531,12 @@ fn no_barriers_in_light_and_dark_wide_and_narrow() {
         "#/providers/groq-eu",
         "#/providers/mistral-fr",
         "#/routes",
+        "#/routes/explain?level=balanced&tier=free",
+        "#/routes/explain?level=precision&tier=free",
+        "#/usage",
+        "#/usage?range=365d&by=model&value=tokens",
+        "#/models",
+        "#/nonsense",
         "#/events",
         "#/held",
     ];
@@ -419,7 +553,7 @@ fn no_barriers_in_light_and_dark_wide_and_narrow() {
             for hash in views {
                 go(&browser, hash);
                 browser.wait("!document.querySelector('.skeleton')");
-                let name = hash.trim_matches(['#', '/']).replace('/', "-");
+                let name = hash.trim_matches(['#', '/']).replace(['/', '?', '&', '='], "-");
                 browser
                     .shot(&format!("{scheme}-{width}-{}", if name.is_empty() { "overview" } else { &name }));
                 // axe at each size of its own would say the same things three times over.
@@ -445,6 +579,9 @@ fn tour(browser: &Browser, base: &str, token: &str) {
         ("#/", "Overview"),
         ("#/providers", "Providers"),
         ("#/routes", "Routes"),
+        ("#/routes/explain", "Explain a route"),
+        ("#/usage", "Usage"),
+        ("#/models", "Models"),
         ("#/events", "Events"),
         ("#/held", "Held back"),
     ] {
@@ -555,6 +692,7 @@ async fn a_real_outage_is_seen_to_come_and_go() {
     let browser = Browser::new();
     sign_in(&browser, &listens(&daemon.log()), TOKEN);
     browser.wait_text("h1", "The only provider is well");
+    browser.wait_text(".verdict", "Nothing needs attention.");
     browser.wait_text(".gauge-legend", "1 Valid");
 
     provider.set_status(503);

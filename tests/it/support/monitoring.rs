@@ -73,3 +73,22 @@ pub fn promtool_agrees(args: &[&str], input: Option<&str>) -> String {
     assert!(output.status.success(), "promtool {args:?}:\n{said}");
     said
 }
+
+/// The series of the gateway and of usage: name, type, labels and help, as a registry of them holds them.
+pub fn gateway_series() -> Vec<(String, String, String, String)> {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = prometheus::Registry::new();
+    gateway::meter::Meters::register(&registry).unwrap();
+    let spool =
+        gateway::spool::Spool::open(gateway::spool::SpoolSettings::new(dir.path().to_owned())).unwrap();
+    providerd::usage::UsageMeters::register(&registry, spool.into()).unwrap();
+    providerd::dataplane::BudgetMeters::register(&registry).unwrap();
+    let family = |family: prometheus::proto::MetricFamily| {
+        let labels: Vec<String> = (family.get_metric().first().into_iter())
+            .flat_map(|metric| metric.get_label().iter().map(|label| label.name().to_owned()))
+            .collect();
+        let kind = format!("{:?}", family.get_field_type()).to_lowercase();
+        (family.name().to_owned(), kind, labels.join(", "), format!("{}.", family.help()))
+    };
+    registry.gather().into_iter().map(family).collect()
+}
