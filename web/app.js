@@ -67,7 +67,7 @@ function signIn(message = "") {
     h("img", { src: "/assets/icon.svg", alt: "", width: "40", height: "40" }),
     h("h1", { id: "sign-title" }, "providerd"),
     h("p", { class: "muted" }, "Health, keys and routes of your LLM providers."),
-    h("label", { for: "token" }, "Admin token"), input, h("div", { class: "field check" }, keep, h("label", { for: "keep" }, "Keep it for this tab")), note, button,
+    h("label", { for: "token" }, "Admin token"), input, h("div", { class: "ask-field check" }, keep, h("label", { for: "keep" }, "Keep it for this tab")), note, button,
     h("p", { id: "token-help", class: "muted small" }, "Unless you keep it for this tab, it is gone when you reload. The server knows its SHA-256 only, from server.token_sha256. With the embedded database, the first start of providerd printed it."));
   form.addEventListener("submit", async (event) => {
     event.preventDefault();

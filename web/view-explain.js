@@ -11,6 +11,7 @@ const APIS = ["chat", "responses", "messages", "completions", "embeddings"];
 // What a word of the gateway means to somebody who asks why.
 const SKIPS = {
   disabled: "switched off",
+  unmanaged: "no manifest manages it",
   key_failed: "its key does not work",
   not_allowed: "this consumer may not ask for it",
   dialect: "cannot be asked in this dialect",
@@ -108,7 +109,7 @@ export default function explain({ signal, query, remember }) {
     remember(explainHref({ ...rest, api: api === "chat" ? "" : api }));
     soon();
   };
-  const field = (name, label, control) => h("div", { class: "field" }, h("label", { for: `ask-${name}` }, label), control);
+  const field = (name, label, control) => h("div", { class: "ask-field" }, h("label", { for: `ask-${name}` }, label), control);
   const text = (name, label, list, placeholder) => field(name, label, h("input", { id: `ask-${name}`, class: "input mono", type: "text", list, value: fields[name], placeholder, autocomplete: "off", spellcheck: "false", autocapitalize: "off", maxlength: "255", oninput: changed(name) }));
   const pick = (name, label, options) => {
     const select = h("select", { id: `ask-${name}`, class: "input", onchange: changed(name) }, options.map(([value, word_]) => h("option", { value, selected: value === fields[name] }, word_)));
@@ -121,7 +122,7 @@ export default function explain({ signal, query, remember }) {
     text("task", "Task", "known-tasks", "any"),
     text("consumer", "Consumer", "known-consumers", "anyone"),
     pick("api", "Dialect", APIS.map((api) => [api, api])),
-    h("div", { class: "field check" }, h("input", { id: "ask-private", type: "checkbox", checked: Boolean(fields.private), onchange: changed("private") }), h("label", { for: "ask-private" }, "Privacy required: only providers inside our walls")),
+    h("div", { class: "ask-field check" }, h("input", { id: "ask-private", type: "checkbox", checked: Boolean(fields.private), onchange: changed("private") }), h("label", { for: "ask-private" }, "Privacy required: only providers inside our walls")),
     Object.values(lists));
   form.addEventListener("submit", (event) => {
     event.preventDefault();

@@ -299,7 +299,7 @@ export default function providers({ query, signal, remember }) {
   return {
     title: "Providers",
     node: h("div", { class: "providers" },
-      h("div", { class: "head" }, h("h1", { tabindex: "-1" }, "Providers ", title)),
+      h("div", { class: "head" }, h("h1", { tabindex: "-1" }, "Providers ", title), h("a", { class: "button", href: "#/models" }, "All models")),
       h("div", { class: "tools" }, h("div", { class: "search" }, icon("search"), field, h("kbd", { "aria-hidden": "true" }, "/")), h("div", { class: "narrow-only" }, select), shown), chips,
       wrap, other),
     ready: compute,

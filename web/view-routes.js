@@ -47,7 +47,7 @@ function cell(of_, opened, again, key) {
   const list = models.slice(0, shown);
   return h("td", { class: `cell ${state}`, role: "cell" },
     state === "empty" && h("p", { class: "cell-note bad" }, icon("off"), models.length ? "No usable model: all are disabled" : "Empty: requests find no model"),
-    state === "down" && h("p", { class: "cell-note bad" }, icon("unhealthy"), "Every model here is down"),
+    state === "down" && h("p", { class: "cell-note bad" }, icon("unhealthy"), "No model here can answer"),
     state === "unproven" && h("p", { class: "cell-note idle" }, icon("unknown"), "No model here is proven yet"),
     models.length > 0 && h("ol", { class: "route-list" }, list.map(model)),
     rest > 0 && h("button", { type: "button", class: "link", "aria-label": `${count(rest)} more models of ${key}`, onclick: () => (opened.set(key, shown + MORE), again()) }, `${count(rest)} more`),

@@ -231,7 +231,7 @@ export default function usage({ signal, query, remember }) {
     title: "Usage",
     node: h("div", { class: "usage stack" },
       h("div", { class: "head" }, h("div", {}, h("h1", { tabindex: "-1" }, "Usage"), h("p", { class: "muted" }, "What the gateway served, counted once per request; cost where the price is known.")), exporting),
-      controls, sums, panel("usage-over-time", chartTitle, chart),
-      h("div", { class: "columns" }, h("div", { class: "stack" }, panel("usage-table", "Sums", rows), panel("usage-latency", "Latency", waits)), panel("usage-budgets", "Budgets and limits", left))),
+      controls, sums, panel("usage-over-time", chartTitle, chart), panel("usage-table", "Sums", rows),
+      h("div", { class: "columns" }, panel("usage-latency", "Latency", waits), panel("usage-budgets", "Budgets and limits", left))),
   };
 }

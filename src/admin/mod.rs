@@ -47,6 +47,7 @@ pub use crate::admin::{
     event_stream::Tail,
     guard::Hosts,
     key_test::Budget,
+    public::metrics_alone,
 };
 use crate::{
     checks::Checks,

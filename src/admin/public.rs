@@ -1,6 +1,6 @@
 //! What anybody may ask: `/metrics`, `/livez`, `/readyz`.
 
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, atomic::Ordering};
 
 use axum::{
     Router,
@@ -11,6 +11,7 @@ use axum::{
 };
 
 use super::{AdminShared, error::ApiError};
+use crate::metrics::Metrics;
 
 pub(super) fn router() -> Router<AdminShared> {
     Router::new().route("/metrics", get(metrics)).route("/livez", get(livez)).route("/readyz", get(readyz))
@@ -40,10 +41,23 @@ async fn metrics(State(shared): State<AdminShared>) -> Response {
             if let Some(checked) = checked {
                 checked.checks.encode(&mut text, shared.per_provider);
             }
-            ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
+            exposition(text)
         }
         Err(_) => ApiError::Internal.into_response(),
     }
+}
+
+/// `/metrics` and `/livez` alone, for a process without an admin API.
+pub fn metrics_alone(metrics: Arc<Metrics>) -> Router {
+    let show = async |State(metrics): State<Arc<Metrics>>| match metrics.encode() {
+        Ok(text) => exposition(text),
+        Err(_) => ApiError::Internal.into_response(),
+    };
+    Router::new().route("/metrics", get(show)).route("/livez", get(livez)).with_state(metrics)
+}
+
+fn exposition(text: Vec<u8>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 
 async fn livez() -> &'static str {

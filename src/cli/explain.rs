@@ -1,5 +1,7 @@
 //! `routes explain`: who would answer a request, in which order, and why not the others.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::Context as _;
 use clap::Args;
 
@@ -36,9 +38,23 @@ pub struct Explain {
     /// Only providers inside our walls
     #[arg(long)]
     private: bool,
+    /// A file with a request as a caller would send it (JSON); `-`: standard input. Other options are stronger
+    #[arg(long, value_name = "FILE")]
+    request: Option<PathBuf>,
     /// Chooses among equals: 16 hexadecimal digits
     #[arg(long, value_name = "SEED")]
     seed: Option<String>,
+}
+
+/// The request in a file.
+fn read(path: &Path) -> anyhow::Result<serde_json::Value> {
+    let text = if path == Path::new("-") {
+        std::io::read_to_string(std::io::stdin())
+    } else {
+        std::fs::read_to_string(path)
+    };
+    let text = text.with_context(|| format!("{} cannot be read", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))
 }
 
 impl Explain {
@@ -63,6 +79,7 @@ impl Explain {
             consumer: self.consumer,
             api: self.api,
             privacy_required: self.private,
+            request: self.request.as_deref().map(read).transpose()?,
             seed: self.seed,
         };
         let explanation = answer(&picture, &question).context("the question cannot be answered")?;

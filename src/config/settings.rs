@@ -260,6 +260,9 @@ sections! {
         /// Address and port to listen on. Without one there is no gateway, except that with the embedded database it
         /// listens on 127.0.0.1:7412.
         listen: Option<SocketAddr> = "";
+        /// Address and port where `providerd gateway` serves `/metrics`, without TLS. `providerd run` shows them at
+        /// `server.listen`.
+        metrics_listen: Option<SocketAddr> = "";
         /// Permit listening beyond loopback without TLS, for instance behind a proxy that adds it.
         plain_http: bool = "false";
         /// PEM file with the certificate chain; with its key, only TLS is served. Both are reloaded when they change.
@@ -454,6 +457,13 @@ impl Settings {
             "gateway.listen",
             "goes beyond loopback without TLS",
             "set gateway.tls.cert and gateway.tls.key, or gateway.plain_http = true where a proxy adds TLS",
+        );
+        rule(
+            gateway.metrics_listen.is_some_and(|listen| !listen.ip().to_canonical().is_loopback())
+                && !gateway.plain_http,
+            "gateway.metrics_listen",
+            "goes beyond loopback without TLS",
+            "let it listen on loopback, or set gateway.plain_http = true where the network is trusted",
         );
         rule(
             gateway.listen.is_some_and(|listen| listen == server.listen && listen.port() != 0),

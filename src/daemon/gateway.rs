@@ -6,12 +6,13 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use net::server::{Listen, ServerLimits, bind, bind_address};
 use tokio::time::sleep;
 use tracing::{info, warn};
 use zeroize::Zeroizing;
 
 use crate::{
-    backend,
+    admin, backend,
     config::{self, Settings},
     dataplane::{EMBEDDED_LISTEN, serving},
     metrics::Metrics,
@@ -37,7 +38,21 @@ pub async fn run(settings: Settings, env: Option<Zeroizing<String>>) -> anyhow::
     let listen = settings.gateway.listen.unwrap_or(EMBEDDED_LISTEN);
     let state = config::state_dir();
     std::fs::create_dir_all(&state).with_context(|| format!("{} cannot be made", state.display()))?;
-    let serving = serving::start(&settings, listen, state, &metrics, |_| (), &supervisor).await?;
+    // The socket of systemd is the gateway's: nothing else here listens by it.
+    let beyond_loopback = settings.gateway.tls().is_some() || settings.gateway.plain_http;
+    let listener = bind(Listen { address: listen, beyond_loopback, section: "gateway" }).await?;
+    let serving = serving::start(&settings, listener, state, &metrics, |_| (), &supervisor).await?;
+    if let Some(address) = settings.gateway.metrics_listen {
+        let listener = bind_address(address, "gateway.metrics_listen").await?;
+        info!(address = %listener.local_addr()?, "metrics are served");
+        let (tasks, stop) = (supervisor.clone(), stop.clone());
+        let spawned = supervisor.clone();
+        let spawn = move |connection| spawned.spawn_brief("http-connection", connection);
+        let router = admin::metrics_alone(metrics.clone());
+        tasks.spawn("metrics", async move {
+            net::server::serve(listener, None, router, ServerLimits::default(), stop, spawn).await;
+        });
+    }
     let (url, embedded) = backend::database(&settings).await?;
     let store = Store::connect(&backend::store_settings(&settings, url)).await?;
     serving.keeper(&store, &byok, &settings).start_from_sealed();

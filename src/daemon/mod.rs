@@ -53,7 +53,7 @@ use crate::{
 };
 use net::{
     probe::Prober,
-    server::{Listen, ListenError, Tls, bind},
+    server::{Listen, ListenError, Tls, bind, bind_address},
 };
 
 /// First and longest wait before a failed pass is tried again.
@@ -574,16 +574,16 @@ async fn data_plane(
             checked.checks.look_again(provider);
         }
     };
-    let started = serving::start(settings, listen, state.clone(), metrics, look, supervisor).await;
-    let mut serving = match started {
-        Ok(serving) => serving,
-        // Nobody asked for this address: another daemon of this user has it.
+    let listener = match bind_address(listen, "gateway.listen").await {
+        Ok(listener) => listener,
+        // The operator did not ask for this address: another daemon of this user has it.
         Err(error) if settings.gateway.listen.is_none() => {
             warn!(error = format!("{error:#}"), "there is no gateway; set gateway.listen");
             return Ok(None);
         }
-        Err(error) => return Err(error),
+        Err(error) => return Err(error.into()),
     };
+    let mut serving = serving::start(settings, listener, state.clone(), metrics, look, supervisor).await?;
     let scheme = if serving.tls { "https" } else { "http" };
     let url = format!("{scheme}://{}", serving.address);
     let mut key = None;
@@ -606,7 +606,7 @@ fn hook(settings: &Settings, wake: Arc<Notify>) -> Option<Arc<Hook>> {
 /// Opens the socket of the admin API.
 async fn listen(server: &config::Server) -> Result<TcpListener, ListenError> {
     let beyond_loopback = server.tls().is_some() || server.plain_http;
-    bind(Listen { address: server.listen, beyond_loopback }).await
+    bind(Listen { address: server.listen, beyond_loopback, section: "server" }).await
 }
 
 /// Wakes the loop at every resync interval, which a reload may change.

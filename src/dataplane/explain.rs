@@ -8,6 +8,7 @@ use gateway::{
     error::GatewayError,
     explain::{Explanation, explain},
     picture::{Api, Picture},
+    serve::asked_by_body,
     tick::Tick,
 };
 use serde::Deserialize;
@@ -28,6 +29,10 @@ pub struct RouteQuestion {
     /// `chat`, `completions`, `embeddings`, `responses` or `messages`; `chat` unless said.
     pub api: Option<String>,
     pub privacy_required: bool,
+    /// A whole request as a caller of `api` would send it: its model, size and wishes are asked. What else is said here is
+    /// stronger than what stands in it.
+    #[schema(value_type = Option<Object>)]
+    pub request: Option<serde_json::Value>,
     /// Chooses among equals; 16 hexadecimal digits. Requests of one session have the same one.
     pub seed: Option<String>,
 }
@@ -41,6 +46,8 @@ pub enum QuestionError {
     Api(String),
     #[error("`{0}` is not a seed\nhint: 16 hexadecimal digits, as an explanation shows them")]
     Seed(String),
+    #[error("the request is not a JSON object")]
+    Request,
     #[error("{0}")]
     Gateway(String),
 }
@@ -71,15 +78,36 @@ pub fn answer(picture: &Picture, question: &RouteQuestion) -> Result<Explanation
         None => 0,
         Some(text) => u64::from_str_radix(text, 16).map_err(|_| QuestionError::Seed(text.clone()))?,
     };
-    let body = AskBody {
-        model: question.model.as_deref(),
-        power_level: question.power_level.as_deref(),
-        task_type: question.task_type.as_deref(),
-        privacy_required: question.privacy_required,
-        ..AskBody::default()
+    let mut ask = match &question.request {
+        None => {
+            let body = AskBody {
+                model: question.model.as_deref(),
+                power_level: question.power_level.as_deref(),
+                task_type: question.task_type.as_deref(),
+                privacy_required: question.privacy_required,
+                ..AskBody::default()
+            };
+            let head = AskHead { user_tier: question.user_tier.as_deref(), ..AskHead::default() };
+            Ask::new(picture, consumer, api, &body, &head, seed)?
+        }
+        Some(request) => {
+            let mut body = request.as_object().ok_or(QuestionError::Request)?.clone();
+            if let Some(model) = &question.model {
+                body.insert("model".to_owned(), model.as_str().into());
+            }
+            if question.privacy_required {
+                body.insert("privacy_required".to_owned(), true.into());
+            }
+            let head = AskHead {
+                power_level: question.power_level.as_deref(),
+                task_type: question.task_type.as_deref(),
+                user_tier: question.user_tier.as_deref(),
+                ..AskHead::default()
+            };
+            let body = serde_json::to_vec(&body).map_err(|_| QuestionError::Request)?;
+            asked_by_body(picture, consumer, api, &body, &head, seed)?
+        }
     };
-    let head = AskHead { user_tier: question.user_tier.as_deref(), ..AskHead::default() };
-    let mut ask = Ask::new(picture, consumer, api, &body, &head, seed)?;
     // An operator may ask for any tier, whoever the consumer is.
     if let Some(tier) = question.user_tier.as_deref().filter(|tier| *tier != "all") {
         ask.tier = Some(tier.into());

@@ -15,11 +15,7 @@ use gateway::{
     serve::{Gateway, GatewayHooks, GatewaySettings},
     spool::{Spool, SpoolSettings, WhenFull as SpoolWhenFull},
 };
-use net::{
-    Dialer,
-    pool::ByteStream,
-    server::{Tls, bind_address},
-};
+use net::{Dialer, pool::ByteStream, server::Tls};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Notify, mpsc},
@@ -101,13 +97,13 @@ pub struct ListeningGateway {
     pub own: Vec<ConsumerInput>,
 }
 
-/// Opens the socket and the spool, and serves from the sealed picture until [`ListeningGateway::follow`] has a database.
+/// Opens the spool, and serves on a socket from the sealed picture until [`ListeningGateway::follow`] has a database.
 ///
 /// # Errors
-/// The socket, the certificate or the spool cannot be used.
+/// The certificate or the spool cannot be used.
 pub async fn start(
     settings: &Settings,
-    listen: SocketAddr,
+    listener: TcpListener,
     state: PathBuf,
     metrics: &Metrics,
     look: impl Fn(Uuid) + Send + Sync + 'static,
@@ -115,7 +111,6 @@ pub async fn start(
 ) -> anyhow::Result<ListeningGateway> {
     let own = &settings.gateway;
     let tls = own.tls().map(|(certificate, key)| Tls::new(certificate, key)).transpose()?;
-    let listener = bind_address(listen, "gateway.listen").await?;
     let address = listener.local_addr()?;
     let spool = Arc::new(open_spool(settings, &state)?);
     let strict = settings.usage.durability == UsageDurability::Strict;

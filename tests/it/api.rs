@@ -623,7 +623,8 @@ async fn maintenance_stops_the_checks_of_one_provider() {
     let until: chrono::DateTime<chrono::Utc> = said["until"].as_str().unwrap().parse().unwrap();
     let left = until - chrono::Utc::now();
     assert!(left > chrono::TimeDelta::minutes(110) && left <= chrono::TimeDelta::hours(2), "{said}");
-    let paused = |it: &Value| it["notices"].to_string().contains("not checked until");
+    let paused =
+        |it: &Value| it["notices"].to_string().contains("not checked until") && it["checks_paused"] == true;
     api.wait_for("/api/v1/providers/alpha", paused).await;
     let series = async || String::from_utf8(api.get("/metrics").await.expect(200).body).unwrap();
     let shown = async |wanted: bool| {
@@ -641,6 +642,9 @@ async fn maintenance_stops_the_checks_of_one_provider() {
         assert!(started.elapsed() < PATIENCE, "nobody is checked");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    let check = "/api/v1/providers/alpha/check";
+    let said = api.send("POST", check, &[], b"").await.expect(202).json();
+    assert_eq!(said, json!({ "triggered": false }));
     assert_eq!(fake.seen(), asked);
     assert_eq!(lab.value(health).await, "healthy");
     let resume = json!({ "provider": "alpha", "checks": true });
@@ -651,6 +655,51 @@ async fn maintenance_stops_the_checks_of_one_provider() {
     api.post("/api/v1/suspend", &order).await.expect(200);
     shown(false).await;
     shown(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_check_now_does_not_wait_for_its_turn_and_the_last_ones_are_told_one_by_one() {
+    let lab = Lab::new().await;
+    let fake = Fake::start().await;
+    lab.write("alpha.toml", &fake.manifest("alpha", "{ env = \"KEY\" }", ""));
+    // A route whose only model is refused its key later on.
+    let route = "[[routes]]\nmodels = \"alpha/*\"\npower_level = \"eco\"\nuser_tier = \"all\"\n";
+    lab.write("routes.toml", route);
+    let (_daemon, api) = Api::start_with(&lab, |command| {
+        command.env("KEY", fake::KEY);
+        command.env("PROVIDERD_HEALTH__ENABLED", "true").env("PROVIDERD_HEALTH__INTERVAL", "1h");
+    })
+    .await;
+    lab.wait_for("SELECT api_key_test_status FROM llm_providers WHERE name = 'alpha'", "valid").await;
+    let one = json!({ "total": 1, "without_model": 0, "unproven": 0 });
+    api.wait_for("/api/v1/status", |status| status["cells"] == one).await;
+    let before = api
+        .wait_for("/api/v1/providers/alpha", |it| {
+            it["recent_checks"].as_array().is_some_and(|all| all.len() == 1)
+        })
+        .await;
+    assert_eq!(before["recent_checks"][0]["outcome"], "ok", "{before}");
+    fake.set_status(503);
+    let check = "/api/v1/providers/alpha/check";
+    assert_eq!(api.send("POST", check, &[], b"").await.expect(202).json(), json!({ "triggered": true }));
+    let after =
+        api.wait_for("/api/v1/providers/alpha", |it| it["recent_checks"][0]["outcome"] == "hard").await;
+    // The newest first, with why.
+    let newest = &after["recent_checks"][0];
+    assert!(newest["reason"].as_str().unwrap().contains("503"), "{newest}");
+    assert!(newest["took_ms"].is_u64() && newest["at"].is_string(), "{newest}");
+    assert_eq!(after["recent_checks"].as_array().unwrap().last().unwrap()["outcome"], "ok");
+    assert_eq!(
+        api.send("POST", "/api/v1/providers/nobody/check", &[], b"").await.expect(404).code(),
+        "not-found"
+    );
+    let recorded = api.get("/api/v1/events?kind=admin&provider=alpha").await.expect(200).json();
+    assert_eq!(recorded["items"][0]["detail"]["call"], "check", "{recorded}");
+    // Three in a row, the last two by the fast look again: the cell has no model left, and the metric says so.
+    let none = json!({ "total": 1, "without_model": 1, "unproven": 0 });
+    api.wait_for("/api/v1/status", |status| status["cells"] == none).await;
+    let metrics = String::from_utf8(api.get("/metrics").await.expect(200).body).unwrap();
+    assert!(metrics.contains("providerd_route_cells{state=\"without_model\"} 1"), "{metrics}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -120,9 +120,9 @@ async fn a_newcomer_sees_everything_work_and_nothing_is_left() {
     let said = demo.wait_for("a fallback", |said| said.contains("by fallback"));
     assert!(said.contains("demo-fast/swift-8b"), "{said}");
     let base = after(&said, "dashboard  http://").trim_end_matches('/').to_owned();
-    let token = after(&said, "token ").to_owned();
+    let token = after(&said, "\n           token ").to_owned();
     let gateway = after(&said, "gateway    http://").trim_end_matches("/v1").to_owned();
-    let key = after(&said, "key ").to_owned();
+    let key = after(&said, "\n           key ").to_owned();
 
     // The two lines that a newcomer copies: the token, and the request.
     let api = Api { address: base, token: Some(token) };

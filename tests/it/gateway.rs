@@ -1,10 +1,12 @@
 //! The gateway of a real daemon: declared routes and consumers, a real provider's socket, rows in a real log.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use crate::support::{
     fake::{Fake, KEY, OTHER_KEY},
-    http::{Answer, Api, sha256},
+    http::{Answer, Api, TOKEN, sha256},
     lab::{Daemon, Lab, PATIENCE},
 };
 
@@ -55,6 +57,7 @@ async fn scene() -> Scene {
     lab.write("consumers.toml", &consumers());
     let mut daemon = lab.daemon_with(|command| {
         command.env("PROVIDERD_GATEWAY__LISTEN", "127.0.0.1:0");
+        command.env("PROVIDERD_SERVER__TOKEN_SHA256", sha256(TOKEN));
         command.env("FIRST_API_KEY", KEY).env("SECOND_API_KEY", OTHER_KEY);
     });
     daemon.wait_ready().await;
@@ -197,6 +200,104 @@ async fn command_and_endpoint_explain_alike() {
         .expect(2)
         .json();
     assert_eq!(narrow["error"]["code"], "model_not_allowed", "{narrow}");
+    crate::output::compare("`routes explain`", &BTreeSet::new(), &[explained, narrow], &["skipped[]"]);
+}
+
+/// A whole request is explained by what it asks for and how long it is; endpoint and command say the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_in_a_file_is_explained() {
+    let mut scene = scene().await;
+    let body =
+        json!({ "model": "fast", "stream": true, "messages": [{ "role": "user", "content": "Hello" }] });
+    let file = scene.lab.dir.path().join("request.json");
+    std::fs::write(&file, body.to_string()).unwrap();
+    let path = file.to_str().unwrap();
+    let explain = |more: &[&str]| {
+        let mut args = vec!["routes", "explain", "--request", path, "--output", "json"];
+        args.extend(more);
+        scene.lab.run(&args)
+    };
+    let told = explain(&[]).expect(0).json();
+    assert_eq!([&told["route"], &told["asked"]], [&json!("alias:fast"), &json!("fast")], "{told}");
+    let pinned = explain(&["--model", "second/model-a"]).expect(0).json();
+    assert_eq!(pinned["candidates"][0]["provider"], "second", "what is said beside the request is stronger");
+    let api = Api { address: scene.daemon.address().await, token: Some(TOKEN.to_owned()) };
+    let question = json!({ "request": body });
+    let answered = api.post("/api/v1/routes/explain", &question).await.expect(200).json();
+    assert_eq!(answered, told);
+    let odd = api.post("/api/v1/routes/explain", &json!({ "request": [1] })).await.expect(422);
+    assert!(odd.json().to_string().contains("not a JSON object"));
+    let unknown = json!({ "request": { "power_level": "lavish", "messages": [] } });
+    api.post("/api/v1/routes/explain", &unknown).await.expect(422);
+    std::fs::write(&file, "{").unwrap();
+    assert!(explain(&[]).expect(1).stderr.contains("is not JSON"));
+}
+
+/// What rows cost is what is shown as used, and what is left is the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn budgets_are_shown_with_what_is_left() {
+    let mut scene = scene().await;
+    let budget = "budgets = [{ usd = 100, per = \"day\" }]\nlimits = { requests_per_minute = 1000, concurrency = 5 }\n";
+    let with = consumers().replacen("\n\n[consumers.narrow]", &format!("\n{budget}\n[consumers.narrow]"), 1);
+    scene.lab.write("consumers.toml", &with);
+    let api = Api { address: scene.daemon.address().await, token: Some(TOKEN.to_owned()) };
+    api.wait_for("/api/v1/budgets", |it| it["budgets"][0]["left_usd"] == "100").await;
+    ask(&scene.gateway, "first/model-p").await.expect(200);
+    // 5 × 0.10 + 2 × 0.20 USD per million tokens, by the stored row; the gateway may hold more for its next requests.
+    let shown = api.wait_for("/api/v1/budgets", |it| it["budgets"][0]["used_usd"] == "0.0000009").await;
+    let line = &shown["budgets"][0];
+    assert_eq!(
+        [&line["consumer"], &line["per"], &line["user"]],
+        [&json!("web"), &json!("day"), &Value::Null]
+    );
+    let money = |name: &str| line[name].as_str().unwrap().parse::<f64>().unwrap();
+    assert!((money("used_usd") + money("held_usd") + money("left_usd") - 100.0).abs() < 1e-6, "{line}");
+    assert!(line["window_start"].as_str().unwrap().contains("T00:00:00"), "{line}");
+    assert_eq!(shown["limits"][0]["requests_per_minute"], 1000, "{shown}");
+    let metrics = scene.daemon.fetch("/metrics").await;
+    assert!(metrics.contains("providerd_usage_budgets_used{percent=\"80\"} 0"), "{metrics}");
+}
+
+/// What systemd hands over is what callers connect to, and Prometheus finds the gateway's series at an address of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_alone_takes_a_socket_of_systemd_and_serves_its_metrics() {
+    let Scene { lab, daemon, .. } = scene().await;
+    assert_eq!(daemon.stop(), 0);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    nix::fcntl::fcntl(&listener, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    let number = std::os::fd::AsRawFd::as_raw_fd(&listener);
+    let template = lab.command(&["gateway"]);
+    let mut command = std::process::Command::new("bash");
+    // As systemd does: the socket is descriptor 3, and the variables name this very process.
+    command.arg("-c").arg(format!("exec 3<&{number}; LISTEN_FDS=1 LISTEN_PID=$$ exec \"$0\" gateway"));
+    command.arg(template.get_program()).current_dir(lab.dir.path()).env_clear();
+    command.envs(template.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    command.env("PROVIDERD_GATEWAY__METRICS_LISTEN", "127.0.0.1:0");
+    let log = lab.dir.path().join("gateway-log");
+    command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::null());
+    command.stderr(std::fs::File::create(&log).unwrap());
+    let mut child = command.spawn().unwrap();
+    // Held by systemd: a caller may connect before the program is there.
+    let gateway = Api { address: address.to_string(), token: Some(CALLER.to_owned()) };
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while gateway.get("/v1/models").await.status != 200 {
+        assert!(tokio::time::Instant::now() < deadline, "{}", std::fs::read_to_string(&log).unwrap());
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    ask(&gateway, "eco").await.expect(200);
+    let said = std::fs::read_to_string(&log).unwrap();
+    let line = said.lines().find(|line| line.contains("metrics are served")).expect("where metrics are");
+    let line: Value = serde_json::from_str(line).unwrap();
+    let metrics = Api { address: line["address"].as_str().unwrap().to_owned(), token: None };
+    let text = String::from_utf8(metrics.get("/metrics").await.expect(200).body).unwrap();
+    assert!(text.contains("providerd_gateway_requests_total{code=\"200\",operation=\"chat\"} 1"), "{text}");
+    metrics.get("/livez").await.expect(200);
+    // No admin API hides there.
+    metrics.get("/api/v1/status").await.expect(404);
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,6 +15,13 @@ fn text(name: &str) -> String {
     fs::read_to_string(shipped(name)).unwrap()
 }
 
+/// Files of cases of the rules.
+const CASES: [&str; 2] = ["alerts_test.yml", "alerts_days_test.yml"];
+
+fn cases() -> String {
+    CASES.map(text).concat()
+}
+
 /// Series that the program exports.
 fn exported() -> BTreeSet<String> {
     let mut names: BTreeSet<String> = export::ALL.iter().map(|((name, _), _)| (*name).to_owned()).collect();
@@ -57,12 +64,14 @@ fn alerts() -> BTreeMap<String, String> {
 fn rules_are_valid_and_do_what_their_cases_say() {
     let rules = shipped("alerts.yml");
     promtool_agrees(&["check", "rules", "--lint=all", "--lint-fatal", rules.to_str().unwrap()], None);
-    promtool_agrees(&["test", "rules", shipped("alerts_test.yml").to_str().unwrap()], None);
+    for cases in CASES {
+        promtool_agrees(&["test", "rules", shipped(cases).to_str().unwrap()], None);
+    }
 }
 
 #[test]
 fn every_alert_is_explained_and_has_cases_in_which_it_fires_and_in_which_it_does_not() {
-    let (docs, cases) = (fs::read_to_string("docs/ALERTS.md").unwrap(), text("alerts_test.yml"));
+    let (docs, cases) = (fs::read_to_string("docs/ALERTS.md").unwrap(), cases());
     let alerts = alerts();
     for (name, rule) in &alerts {
         for wanted in ["severity: ", "summary: ", "description: "] {
@@ -96,7 +105,7 @@ fn rules_and_dashboard_name_what_the_program_exports_and_leave_nothing_out() {
     let own = gateway_series();
     let families: BTreeSet<&str> =
         Metrics::ALL.iter().map(|it| it.0).chain(own.iter().map(|it| it.0.as_str())).collect();
-    for name in used.union(&named(&text("alerts_test.yml"))) {
+    for name in used.union(&named(&cases())) {
         assert!(exported.contains(name) || families.contains(name.as_str()), "{name} does not exist");
     }
     let unused: Vec<_> =

@@ -39,7 +39,7 @@ fn documented(section: &str) -> BTreeSet<String> {
 }
 
 /// All that these outputs hold is documented, and all that is documented was seen, but for what is named.
-fn compare(section: &str, more: &BTreeSet<String>, outputs: &[Value], unseen: &[&str]) {
+pub fn compare(section: &str, more: &BTreeSet<String>, outputs: &[Value], unseen: &[&str]) {
     let mut seen = BTreeSet::new();
     outputs.iter().for_each(|output| leaves(output, "", &mut seen));
     let known: BTreeSet<String> = documented(section).union(more).cloned().collect();

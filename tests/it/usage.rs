@@ -611,6 +611,10 @@ async fn usage_is_shown_in_every_form() {
     );
     for (query, status) in [
         ("by=&consumer=web", 200),
+        ("by=week,provider", 200),
+        ("by=month,user", 200),
+        ("by=week,week", 422),
+        ("format=xml", 422),
         ("provider=%00", 200),
         ("by=colour", 422),
         ("by=user,model", 422),
@@ -619,6 +623,20 @@ async fn usage_is_shown_in_every_form() {
     ] {
         assert_eq!(client.get(&format!("/api/v1/usage?{query}")).await.status, status, "{query}");
     }
+    // Weeks begin on Monday, and months with their name; both hold what the days hold.
+    let weeks = client.get("/api/v1/usage?by=week&since=7d").await.json();
+    let week: chrono::NaiveDate = weeks["items"][0]["week"].as_str().unwrap().parse().unwrap();
+    assert_eq!(chrono::Datelike::weekday(&week), chrono::Weekday::Mon, "{weeks}");
+    let months = client.get("/api/v1/usage?by=month&since=1d").await.json();
+    assert_eq!(months["items"][0]["month"].as_str().map(str::len), Some(7), "{months}");
+    let csv = client.get("/api/v1/usage?by=day,provider&since=1d&format=csv").await.expect(200);
+    assert_eq!(csv.header("content-type"), Some("text/csv; charset=utf-8"));
+    assert!(csv.header("content-disposition").unwrap().starts_with("attachment; filename=\"usage-"));
+    let text = String::from_utf8(csv.body).unwrap();
+    assert!(
+        text.starts_with("day,provider,requests,") && text.lines().nth(1).unwrap().contains(",shop,"),
+        "{text}"
+    );
 }
 
 /// A model that was used is disabled when its manifest goes, and its rows of usage are not touched; one that was not is

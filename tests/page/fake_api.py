@@ -228,7 +228,7 @@ class World:
                 "providers": {"total": len(rows), **{word: count("health", word) for word in ("healthy", "degraded", "unhealthy", "unknown")},
                               "disabled": sum(not row["enabled"] for row in rows)},
                 "keys": {word: count("key", word) for word in ("valid", "failed", "error", "pending", "none")},
-                "cells": {"total": len(self.cells), "without_model": 2 if self.cells else 0, "unproven": 0},
+                "cells": {"total": len(self.cells), "without_model": 4 if self.cells else 0, "unproven": 0},
                 "attention": attention, "held": self.held, "manifests": self.manifests, "checked_at": stamp(0)}
 
     def public(self, row):

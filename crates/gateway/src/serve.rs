@@ -370,7 +370,7 @@ impl Gateway {
         };
         let skim = Skim::of(&body).map_err(skim_error)?;
         let (ask_head, passed) = self.sorted(headers);
-        let ask = asked(&scene.picture, consumer, endpoint, &body, &skim, &ask_head, chance)?;
+        let ask = asked(&scene.picture, Some(consumer), endpoint, &body, &skim, &ask_head, chance)?;
         let mut scopes = vec![(LimitScope::Consumer(&consumer.name), &consumer.limits)];
         if let Some(tier) = ask.tier.as_deref()
             && let Some(spec) = scene.picture.tier(tier)
@@ -680,10 +680,27 @@ fn caller<'a>(
     }
 }
 
+/// What a request with this body asks for, as the handler reads it: for who wants to know who would answer it.
+///
+/// # Errors
+/// What the caller would be answered.
+pub fn asked_by_body(
+    picture: &Picture,
+    consumer: Option<&KnownConsumer>,
+    api: Api,
+    body: &[u8],
+    head: &AskHead<'_>,
+    chance: u64,
+) -> Result<Ask, GatewayError> {
+    let skim = Skim::of(body).map_err(skim_error)?;
+    let endpoint = Endpoint::ALL.into_iter().find(|endpoint| endpoint.api() == api).unwrap_or(Endpoint::Chat);
+    asked(picture, consumer, endpoint, body, &skim, head, chance)
+}
+
 /// What the request asks for.
 fn asked(
     picture: &Picture,
-    consumer: &KnownConsumer,
+    consumer: Option<&KnownConsumer>,
     endpoint: Endpoint,
     body: &[u8],
     skim: &Skim,
@@ -725,7 +742,7 @@ fn asked(
         text_bytes: skim.text_bytes(),
         media_parts: skim.media_parts,
     };
-    Ask::new(picture, Some(consumer), endpoint.api(), &ask_body, head, chance)
+    Ask::new(picture, consumer, endpoint.api(), &ask_body, head, chance)
 }
 
 fn unsupported(field: BodyField) -> GatewayError {

@@ -30,6 +30,7 @@ use tokio::{
     process::{Child, Command},
     time::{sleep, timeout},
 };
+use tokio_util::sync::CancellationToken;
 
 use self::{providers::FakeProviders, trickle::RequestTrickle};
 use super::{
@@ -99,7 +100,7 @@ impl DemoArgs {
         let stop = supervisor.token();
         let began = Instant::now();
         let fakes = FakeProviders::start(&supervisor).await?;
-        let scene = DemoScene {
+        let mut scene = DemoScene {
             dashboard: free_port(DASHBOARD)?,
             gateway: free_port(GATEWAY)?,
             token: admin_token()?,
@@ -107,32 +108,20 @@ impl DemoArgs {
             batch_key: caller_key()?,
             dir,
         };
-        declared::write(&scene, &fakes)?;
         output::text("demo: starting a daemon with a database of its own …\n")?;
-        let mut child = DemoDaemon::start(&scene)?;
-        let trickle = RequestTrickle::new(&scene)?;
-        let deadline = began + START;
-        let ready = async {
-            while !trickle.is_ready().await {
-                if Instant::now() > deadline {
-                    bail!("the daemon is not ready after {} s", START.as_secs());
+        let (mut child, trickle) = match opened(&scene, &fakes, began, &stop).await? {
+            DemoStart::Ready(child, trickle) => (child, trickle),
+            DemoStart::Stopped => return Ok(Exit::Done),
+            // Another program took a port after it was seen to be free.
+            DemoStart::PortTaken => {
+                (scene.dashboard, scene.gateway) = (free_port(0)?, free_port(0)?);
+                match opened(&scene, &fakes, began, &stop).await? {
+                    DemoStart::Ready(child, trickle) => (child, trickle),
+                    DemoStart::Stopped => return Ok(Exit::Done),
+                    DemoStart::PortTaken => bail!("the daemon found no port:\n{}", last_lines(&scene)),
                 }
-                sleep(LOOK_EVERY).await;
             }
-            anyhow::Ok(())
         };
-        tokio::select! {
-            ready = ready => if let Err(error) = ready {
-                let log = last_lines(&scene);
-                child.end().await;
-                return Err(error.context(log));
-            },
-            status = child.wait() => bail!("the daemon ended ({}):\n{}", status?, last_lines(&scene)),
-            () = stop.cancelled() => {
-                child.end().await;
-                return Ok(Exit::Done);
-            }
-        }
         output::text(&greeting(&scene, began.elapsed()))?;
         let ended = tokio::select! {
             ended = trickle.run(self.quiet) => ended,
@@ -142,6 +131,55 @@ impl DemoArgs {
         supervisor.shutdown();
         child.end().await;
         ended.map(|()| Exit::Done)
+    }
+}
+
+/// How the start of a daemon ended.
+enum DemoStart {
+    Ready(DemoDaemon, Box<RequestTrickle>),
+    PortTaken,
+    Stopped,
+}
+
+/// Starts a daemon and waits until it is ready.
+async fn opened(
+    scene: &DemoScene,
+    fakes: &FakeProviders,
+    began: Instant,
+    stop: &CancellationToken,
+) -> anyhow::Result<DemoStart> {
+    declared::write(scene, fakes)?;
+    let mut child = DemoDaemon::start(scene)?;
+    let trickle = Box::new(RequestTrickle::new(scene)?);
+    let ready = async {
+        while !trickle.is_ready().await {
+            if began.elapsed() > START {
+                bail!("the daemon is not ready after {} s", START.as_secs());
+            }
+            sleep(LOOK_EVERY).await;
+        }
+        anyhow::Ok(())
+    };
+    tokio::select! {
+        ready = ready => match ready {
+            Ok(()) => Ok(DemoStart::Ready(child, trickle)),
+            Err(error) => {
+                let log = last_lines(scene);
+                child.end().await;
+                Err(error.context(log))
+            }
+        },
+        status = child.wait() => {
+            let (status, log) = (status?, last_lines(scene));
+            if log.contains("cannot listen on") {
+                return Ok(DemoStart::PortTaken);
+            }
+            bail!("the daemon ended ({status}):\n{log}")
+        }
+        () = stop.cancelled() => {
+            child.end().await;
+            Ok(DemoStart::Stopped)
+        }
     }
 }
 

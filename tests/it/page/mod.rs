@@ -127,8 +127,8 @@ fn what_is_held_back_and_what_routes_serve_is_said() {
     browser.wait("/Copied|Select it/.test(document.querySelector('article .command .copy').innerText)");
     go(&browser, "#/routes");
     browser.wait_text(".cell.empty", "Empty: requests find no model");
-    browser.wait_text(".cell.down", "Every model here is down");
-    browser.wait_text(".head", "2 cells without a working model");
+    browser.wait_text(".cell.down", "No model here can answer");
+    browser.wait_text(".head", "4 cells without a working model");
     let order = browser.run(
         "return [...document.querySelector('.cell .route-list').querySelectorAll('.route-model')].map(e => e.innerText)",
     );
@@ -560,7 +560,9 @@ fn no_barriers_in_light_and_dark_wide_and_narrow() {
                 if width == 1440 || width == 390 {
                     assert_eq!(barriers(&browser, &axe), Vec::<String>::new(), "{hash}, {what}");
                 }
-                let wide = browser.run("return document.documentElement.scrollWidth - innerWidth");
+                // A phone zooms out over what is too wide: the window itself grows there.
+                let wide =
+                    browser.run(&format!("return Math.max(document.documentElement.scrollWidth, innerWidth) - {width}"));
                 assert!(wide.as_i64().unwrap() <= 0, "{hash}, {what}: {wide} px too wide");
             }
         }

@@ -12,18 +12,20 @@ pub struct Listen {
     pub address: SocketAddr,
     /// Whether a socket beyond loopback is allowed: with TLS, or where a proxy adds it.
     pub beyond_loopback: bool,
+    /// The section of the settings that says so: `server` or `gateway`.
+    pub section: &'static str,
 }
 
 /// Why a socket cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
     #[error("cannot listen on {address}\nhint: is another providerd running? set `{setting}`")]
-    Listen { address: SocketAddr, setting: &'static str, source: std::io::Error },
+    Listen { address: SocketAddr, setting: String, source: std::io::Error },
     #[error(
-        "the socket {address} goes beyond loopback without TLS\nhint: set server.tls.cert and server.tls.key, or \
-         server.plain_http = true where a proxy adds TLS"
+        "the socket {address} goes beyond loopback without TLS\nhint: set {section}.tls.cert and {section}.tls.key, or \
+         {section}.plain_http = true where a proxy adds TLS"
     )]
-    InTheClear { address: SocketAddr },
+    InTheClear { address: SocketAddr, section: &'static str },
     #[error("the socket that systemd gives cannot be used")]
     Socket(#[source] std::io::Error),
 }
@@ -36,7 +38,7 @@ pub enum ListenError {
 pub async fn bind(listen: Listen) -> Result<TcpListener, ListenError> {
     let mut given = listenfd::ListenFd::from_env();
     if given.len() == 0 {
-        return bind_address(listen.address, "server.listen").await;
+        return bind_address(listen.address, &format!("{}.listen", listen.section)).await;
     }
     let listener = given.take_tcp_listener(0).map_err(ListenError::Socket)?;
     let listener = listener.filter(|_| given.len() == 1).ok_or_else(|| {
@@ -48,7 +50,7 @@ pub async fn bind(listen: Listen) -> Result<TcpListener, ListenError> {
     listener.set_nonblocking(true).map_err(ListenError::Socket)?;
     let address = listener.local_addr().map_err(ListenError::Socket)?;
     if !is_private(address) && !listen.beyond_loopback {
-        return Err(ListenError::InTheClear { address });
+        return Err(ListenError::InTheClear { address, section: listen.section });
     }
     info!(%address, "listening on the socket of systemd");
     TcpListener::from_std(listener).map_err(ListenError::Socket)
@@ -58,8 +60,9 @@ pub async fn bind(listen: Listen) -> Result<TcpListener, ListenError> {
 ///
 /// # Errors
 /// [`ListenError::Listen`]
-pub async fn bind_address(address: SocketAddr, setting: &'static str) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(address).await.map_err(|source| ListenError::Listen { address, setting, source })
+pub async fn bind_address(address: SocketAddr, setting: &str) -> Result<TcpListener, ListenError> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|source| ListenError::Listen { address, setting: setting.to_owned(), source })
 }
 
 /// Whether nobody on another machine can connect.
