@@ -561,8 +561,9 @@ fn no_barriers_in_light_and_dark_wide_and_narrow() {
                     assert_eq!(barriers(&browser, &axe), Vec::<String>::new(), "{hash}, {what}");
                 }
                 // A phone zooms out over what is too wide: the window itself grows there.
-                let wide =
-                    browser.run(&format!("return Math.max(document.documentElement.scrollWidth, innerWidth) - {width}"));
+                let wide = browser.run(&format!(
+                    "return Math.max(document.documentElement.scrollWidth, innerWidth) - {width}"
+                ));
                 assert!(wide.as_i64().unwrap() <= 0, "{hash}, {what}: {wide} px too wide");
             }
         }
