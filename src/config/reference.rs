@@ -89,6 +89,7 @@ fn placeholder(key: &SettingKey) -> &'static str {
         "server.tls.cert" => "\"/etc/providerd/tls.crt\"",
         "server.tls.key" => "\"/etc/providerd/tls.key\"",
         "gateway.listen" => "\"127.0.0.1:7412\"",
+        "gateway.metrics_listen" => "\"127.0.0.1:7413\"",
         "gateway.tls.cert" => "\"/etc/providerd/gateway.crt\"",
         "gateway.tls.key" => "\"/etc/providerd/gateway.key\"",
         "gateway.workers" => "2",
