@@ -37,7 +37,7 @@ const IMPURE_CRATES: [&str; 9] =
 
 /// Modules beside the pure crates that decide: values in, values out. A name that ends in `/` is a directory, others are
 /// files without their ending.
-const PURE: [&str; 24] = [
+const PURE: [&str; 26] = [
     "crates/catalog/",
     "crates/provider/",
     "crates/gateway/src/allow",
@@ -46,6 +46,8 @@ const PURE: [&str; 24] = [
     "crates/gateway/src/decide",
     "crates/gateway/src/error",
     "crates/gateway/src/explain",
+    "crates/gateway/src/guard",
+    "crates/gateway/src/learned",
     "crates/gateway/src/limit",
     "crates/gateway/src/payload",
     "crates/gateway/src/picture",

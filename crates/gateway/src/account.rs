@@ -17,6 +17,7 @@ use provider::dialect::{TokenParts, TokenSource};
 
 use crate::ask::BYTES_PER_TOKEN;
 use crate::decide::RouteCandidate;
+use crate::learned::TokenRatios;
 use crate::limit::Admission;
 use crate::meter::Meters;
 use crate::picture::Picture;
@@ -132,6 +133,10 @@ pub(crate) struct Account {
     operation: &'static str,
     streamed: bool,
     input_estimate: u64,
+    /// Bytes of input, where it is text alone.
+    input_text: Option<u64>,
+    /// Of the model that was asked last.
+    ratios: Option<Arc<TokenRatios>>,
     begun: Instant,
     start: Instant,
     first_content: Option<Duration>,
@@ -152,6 +157,8 @@ pub(crate) struct Opening {
     pub operation: &'static str,
     pub streamed: bool,
     pub input_estimate: u64,
+    /// Bytes of input, where it is text alone.
+    pub input_text: Option<u64>,
     /// When the request came.
     pub begun: Instant,
     /// From when ticks are counted.
@@ -170,6 +177,7 @@ impl Account {
             operation: "",
             streamed: false,
             input_estimate: 0,
+            input_text: None,
             begun: now,
             start: now,
             admission: None,
@@ -200,8 +208,18 @@ impl Account {
 
     /// Not written down yet: [`Self::ask`] does that.
     pub(crate) fn new(opening: Opening) -> Self {
-        let Opening { meters, facts, shape, operation, streamed, input_estimate, begun, start, admission } =
-            opening;
+        let Opening {
+            meters,
+            facts,
+            shape,
+            operation,
+            streamed,
+            input_estimate,
+            input_text,
+            begun,
+            start,
+            admission,
+        } = opening;
         Self {
             meters,
             entry: None,
@@ -212,6 +230,8 @@ impl Account {
             operation,
             streamed,
             input_estimate,
+            input_text,
+            ratios: None,
             begun,
             start,
             first_content: None,
@@ -228,6 +248,12 @@ impl Account {
         self.dropped = self.meters.hints_dropped(hints);
     }
 
+    /// The input by what is known of the model that is asked next, and where to learn.
+    pub(crate) fn learn_from(&mut self, input_estimate: u64, ratios: Option<&Arc<TokenRatios>>) {
+        self.input_estimate = input_estimate;
+        self.ratios = ratios.cloned();
+    }
+
     /// A candidate is about to be asked: the intent, or one more attempt, is written down first. `reserved`: of money,
     /// until the outcome is known.
     pub(crate) fn ask(
@@ -242,7 +268,7 @@ impl Account {
         let offer = candidate.offer_in(picture);
         self.facts.provider_id = upstream.map(|upstream| upstream.id);
         self.facts.provider =
-            SpoolText::new(upstream.map_or(String::new(), |upstream| upstream.name.to_string()));
+            SpoolText::new(upstream.map_or(String::new(), |upstream| String::from(&*upstream.name)));
         self.facts.model_id = offer.map(|offer| offer.id);
         self.facts.model = SpoolText::new(candidate.model(picture).to_owned());
         self.prices = offer.map_or_else(TokenPrices::default, |offer| offer.prices.clone());
@@ -268,6 +294,21 @@ impl Account {
                 model: SpoolText::new(self.facts.model.as_str()),
                 reason: SpoolText::new(reason),
             }),
+        }
+    }
+
+    /// The answer held its provider's key, so often.
+    pub(crate) fn keys_found(&self, count: u32) {
+        if count > 0 {
+            self.meters.keys_redacted.inc_by(u64::from(count));
+            tracing::warn!(
+                target: "gateway",
+                id = %self.facts.id,
+                provider = self.facts.provider.as_str(),
+                count,
+                "an answer held the key of its provider, and was shown without it; hint: rotate the key, and ask the \
+                 provider why it repeats keys"
+            );
         }
     }
 
@@ -306,6 +347,17 @@ impl Account {
         }
         let latency = self.begun.elapsed();
         let (tokens, reasoning, source) = self.tokens(ending);
+        if source == UsageSource::Reported
+            && let Some(ratios) = &self.ratios
+        {
+            if let Some(bytes) = self.input_text {
+                ratios.learn_input(bytes, tokens.input_total());
+            }
+            // Reasoning that is counted is not always shown.
+            if let Some(sums) = ending.sums.filter(|_| reasoning == 0) {
+                ratios.learn_output(sums.output_bytes, tokens.output);
+            }
+        }
         let units = match ending.parts {
             Some(parts) => parts.reported_cost.and_then(|units| i64::try_from(units).ok()),
             None => ending.sums.and_then(|sums| sums.usage.cost_units),
@@ -393,9 +445,13 @@ impl Account {
             };
             return (tokens, parts.reasoning, source);
         }
+        let output_tokens = |bytes: u64| match &self.ratios {
+            Some(ratios) => ratios.output_tokens(bytes),
+            None => bytes.div_ceil(BYTES_PER_TOKEN),
+        };
         let estimated = |output_bytes: u64| PricedTokens {
             input: self.input_estimate,
-            output: output_bytes.div_ceil(BYTES_PER_TOKEN),
+            output: output_tokens(output_bytes),
             ..PricedTokens::default()
         };
         let Some(sums) = ending.sums else {
@@ -409,7 +465,7 @@ impl Account {
             // Chat counts come at the end only: half an answer has none, or those of the beginning.
             Some(tokens) if ending.whole => (tokens, reasoning, UsageSource::Reported),
             Some(mut tokens) => {
-                tokens.output = tokens.output.max(sums.output_bytes.div_ceil(BYTES_PER_TOKEN));
+                tokens.output = tokens.output.max(output_tokens(sums.output_bytes));
                 (tokens, reasoning, UsageSource::Partial)
             }
             None => (estimated(sums.output_bytes), 0, UsageSource::Estimated),

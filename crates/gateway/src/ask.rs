@@ -5,11 +5,14 @@
 //! Invariants: a request is never moved further than its words allow; only a trusted consumer speaks for others; equal
 //! words give equal asks on every node.
 
+use std::borrow::Cow;
+
 use sha2::{Digest, Sha256};
 
 use crate::{
     allow::Grant,
     error::{ErrorCode, GatewayError},
+    learned::TokenRatios,
     picture::{ALL_TIERS, Api, KnownConsumer, Picture, PowerLevel},
 };
 
@@ -60,14 +63,21 @@ pub enum RouteWord {
     Cell,
 }
 
+impl RouteWord {
+    /// As it is shown; without a copy where it is one of ours.
+    pub fn text(&self) -> Cow<'static, str> {
+        match self {
+            Self::Alias(name) => format!("alias:{name}").into(),
+            Self::Pin => "pin".into(),
+            Self::Name => "name".into(),
+            Self::Cell => "cell".into(),
+        }
+    }
+}
+
 impl std::fmt::Display for RouteWord {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Alias(name) => write!(f, "alias:{name}"),
-            Self::Pin => f.write_str("pin"),
-            Self::Name => f.write_str("name"),
-            Self::Cell => f.write_str("cell"),
-        }
+        f.write_str(&self.text())
     }
 }
 
@@ -120,8 +130,12 @@ pub struct Ask {
     /// The user was named by a consumer who may do so: tiers count per user.
     pub user_trusted: bool,
     pub stream: bool,
-    /// Tokens of input, estimated.
+    /// Tokens of input, estimated without a look at the model.
     pub input_estimate: u64,
+    /// Bytes of text among the input.
+    pub text_bytes: u64,
+    /// There is nothing but text.
+    pub only_text: bool,
     /// Tokens of input that it is at least, whatever the tokenizer.
     pub input_at_least: u64,
     /// Most tokens of output, over all answers, where the caller set it.
@@ -142,7 +156,7 @@ const MAX_ECHO: usize = 120;
 /// What an alias may stand for at most, after aliases within it are followed.
 const MAX_TARGETS: usize = 32;
 
-/// Bytes of English and code per token, about, over the vocabularies in use; learned ratios replace it.
+/// Bytes of English and code per token, about, over the vocabularies in use, until `learned` knows the model.
 pub const BYTES_PER_TOKEN: u64 = 4;
 
 /// No text in use has more bytes to a token than this (long runs of spaces aside).
@@ -215,10 +229,19 @@ impl Ask {
             stream: body.stream,
             input_estimate: (body.text_bytes.div_ceil(BYTES_PER_TOKEN))
                 .saturating_add(body.media_parts.saturating_mul(TOKENS_PER_MEDIA)),
+            text_bytes: body.text_bytes,
+            only_text: body.media_parts == 0,
             input_at_least: body.text_bytes / MOST_BYTES_PER_TOKEN,
             output_limit: body.max_tokens.map(|most| most.saturating_mul(answers)),
             answers,
         })
+    }
+
+    /// Tokens of input by what is known of a model; `None`: nothing is.
+    pub(crate) fn estimate(&self, ratios: Option<&TokenRatios>) -> u64 {
+        let Some(ratios) = ratios else { return self.input_estimate };
+        let media = self.input_estimate.saturating_sub(self.text_bytes.div_ceil(BYTES_PER_TOKEN));
+        ratios.input_tokens(self.text_bytes).saturating_add(media)
     }
 
     /// The model in words that an error may repeat.

@@ -11,6 +11,8 @@ pub mod course;
 pub mod decide;
 pub mod error;
 pub mod explain;
+mod guard;
+mod learned;
 pub mod limit;
 mod list;
 pub mod meter;

@@ -120,6 +120,7 @@ pub struct Meters {
     sources: [(UsageSource, IntCounter); 4],
     pub(crate) picture_age: Gauge,
     pub(crate) unwritten: IntCounter,
+    pub(crate) keys_redacted: IntCounter,
     hints: IntCounterVec,
 }
 
@@ -216,6 +217,10 @@ impl Meters {
                 "hints_dropped_total",
                 "Fields that a translated request lost because the provider has no place for them",
                 &["hint"],
+            )?,
+            keys_redacted: plain(
+                "keys_redacted_total",
+                "Keys of providers that stood in their answers and were overwritten",
             )?,
             unwritten: plain("unwritten_outcomes_total", "Outcomes that the spool could not take")?,
         };

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use crate::ask::Ask;
 use crate::decide::RouteCandidate;
 use crate::picture::{LevelDefaults, Picture, Upstream};
-use crate::skim::{BodyField, OWN_FIELDS, Skim};
+use crate::skim::{BodyField, OWN_FIELDS, Skim, plain_run};
 use crate::splice::{BodyEdit, splice, usage_wanted};
 use crate::upstream::Endpoint;
 
@@ -151,7 +151,7 @@ impl PayloadFacts<'_> {
         };
         // Only tools can make it so; what a model takes is looked up for those alone.
         if dialect == UpstreamDialect::Chat
-            && memchr::memmem::find(self.body, b"\"tools\"").is_some()
+            && self.skim.member(BodyField::Tools).is_some()
             && must_translate(caller, dialect, &self.capabilities(dialect), self.body)
         {
             return Ok(self.translation(caller, dialect));
@@ -221,13 +221,14 @@ impl PayloadFacts<'_> {
     fn own(&self, body: &Bytes, skim: &Skim) -> Payload {
         let mut edits = self.edits(skim);
         let model = self.candidate.upstream_model(self.picture);
-        // A plain name is written without escapes.
-        let plain = |text: &str| !text.bytes().any(|byte| byte < 0x20 || byte == b'"' || byte == b'\\');
-        let written = match plain(model) {
-            true => format!("\"{model}\""),
-            false => serde_json::Value::from(model).to_string(),
-        };
-        if skim.value(body, BodyField::Model) != Some(written.as_bytes()) {
+        // A plain name is written without escapes: then it stands there as it is, between quotes.
+        let said = skim.value(body, BodyField::Model).and_then(|said| said.strip_prefix(b"\""));
+        let is_plain = plain_run(model.as_bytes()) == model.len();
+        if !is_plain || said.and_then(|said| said.strip_suffix(b"\"")) != Some(model.as_bytes()) {
+            let written = match is_plain {
+                true => format!("\"{model}\""),
+                false => serde_json::Value::from(model).to_string(),
+            };
             edits.push(BodyEdit::Set(BodyField::Model, written.into()));
         }
         let mut withhold = false;
@@ -246,7 +247,7 @@ impl PayloadFacts<'_> {
 
     /// What changes in every dialect: our own fields go, defaults of the level come.
     fn edits(&self, skim: &Skim) -> Vec<BodyEdit> {
-        let mut edits: Vec<BodyEdit> = Vec::with_capacity(4);
+        let mut edits: Vec<BodyEdit> = Vec::new();
         let own = OWN_FIELDS.iter().filter(|field| skim.member(**field).is_some());
         edits.extend(own.map(|field| BodyEdit::Remove(*field)));
         if self.ask.of_level {

@@ -22,6 +22,7 @@ use net::pool::PooledAnswer;
 use crate::account::{Account, Ending, LEFT};
 use crate::course::{AttemptDeadlines, AttemptOutcome, Course, CourseStep};
 use crate::error::{ErrorCode, GatewayError};
+use crate::guard::KeyGuard;
 use crate::meter::Meters;
 use crate::picture::Api;
 use crate::pulse::{Flight, Heard};
@@ -270,6 +271,7 @@ impl StreamRelay {
         self.edge.meters.streams.dec();
         let status = if outcome == AttemptOutcome::CallerLeft { LEFT } else { 200 };
         let whole = outcome == AttemptOutcome::Finished;
+        self.account.keys_found(self.reading.keys_found());
         let (sums, parts) = (Some(self.reading.sums()), self.reading.parts());
         self.account.close(Ending { status, error, sums, parts, whole, input_read: true });
     }
@@ -298,7 +300,10 @@ impl Drop for StreamRelay {
         };
         // The rest of the answer is paid for anyway: read it for its usage, within bounds.
         let edge = Arc::clone(&self.edge);
-        let reading = std::mem::replace(&mut self.reading, AnswerReading::stream(self.shape, false));
+        let reading = std::mem::replace(
+            &mut self.reading,
+            AnswerReading::stream(self.shape, false, KeyGuard::default()),
+        );
         let account = std::mem::replace(&mut self.account, Account::closed(&edge.meters));
         self.settled = true;
         self.edge.meters.streams.dec();

@@ -5,6 +5,9 @@
 //! Invariants: no request waits for anything but its caller and its provider; a request keeps the picture that it began
 //! with; a caller's key is hashed and forgotten; each answer has an `x-request-id`.
 
+mod answer;
+mod body;
+
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::pin::{Pin, pin};
@@ -14,18 +17,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use hyper::body::{Body, Incoming};
-use hyper::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use sha2::{Digest, Sha256};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use net::pool::{Connector, Pool};
 
+use self::answer::{HEADERS, json_response, refused, request_id_header, show, small, streaming};
+use self::body::BodyReader;
 use crate::accept::{RequestHandler, StopSignals};
 use crate::account::{Account, Opening, UsageLedger};
 use crate::ask::{Ask, AskBody, AskHead};
@@ -40,7 +45,7 @@ use crate::relay::{AwaitedStream, GatewayBody};
 use crate::skim::{BodyField, Skim, SkimError};
 use crate::spool::{RequestFacts, SpoolText};
 use crate::tick::Tick;
-use crate::trip::{Resolved, Shown, Trip};
+use crate::trip::{Resolved, Trip};
 use crate::upstream::{Endpoint, UpstreamSeat, seats};
 
 /// Headers of a caller that reach a provider (contract §11); settings may add names.
@@ -69,14 +74,6 @@ const NEVER: [&str; 12] = [
     "content-length",
     "transfer-encoding",
 ];
-/// A body must be there by then; a slower one holds memory that others wait for.
-const BODY_WITHIN: Duration = Duration::from_secs(120);
-/// How long a body waits for memory.
-const MEMORY_WITHIN: Duration = Duration::from_secs(2);
-/// Memory for bodies is counted in these.
-const MEMORY_UNIT: usize = 1024;
-/// Bodies below this ride in the buffer of their connection and are not counted.
-const UNCOUNTED: usize = 16 * 1024;
 /// Answers that are read on for providers whose manifest says `drain`, at once.
 const ASIDE_MAX: usize = 256;
 
@@ -121,6 +118,8 @@ pub(crate) struct Scene {
     pub(crate) picture: Picture,
     pub(crate) pulse: Pulse,
     pub(crate) seats: Vec<Option<Arc<UpstreamSeat>>>,
+    /// `provider/model` of each offer, for the head of answers.
+    pub(crate) names: Vec<Option<HeaderValue>>,
 }
 
 /// Whole milliseconds: read several times per request, so without the division of 128 bits that `as_millis` is.
@@ -171,7 +170,7 @@ pub struct Gateway {
     scene: ArcSwapOption<Scene>,
     book: Mutex<PulseBook>,
     limits: LimitBook,
-    memory: Arc<Semaphore>,
+    bodies: BodyReader,
     passed: Vec<HeaderName>,
     drain: CancellationToken,
     ids: AtomicU64,
@@ -190,7 +189,6 @@ impl Gateway {
         let more = settings.header_allow.iter().map(|name| name.to_ascii_lowercase());
         let more = more.filter(|name| !NEVER.contains(&name.as_str()));
         let passed = PASSED.into_iter().map(str::to_owned).chain(more);
-        let permits = (settings.body_memory / MEMORY_UNIT).min(Semaphore::MAX_PERMITS);
         Self {
             edge: Arc::new(Edge {
                 meters,
@@ -204,7 +202,7 @@ impl Gateway {
             scene: ArcSwapOption::empty(),
             book: Mutex::default(),
             limits: LimitBook::default(),
-            memory: Arc::new(Semaphore::new(permits)),
+            bodies: BodyReader::new(settings.body_max, settings.body_memory),
             passed: passed.filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()).collect(),
             drain: CancellationToken::new(),
             ids: AtomicU64::new(0),
@@ -218,7 +216,13 @@ impl Gateway {
         let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
         let pulse = book.bind(&picture);
         let seats = seats(&picture);
-        self.scene.store(Some(Arc::new(Scene { picture, pulse, seats })));
+        // A name that no header can carry is left out.
+        let names = picture
+            .offers()
+            .iter()
+            .map(|offer| HeaderValue::from_bytes(offer.full.as_bytes()).ok())
+            .collect();
+        self.scene.store(Some(Arc::new(Scene { picture, pulse, seats, names })));
     }
 
     /// The limits of callers: shares and leases come in here.
@@ -343,7 +347,7 @@ impl Gateway {
             Ok(consumer) => consumer.at,
             Err(error) => return refuse(error),
         };
-        let read = match self.read(body).await {
+        let read = match self.bodies.read(body).await {
             Ok(read) => read,
             Err(error) => return refuse(error),
         };
@@ -394,10 +398,10 @@ impl Gateway {
                 consumer: SpoolText::new(consumer.name.to_string()),
                 user_id: SpoolText::new(ask.user.as_deref().unwrap_or("").to_owned()),
                 user_tier: SpoolText::new(ask.tier.as_deref().unwrap_or("").to_owned()),
-                request_id: SpoolText::new(request_id.to_string()),
+                request_id: SpoolText::new(String::from(&*request_id)),
                 power_level: SpoolText::new(if ask.of_level { ask.level.as_str() } else { "" }),
                 operation: SpoolText::new(endpoint.word()),
-                route: SpoolText::new(ask.route.to_string()),
+                route: SpoolText::new(ask.route.text()),
                 seed: decision.seed,
                 ..RequestFacts::default()
             },
@@ -405,6 +409,7 @@ impl Gateway {
             operation: endpoint.word(),
             streamed: ask.stream,
             input_estimate: ask.input_estimate,
+            input_text: ask.only_text.then_some(ask.text_bytes),
             begun,
             start: self.edge.start,
             admission: Some(admission),
@@ -498,77 +503,6 @@ impl Gateway {
             Resolved::Failed(error, shown) => refused(&error, api, &request_id, shown),
         }
     }
-
-    /// Reads a body whole, within the memory that all bodies share.
-    async fn read(&self, mut body: Incoming) -> Result<(Bytes, Option<OwnedSemaphorePermit>), GatewayError> {
-        let max = self.settings.body_max;
-        let too_large = || {
-            let message = format!("the body is longer than {max} bytes");
-            GatewayError::new(ErrorCode::RequestTooLarge, message)
-        };
-        let declared = body.size_hint().exact();
-        if declared.is_some_and(|length| length > max as u64) {
-            return Err(too_large());
-        }
-        let mut permit: Option<OwnedSemaphorePermit> = None;
-        if let Some(length) =
-            declared.and_then(|length| usize::try_from(length).ok()).filter(|it| *it > UNCOUNTED)
-        {
-            permit = Some(self.memory(length).await?);
-        }
-        let reading = async {
-            let mut whole = Bytes::new();
-            let mut gathered: Vec<u8> = Vec::new();
-            while let Some(frame) =
-                std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await
-            {
-                let broken = |_| GatewayError::new(ErrorCode::InvalidRequest, "the body ended early");
-                let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
-                if whole.len() + gathered.len() + data.len() > max {
-                    return Err(too_large());
-                }
-                if whole.is_empty() && gathered.is_empty() {
-                    whole = data;
-                    continue;
-                }
-                if gathered.is_empty() {
-                    let length = declared.and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
-                    gathered.reserve_exact(length.max(whole.len() + data.len()));
-                    gathered.extend_from_slice(&std::mem::take(&mut whole));
-                }
-                gathered.extend_from_slice(&data);
-                // Without a declared length, memory is taken as the body grows.
-                let held = permit.as_ref().map_or(UNCOUNTED, |permit| permit.num_permits() * MEMORY_UNIT);
-                if gathered.len() > held {
-                    let more = self.memory(gathered.len().max(64 * 1024)).await?;
-                    match &mut permit {
-                        Some(permit) => permit.merge(more),
-                        None => permit = Some(more),
-                    }
-                }
-            }
-            Ok((if gathered.is_empty() { whole } else { gathered.into() }, permit))
-        };
-        match timeout(BODY_WITHIN, reading).await {
-            Ok(read) => read,
-            Err(_) => Err(GatewayError::new(ErrorCode::InvalidRequest, "the body did not come in time")),
-        }
-    }
-
-    async fn memory(&self, bytes: usize) -> Result<OwnedSemaphorePermit, GatewayError> {
-        let overloaded = || {
-            let message = "the bodies of other requests use all memory that bodies may";
-            GatewayError::new(ErrorCode::Overloaded, message).retry_after(Duration::from_secs(1))
-        };
-        let permits = u32::try_from(bytes.div_ceil(MEMORY_UNIT)).map_err(|_| overloaded())?;
-        if let Ok(permit) = Arc::clone(&self.memory).try_acquire_many_owned(permits) {
-            return Ok(permit);
-        }
-        match timeout(MEMORY_WITHIN, Arc::clone(&self.memory).acquire_many_owned(permits)).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(overloaded()),
-        }
-    }
 }
 
 impl RequestHandler for Gateway {
@@ -654,7 +588,7 @@ fn request_id(headers: &HeaderMap, id: Uuid) -> Box<str> {
         .filter(|own| (1..=128).contains(&own.len()) && own.iter().all(u8::is_ascii_graphic));
     match own.and_then(|own| std::str::from_utf8(own).ok()) {
         Some(own) => own.into(),
-        None => id.to_string().into(),
+        None => (&*id.as_hyphenated().encode_lower(&mut [0; uuid::fmt::Hyphenated::LENGTH])).into(),
     }
 }
 
@@ -787,116 +721,4 @@ fn percent_decoded(text: &str) -> String {
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// Headers of an answer, at most.
-const HEADERS: usize = 16;
-
-/// Names of our own, made once: a name made from a text is read letter by letter.
-static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-static UPSTREAM_ID: HeaderName = HeaderName::from_static("x-upstream-request-id");
-static MODEL: HeaderName = HeaderName::from_static("x-providerd-model");
-static ATTEMPTS: HeaderName = HeaderName::from_static("x-providerd-attempts");
-static ROUTE: HeaderName = HeaderName::from_static("x-providerd-route");
-/// Of requests and of tokens: the limit, what remains, until it is full again.
-static LIMITS: [[HeaderName; 3]; 2] = [
-    [
-        HeaderName::from_static("x-ratelimit-limit-requests"),
-        HeaderName::from_static("x-ratelimit-remaining-requests"),
-        HeaderName::from_static("x-ratelimit-reset-requests"),
-    ],
-    [
-        HeaderName::from_static("x-ratelimit-limit-tokens"),
-        HeaderName::from_static("x-ratelimit-remaining-tokens"),
-        HeaderName::from_static("x-ratelimit-reset-tokens"),
-    ],
-];
-static PROVIDER_USED: HeaderName = HeaderName::from_static("x-provider-used");
-
-fn put(headers: &mut HeaderMap, name: HeaderName, value: impl Into<Bytes>) {
-    // What cannot stand in a header (a name of another alphabet) is left out.
-    if let Ok(value) = HeaderValue::from_maybe_shared(value.into()) {
-        headers.insert(name, value);
-    }
-}
-
-fn show(headers: &mut HeaderMap, shown: Shown, seed: bool) {
-    if !shown.model.is_empty() {
-        put(headers, MODEL.clone(), shown.model);
-        if seed {
-            put(headers, PROVIDER_USED.clone(), shown.provider);
-        }
-    }
-    if shown.attempts > 0 {
-        headers.insert(ATTEMPTS.clone(), HeaderValue::from(shown.attempts));
-    }
-    put(headers, ROUTE.clone(), shown.route);
-    if let Some(id) = shown.upstream_id {
-        headers.insert(UPSTREAM_ID.clone(), id);
-    }
-    for ([limit, remaining, reset], view) in LIMITS.iter().zip(shown.limits) {
-        if let Some(view) = view {
-            headers.insert(limit, HeaderValue::from(view.limit));
-            headers.insert(remaining, HeaderValue::from(view.remaining));
-            put(headers, reset.clone(), view.reset_text());
-        }
-    }
-}
-
-fn request_id_header(headers: &mut HeaderMap, id: &str) {
-    put(headers, REQUEST_ID.clone(), Bytes::copy_from_slice(id.as_bytes()));
-}
-
-fn small(status: StatusCode, text: &'static str) -> Response<GatewayBody> {
-    let mut response = Response::new(GatewayBody::Whole(Bytes::from_static(text.as_bytes())));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
-    response
-}
-
-fn json_response(status: StatusCode, body: Bytes) -> Response<GatewayBody> {
-    let mut response = Response::new(GatewayBody::Whole(body));
-    *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    response
-}
-
-/// An error as an answer, in the caller's dialect.
-fn refused(
-    error: &GatewayError,
-    api: Api,
-    request_id: &str,
-    shown: Option<Box<Shown>>,
-) -> Response<GatewayBody> {
-    let status = StatusCode::from_u16(error.status).unwrap_or(StatusCode::BAD_GATEWAY);
-    let body = error.body(api, Some(request_id)).to_string();
-    let mut response = json_response(status, body.into());
-    let headers = response.headers_mut();
-    for (name, value) in error.headers() {
-        put(headers, HeaderName::from_static(name), value);
-    }
-    request_id_header(headers, request_id);
-    if let Some(shown) = shown {
-        show(headers, *shown, false);
-    }
-    response
-}
-
-fn streaming(
-    body: GatewayBody,
-    request_id: &str,
-    shown: Option<Box<Shown>>,
-    seed: bool,
-) -> Response<GatewayBody> {
-    let mut response = Response::new(body);
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    // nginx in front shall not gather events.
-    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
-    request_id_header(headers, request_id);
-    if let Some(shown) = shown {
-        show(headers, *shown, seed);
-    }
-    response
 }

@@ -7,10 +7,11 @@
 
 mod json;
 mod sse;
+mod words;
 
 use bytes::Bytes;
 
-use json::{JsonReader, TapReading};
+use json::{EventMemo, JsonReader, TapReading};
 pub use json::{TapFinish, TapShape, TapSums, TapUsage};
 use sse::{Sse, SseLine};
 
@@ -22,6 +23,7 @@ const HELD_MAX: usize = 16 * 1024;
 pub struct Tap {
     reading: TapReading,
     json: JsonReader,
+    memo: EventMemo,
     /// `None`: one JSON body.
     sse: Option<Sse>,
     /// Where the extra event is withheld.
@@ -40,7 +42,13 @@ struct Sieve {
 impl Tap {
     /// Of one JSON body.
     pub fn body(shape: TapShape) -> Self {
-        Self { reading: TapReading::new(shape, false), json: JsonReader::default(), sse: None, sieve: None }
+        Self {
+            reading: TapReading::new(shape, false),
+            json: JsonReader::default(),
+            memo: EventMemo::default(),
+            sse: None,
+            sieve: None,
+        }
     }
 
     /// Of a stream of server-sent events. `withhold`: usage was asked for by us alone, so the event that carries
@@ -49,6 +57,7 @@ impl Tap {
         Self {
             reading: TapReading::new(shape, true),
             json: JsonReader::default(),
+            memo: EventMemo::default(),
             sse: Some(Sse::default()),
             sieve: (withhold && shape == TapShape::Chat).then(Sieve::default),
         }
@@ -66,7 +75,7 @@ impl Tap {
 
     /// Looks at the next bytes and gives `out` those that are passed on, in order.
     pub fn feed(&mut self, frame: &Bytes, mut out: impl FnMut(Bytes)) {
-        let Self { reading, json, sse, sieve } = self;
+        let Self { reading, json, memo, sse, sieve } = self;
         let Some(sse) = sse else {
             json.feed(frame, reading);
             out(frame.clone());
@@ -76,7 +85,7 @@ impl Tap {
             let mut rest: &[u8] = frame;
             while !rest.is_empty() {
                 let (line, used) = sse.next(rest);
-                event(line, json, reading);
+                event(line, json, reading, memo);
                 rest = rest.get(used..).unwrap_or_default();
             }
             out(frame.clone());
@@ -88,7 +97,7 @@ impl Tap {
             let (line, used) = sse.next(frame.get(at..).unwrap_or_default());
             at += used;
             let extra = reading.is_extra();
-            if event(line, json, reading) {
+            if event(line, json, reading, memo) {
                 if extra && !sieve.passed {
                     if begin > from {
                         out(frame.slice(from..begin));
@@ -119,7 +128,7 @@ impl Tap {
 
     /// The bytes ended. A last event without its empty line counts if it is whole; what waited is given out.
     pub fn end(&mut self, mut out: impl FnMut(Bytes)) {
-        let Self { reading, json, sse, sieve } = self;
+        let Self { reading, json, sse, sieve, .. } = self;
         if sse.is_none() {
             reading.body_ended(json.is_whole());
             return;
@@ -144,10 +153,10 @@ impl Sieve {
 }
 
 /// Takes in what a line says; true if an event ended.
-fn event(line: SseLine<'_>, json: &mut JsonReader, reading: &mut TapReading) -> bool {
+fn event(line: SseLine<'_>, json: &mut JsonReader, reading: &mut TapReading, memo: &mut EventMemo) -> bool {
     match line {
         SseLine::Data(data) => {
-            reading.data(data, json);
+            reading.data(data, json, memo);
             false
         }
         SseLine::NextData => {

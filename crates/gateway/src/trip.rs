@@ -52,10 +52,10 @@ pub(crate) struct Trip {
 /// Who answered, for the head of the answer.
 pub(crate) struct Shown {
     /// `provider/model`.
-    pub model: String,
-    pub provider: String,
+    pub model: Option<HeaderValue>,
+    pub provider: Option<HeaderValue>,
     pub attempts: u32,
-    pub route: String,
+    pub route: Option<HeaderValue>,
     pub upstream_id: Option<HeaderValue>,
     /// The caller's own limits of requests and of tokens.
     pub limits: [Option<RateView>; 2],
@@ -158,6 +158,8 @@ impl Trip {
                 self.edge.meters.fallbacks.with_label_values(&[reason]).inc();
             }
             let ledger = (self.endpoint != Endpoint::CountTokens).then_some(&*self.edge.ledger);
+            let ratios = scene.pulse.ratios(asked.offer);
+            self.account.learn_from(self.ask.estimate(ratios.map(|ratios| &**ratios)), ratios);
             if self.account.ask(ledger, &scene.picture, asked, reserved, reason).is_err() {
                 let error = GatewayError::new(
                     ErrorCode::UsageUnavailable,
@@ -269,7 +271,9 @@ impl Trip {
                 most.unwrap_or(OUTPUT_UNLESS_SAID).min(OUTPUT_UNLESS_SAID).saturating_mul(self.ask.answers)
             }
         };
-        let tokens = PricedTokens { input: self.ask.input_estimate, output, ..PricedTokens::default() };
+        let ratios = self.scene.pulse.ratios(candidate.and_then(|candidate| candidate.offer));
+        let input = self.ask.estimate(ratios.map(|ratios| &**ratios));
+        let tokens = PricedTokens { input, output, ..PricedTokens::default() };
         let money =
             offer.and_then(|offer| offer.prices.cost(&tokens, LISTED, None).total()).unwrap_or(Money::ZERO);
         let begun = Instant::now();
@@ -310,17 +314,16 @@ impl Trip {
 
     fn shown(&self, candidate: usize, course: &Course, upstream_id: Option<HeaderValue>) -> Box<Shown> {
         let asked = self.decision.candidates.get(candidate);
-        let picture = &self.scene.picture;
-        let provider = asked.and_then(|asked| picture.upstream(asked.upstream));
+        let scene = &*self.scene;
+        let seat = asked.and_then(|asked| scene.seats.get(asked.upstream as usize)?.as_deref());
+        let named = asked.and_then(|asked| scene.names.get(asked.offer? as usize).cloned());
+        let unlisted =
+            || asked.and_then(|asked| HeaderValue::from_bytes(asked.full(&scene.picture).as_bytes()).ok());
         Box::new(Shown {
-            model: match asked.map(|asked| (asked.offer_in(picture), asked)) {
-                Some((Some(offer), _)) => offer.full.to_string(),
-                Some((None, asked)) => asked.full(picture),
-                None => String::new(),
-            },
-            provider: provider.map_or_else(String::new, |provider| provider.name.to_string()),
+            model: named.unwrap_or_else(unlisted),
+            provider: seat.and_then(|seat| seat.name.clone()),
             attempts: course.attempts(),
-            route: self.account.route().to_owned(),
+            route: route_header(self.account.route()),
             upstream_id,
             limits: self.limits(),
         })
@@ -329,6 +332,7 @@ impl Trip {
     fn plain(mut self: Box<Self>, answer: PlainAnswer, candidate: usize, course: &Course) -> Resolved {
         let shown = self.shown(candidate, course, answer.upstream_id);
         let sums = answer.reading.sums();
+        self.account.keys_found(answer.reading.keys_found());
         self.account.close(Ending {
             status: 200,
             error: "",
@@ -347,10 +351,10 @@ impl Trip {
     /// What is shown where no provider answered.
     fn unanswered(&self) -> Box<Shown> {
         Box::new(Shown {
-            model: String::new(),
-            provider: String::new(),
+            model: None,
+            provider: None,
             attempts: u32::from(self.account.attempts()),
-            route: self.account.route().to_owned(),
+            route: route_header(self.account.route()),
             upstream_id: None,
             limits: self.limits(),
         })
@@ -395,6 +399,16 @@ impl Trip {
             input_read,
         });
         Resolved::Failed(error, Some(shown))
+    }
+}
+
+/// The route's word as a header; an alias that no header can carry is left out.
+fn route_header(route: &str) -> Option<HeaderValue> {
+    match route {
+        "name" => Some(HeaderValue::from_static("name")),
+        "pin" => Some(HeaderValue::from_static("pin")),
+        "cell" => Some(HeaderValue::from_static("cell")),
+        alias => HeaderValue::from_bytes(alias.as_bytes()).ok(),
     }
 }
 

@@ -28,6 +28,7 @@ use crate::ask::Ask;
 use crate::course::{AttemptDeadlines, AttemptOutcome, Clock};
 use crate::decide::RouteCandidate;
 use crate::error::GatewayError;
+use crate::guard::KeyGuard;
 use crate::payload::{Payload, translated_answer};
 use crate::picture::{Api, Picture, Upstream};
 use crate::reading::AnswerReading;
@@ -114,6 +115,9 @@ pub(crate) struct UpstreamSeat {
     base: Box<str>,
     paths: [Uri; Endpoint::ALL.len()],
     fixed: Vec<(HeaderName, HeaderValue)>,
+    guard: KeyGuard,
+    /// The provider's, for the head of answers.
+    pub(crate) name: Option<HeaderValue>,
 }
 
 impl UpstreamSeat {
@@ -145,6 +149,8 @@ impl UpstreamSeat {
             base: base.into(),
             paths: paths.map(Option::unwrap_or_default),
             fixed,
+            guard: KeyGuard::new(upstream.key.as_ref()),
+            name: HeaderValue::from_bytes(upstream.name.as_bytes()).ok(),
         })
     }
 
@@ -230,12 +236,13 @@ impl AttemptContext<'_> {
             Ok(Ok(answer)) => answer,
         };
         let (head, body) = answer.into_parts();
-        let upstream_id =
-            head.headers.get("x-request-id").or_else(|| head.headers.get("request-id")).cloned();
+        let shown = |value: &&HeaderValue| !self.seat.guard.is_in(value.as_bytes());
+        let upstream_id = head.headers.get("x-request-id").or_else(|| head.headers.get("request-id"));
+        let upstream_id = upstream_id.filter(shown).cloned();
         if !head.status.is_success() {
             return self.refused(upstream, head.status.as_u16(), &head.headers, body).await;
         }
-        let content_type = head.headers.get(CONTENT_TYPE);
+        let content_type = head.headers.get(CONTENT_TYPE).filter(shown);
         let is = |word: &[u8]| {
             content_type.is_some_and(|value| {
                 value.as_bytes().get(..word.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(word))
@@ -245,7 +252,7 @@ impl AttemptContext<'_> {
         match self.payload {
             Payload::Own { withhold, .. } => match (is(EVENTS), self.ask.stream) {
                 (true, true) => {
-                    let reading = AnswerReading::stream(shape, *withhold);
+                    let reading = AnswerReading::stream(shape, *withhold, self.seat.guard.clone());
                     self.stream(upstream, body, reading, upstream_id).await
                 }
                 // Events where one answer was asked for.
@@ -254,7 +261,10 @@ impl AttemptContext<'_> {
             },
             Payload::Translated(asked) => {
                 let session = &asked.session;
-                let reading = || AnswerReading::translated(shape, StreamTranslator::new(session.clone()));
+                let reading = || {
+                    let translator = StreamTranslator::new(session.clone());
+                    AnswerReading::translated(shape, translator, self.seat.guard.clone())
+                };
                 match (self.ask.stream, is(b"application/json")) {
                     (true, false) => self.stream(upstream, body, reading(), upstream_id).await,
                     (true, true) => self.at_once(upstream, body, reading(), upstream_id).await,
@@ -353,6 +363,13 @@ impl AttemptContext<'_> {
         Attempted::Failed { outcome, refusal }
     }
 
+    /// A body whole, as it may be shown.
+    async fn guarded(&self, body: &mut PooledAnswer) -> Result<(Bytes, KeyGuard), AttemptOutcome> {
+        let mut guard = self.seat.guard.clone();
+        let body = guard.whole(self.gathered(body).await?);
+        Ok((body, guard))
+    }
+
     /// A body whole.
     async fn gathered(&self, body: &mut PooledAnswer) -> Result<Bytes, AttemptOutcome> {
         let declared = body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
@@ -388,11 +405,11 @@ impl AttemptContext<'_> {
         content_type: Option<HeaderValue>,
         upstream_id: Option<HeaderValue>,
     ) -> Attempted {
-        let body = match self.gathered(&mut body).await {
-            Ok(body) => body,
+        let (body, guard) = match self.guarded(&mut body).await {
+            Ok(guarded) => guarded,
             Err(outcome) => return Attempted::failed(outcome),
         };
-        let reading = AnswerReading::plain(self.endpoint.shape(), &body, None);
+        let reading = AnswerReading::plain(self.endpoint.shape(), &body, None, guard);
         let sums = reading.sums();
         if sums.error {
             return in_band(upstream, &body);
@@ -411,14 +428,14 @@ impl AttemptContext<'_> {
         session: &TranslateSession,
         upstream_id: Option<HeaderValue>,
     ) -> Attempted {
-        let body = match self.gathered(&mut body).await {
-            Ok(body) => body,
+        let (body, guard) = match self.guarded(&mut body).await {
+            Ok(guarded) => guarded,
             Err(outcome) => return Attempted::failed(outcome),
         };
         match translated_answer(session, body).await {
             Ok(answer) => {
                 let body = Bytes::from(answer.body);
-                let reading = AnswerReading::plain(self.endpoint.shape(), &body, Some(answer.usage));
+                let reading = AnswerReading::plain(self.endpoint.shape(), &body, Some(answer.usage), guard);
                 let content_type = Some(HeaderValue::from_static("application/json"));
                 Attempted::Plain(Box::new(PlainAnswer { body, content_type, upstream_id, reading }))
             }

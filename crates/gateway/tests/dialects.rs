@@ -314,6 +314,37 @@ async fn large_bodies_are_translated_whole_in_both_directions() {
 }
 
 #[tokio::test]
+async fn a_key_in_a_translated_answer_is_overwritten() {
+    let key = key_of("a");
+    for kind in KINDS {
+        let (first, rest) = events(kind);
+        let with_key = first.iter().map(|event| event.replace("Hello", &key)).collect();
+        let streamed = [vec![head(kind)], pieces(with_key), pieces(rest), vec![end()]].concat();
+        let Some(Act::Say(text)) = plain_answer(kind).pop() else { panic!("an answer is said") };
+        let (_, body) = text.split_once("\r\n\r\n").expect("a head");
+        let plain = vec![status("200 OK", &body.replace("Hello", &key))];
+        for (stream, script) in [(false, plain), (true, streamed)] {
+            for caller in CALLERS {
+                let a = Liar::start(script.clone()).await;
+                let stage =
+                    Stage::start_with(&[("a", &a)], |input| become_kind(&mut input.providers[0], kind)).await;
+                let seen = stage.ask(&asking(caller, stream)).await;
+                let name = format!("{} by {kind}, stream: {stream}: {seen:?}", caller.as_str());
+                assert_eq!((seen.status, seen.whole), (200, true), "{name}");
+                free_of_keys(&seen);
+                let stars = "*".repeat(key.len());
+                let text = match (caller, kind) {
+                    // Untouched but for the key: the same dialect on both sides.
+                    (Api::Messages, "anthropic") => seen.body.clone(),
+                    _ => said(caller, stream, &seen).0,
+                };
+                assert!(text.contains(&stars), "{name}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_fallback_to_another_dialect_is_seen_by_nothing_but_the_headers() {
     for caller in CALLERS {
         for stream in [false, true] {

@@ -3,7 +3,10 @@
 
 mod stage;
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
+
+use tokio::sync::watch;
 
 use stage::{Act, Liar, Stage, chat, eventually, plain};
 
@@ -286,20 +289,83 @@ async fn keys_stay_where_they_belong() {
     }
 }
 
+/// In a good answer: as text of the model, in other fields, cut between two reads of the socket and between two events.
+#[tokio::test]
+async fn a_key_in_a_good_answer_is_overwritten() {
+    let key = stage::key_of("a");
+    let (begin, end) = key.split_at(key.len() / 2);
+    let said = WORD.replace("Hello", &key);
+    let framed = |data: &str| format!("data: {data}\n\n");
+    let whole = framed(&said);
+    let cut = whole.find(end).expect("it is in there");
+    let rest = || vec![event(STOP), event(USAGE), event("[DONE]"), say("0\r\n\r\n")];
+    let in_chunks = [
+        vec![
+            head(),
+            say(stage::chunk(&whole[..cut])),
+            Act::Wait(Duration::from_millis(20)),
+            say(stage::chunk(&whole[cut..])),
+        ],
+        rest(),
+    ]
+    .concat();
+    let cases = [
+        ("plain", plain("m"), vec![status("200 OK", &OK.replace("Hello", &key))]),
+        (
+            "in a header",
+            plain("m"),
+            vec![say(format!(
+                "HTTP/1.1 200 OK\r\nx-request-id: {key}\r\ncontent-type: {key}\r\ncontent-length: {}\r\n\r\n{OK}",
+                OK.len()
+            ))],
+        ),
+        ("stream", chat("m"), [vec![head(), event(&said)], rest()].concat()),
+        ("in two chunks", chat("m"), in_chunks),
+        (
+            "before content",
+            chat("m"),
+            [vec![head(), event(&ROLE.replace("assistant", &key)), event(WORD)], rest()].concat(),
+        ),
+        ("after content", chat("m"), [vec![head(), event(WORD), event(&said)], rest()].concat()),
+    ];
+    for (name, asked, script) in cases {
+        let a = Liar::start(script).await;
+        let stage = Stage::start(&[("a", &a)]).await;
+        let answer = stage.ask(&asked).await;
+        assert!(answer.status == 200 && answer.whole, "{name}: {answer:?}");
+        let shown = format!("{answer:?}");
+        assert!(!shown.contains(&key) && !shown.contains(begin) && !shown.contains(end), "{name}: {shown}");
+        if name != "in a header" {
+            assert!(answer.body.contains(&"*".repeat(key.len())), "{name}: {answer:?}");
+            eventually("it is counted", || {
+                stage.metrics().contains("providerd_gateway_keys_redacted_total 1")
+            })
+            .await;
+        }
+        assert_eq!(answer.body.contains("[DONE]"), asked == chat("m"), "{name}: {answer:?}");
+        let row = stage.only_row().await;
+        assert_eq!((row.error.as_str(), row.source), ("", "reported"), "{name}: {row:?}");
+        assert!(!row.whole.contains(&key), "{name}: {row:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_storm_does_not_grow() {
     let a = Liar::start(vec![status("503 Busy", "{}")]).await;
     let b = Liar::start(vec![status("503 Busy", "{}")]).await;
     let stage = Stage::start(&[("a", &a), ("b", &b)]).await;
     let requests = 300;
-    for _ in 0..requests {
-        let answer = stage.ask(&plain("m")).await;
-        assert!(matches!(answer.status, 502 | 503), "{answer:?}");
-        assert!(
-            answer.body.contains("\"code\":\"upstream_error\"")
-                || answer.body.contains("\"code\":\"no_upstream\"")
-        );
-    }
+    let one = async || {
+        for _ in 0..requests / 10 {
+            let answer = stage.ask(&plain("m")).await;
+            assert!(matches!(answer.status, 502 | 503), "{answer:?}");
+            assert!(
+                answer.body.contains("\"code\":\"upstream_error\"")
+                    || answer.body.contains("\"code\":\"no_upstream\"")
+            );
+        }
+    };
+    tokio::join!(one(), one(), one(), one(), one(), one(), one(), one(), one(), one());
     let attempts = a.requests().len() + b.requests().len();
     assert!(attempts <= requests * 12 / 10, "{attempts} attempts");
 }
@@ -356,33 +422,60 @@ async fn a_stream_is_kept_alive_while_a_model_thinks() {
     );
 }
 
-#[tokio::test]
+/// `GATEWAY_TEST_STREAMS=1000` (with `ulimit -n 20000`) is the full size.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reloads_fail_and_cut_nothing() {
-    let a = Liar::start(vec![
+    let streams =
+        std::env::var("GATEWAY_TEST_STREAMS").ok().and_then(|count| count.parse().ok()).unwrap_or(150);
+    let (end, said) = watch::channel(false);
+    let held = vec![
         head(),
         event(WORD),
-        Act::Wait(Duration::from_millis(150)),
+        Act::Until(said),
         event(STOP),
         event(USAGE),
         event("[DONE]"),
         say("0\r\n\r\n"),
-    ])
+    ];
+    let (a, b) = (Liar::start(held).await, Liar::start(good_plain()).await);
+    let stage = Stage::start_with(&[("a", &a), ("b", &b)], |input| {
+        for provider in &mut input.providers {
+            provider.clocks = Default::default();
+        }
+    })
     .await;
-    let stage = Stage::start(&[("a", &a)]).await;
     let mut open = Vec::new();
-    for _ in 0..40 {
-        open.push(stage.send(&chat("m")).await);
+    for _ in 0..streams {
+        open.push(stage.send(&chat("a/m")).await);
     }
-    for _ in 0..100 {
-        stage.reload();
-        tokio::task::yield_now().await;
+    for caller in &mut open {
+        caller.until("Hello").await;
     }
+    let (asked, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let load = async || {
+        while !over.load(Ordering::SeqCst) {
+            let answer = stage.ask(&plain("b/m")).await;
+            assert!(answer.status == 200 && answer.whole, "{answer:?}");
+            asked.fetch_add(1, Ordering::SeqCst);
+        }
+    };
+    let reloads = async {
+        for _ in 0..100 {
+            let before = asked.load(Ordering::SeqCst);
+            stage.reload();
+            eventually("requests go on", || asked.load(Ordering::SeqCst) > before).await;
+        }
+        over.store(true, Ordering::SeqCst);
+    };
+    tokio::join!(reloads, load(), load(), load(), load());
+    end.send(true).expect("the provider waits");
     for caller in open {
         let answer = caller.answer().await;
         assert!(answer.status == 200 && answer.body.contains("[DONE]") && answer.whole, "{answer:?}");
     }
-    eventually("all rows are written", || stage.rows().len() == 40).await;
-    assert!(stage.rows().iter().all(|row| row.error.is_empty()));
+    let all = streams + asked.load(Ordering::SeqCst);
+    eventually("all rows are written", || stage.rows().len() == all).await;
+    assert!(stage.rows().iter().all(|row| row.error.is_empty() && row.attempts == 1));
 }
 
 #[tokio::test]

@@ -122,7 +122,7 @@ fn picture(upstream: u16) -> Picture {
         ..PictureInput::default()
     };
     let (picture, problems) =
-        Picture::build(&input, |_| Some(Zeroizing::new(b"key-of-the-mock-provider".to_vec())));
+        Picture::build(&input, |_| Some(Zeroizing::new(b"sk-bench-0123456789-QXZJKVY-not-a-key".to_vec())));
     assert!(problems.is_empty(), "{problems:?}");
     picture
 }
@@ -164,6 +164,15 @@ pub async fn run(listener: tokio::net::TcpListener, upstream: u16, directory: st
         meters,
     ));
     gateway.publish(picture(upstream));
+    // As the program does it; nothing else keeps the timer of its runtime from being woken by every new clock.
+    let tended = Arc::clone(&gateway);
+    tokio::spawn(async move {
+        let mut tick = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tick.tick().await;
+            tended.tend();
+        }
+    });
     let stop = gateway.stop_signals();
     accept(listener, Arc::new(PlainDoor), gateway, stop).await;
 }

@@ -3,6 +3,7 @@
 //! [`JsonReader`] knows where in an object it stands; [`TapReading`] keeps what was said there. One table of places and words
 //! serves all dialects: their words do not collide.
 
+use super::words::{Key, Place, inside};
 use crate::skim::plain_run;
 
 /// Words longer than this are none that we know.
@@ -88,203 +89,6 @@ pub struct TapSums {
     pub response_id: Option<Box<str>>,
 }
 
-/// Where in an answer something stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Place {
-    Root,
-    Choices,
-    Choice,
-    /// `delta` or `message` of a choice.
-    Delta,
-    /// Inside what a model says: content, tool calls, reasoning.
-    Part,
-    Usage,
-    InputDetails,
-    OutputDetails,
-    CacheCreation,
-    Cost,
-    /// `response` of an event (Responses).
-    Response,
-    /// `message` of an event (Messages).
-    Message,
-    /// `delta` of an event (Messages).
-    BlockDelta,
-    /// `content_block` of an event (Messages).
-    Block,
-    #[default]
-    Other,
-}
-
-/// The words that matter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Key {
-    Element,
-    Choices,
-    Delta,
-    Message,
-    Usage,
-    Response,
-    ContentBlock,
-    Error,
-    Type,
-    Id,
-    Index,
-    Role,
-    Status,
-    Sequence,
-    Finish,
-    Text,
-    Content,
-    /// Reasoning, refusals, tools, arguments: what a model says in other words.
-    Said,
-    Output,
-    Input,
-    OutputCount,
-    Total,
-    InputDetails,
-    OutputDetails,
-    Cached,
-    CacheWrite,
-    CacheCreation,
-    Write5m,
-    Write1h,
-    Reasoning,
-    Cost,
-    CostTicks,
-    TotalCost,
-    #[default]
-    Other,
-}
-
-impl Key {
-    /// By length first: most words of an answer are settled by it.
-    fn of(word: &[u8]) -> Self {
-        match word.len() {
-            2 if word == b"id" => Self::Id,
-            4 => match word {
-                b"type" => Self::Type,
-                b"role" => Self::Role,
-                b"text" => Self::Text,
-                b"cost" => Self::Cost,
-                _ => Self::Other,
-            },
-            5 => match word {
-                b"delta" => Self::Delta,
-                b"usage" => Self::Usage,
-                b"error" => Self::Error,
-                b"index" => Self::Index,
-                b"audio" => Self::Said,
-                _ => Self::Other,
-            },
-            6 => match word {
-                b"status" => Self::Status,
-                b"output" => Self::Output,
-                b"images" => Self::Said,
-                _ => Self::Other,
-            },
-            7 => match word {
-                b"choices" => Self::Choices,
-                b"message" => Self::Message,
-                b"content" => Self::Content,
-                b"refusal" => Self::Said,
-                _ => Self::Other,
-            },
-            8 => match word {
-                b"response" => Self::Response,
-                b"thinking" | b"citation" => Self::Said,
-                _ => Self::Other,
-            },
-            9 => match word {
-                b"reasoning" | b"signature" => Self::Said,
-                _ => Self::Other,
-            },
-            10 => match word {
-                b"tool_calls" => Self::Said,
-                b"total_cost" => Self::TotalCost,
-                _ => Self::Other,
-            },
-            11 => match word {
-                b"stop_reason" => Self::Finish,
-                _ => Self::Other,
-            },
-            12 => match word {
-                b"partial_json" => Self::Said,
-                b"total_tokens" => Self::Total,
-                b"input_tokens" => Self::Input,
-                _ => Self::Other,
-            },
-            13 => match word {
-                b"content_block" => Self::ContentBlock,
-                b"finish_reason" => Self::Finish,
-                b"function_call" => Self::Said,
-                b"prompt_tokens" => Self::Input,
-                b"output_tokens" => Self::OutputCount,
-                b"cached_tokens" => Self::Cached,
-                _ => Self::Other,
-            },
-            14 if word == b"cache_creation" => Self::CacheCreation,
-            15 => match word {
-                b"sequence_number" => Self::Sequence,
-                // Anthropic's word for the share of reasoning.
-                b"thinking_tokens" => Self::Reasoning,
-                _ => Self::Other,
-            },
-            16 if word == b"reasoning_tokens" => Self::Reasoning,
-            17 => match word {
-                b"reasoning_content" | b"reasoning_details" => Self::Said,
-                b"completion_tokens" => Self::OutputCount,
-                b"cost_in_usd_ticks" => Self::CostTicks,
-                _ => Self::Other,
-            },
-            18 if word == b"cache_write_tokens" => Self::CacheWrite,
-            20 if word == b"input_tokens_details" => Self::InputDetails,
-            21 => match word {
-                b"prompt_tokens_details" => Self::InputDetails,
-                b"output_tokens_details" => Self::OutputDetails,
-                _ => Self::Other,
-            },
-            23 => match word {
-                b"cache_read_input_tokens" | b"prompt_cache_hit_tokens" => Self::Cached,
-                _ => Self::Other,
-            },
-            25 => match word {
-                b"completion_tokens_details" => Self::OutputDetails,
-                b"ephemeral_5m_input_tokens" => Self::Write5m,
-                b"ephemeral_1h_input_tokens" => Self::Write1h,
-                _ => Self::Other,
-            },
-            27 if word == b"cache_creation_input_tokens" => Self::CacheWrite,
-            _ => Self::Other,
-        }
-    }
-}
-
-/// What the value under `key` in `place` is, if it is an object or an array.
-fn inside(shape: TapShape, place: Place, key: Key) -> Place {
-    use {Key as K, Place as P};
-    match (place, key) {
-        // An array at the top: Google's compatible endpoint wraps errors so.
-        (P::Root, K::Element) => P::Root,
-        (P::Root, K::Choices) => P::Choices,
-        (P::Choices, K::Element) => P::Choice,
-        (P::Choice, K::Delta | K::Message) => P::Delta,
-        (P::Part, _) | (P::Delta, K::Content | K::Text | K::Said) => P::Part,
-        (P::Root | P::Response | P::Message, K::Usage) => P::Usage,
-        (P::Usage, K::InputDetails) => P::InputDetails,
-        (P::Usage, K::OutputDetails) => P::OutputDetails,
-        (P::Usage, K::CacheCreation) => P::CacheCreation,
-        (P::Usage, K::Cost) => P::Cost,
-        (P::Root, K::Response) if shape == TapShape::Responses => P::Response,
-        (P::Root, K::Output) if shape == TapShape::Responses => P::Part,
-        (P::Root, K::Message) if shape == TapShape::Messages => P::Message,
-        (P::Root, K::Delta) if shape == TapShape::Messages => P::BlockDelta,
-        (P::Root, K::ContentBlock) if shape == TapShape::Messages => P::Block,
-        (P::Root, K::Content) if shape == TapShape::Messages => P::Part,
-        (P::BlockDelta, K::Said) => P::Part,
-        _ => P::Other,
-    }
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Mode {
     /// Nothing came yet.
@@ -309,7 +113,7 @@ enum Mode {
 }
 
 /// A reader of one JSON value.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct JsonReader {
     mode: Mode,
     depth: u32,
@@ -323,7 +127,7 @@ pub(super) struct JsonReader {
 }
 
 /// The first bytes of a key, text, number or literal.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Word {
     bytes: [u8; WORD_MAX],
     length: u8,
@@ -370,6 +174,51 @@ impl JsonReader {
     }
 
     pub(super) fn feed(&mut self, bytes: &[u8], reading: &mut TapReading) {
+        self.run(bytes, reading, false);
+    }
+
+    /// The beginning of an event. Events of a stream differ in little but the text that they add: what comes before and
+    /// after it is looked up, not read, where it is byte for byte that of an event before.
+    pub(super) fn feed_event(&mut self, bytes: &[u8], reading: &mut TapReading, memo: &mut EventMemo) {
+        let at = match memo.before.as_ref().filter(|known| bytes.starts_with(&known.bytes)) {
+            Some(known) => {
+                known.resume(self, reading);
+                known.bytes.len()
+            }
+            None => {
+                reading.touched = false;
+                let at = self.run(bytes, reading, true);
+                if at >= bytes.len() || at > MEMO_MAX || reading.touched {
+                    return self.feed(bytes.get(at..).unwrap_or_default(), reading);
+                }
+                memo.before = Some(Checkpoint::of(bytes.get(..at).unwrap_or_default(), self, reading));
+                memo.after = None;
+                at
+            }
+        };
+        let rest = bytes.get(at..).unwrap_or_default();
+        let run = plain_run(rest);
+        if rest.get(run) != Some(&b'"') {
+            return self.feed(rest, reading);
+        }
+        let (text, after) = rest.split_at(run);
+        self.feed(text, reading);
+        self.feed(b"\"", reading);
+        let after = after.get(1..).unwrap_or_default();
+        match memo.after.as_ref().filter(|known| *known.bytes == *after) {
+            Some(known) => known.resume(self, reading),
+            None => {
+                reading.touched = false;
+                self.feed(after, reading);
+                if self.is_whole() && after.len() <= MEMO_MAX && !reading.touched {
+                    memo.after = Some(Checkpoint::of(after, self, reading));
+                }
+            }
+        }
+    }
+
+    /// Reads on; with `stop`, not beyond the beginning of a text that the model says. How much was read.
+    fn run(&mut self, bytes: &[u8], reading: &mut TapReading, stop: bool) -> usize {
         let mut at = 0;
         while let Some(byte) = bytes.get(at) {
             match self.mode {
@@ -402,7 +251,7 @@ impl JsonReader {
                     }
                     self.word.push(part);
                     match end {
-                        None => return,
+                        None => return bytes.len(),
                         Some(b'\\') if self.mode == Mode::KeyText => self.mode = Mode::KeyEscape,
                         Some(b'\\') => self.mode = Mode::TextEscape,
                         Some(_) => self.mode = Mode::Broken,
@@ -426,13 +275,17 @@ impl JsonReader {
                     }
                 }
                 Mode::Done if !byte.is_ascii_whitespace() => self.mode = Mode::Broken,
-                Mode::Broken => return,
+                Mode::Broken => return bytes.len(),
                 _ => {
                     self.structure(*byte, reading);
                     at += 1;
+                    if stop && self.mode == Mode::Text && is_said(self.place(), self.key) {
+                        return at;
+                    }
                 }
             }
         }
+        at
     }
 
     /// A number or literal ended.
@@ -519,6 +372,54 @@ impl JsonReader {
     }
 }
 
+/// Texts there are what the model says.
+const fn is_said(place: Place, key: Key) -> bool {
+    matches!(
+        (place, key),
+        (Place::Choice | Place::Block, Key::Text)
+            | (Place::Delta, Key::Content | Key::Text | Key::Said)
+            | (Place::BlockDelta, Key::Text | Key::Said)
+            | (Place::Root, Key::Delta)
+    )
+}
+
+/// Longer beginnings and ends of events are not kept.
+const MEMO_MAX: usize = 1024;
+
+/// How the last event began, up to its text, and how it ended after it.
+#[derive(Debug, Default)]
+pub(super) struct EventMemo {
+    before: Option<Checkpoint>,
+    after: Option<Checkpoint>,
+}
+
+/// What reading these bytes came to: nothing but a place in the event. Bytes that say more are read each time.
+#[derive(Debug)]
+struct Checkpoint {
+    bytes: Box<[u8]>,
+    reader: JsonReader,
+    kind: Option<Kind>,
+    /// Whether there are choices, a choice, usage.
+    seen: [bool; 3],
+}
+
+impl Checkpoint {
+    fn of(bytes: &[u8], reader: &JsonReader, reading: &TapReading) -> Self {
+        Self {
+            bytes: bytes.into(),
+            reader: reader.clone(),
+            kind: reading.kind,
+            seen: [reading.choices, reading.choice, reading.usage],
+        }
+    }
+
+    fn resume(&self, reader: &mut JsonReader, reading: &mut TapReading) {
+        reader.clone_from(&self.reader);
+        reading.kind = self.kind;
+        [reading.choices, reading.choice, reading.usage] = self.seen;
+    }
+}
+
 /// What an event says by its type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Kind {
@@ -563,6 +464,8 @@ pub(super) struct TapReading {
     usage: bool,
     /// The event has data.
     data: bool,
+    /// `sums` was set or added to since this was cleared.
+    touched: bool,
 }
 
 impl TapReading {
@@ -578,6 +481,7 @@ impl TapReading {
             choice: false,
             usage: false,
             data: false,
+            touched: false,
         }
     }
 
@@ -598,10 +502,13 @@ impl TapReading {
 
     /// Data of an event, of which no JSON was read yet: passes by as much as may be the mark of the end, and gives
     /// to `json` what turned out to be none.
-    pub(super) fn data(&mut self, data: &[u8], json: &mut JsonReader) {
+    pub(super) fn data(&mut self, data: &[u8], json: &mut JsonReader, memo: &mut EventMemo) {
         self.data = true;
         if !json.is_untouched() {
             return json.feed(data, self);
+        }
+        if self.mark == 0 && data.first() == Some(&b'{') {
+            return json.feed_event(data, self, memo);
         }
         let mut rest = data;
         while let Some((first, behind)) = rest.split_first() {
@@ -628,7 +535,10 @@ impl TapReading {
             (_, _, Place::Choices) => self.choices = true,
             (_, _, Place::Choice) => self.choice = true,
             (_, _, Place::Usage) => self.usage = true,
-            (Place::Root | Place::Response | Place::Choice, Key::Error, _) => self.sums.error = true,
+            (Place::Root | Place::Response | Place::Choice, Key::Error, _) => {
+                self.sums.error = true;
+                self.touched = true;
+            }
             _ => {}
         }
     }
@@ -636,7 +546,7 @@ impl TapReading {
     fn text(&mut self, place: Place, key: Key, word: &[u8], length: u64) {
         use {Key as K, Place as P};
         match (place, key) {
-            (P::Root, K::Type) => self.kind = Some(Kind::of(word)),
+            (P::Root, K::Type) => return self.kind = Some(Kind::of(word)),
             (P::Response | P::Root, K::Status) => self.status(place, word),
             (P::Response, K::Id) if self.sums.response_id.is_none() => {
                 self.sums.response_id = std::str::from_utf8(word).ok().map(Into::into);
@@ -647,17 +557,19 @@ impl TapReading {
             | (P::Delta, K::Content | K::Text | K::Said)
             | (P::BlockDelta, K::Said) => self.said(length),
             (P::Root, K::Delta) if self.shape == TapShape::Responses => self.sums.output_bytes += length,
-            (P::Part, K::Type | K::Id | K::Index | K::Role | K::Status) => {}
+            (P::Part, K::Type | K::Id | K::Index | K::Role | K::Status) => return,
             (P::Part, _) => self.said(length),
             // What has no delta of its own: a tool's name, reasoning that is hidden.
             (P::Block, K::Type) if !matches!(word, b"text" | b"thinking") => self.sums.content = true,
             // Some compatible providers write counts or costs as texts.
             (P::Usage | P::Cost, K::Cost | K::TotalCost) => self.number(place, key, word),
-            _ => {}
+            _ => return,
         }
+        self.touched = true;
     }
 
     fn said(&mut self, length: u64) {
+        self.touched = true;
         self.sums.content |= length > 0;
         self.sums.output_bytes += length;
     }
@@ -697,6 +609,7 @@ impl TapReading {
     fn number(&mut self, place: Place, key: Key, word: &[u8]) {
         use {Key as K, Place as P};
         let usage = &mut self.sums.usage;
+        let touched = std::mem::replace(&mut self.touched, true);
         let slot = match (place, key) {
             (P::Usage, K::Input) => &mut usage.input,
             (P::Usage, K::OutputCount) => &mut usage.output,
@@ -719,7 +632,7 @@ impl TapReading {
             }
             // Anything else that a model says as a number.
             (P::Part, key) if !matches!(key, K::Index | K::Id) => return self.said(word.len() as u64),
-            _ => return,
+            _ => return self.touched = touched,
         };
         *slot = whole(word).or(*slot);
     }

@@ -367,6 +367,46 @@ fn bodies() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
+    /// Events that begin and end alike are looked up; byte by byte, each is read.
+    #[test]
+    fn what_is_looked_up_is_as_if_read(
+        events in prop::collection::vec(
+            (
+                prop::sample::select(vec![
+                    r#"{"choices":[{"index":0,"delta":{"content":""#,
+                    r#"{"usage":{"prompt_tokens":3},"choices":[{"index":0,"delta":{"content":""#,
+                    r#"{"choices":[{"index":0,"finish_reason":"stop","delta":{"reasoning_content":""#,
+                    r#"{"type":"response.output_text.delta","sequence_number":7,"delta":""#,
+                    r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":""#,
+                    r#"{"error":{"message":""#,
+                ]),
+                prop::sample::select(vec!["", "a", "Hello", r#"a\"b"#, r"\u00e9", "long text, long text, long text, long text"]),
+                prop::sample::select(vec![
+                    r#""}}]}"#,
+                    r#""},"finish_reason":"stop"}]}"#,
+                    r#""},"finish_reason":null}],"usage":{"completion_tokens":5}}"#,
+                    r#""},"finish_reason":null}],"usage":null}"#,
+                    r#""}}"#,
+                    r#""}"#,
+                    r#""},"x":[1,{"content":"more"}]}]}"#,
+                    "\"",
+                ]),
+            ),
+            1..12,
+        ),
+    ) {
+        let text: String = events.iter().map(|(a, b, c)| format!("data: {a}{b}{c}\n\n")).collect();
+        let bytes: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
+        let lines: Vec<&[u8]> = text.as_bytes().split_inclusive(|byte| *byte == b'\n').collect();
+        for shape in [TapShape::Chat, TapShape::Responses, TapShape::Messages] {
+            for withhold in [false, true] {
+                let read = fed(shape, withhold, &bytes);
+                prop_assert_eq!(&fed(shape, withhold, &lines), &read);
+                prop_assert_eq!(&fed(shape, withhold, &[text.as_bytes()]), &read);
+            }
+        }
+    }
+
     #[test]
     fn cuts_change_nothing(
         text in "(data: ?|event: |: |\\{|\\}|\\[|\\]|\"choices\":|\"usage\":|\"a\\\\\"|\"|,|:|\\[DONE\\]|[0-9]|null|\n|\r|\r\n|\n\n){0,60}",

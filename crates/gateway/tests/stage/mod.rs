@@ -11,6 +11,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use gateway::accept::{PlainDoor, accept};
@@ -53,6 +54,8 @@ pub enum Act {
     Wait(Duration),
     /// Again and again until the other side closes.
     Repeat(String),
+    /// Until the test says so.
+    Until(watch::Receiver<bool>),
     /// Nothing more, and open.
     Hang,
     Close,
@@ -131,6 +134,9 @@ async fn talk(mut socket: TcpStream, script: &[Act], heard: &Heard) -> Option<()
             match act {
                 Act::Say(text) => socket.write_all(text.as_bytes()).await.ok()?,
                 Act::Wait(time) => tokio::time::sleep(*time).await,
+                Act::Until(said) => {
+                    said.clone().wait_for(|said| *said).await.ok()?;
+                }
                 Act::Repeat(text) => loop {
                     socket.write_all(text.as_bytes()).await.ok()?;
                     tokio::time::sleep(Duration::from_millis(2)).await;
