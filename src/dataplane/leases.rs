@@ -3,7 +3,7 @@
 //! Not its job: enforcing. Invariant: the gateway never waits for this on the path of a request; while PostgreSQL is
 //! away wishes stay unanswered, and budgets hold with what was leased.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use gateway::{
@@ -11,7 +11,10 @@ use gateway::{
     serve::Gateway,
 };
 use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
-use tokio::{sync::mpsc, time::interval};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, interval},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 use uuid::Uuid;
@@ -20,9 +23,9 @@ use super::{
     budgets::{self, BudgetCounts},
     keeper::unix,
 };
-use crate::store::{LeaseTake, Store};
+use crate::store::{LeaseTake, Store, wanted_budget};
 
-/// Between two looks for leases that are idle or whose window is over.
+/// Between two looks for leases that are idle or whose window is over, and two reports of what was spent.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Between two looks at how much of all budgets is used.
@@ -30,6 +33,15 @@ const MEASURE_EVERY: Duration = Duration::from_secs(15);
 
 /// Between two looks for budgets whose windows are long over.
 const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
+
+/// Wishes that are answered together: all that wait for one lease get it by one statement.
+const AT_ONCE: usize = 256;
+
+/// However many wait, they ask for this share of a budget at once: the others want some, too.
+const AT_MOST: i64 = 20;
+
+/// How long other nodes have to give back what they do not use: as long as a request waits for its part.
+const OTHERS_WITHIN: Duration = Duration::from_millis(250);
 
 /// How many budgets are nearly used, for Prometheus; a caller is never a label.
 pub struct BudgetMeters {
@@ -70,12 +82,25 @@ pub async fn serve_wishes(
     let mut tick = interval(LOOK_EVERY);
     let mut expire = interval(EXPIRE_EVERY);
     let mut measure = interval(MEASURE_EVERY);
+    let mut heard = store.listen_budgets();
+    let mut wished = Vec::with_capacity(AT_ONCE);
+    let mut asked = HashMap::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => break,
-            Some(wished) = wishes.recv() => {
-                for wish in wished {
-                    take(&gateway, &store, node, &wish).await;
+            count = wishes.recv_many(&mut wished, AT_ONCE), if !wishes.is_closed() => {
+                if count > 0 {
+                    for wish in together(wished.drain(..).flatten()) {
+                        take(&gateway, &store, node, &wish, &mut asked).await;
+                    }
+                }
+            }
+            notice = heard.notice() => {
+                let budget = notice.as_deref().and_then(|notice| wanted_budget(notice, node));
+                if let Some((_, key)) = budget.and_then(|budget| budget.split_once(PARTS)) {
+                    report(&gateway, &store, node).await;
+                    let returns = gateway.limits().give_back(Some(key), false, gateway.now(), unix());
+                    give(&store, node, returns).await;
                 }
             }
             _ = expire.tick() => {
@@ -88,16 +113,42 @@ pub async fn serve_wishes(
                 Err(error) => debug!(%error, "what is left of budgets is not known"),
             },
             _ = tick.tick() => {
+                asked.retain(|_, at: &mut Instant| at.elapsed() < LOOK_EVERY);
+                report(&gateway, &store, node).await;
                 let returns = gateway.limits().give_back(None, false, gateway.now(), unix());
                 give(&store, node, returns).await;
             }
         }
     }
+    report(&gateway, &store, node).await;
     let returns = gateway.limits().give_back(None, true, gateway.now(), unix());
     give(&store, node, returns).await;
 }
 
-async fn take(gateway: &Gateway, store: &Store, node: Uuid, wish: &LeaseWish) {
+/// One wish for each lease: what all that wait for it need.
+fn together(wishes: impl Iterator<Item = LeaseWish>) -> Vec<LeaseWish> {
+    let mut merged: Vec<LeaseWish> = Vec::new();
+    for wish in wishes {
+        let same = |known: &&mut LeaseWish| {
+            known.key == wish.key && known.spec == wish.spec && known.window == wish.window
+        };
+        match merged.iter_mut().find(same) {
+            Some(known) if known.urgent && wish.urgent => {
+                let most = (wish.spec.units / AT_MOST).max(wish.units);
+                known.units = known.units.saturating_add(wish.units).min(most);
+            }
+            Some(known) if known.urgent || !wish.urgent => {}
+            Some(known) => *known = wish,
+            None => merged.push(wish),
+        }
+    }
+    merged
+}
+
+/// When other nodes were asked for a budget.
+type AskedOthers = HashMap<String, Instant>;
+
+async fn take(gateway: &Gateway, store: &Store, node: Uuid, wish: &LeaseWish, asked: &mut AskedOthers) {
     let (Some(window_start), Some(window_end)) = (at(wish.window.start), at(wish.window.end)) else { return };
     let budget = budget_name(&wish.key, wish.spec.per.as_str());
     let taken = store
@@ -111,7 +162,15 @@ async fn take(gateway: &Gateway, store: &Store, node: Uuid, wish: &LeaseWish) {
         })
         .await;
     match taken {
-        Ok(taken) => gateway.limits().grant(wish, taken.units, taken.dry, gateway.now()),
+        Ok(taken) => {
+            // What others give back comes within moments; what they still hold after that, they use.
+            if taken.units > 0 {
+                asked.remove(&budget);
+            }
+            let waiting = taken.asked_others
+                && asked.entry(budget).or_insert_with(Instant::now).elapsed() < OTHERS_WITHIN;
+            gateway.limits().grant(wish, taken.units, taken.dry && !waiting, gateway.now());
+        }
         Err(error) => debug!(%error, "no part of a budget could be taken"),
     }
 }
@@ -126,9 +185,24 @@ async fn give(store: &Store, node: Uuid, returns: Vec<LeaseReturn>) {
     }
 }
 
+/// Says what was spent, so that the database knows it before the window is over.
+async fn report(gateway: &Gateway, store: &Store, node: Uuid) {
+    for spend in gateway.limits().spends() {
+        let Some(window_start) = at(spend.window.start) else { continue };
+        let budget = budget_name(&spend.key, spend.spec.per.as_str());
+        if let Err(error) = store.budget_spent(&budget, window_start, node, spend.units).await {
+            debug!(%error, "what was spent of a budget could not be reported yet");
+            gateway.limits().unreported(&spend, gateway.now());
+        }
+    }
+}
+
+/// Between the parts of a budget's name: a character that no name holds.
+const PARTS: char = '\u{1f}';
+
 /// One budget of one scope. The amount is not part of it: a raised budget goes on where it was.
 pub(super) fn budget_name(key: &str, per: &str) -> String {
-    format!("{per}\u{1f}{key}")
+    format!("{per}{PARTS}{key}")
 }
 
 fn at(seconds: i64) -> Option<DateTime<Utc>> {

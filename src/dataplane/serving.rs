@@ -27,6 +27,7 @@ use uuid::Uuid;
 use super::{
     keeper::PictureKeeper,
     leases::{self, BudgetMeters},
+    nodes,
 };
 use crate::{
     config::{Settings, UsageDurability, UsageWhenFull},
@@ -246,10 +247,14 @@ impl ListeningGateway {
                 hinted.notify_one();
             }
         });
+        // One life of one gateway: what an earlier life held is not this one's.
+        let life = Uuid::new_v4();
+        let sharing = nodes::share_limits(self.gateway.clone(), store.clone(), life, stop.clone());
+        supervisor.spawn("limits", sharing);
         let wishes = leases::serve_wishes(
             self.gateway.clone(),
             store.clone(),
-            Uuid::new_v4(),
+            life,
             self.wishes,
             self.budgets,
             stop.clone(),

@@ -1,14 +1,17 @@
 //! Budgets over several gateways: parts of a budget are leased to a node, and given back.
 //!
-//! Amounts are whole numbers of 1e-10 USD. Not its job: enforcing (the gateway, against its lease). Invariant: what is
-//! leased to all nodes together never exceeds the budget, because the sum moves under one row lock; a node that never
-//! returns keeps what it took, so that it counts as spent.
+//! Amounts are whole numbers of 1e-10 USD. Not its job: enforcing (the gateway, against its lease). Invariants: what is
+//! leased to all nodes together never exceeds the budget, because the sum moves under one row lock; `leased` is `spent`
+//! and what nodes hold; a node that never returns keeps what it held, so that it counts as spent.
 
 use chrono::{DateTime, Utc};
 use sqlx::Row as _;
 use uuid::Uuid;
 
-use super::{Result, Store, query, query_built};
+use super::{HintListener, Result, Store, query, query_built};
+
+/// Nodes ask each other here for what they do not need of a budget.
+const CHANNEL: &str = "providerd_budget";
 
 /// What a node wants of a budget.
 #[derive(Debug, Clone)]
@@ -28,8 +31,10 @@ pub struct LeaseTake<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeaseTaken {
     pub units: i64,
-    /// Nothing is left.
+    /// Nothing is left to take.
     pub dry: bool,
+    /// Less than what was wanted was left, and other nodes hold some; they were asked to give back what they do not use.
+    pub asked_others: bool,
 }
 
 /// What nodes took of one budget in one window: spent, reserved, or held for their next requests.
@@ -51,12 +56,12 @@ pub struct SpentSums {
     pub units: [i64; 3],
 }
 
-/// A node takes the larger of this share of the budget and what it asked for, so that a small budget costs few
-/// statements and one node cannot take all at once while others want some.
+/// A node takes the larger of this share of the budget and what it asked for, so that a budget costs few statements
+/// and one node cannot take all at once while others want some.
 const SHARE: i64 = 100;
 
 impl Store {
-    /// Takes a part of a budget: one statement, one row lock.
+    /// Takes a part of a budget: one transaction, one row lock.
     ///
     /// # Errors
     /// The database cannot be written.
@@ -97,8 +102,24 @@ impl Store {
             .execute(&mut *tx)
             .await?;
         }
+        // Only nodes that are alive can answer.
+        let asked_others = units < take.least
+            && sqlx::query_scalar(
+                "SELECT pg_notify($4, $3::text || ' ' || $1) IS NOT NULL FROM (
+                     SELECT FROM providerd.budget_lease l JOIN providerd.gateway_node n USING (node)
+                     WHERE l.budget = $1 AND l.window_start = $2 AND l.node <> $3 AND l.amount > 0
+                         AND n.expires_at > clock_timestamp() LIMIT 1) held",
+            )
+            .persistent(false)
+            .bind(take.budget)
+            .bind(take.window_start)
+            .bind(take.node)
+            .bind(CHANNEL)
+            .fetch_optional(&mut *tx)
+            .await?
+            .unwrap_or(false);
         tx.commit().await?;
-        Ok(LeaseTaken { units, dry: left <= 0 })
+        Ok(LeaseTaken { units, dry: left <= 0, asked_others })
     }
 
     /// Gives back what was not used; below zero: more was spent than was granted, and that counts.
@@ -112,23 +133,50 @@ impl Store {
         node: Uuid,
         units: i64,
     ) -> Result<()> {
+        self.budget_move(budget, window_start, node, (-units, 0, -units)).await
+    }
+
+    /// Says what a node spent of what it holds.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub async fn budget_spent(
+        &self,
+        budget: &str,
+        window_start: DateTime<Utc>,
+        node: Uuid,
+        units: i64,
+    ) -> Result<()> {
+        self.budget_move(budget, window_start, node, (0, units, -units)).await
+    }
+
+    /// Adds to what is leased, what is spent, and what a node holds.
+    async fn budget_move(
+        &self,
+        budget: &str,
+        window_start: DateTime<Utc>,
+        node: Uuid,
+        (leased, spent, held): (i64, i64, i64),
+    ) -> Result<()> {
         let mut tx = self.write().await?;
         query(
-            "UPDATE providerd.budget SET leased = greatest(leased - $3, 0) WHERE budget = $1 AND window_start = $2",
+            "UPDATE providerd.budget SET leased = greatest(leased + $3, 0), spent = spent + $4
+             WHERE budget = $1 AND window_start = $2",
         )
         .bind(budget)
         .bind(window_start)
-        .bind(units)
+        .bind(leased)
+        .bind(spent)
         .execute(&mut *tx)
         .await?;
         query(
-            "UPDATE providerd.budget_lease SET amount = greatest(amount - $4, 0)
+            "UPDATE providerd.budget_lease SET amount = amount + $4
              WHERE budget = $1 AND window_start = $2 AND node = $3",
         )
         .bind(budget)
         .bind(window_start)
         .bind(node)
-        .bind(units)
+        .bind(held)
         .execute(&mut *tx)
         .await?;
         Ok(tx.commit().await?)
@@ -205,6 +253,11 @@ impl Store {
         Ok(found)
     }
 
+    /// A listener for nodes that ask for what others do not need: [`wanted_budget`] reads its notices.
+    pub fn listen_budgets(&self) -> HintListener {
+        self.listen(CHANNEL)
+    }
+
     /// Forgets budgets whose windows ended more than a month ago.
     ///
     /// # Errors
@@ -221,4 +274,61 @@ impl Store {
             .await?;
         Ok(tx.commit().await?)
     }
+
+    /// Says that a gateway is alive, for `ttl`, and how many requests a minute came under its limits of late. Forgets
+    /// nodes that have been gone for a minute.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub async fn gateway_beat(&self, node: Uuid, demand: i64, ttl: std::time::Duration) -> Result<()> {
+        let mut tx = self.write().await?;
+        query(
+            "INSERT INTO providerd.gateway_node (node, demand, expires_at)
+             VALUES ($1, $2, clock_timestamp() + $3 * interval '1 second')
+             ON CONFLICT (node) DO UPDATE SET demand = excluded.demand, expires_at = excluded.expires_at",
+        )
+        .bind(node)
+        .bind(demand)
+        .bind(ttl.as_secs_f64())
+        .execute(&mut *tx)
+        .await?;
+        query(
+            "DELETE FROM providerd.gateway_node WHERE expires_at < clock_timestamp() - interval '1 minute'",
+        )
+        .execute(&mut *tx)
+        .await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Gateways that are alive, with their demand.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn gateway_nodes(&self) -> Result<Vec<(Uuid, i64)>> {
+        let mut tx = self.read().await?;
+        let nodes = sqlx::query_as(
+            "SELECT node, demand FROM providerd.gateway_node WHERE expires_at > clock_timestamp() ORDER BY node",
+        )
+        .persistent(false)
+        .fetch_all(&mut *tx)
+        .await?;
+        tx.rollback().await?;
+        Ok(nodes)
+    }
+
+    /// Says that a gateway ends.
+    ///
+    /// # Errors
+    /// The database cannot be written.
+    pub async fn gateway_leave(&self, node: Uuid) -> Result<()> {
+        let mut tx = self.write().await?;
+        query("DELETE FROM providerd.gateway_node WHERE node = $1").bind(node).execute(&mut *tx).await?;
+        Ok(tx.commit().await?)
+    }
+}
+
+/// Which budget another node wants, of a notice of [`Store::listen_budgets`]; `None`: it is `own`'s, or no such notice.
+pub fn wanted_budget(notice: &str, own: Uuid) -> Option<&str> {
+    let (node, budget) = notice.split_once(' ')?;
+    (Uuid::parse_str(node).ok()? != own).then_some(budget)
 }

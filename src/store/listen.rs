@@ -33,7 +33,7 @@ impl Store {
         self.listen("providerd_gateway")
     }
 
-    fn listen(&self, channel: &'static str) -> HintListener {
+    pub(super) fn listen(&self, channel: &'static str) -> HintListener {
         HintListener { store: self.clone(), channel, listener: None, pause: BACKOFF.0 }
     }
 }
@@ -42,18 +42,36 @@ impl HintListener {
     /// Waits until there is a reason to look again. Cancel-safe: a hint that was not awaited to its end is given later
     /// or covered by the hint after a reconnect.
     pub async fn hint(&mut self) {
-        loop {
-            if let Some(listener) = &mut self.listener {
-                match listener.try_recv().await {
-                    Ok(Some(_)) => {
-                        // One transaction may touch several tables: what has arrived already is the same hint.
-                        while listener.next_buffered().is_some() {}
-                        return;
-                    }
-                    // The listener does not see every way in which a connection dies: build a new one.
-                    Ok(None) | Err(_) => self.listener = None,
+        if let Some(listener) = &mut self.listener {
+            match listener.try_recv().await {
+                Ok(Some(_)) => {
+                    // One transaction may touch several tables: what has arrived already is the same hint.
+                    while listener.next_buffered().is_some() {}
+                    return;
                 }
+                // The listener does not see every way in which a connection dies: build a new one.
+                Ok(None) | Err(_) => self.listener = None,
             }
+        }
+        self.connect().await;
+    }
+
+    /// Waits for one notice and returns its text; `None` after each (re)connect, when what was said meanwhile is
+    /// unknown. Cancel-safe.
+    pub async fn notice(&mut self) -> Option<String> {
+        if let Some(listener) = &mut self.listener {
+            match listener.try_recv().await {
+                Ok(Some(notice)) => return Some(notice.payload().to_owned()),
+                Ok(None) | Err(_) => self.listener = None,
+            }
+        }
+        self.connect().await;
+        None
+    }
+
+    /// Opens the connection, however often that takes.
+    async fn connect(&mut self) {
+        loop {
             match self.open().await {
                 Ok(listener) => {
                     self.listener = Some(listener);
@@ -61,7 +79,7 @@ impl HintListener {
                     return;
                 }
                 Err(error) => {
-                    tracing::debug!(error = %super::StoreError::from(error), "listening for drift failed");
+                    tracing::debug!(error = %super::StoreError::from(error), "listening failed");
                     tokio::time::sleep(self.pause).await;
                     self.pause = (self.pause * 2).min(BACKOFF.1);
                 }

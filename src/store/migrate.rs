@@ -24,6 +24,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (10, "comments", include_str!("../../migrations/0010_comments.sql")),
     (11, "gateway", include_str!("../../migrations/0011_gateway.sql")),
     (12, "own_path", include_str!("../../migrations/0012_own_path.sql")),
+    (13, "gateway_nodes", include_str!("../../migrations/0013_gateway_nodes.sql")),
 ];
 
 /// Daemons that start at the same time on an empty database wait for each other so often.

@@ -51,7 +51,7 @@ use link::{LinkPulse, Tx};
 
 pub use crate::store::{
     admin_reads::{CatalogRows, EventQuery, HourRow, ModelRow, ProviderRow, RuleRow},
-    budget_leases::{BudgetTaken, LeaseTake, LeaseTaken, SpentSums},
+    budget_leases::{BudgetTaken, LeaseTake, LeaseTaken, SpentSums, wanted_budget},
     discovery::{DiscoveryNotice, DiscoveryRow},
     error::{Result, StoreError},
     events::{EventFilter, EventRow, NewEvent},

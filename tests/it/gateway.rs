@@ -41,6 +41,10 @@ struct Scene {
 
 /// Two providers in one cell, the first preferred, and a daemon with a gateway.
 async fn scene() -> Scene {
+    scene_with(|_| {}).await
+}
+
+async fn scene_with(adjust: impl FnOnce(&mut std::process::Command)) -> Scene {
     let (lab, first, second) = (Lab::new().await, Fake::start().await, Fake::start().await);
     second.set_keys(&[OTHER_KEY]);
     let key = |name: &str| format!("{{ env = \"{name}\" }}");
@@ -59,6 +63,7 @@ async fn scene() -> Scene {
         command.env("PROVIDERD_GATEWAY__LISTEN", "127.0.0.1:0");
         command.env("PROVIDERD_SERVER__TOKEN_SHA256", sha256(TOKEN));
         command.env("FIRST_API_KEY", KEY).env("SECOND_API_KEY", OTHER_KEY);
+        adjust(command);
     });
     daemon.wait_ready().await;
     let gateway = listening(&mut daemon).await;
@@ -171,10 +176,11 @@ async fn callers_are_known_by_their_keys_and_keys_stay_where_they_belong() {
 
     // A withdrawn key is refused soon after the save.
     scene.lab.write("consumers.toml", &consumers().replace(&sha256(OTHER_CALLER), &sha256("pd_fake-next")));
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+    let saved = tokio::time::Instant::now();
     while ask(&narrow, "second/model-a").await.status != 401 {
-        assert!(tokio::time::Instant::now() < deadline, "the withdrawn key still works");
+        assert!(saved.elapsed() < PATIENCE, "the withdrawn key still works");
     }
+    println!("a withdrawn key was refused {:?} after the save", saved.elapsed());
     ask(&gateway.with_token("pd_fake-next"), "second/model-a").await.expect(200);
 
     let metrics = scene.daemon.fetch("/metrics").await;
@@ -320,4 +326,60 @@ async fn a_gateway_alone_serves_and_starts_without_a_database() {
     let gateway = listening(&mut second).await;
     ask(&gateway, "eco").await.expect(200);
     assert_eq!(second.stop(), 0);
+}
+
+/// Callers may make a provider refuse: that says nothing about it. `GATEWAY_TEST_REFUSALS=10000` is the full size.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn crafted_errors_change_no_verdict_of_the_checks() {
+    let refusals: usize =
+        std::env::var("GATEWAY_TEST_REFUSALS").ok().and_then(|count| count.parse().ok()).unwrap_or(800);
+    let scene = scene_with(|command| {
+        command.env("PROVIDERD_HEALTH__ENABLED", "true").env("PROVIDERD_HEALTH__INTERVAL", "1s");
+    })
+    .await;
+    let (lab, gateway) = (&scene.lab, &scene.gateway);
+    let good = "SELECT count(*) FROM llm_providers WHERE health_status = 'healthy' AND api_key_test_status = 'valid'";
+    lab.wait_for(good, "2").await;
+    // So few refusals that count against a provider that it seldom cools, and most requests reach it.
+    scene.first.refuse_completions(&[
+        (400, r#"{"error":{"message":"messages: too few","type":"invalid_request_error"}}"#),
+        (401, r#"{"error":{"message":"Incorrect API key provided","code":"invalid_api_key"}}"#),
+        (413, r#"{"error":{"message":"too large"}}"#),
+        (422, r#"{"error":{"message":"unprocessable"}}"#),
+        (400, r#"{"error":{"message":"context_length_exceeded"}}"#),
+        (403, r#"{"error":{"message":"no access to this model","code":"model_not_found"}}"#),
+        (400, r#"{"error":{"message":"bad image"}}"#),
+    ]);
+    let before = lab.value("SELECT count(*) FROM providerd.events").await;
+    let (asked, checked) = (scene.first.asked().len(), scene.first.seen());
+    let refused_ones = async || {
+        for _ in 0..refusals / 8 {
+            // Pinned, so that no other provider hides a refusal; while it cools, the gateway itself answers.
+            let answer = ask(gateway, "first/model-a").await;
+            assert_ne!(answer.status, 200, "{}", String::from_utf8_lossy(&answer.raw));
+        }
+    };
+    let one = refused_ones;
+    tokio::join!(one(), one(), one(), one(), one(), one(), one(), one());
+    let refused = scene.first.asked().len() - asked;
+    assert!(refused >= 7, "{refused} reached the provider");
+    // The checks have looked again, more than once, and found what they had found.
+    let looked = |seen: usize| seen - checked - refused;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while looked(scene.first.seen()) < 3 {
+        assert!(tokio::time::Instant::now() < deadline, "nothing was checked");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    assert_eq!(lab.value(good).await, "2");
+    assert_eq!(
+        lab.value("SELECT count(*) FROM providerd.events").await,
+        before,
+        "no transition was recorded"
+    );
+    scene.first.refuse_completions(&[]);
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while ask(gateway, "first/model-a").await.status != 200 {
+        assert!(tokio::time::Instant::now() < deadline, "it is asked again when its pause is over");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
 }

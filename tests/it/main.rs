@@ -16,6 +16,7 @@ mod doctor;
 mod embedded;
 mod fernet_interop;
 mod gateway;
+mod gateway_nodes;
 mod gateway_objects;
 mod git_source;
 mod health_freeze;

@@ -34,6 +34,8 @@ struct Inner {
     seen: AtomicUsize,
     /// Requests for completions, whole.
     asked: Mutex<Vec<String>>,
+    /// What completions are refused with, by turns; none: they are answered.
+    refusals: Mutex<Vec<(u16, &'static str)>>,
 }
 
 /// A request with as much of its body as its head says.
@@ -97,6 +99,7 @@ impl Fake {
             models: Mutex::new(vec!["model-a".to_owned(), "model-b".to_owned()]),
             seen: AtomicUsize::new(0),
             asked: Mutex::default(),
+            refusals: Mutex::default(),
         });
         let fake = Self { address: listener.local_addr().unwrap(), inner: inner.clone() };
         tokio::spawn(async move {
@@ -133,6 +136,11 @@ impl Fake {
     /// The provider forgets all keys but these.
     pub fn set_keys(&self, keys: &[&str]) {
         *self.inner.keys.lock().unwrap() = keys.iter().map(ToString::to_string).collect();
+    }
+
+    /// Completions alone are refused with these, by turns.
+    pub fn refuse_completions(&self, refusals: &[(u16, &'static str)]) {
+        *self.inner.refusals.lock().unwrap() = refusals.to_vec();
     }
 
     /// Requests for completions so far, whole.
@@ -177,7 +185,15 @@ impl Inner {
         if request.starts_with("POST ") && request.contains("/chat/completions ") {
             let (_, body) = request.split_once("\r\n\r\n").unwrap();
             let asked: serde_json::Value = serde_json::from_str(body).unwrap();
-            self.asked.lock().unwrap().push(request.to_owned());
+            let count = {
+                let mut asked = self.asked.lock().unwrap();
+                asked.push(request.to_owned());
+                asked.len()
+            };
+            let refusals = self.refusals.lock().unwrap();
+            if let Some((status, body)) = refusals.get(count % refusals.len().max(1)) {
+                return (*status, (*body).to_owned());
+            }
             return (200, completion(&asked));
         }
         let models: Vec<_> =
