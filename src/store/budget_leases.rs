@@ -105,7 +105,7 @@ impl Store {
         // Only nodes that are alive can answer.
         let asked_others = units < take.least
             && sqlx::query_scalar(
-                "SELECT pg_notify($4, $3::text || ' ' || $1) IS NOT NULL FROM (
+                "SELECT pg_notify($4::text, $3::uuid::text || ' ' || $1::text) IS NOT NULL FROM (
                      SELECT FROM providerd.budget_lease l JOIN providerd.gateway_node n USING (node)
                      WHERE l.budget = $1 AND l.window_start = $2 AND l.node <> $3 AND l.amount > 0
                          AND n.expires_at > clock_timestamp() LIMIT 1) held",

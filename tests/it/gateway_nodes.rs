@@ -259,22 +259,27 @@ async fn a_budget_is_not_overspent_by_asking_three_gateways_at_once() {
             asking.spawn(async move {
                 let content = [("content-type", "application/json")];
                 let request = api.request("POST", "/v1/chat/completions", &content, &body);
-                (number, answered(&api.address, &request).await)
+                // Who waited in vain asks again: how long the database takes is not the question here.
+                let begun = tokio::time::Instant::now();
+                loop {
+                    let answer = answered(&api.address, &request).await;
+                    let in_vain = answer.as_ref().is_some_and(|it| {
+                        it.status == 402 && String::from_utf8_lossy(&it.body).contains("held by other nodes")
+                    });
+                    if !in_vain || begun.elapsed() > PATIENCE {
+                        return (number, answer);
+                    }
+                }
             });
         }
     }
-    let (mut served, mut over_budget, mut in_vain) = (HashMap::<usize, i64>::new(), 0, 0);
+    let (mut served, mut over_budget) = (HashMap::<usize, i64>::new(), 0);
     let mut dead: Option<usize> = None;
     while let Some(answered) = asking.join_next().await {
         let (number, answer) = answered.unwrap();
         match answer.as_ref().map(refused) {
             Some(None) => *served.entry(number).or_default() += 1,
-            Some(Some(402)) => {
-                over_budget += 1;
-                // Refused because others held it for as long as a request waits, which a slow machine may need.
-                in_vain +=
-                    i64::from(answer.is_some_and(|it| it.json().to_string().contains("held by other nodes")));
-            }
+            Some(Some(402)) => over_budget += 1,
             Some(Some(status)) => panic!("{status}: {answer:?}"),
             None => assert_eq!(dead, Some(number), "only the one that was killed answers nothing"),
         }
@@ -284,7 +289,8 @@ async fn a_budget_is_not_overspent_by_asking_three_gateways_at_once() {
             dead = Some(number);
         }
     }
-    let dead = nodes.remove(dead.expect("one of them serves twenty"));
+    let Some(dead) = dead else { panic!("one of them serves twenty: {served:?}, {over_budget} refused") };
+    let dead = nodes.remove(dead);
     let all: i64 = served.values().sum();
     // What it costs is what was reserved: not one request more than the budget affords.
     assert!(all <= AFFORDED, "{served:?}");
@@ -308,8 +314,5 @@ async fn a_budget_is_not_overspent_by_asking_three_gateways_at_once() {
     // What those that live gave back they could have spent: that was refused wrongly.
     let wrongly = (budget.units - leased) / COST;
     println!("{served:?}; the dead one held {}; {over_budget} refused, {wrongly} wrongly", held / COST);
-    assert!(
-        wrongly <= AFFORDED / 100 + in_vain,
-        "{wrongly} of {over_budget} refused wrongly; {served:?}, held {held}"
-    );
+    assert!(wrongly <= AFFORDED / 100, "{wrongly} of {over_budget} refused wrongly; {served:?}, held {held}");
 }

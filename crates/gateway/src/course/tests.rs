@@ -1,3 +1,5 @@
+//! What follows each outcome, by hand and over arbitrary outcomes.
+
 use std::cell::Cell;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Who is asked, by hand, and what holds of every decision.
+
 use std::collections::HashMap;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Limits and budgets by hand, over arbitrary steps, and from two hundred threads at once.
+
 use proptest::prelude::*;
 
 use super::{rate::cost, *};

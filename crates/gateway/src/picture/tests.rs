@@ -1,3 +1,5 @@
+//! What is left out of a picture, and what stands in it.
+
 use super::*;
 
 /// An id that is the same for the same name.

@@ -1,3 +1,5 @@
+//! Cooling, trials and panic, by hand and over arbitrary outcomes.
+
 use proptest::prelude::*;
 
 use super::*;

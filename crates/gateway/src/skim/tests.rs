@@ -1,3 +1,5 @@
+//! Bodies by hand; the fuzz targets have arbitrary ones.
+
 use super::*;
 
 fn skim(body: &str) -> Result<Skim, SkimError> {

@@ -1,3 +1,5 @@
+//! Syncs that fail, disks that refuse, segments that come and go.
+
 use std::sync::atomic::AtomicBool;
 
 use super::*;
