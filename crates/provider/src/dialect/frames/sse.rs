@@ -65,10 +65,11 @@ impl SseReader {
                     None => self.after_cr = bytes.is_empty(),
                 }
             }
+            // Also of a line that came at once: what is too long does not depend on how the bytes were cut.
+            self.room(line.len())?;
             if self.line.is_empty() {
                 self.whole_line(line, out)?;
             } else {
-                self.room(line.len())?;
                 let mut whole = std::mem::take(&mut self.line);
                 whole.extend_from_slice(line);
                 self.whole_line(&whole, out)?;

@@ -67,6 +67,18 @@ fn readers_are_bounded() {
 }
 
 #[test]
+fn what_is_too_long_does_not_depend_on_the_cut() {
+    // A comment is no data, and is held while it comes.
+    let text = [b": ".as_slice(), &[b'a'; 97], b"\n\n"].concat();
+    for (limit, fits) in [(100, true), (98, false)] {
+        for cut in 0..=text.len() {
+            let (head, tail) = text.split_at(cut);
+            assert_eq!(sse(&[head, tail], limit).is_ok(), fits, "{limit}, cut at {cut}");
+        }
+    }
+}
+
+#[test]
 fn lines_are_read_at_every_cut() {
     let text = b"{\"a\":1}\r\n\n{\"b\":2}\n{\"done\":true}";
     for cut in 0..=text.len() {
