@@ -152,7 +152,7 @@ export function history(buckets, { width, span }) {
 
 const OUTCOMES = { ok: ["ok", "Ok"], slow: ["slow", "Slow"], soft: ["slow", "Asked to come back later"], auth: ["ok", "Answered, refused the key"], hard: ["bad", "Failed"], local: ["none", "Our own failure, not counted"] };
 
-// The last checks one by one, the newest first as the server tells them: bars as high as they took, and a table with
+// The last checks one by one, the newest first as the server lists them: bars as high as they took, and a table with
 // reasons.
 export function recent(checks) {
   const shown = [...checks].reverse();

@@ -8,7 +8,7 @@ import { on } from "./store.js";
 
 const LEVELS = ["eco", "balanced", "precision"];
 const APIS = ["chat", "responses", "messages", "completions", "embeddings"];
-// What a word of the gateway means to somebody who asks why.
+// What a word of the gateway means to an operator who asks why.
 const SKIPS = {
   disabled: "switched off",
   unmanaged: "no manifest manages it",

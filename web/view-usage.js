@@ -24,7 +24,7 @@ const VALUES = {
   tokens: ["Tokens", (item) => item.input_tokens + item.output_tokens, short],
   errors: ["Errors", (item) => item.errors, short],
 };
-const NOBODY = { user: "no user named", level: "no level asked for" };
+const UNNAMED = { user: "no user named", level: "no level asked for" };
 const EVERY = 30_000;
 
 const one = (list, word, otherwise) => list.find(([name]) => name === word) ?? list.find(([name]) => name === otherwise);
@@ -62,7 +62,7 @@ function tiles(total) {
     tile("First token", latency(total?.ttft_p50_ms ?? undefined), total && `p95 ${latency(total.ttft_p95_ms ?? undefined)}, of streams`));
 }
 
-const keyName = (item, by) => item[by] || NOBODY[by] || "–";
+const keyName = (item, by) => item[by] || UNNAMED[by] || "–";
 
 function linked(item, by) {
   const name = keyName(item, by);
@@ -139,7 +139,7 @@ export default function usage({ signal, query, remember }) {
       segments("Figure", Object.entries(VALUES).map(([word, [text]]) => [word, text]), chosen.value, choose("value")));
   }
 
-  // Somebody who reads a chart's figures is not interrupted.
+  // An operator who reads a chart's figures is not interrupted.
   const busy = (slot) => slot.matches(":hover") || slot.contains(document.activeElement) || slot.querySelector("details[open]");
 
   function draw(background = false) {

@@ -28,8 +28,8 @@ struct SpoolGauges {
     spool: Arc<Spool>,
     bytes: IntGauge,
     oldest: IntGauge,
-    rejected: IntGauge,
-    lost: IntGauge,
+    rejected: IntCounter,
+    lost: IntCounter,
     /// Since when rows have been waiting.
     waiting: Arc<Mutex<Option<Instant>>>,
 }
@@ -48,11 +48,11 @@ impl UsageMeters {
                 "providerd_usage_spool_oldest_seconds",
                 "For how long the spool has not been empty; an upper bound of the age of its oldest row",
             )?,
-            rejected: IntGauge::new(
+            rejected: IntCounter::new(
                 "providerd_usage_rejected_total",
                 "Rows that the database refused and that were set aside since the start",
             )?,
-            lost: IntGauge::new(
+            lost: IntCounter::new(
                 "providerd_usage_lost_total",
                 "Requests that were served without a row since the start (usage.when_full = serve)",
             )?,
@@ -82,23 +82,20 @@ impl SpoolGauges {
 
 impl Collector for SpoolGauges {
     fn desc(&self) -> Vec<&Desc> {
-        [&self.bytes, &self.oldest, &self.rejected, &self.lost]
-            .into_iter()
-            .flat_map(Collector::desc)
-            .collect()
+        let gauges = [&self.bytes, &self.oldest].into_iter().flat_map(Collector::desc);
+        gauges.chain([&self.rejected, &self.lost].into_iter().flat_map(Collector::desc)).collect()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
         let stats = self.spool.stats();
         let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         self.bytes.set(signed(stats.bytes));
-        self.rejected.set(signed(stats.rejected));
-        self.lost.set(signed(stats.lost));
-        let since = *self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        // Held to the end: two scrapes at once must not add the same rows twice.
+        let since = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.rejected.inc_by(stats.rejected.saturating_sub(self.rejected.get()));
+        self.lost.inc_by(stats.lost.saturating_sub(self.lost.get()));
         self.oldest.set(since.map_or(0, |since| signed(since.elapsed().as_secs())));
-        [&self.bytes, &self.oldest, &self.rejected, &self.lost]
-            .into_iter()
-            .flat_map(Collector::collect)
-            .collect()
+        let gauges = [&self.bytes, &self.oldest].into_iter().flat_map(Collector::collect);
+        gauges.chain([&self.rejected, &self.lost].into_iter().flat_map(Collector::collect)).collect()
     }
 }

@@ -223,14 +223,18 @@ async fn a_request_in_a_file_is_explained() {
         args.extend(more);
         scene.lab.run(&args)
     };
-    let told = explain(&[]).expect(0).json();
-    assert_eq!([&told["route"], &told["asked"]], [&json!("alias:fast"), &json!("fast")], "{told}");
+    let explained = explain(&[]).expect(0).json();
+    assert_eq!(
+        [&explained["route"], &explained["asked"]],
+        [&json!("alias:fast"), &json!("fast")],
+        "{explained}"
+    );
     let pinned = explain(&["--model", "second/model-a"]).expect(0).json();
     assert_eq!(pinned["candidates"][0]["provider"], "second", "what is said beside the request is stronger");
     let api = Api { address: scene.daemon.address().await, token: Some(TOKEN.to_owned()) };
     let question = json!({ "request": body });
     let answered = api.post("/api/v1/routes/explain", &question).await.expect(200).json();
-    assert_eq!(answered, told);
+    assert_eq!(answered, explained);
     let odd = api.post("/api/v1/routes/explain", &json!({ "request": [1] })).await.expect(422);
     assert!(odd.json().to_string().contains("not a JSON object"));
     let unknown = json!({ "request": { "power_level": "lavish", "messages": [] } });

@@ -100,7 +100,7 @@ impl RequestTrickle {
                 let who = if batch { "demo-batch" } else { "demo-app" };
                 let kind = if stream { "stream" } else { "plain" };
                 let end = match &answer {
-                    Ok(answer) => told(answer),
+                    Ok(answer) => answered_by(answer),
                     Err(error) => error.to_string(),
                 };
                 output::line(&format!(
@@ -146,7 +146,7 @@ impl RequestTrickle {
 }
 
 /// Who answered, and after how many attempts.
-fn told(answer: &ProbeReply) -> String {
+fn answered_by(answer: &ProbeReply) -> String {
     let header = |name: &str| {
         answer.headers.iter().find(|(known, _)| known == name).map_or("", |(_, value)| value.as_str())
     };
