@@ -573,4 +573,23 @@ async fn a_proxy_is_used_and_blamed_on_us() {
     let literal =
         through(format!("http://u:p%40@{tunnel}")).send(&request("http://169.254.169.254/"), LIMITS).await;
     assert_eq!(failure(literal), Failure::Egress);
+    // So it does for names: those of metadata services, and those that lead to one as far as this machine can see.
+    let judging = |names| {
+        let proxy = Some(SecretString::from(format!("http://u:p%40@{tunnel}")));
+        let egress = EgressPolicy { allow_private: false, ..EgressPolicy::default() };
+        Prober::new(NetConfig { proxy, egress, resolver: Arc::new(names), ..NetConfig::default() }).unwrap()
+    };
+    let are = |address: &str| Names::Are(vec![address.parse().unwrap()]);
+    for (host, names) in [
+        ("metadata.google.internal", Names::Fail("no such name")),
+        ("METADATA.google.internal.", Names::Hang),
+        ("instance-data", are("127.0.0.1")),
+        ("innocent.example", are("169.254.169.254")),
+        ("inside.example", are("10.0.0.1")),
+    ] {
+        let url = format!("http://{host}/v1/models");
+        assert_eq!(failure(judging(names).send(&request(&url), LIMITS).await), Failure::Egress, "{host}");
+    }
+    let elsewhere = judging(Names::Fail("no such name")).send(&request(&url), LIMITS).await.unwrap();
+    assert_eq!(elsewhere.status, 200, "a name that only the proxy can resolve is the proxy's");
 }

@@ -26,7 +26,7 @@ use provider::Failure;
 
 use crate::{
     Resolve, SystemResolver,
-    egress::EgressPolicy,
+    egress::{EgressPolicy, is_metadata_name},
     fault::{ProbeError, is_local, is_own_fault},
     tls,
 };
@@ -35,6 +35,9 @@ use crate::{
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 /// Addresses of one name that are tried.
 const MAX_ADDRESSES: usize = 6;
+/// For resolving a name that a proxy is going to resolve itself. Where a machine has no resolver but the proxy's, this is
+/// waited for in vain.
+const JUDGING: Duration = Duration::from_millis(500);
 /// Bytes of a proxy's answer.
 const MAX_PROXY_HEAD: usize = 8 * 1024;
 
@@ -173,14 +176,13 @@ pub async fn connect(
     phases: &mut Phases,
 ) -> Result<OpenConnection, ProbeError> {
     let deadline = start + limits.total;
-    // Literal addresses meet the policy even where a proxy does the connecting.
-    if let Some(address) = literal(url) {
-        refuse(dialer, address)?;
-    }
     let via = dialer.proxy.as_ref().map_or(url, |proxy| &proxy.url);
-    let addresses = addresses(dialer, via, deadline.min(start + limits.dns))
-        .await
-        .map_err(|error| ours(dialer, error))?;
+    let (judged, found) = tokio::join!(
+        judge(dialer.egress, &dialer.resolver, url, dialer.proxy.is_some(), start + limits.dns),
+        addresses(dialer, via, deadline.min(start + limits.dns)),
+    );
+    judged?;
+    let addresses = found.map_err(|error| ours(dialer, error))?;
     phases.dns = start.elapsed();
 
     let began = Instant::now();
@@ -228,11 +230,39 @@ fn ours(dialer: &Dialer, error: ProbeError) -> ProbeError {
     }
 }
 
-pub(crate) fn literal(url: &Url) -> Option<IpAddr> {
-    match url.host()? {
-        Host::Ipv4(address) => Some(address.into()),
-        Host::Ipv6(address) => Some(address.into()),
-        Host::Domain(_) => None,
+/// What the policy says about a URL's host before anything is connected to: of names of metadata services and of literal
+/// addresses always; of other names where a proxy does the connecting and this machine can resolve them too.
+///
+/// # Errors
+/// [`ProbeError`]: the policy refuses it.
+pub(crate) async fn judge(
+    egress: EgressPolicy,
+    resolver: &Arc<dyn Resolve>,
+    url: &Url,
+    proxied: bool,
+    deadline: Instant,
+) -> Result<(), ProbeError> {
+    let check = |address: IpAddr| {
+        egress.check(address).map_err(|refusal| ProbeError::failed(Failure::Egress, refusal.to_string()))
+    };
+    let name = match url.host() {
+        None => return Ok(()),
+        Some(Host::Ipv4(address)) => return check(address.into()),
+        Some(Host::Ipv6(address)) => return check(address.into()),
+        Some(Host::Domain(name)) => name,
+    };
+    if is_metadata_name(name) {
+        return Err(ProbeError::failed(Failure::Egress, format!("{name} is a cloud metadata service")));
+    }
+    if !proxied {
+        return Ok(());
+    }
+    let deadline = deadline.min(Instant::now() + JUDGING);
+    match timeout_at(deadline, resolver.resolve(name)).await {
+        // Which of them the proxy would take is not ours to choose.
+        Ok(Ok(found)) => found.into_iter().take(64).try_for_each(check),
+        // A name that only the proxy can resolve is the proxy's to judge.
+        Ok(Err(_)) | Err(_) => Ok(()),
     }
 }
 

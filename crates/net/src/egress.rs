@@ -38,8 +38,22 @@ pub enum EgressRefusal {
 /// Metadata services outside the link-local ranges: Alibaba, Azure's wire server, Oracle's classic one, AWS on IPv6.
 const METADATA_V4: &[Ipv4Addr] =
     &[Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
-const METADATA_V6: &[Ipv6Addr] =
-    &[Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
+/// AWS, its pods' identities (EKS), Google.
+const METADATA_V6: &[Ipv6Addr] = &[
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23),
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+];
+/// Names that lead to a metadata service inside a cloud, and nowhere outside.
+const METADATA_NAMES: &[&str] =
+    &["metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal"];
+
+/// Whether a host's name is that of a cloud metadata service: such a name is refused unresolved, because a proxy may resolve
+/// what this machine cannot.
+pub fn is_metadata_name(name: &str) -> bool {
+    let name = name.trim_end_matches('.');
+    METADATA_NAMES.iter().any(|known| known.eq_ignore_ascii_case(name))
+}
 
 impl EgressPolicy {
     /// Whether this address may be connected to.
@@ -99,7 +113,7 @@ impl EgressPolicy {
     }
 }
 
-/// The IPv4 address inside an IPv6 one: mapped, compatible, NAT64 (well-known and local), 6to4.
+/// The IPv4 address inside an IPv6 one: mapped, compatible, NAT64 (well-known and local), 6to4, Teredo, ISATAP.
 fn embedded_v4(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     let s = v6.segments();
     let join = |high: u16, low: u16| {
@@ -112,6 +126,9 @@ fn embedded_v4(v6: Ipv6Addr) -> Option<Ipv4Addr> {
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => Some(join(high, low)),
         [0x64, 0xff9b, 1, _, _, _, high, low] => Some(join(high, low)),
         [0x2002, high, low, ..] => Some(join(high, low)),
+        // Teredo writes the client's address inverted.
+        [0x2001, 0, .., high, low] => Some(join(!high, !low)),
+        [.., 0 | 0x200, 0x5efe, high, low] => Some(join(high, low)),
         // `::` and `::1` are themselves.
         [0, 0, 0, 0, 0, 0, high, low] if high != 0 => Some(join(high, low)),
         _ => None,

@@ -33,6 +33,7 @@ const KEEP: Duration = Duration::from_secs(5);
 pub struct Lister {
     client: Client,
     egress: EgressPolicy,
+    resolver: Arc<dyn Resolve>,
     limits: PhaseLimits,
     proxied: bool,
 }
@@ -53,6 +54,7 @@ impl Lister {
         let mut tls = Arc::unwrap_or_clone(tls::config(config.extra_ca).map_err(SetupError::Tls)?);
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let proxied = config.proxy.is_some();
+        let resolver = config.resolver.clone();
         let mut client = Client::builder()
             .tls_backend_preconfigured(tls)
             .redirect(redirect::Policy::none())
@@ -71,7 +73,7 @@ impl Lister {
             client = client.proxy(proxy);
         }
         let client = client.build().map_err(|_| SetupError::Client)?;
-        Ok(Self { client, egress: config.egress, limits, proxied })
+        Ok(Self { client, egress: config.egress, resolver, limits, proxied })
     }
 
     /// Fetches the provider's own list of models, page by page.
@@ -94,13 +96,8 @@ impl Lister {
     }
 
     async fn exchange(&self, request: &Request, limits: PhaseLimits) -> Result<ProbeReply, ProbeError> {
-        if let Some(address) = connect::literal(&request.url) {
-            let refused = |refusal: crate::egress::EgressRefusal| {
-                ProbeError::failed(Failure::Egress, refusal.to_string())
-            };
-            self.egress.check(address).map_err(refused)?;
-        }
         let began = Instant::now();
+        connect::judge(self.egress, &self.resolver, &request.url, self.proxied, began + limits.dns).await?;
         let mut to_send = self
             .client
             .request(super::method(request), request.url.clone())
