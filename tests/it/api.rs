@@ -574,6 +574,48 @@ async fn a_crowd_of_idle_connections_shuts_nobody_out_for_long() {
     api.get("/livez").await.expect(200);
 }
 
+/// One request over a connection that is kept; `false`: it was closed.
+async fn asks_again(stream: &mut tokio::net::TcpStream, request: &[u8]) -> bool {
+    if stream.write_all(request).await.is_err() {
+        return false;
+    }
+    let mut block = [0; 4096];
+    matches!(stream.read(&mut block).await, Ok(1..))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kept_connections_make_room_for_those_that_wait() {
+    let lab = Lab::new().await;
+    let (_daemon, api) = Api::start(&lab).await;
+    let request = api.request("GET", "/livez", &[("Connection", "keep-alive")], b"");
+    let mut crowd = Vec::new();
+    for _ in 0..512 {
+        let mut stream = api.connect().await;
+        assert!(asks_again(&mut stream, &request).await);
+        crowd.push(stream);
+    }
+    // They are asked again and again, so that none is ever idle for long enough to be given up.
+    let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let (told, again) = (over.clone(), request.clone());
+    let keeping = tokio::spawn(async move {
+        while !told.load(std::sync::atomic::Ordering::SeqCst) {
+            let mut kept = Vec::new();
+            for mut stream in crowd.drain(..) {
+                if asks_again(&mut stream, &again).await {
+                    kept.push(stream);
+                }
+            }
+            crowd = kept;
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    });
+    for _ in 0..6 {
+        api.get("/livez").await.expect(200);
+    }
+    over.store(true, std::sync::atomic::Ordering::SeqCst);
+    keeping.await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_is_survived() {
     let lab = Lab::new().await;

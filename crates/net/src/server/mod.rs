@@ -2,7 +2,7 @@
 //!
 //! Not its job: what is answered. Invariants: a connection holds a place for as long as it lives, and there are only
 //! so many places; nobody keeps one by being slow: not while shaking hands, not while sending a request's head, not
-//! while taking an answer; an end of the daemon waits for nobody longer than [`DRAIN`].
+//! while taking an answer; nor by being idle while another connection waits for a place; an end of the daemon waits for nobody longer than [`DRAIN`].
 
 mod listen;
 mod tls;
@@ -28,7 +28,7 @@ use hyper_util::{
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{Notify, Semaphore},
     time::{Instant, Sleep, sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -81,13 +81,9 @@ pub async fn serve(
     spawn: impl Fn(BoxFuture<'static, ()>),
 ) {
     let places = Arc::new(Semaphore::new(limits.connections));
+    let crowded = Arc::new(Notify::new());
     loop {
-        // The place comes first: who finds none waits in the system's own queue.
-        let next = async {
-            let place = places.clone().acquire_owned().await;
-            (place, listener.accept().await)
-        };
-        let Some((place, accepted)) = stop.run_until_cancelled(next).await else { break };
+        let Some(accepted) = stop.run_until_cancelled(listener.accept()).await else { break };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -98,10 +94,21 @@ pub async fn serve(
                 continue;
             }
         };
-        let (app, tls, token) = (app.clone(), tls.clone(), stop.clone());
+        let place = match places.clone().try_acquire_owned() {
+            Ok(place) => place,
+            Err(_) => {
+                // It waits, and the others behind it in the system's own queue: whoever keeps a connection for later
+                // makes room.
+                crowded.notify_waiters();
+                let waiting = stop.run_until_cancelled(places.clone().acquire_owned()).await;
+                let Some(Ok(place)) = waiting else { break };
+                place
+            }
+        };
+        let (app, tls, token, crowded) = (app.clone(), tls.clone(), stop.clone(), crowded.clone());
         spawn(Box::pin(async move {
             let _place = place;
-            let work = AssertUnwindSafe(connection(stream, peer, tls, app, limits, token));
+            let work = AssertUnwindSafe(connection(stream, peer, tls, app, limits, token, crowded));
             // A handler's panic is answered; this is for one in a body that was already on its way.
             if work.catch_unwind().await.is_err() {
                 debug!(%peer, "a connection ended in a panic");
@@ -127,21 +134,28 @@ async fn connection(
     app: Router,
     limits: ServerLimits,
     stop: CancellationToken,
+    crowded: Arc<Notify>,
 ) {
     // Answers are small and whole: waiting for more of them helps nobody.
     let _ = stream.set_nodelay(true);
     match tls {
-        None => exchange(stream, peer, app, limits, stop).await,
+        None => exchange(stream, peer, app, limits, stop, crowded).await,
         Some(tls) => match timeout(limits.handshake, tls.accept(stream)).await {
-            Ok(Ok(stream)) => exchange(stream, peer, app, limits, stop).await,
+            Ok(Ok(stream)) => exchange(stream, peer, app, limits, stop, crowded).await,
             Ok(Err(error)) => debug!(%peer, %error, "a TLS handshake failed"),
             Err(_) => debug!(%peer, "a TLS handshake took too long"),
         },
     }
 }
 
-async fn exchange<S>(stream: S, peer: SocketAddr, app: Router, limits: ServerLimits, stop: CancellationToken)
-where
+async fn exchange<S>(
+    stream: S,
+    peer: SocketAddr,
+    app: Router,
+    limits: ServerLimits,
+    stop: CancellationToken,
+    crowded: Arc<Notify>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let stream = TokioIo::new(Impatient::new(stream, limits.stalled));
@@ -151,11 +165,20 @@ where
         .max_buf_size(limits.head_bytes)
         .serve_connection(stream, TowerToHyperService::new(app));
     let mut serving = pin!(serving);
-    let ended = tokio::select! {
-        ended = serving.as_mut() => Some(ended),
-        () = stop.cancelled() => {
-            serving.as_mut().graceful_shutdown();
-            timeout(DRAIN, serving).await.ok()
+    let mut makes_room = pin!(crowded.notified());
+    let mut asked = false;
+    let ended = loop {
+        tokio::select! {
+            ended = serving.as_mut() => break Some(ended),
+            // An idle connection ends now, another one after the answer that it is about.
+            () = makes_room.as_mut(), if !asked => {
+                asked = true;
+                serving.as_mut().graceful_shutdown();
+            }
+            () = stop.cancelled() => {
+                serving.as_mut().graceful_shutdown();
+                break timeout(DRAIN, serving).await.ok();
+            }
         }
     };
     if let Some(Err(error)) = ended {
