@@ -58,11 +58,22 @@ pub fn byok_env() -> Option<Zeroizing<String>> {
     crate::process::take_env(secret::BYOK_ENV)
 }
 
-/// The BYOK key; with the embedded database one is made on first use.
+/// Whether a BYOK key is made where the embedded database has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NewKey {
+    Make,
+    Refuse,
+}
+
+/// The BYOK key; with the embedded database one is made on first use, where `new` allows it.
 ///
 /// # Errors
 /// No key with an external database, or a key that is none. The message says how to make one.
-pub fn byok(settings: &Settings, env: Option<Zeroizing<String>>) -> anyhow::Result<(Byok, Source)> {
+pub fn byok(
+    settings: &Settings,
+    env: Option<Zeroizing<String>>,
+    new: NewKey,
+) -> anyhow::Result<(Byok, Source)> {
     let env = env.as_ref().map(|text| text.as_str());
     if let Some(found) = secret::load_byok(env, settings.keys.file.as_deref(), credentials_dir().as_deref())?
     {
@@ -75,6 +86,12 @@ pub fn byok(settings: &Settings, env: Option<Zeroizing<String>>) -> anyhow::Resu
          `keys.file` or the systemd credential `byok_encryption_key`"
     );
     let path = config::state_dir().join("byok.key");
+    anyhow::ensure!(
+        new == NewKey::Make || std::fs::symlink_metadata(&path).is_ok(),
+        "there is no BYOK key: BYOK_ENCRYPTION_KEY is not set, and {} does not exist\n\
+         hint: run this where `providerd run` was started, or with its STATE_DIRECTORY; `key seal --new` makes a key",
+        path.display()
+    );
     let (byok, fresh) = secret::load_or_generate(&path)?;
     if fresh {
         tracing::info!(path = %path.display(), "made a BYOK key for the embedded database; back it up");
@@ -98,6 +115,21 @@ pub struct Backend {
     pub resolver: Arc<Resolver>,
     /// The embedded PostgreSQL, where no URL was given.
     pub embedded: Option<Embedded>,
+}
+
+/// That there is a database to look at: one that is set, or one of providerd's own.
+///
+/// # Errors
+/// There is none; the message says where it was looked for.
+pub fn has_database(settings: &Settings) -> anyhow::Result<()> {
+    let own = config::state_dir().join("postgres");
+    anyhow::ensure!(
+        settings.database.url.is_some() || std::fs::symlink_metadata(&own).is_ok(),
+        "there is no database: no database.url is set, and {} does not exist\n\
+         hint: run this where `providerd run` was started, or with its STATE_DIRECTORY, or set DATABASE_URL",
+        own.display()
+    );
+    Ok(())
 }
 
 /// Starts the embedded PostgreSQL where no URL is set; the URL to connect to in any case.
@@ -253,7 +285,11 @@ impl Backend {
         env: Option<Zeroizing<String>>,
         access: Access,
     ) -> anyhow::Result<Self> {
-        let (byok, source) = byok(settings, env)?;
+        if access == Access::Look {
+            has_database(settings)?;
+        }
+        let new = if access == Access::Look { NewKey::Refuse } else { NewKey::Make };
+        let (byok, source) = byok(settings, env, new)?;
         let (url, embedded) = database(settings).await?;
         let opened = async {
             let store = Store::connect(&store_settings(settings, url)).await?;

@@ -32,7 +32,11 @@ pub enum KeyCommand {
     /// Print a new BYOK key
     Generate,
     /// Read a secret from standard input and print it sealed, for `api_key = { sealed = "…" }`
-    Seal,
+    Seal {
+        /// Make a BYOK key where providerd's own database has none yet
+        #[arg(long)]
+        new: bool,
+    },
     /// Make a key with which a program may call the gateway: prints it once, and the lines to commit
     Consumer {
         /// The consumer's name in the manifests
@@ -64,7 +68,7 @@ impl KeyCommand {
         match self {
             Self::Generate => generate(global.output),
             Self::Consumer { name, expires } => consumer(global.output, &name, expires.as_deref()),
-            Self::Seal => seal(global),
+            Self::Seal { new } => seal(global, new),
             Self::Rotate => {
                 context::block_on(global, backend::Access::Write, |context| Box::pin(rotate(context)))
             }
@@ -123,9 +127,10 @@ fn consumer(format: OutputFormat, name: &str, expires: Option<&str>) -> anyhow::
     }
 }
 
-fn seal(global: &Global) -> anyhow::Result<Exit> {
+fn seal(global: &Global, new: bool) -> anyhow::Result<Exit> {
     let settings = context::settings(global)?;
-    let (byok, _) = backend::byok(&settings, backend::byok_env())?;
+    let new = if new { backend::NewKey::Make } else { backend::NewKey::Refuse };
+    let (byok, _) = backend::byok(&settings, backend::byok_env(), new)?;
     let mut text = zeroize::Zeroizing::new(String::new());
     std::io::stdin().lock().take(MAX_SECRET + 1).read_to_string(&mut text)?;
     anyhow::ensure!(text.len() as u64 <= MAX_SECRET, "the secret is longer than {MAX_SECRET} bytes");

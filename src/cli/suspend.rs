@@ -1,7 +1,7 @@
 //! `suspend` and `resume`: stop and restart applying, which leaves checks alone; or one provider's checks, for
 //! maintenance.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use clap::Args;
 use serde_json::json;
@@ -11,7 +11,10 @@ use super::{
     context::Context,
     output::{self, Exit},
 };
-use crate::store::{Stopped, Suspension};
+use crate::{
+    config,
+    store::{Stopped, Suspension},
+};
 
 #[derive(Debug, Args)]
 pub struct SuspendArgs {
@@ -54,8 +57,26 @@ fn words(stopped: Stopped<'_>) -> (&'static str, &str) {
     }
 }
 
+/// That a provider of this name is declared, stored or stopped already: a slip in an incident must not look like a stop.
+async fn is_known(context: &Context, name: Option<&str>) -> anyhow::Result<()> {
+    let Some(name) = name else { return Ok(()) };
+    let (_, build) = context.load_quietly();
+    let store = &context.backend.store;
+    let stopped = store.suspended().await?;
+    let mut known: BTreeSet<String> = build.catalog.providers.keys().map(ToString::to_string).collect();
+    known.extend(stopped.providers.keys().chain(stopped.checks.keys()).map(ToString::to_string));
+    known.extend(store.provider_status_rows(None).await?.iter().map(|row| row.name.to_string()));
+    let hint = match config::nearest(name, known.iter().map(String::as_str)) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => "`providerd status` lists them".to_owned(),
+    };
+    anyhow::ensure!(known.contains(name), "no provider is called `{name}`\nhint: {hint}");
+    Ok(())
+}
+
 impl SuspendArgs {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        is_known(context, self.name.as_deref()).await?;
         let reason = self.reason.as_deref().unwrap_or("suspended from the command line");
         let now = chrono::Utc::now();
         let until = self
@@ -86,6 +107,7 @@ impl SuspendArgs {
 
 impl ResumeArgs {
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
+        is_known(context, self.name.as_deref()).await?;
         let stopped = what(self.name.as_deref(), self.checks);
         let was = context.backend.store.resume(stopped, "resumed from the command line").await?;
         let (verb, whom) = words(stopped);

@@ -33,7 +33,7 @@ pub async fn run(settings: Settings, env: Option<Zeroizing<String>>) -> anyhow::
     let supervisor = Supervisor::new();
     let _hangups = supervisor.install_signals()?;
     let stop = supervisor.token();
-    let (byok, _) = backend::byok(&settings, env)?;
+    let (byok, _) = backend::byok(&settings, env, backend::NewKey::Make)?;
     let metrics = Arc::new(Metrics::new()?);
     let listen = settings.gateway.listen.unwrap_or(EMBEDDED_LISTEN);
     let state = config::state_dir();

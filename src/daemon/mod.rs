@@ -110,7 +110,7 @@ pub async fn run(
     let stop = supervisor.token();
 
     // 2. What can be refused at once: keys and the socket.
-    let (byok, source) = backend::byok(&settings, env)?;
+    let (byok, source) = backend::byok(&settings, env, backend::NewKey::Make)?;
     let tokens = Tokens::load(&settings.server.token_sha256, config::credentials_dir().as_deref())?;
     let tls = settings.server.tls().map(|(certificate, key)| Tls::new(certificate, key)).transpose()?;
     let prober = Arc::new(Prober::new(settings.egress.net_config()?)?);

@@ -179,3 +179,85 @@ async fn followed_events_go_on() {
     child.kill().unwrap();
     child.wait().unwrap();
 }
+
+/// In surroundings without a database: an empty state directory, and no variable that names one.
+fn bare(lab: &Lab, args: &[&str], adjust: impl FnOnce(&mut Command)) -> crate::support::lab::Ran {
+    lab.run_with(args, |command| {
+        command.env_remove("DATABASE_URL").env_remove("BYOK_ENCRYPTION_KEY");
+        adjust(command);
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_reads_makes_neither_a_database_nor_a_key() {
+    let lab = Lab::new().await;
+    lab.write("a.toml", &provider("a", 1));
+    let state = lab.dir.path().join("state");
+    for args in [
+        &["status"] as &[&str],
+        &["plan"],
+        &["events"],
+        &["usage"],
+        &["check"],
+        &["models", "a"],
+        &["routes", "explain", "--model", "a/a-small"],
+        &["key", "verify"],
+    ] {
+        let ran = bare(&lab, args, |_| {}).expect(1);
+        assert!(
+            ran.stderr.contains("there is no database") && ran.stderr.contains("hint:"),
+            "{args:?}: {}",
+            ran.stderr
+        );
+        assert!(ran.stderr.contains(&state.display().to_string()), "{args:?}: {}", ran.stderr);
+        assert!(!state.exists(), "{args:?} made {}", state.display());
+    }
+    let doctor = bare(&lab, &["doctor"], |_| {});
+    assert!(doctor.code == 2 && doctor.stdout.contains("there is no database"), "{doctor:?}");
+    assert!(!state.exists(), "doctor made {}", state.display());
+    // A secret that is sealed with a key that no daemon knows is lost.
+    let secret = lab.dir.path().join("secret");
+    fs::write(&secret, "sk-fake-key-for-tests-0123456789abcdef").unwrap();
+    let seal = |args: &[&str]| {
+        bare(&lab, args, |command| {
+            command.stdin(fs::File::open(&secret).unwrap());
+        })
+    };
+    let refused = seal(&["key", "seal"]).expect(1);
+    assert!(
+        refused.stderr.contains("there is no BYOK key") && refused.stderr.contains("--new"),
+        "{}",
+        refused.stderr
+    );
+    assert!(!state.exists(), "key seal made {}", state.display());
+    let sealed = seal(&["key", "seal", "--new"]).expect(0);
+    assert!(sealed.stdout.contains("sealed = \"gAAAAA") && state.join("byok.key").exists(), "{sealed:?}");
+    seal(&["key", "seal"]).expect(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slip_in_a_name_suspends_nothing() {
+    let lab = Lab::new().await;
+    lab.write("ollama-cloud.toml", &provider("ollama-cloud", 1));
+    lab.run(&["apply"]).expect(0);
+    lab.execute("INSERT INTO llm_providers (name, type) VALUES ('Foreign One', 'openai')").await;
+    for args in [
+        &["suspend", "ollama-clod"] as &[&str],
+        &["resume", "ollama-clod"],
+        &["suspend", "ollama-clod", "--checks"],
+    ] {
+        let ran = lab.run(args).expect(1);
+        assert!(ran.stderr.contains("did you mean `ollama-cloud`?"), "{args:?}: {}", ran.stderr);
+    }
+    assert!(lab.run(&["suspend", "quite-another"]).expect(1).stderr.contains("hint:"));
+    let events = lab.run(&["events", "--output", "json"]).expect(0).stdout;
+    assert!(!events.contains("ollama-clod") && !events.contains("quite-another"), "{events}");
+    for name in ["ollama-cloud", "Foreign One"] {
+        lab.run(&["suspend", name]).expect(0);
+        lab.run(&["resume", name]).expect(0);
+    }
+    // What is stopped can be started again, though it is gone by now.
+    lab.run(&["suspend", "Foreign One"]).expect(0);
+    lab.execute("DELETE FROM llm_providers WHERE name = 'Foreign One'").await;
+    lab.run(&["resume", "Foreign One"]).expect(0);
+}

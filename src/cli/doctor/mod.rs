@@ -166,6 +166,10 @@ async fn examine(settings: &Settings, report: &mut Report) -> anyhow::Result<()>
         references(&build, &backend::resolver(settings, byok.clone(), source), report);
     }
     report.checked.push("database");
+    if let Err(error) = backend::has_database(settings) {
+        report.error("database", "embedded PostgreSQL", &error, "start `providerd run`, or set DATABASE_URL");
+        return Ok(());
+    }
     let (url, embedded) = match backend::database(settings).await {
         Ok(found) => found,
         Err(error) => {
@@ -228,8 +232,8 @@ async fn providers(
         }
     };
     let resolver = Arc::new(backend::resolver(settings, byok.clone(), &source));
-    // Nothing is compared here, so any fingerprint key will do.
-    let keyring = Arc::new(Keyring { byok, fp: FingerprintKey::generate() });
+    let known = if store.is_blank() { None } else { backend::keyring(&store, &byok).await? };
+    let keyring = Arc::new(known.unwrap_or_else(|| Keyring { byok, fp: FingerprintKey::generate() }));
     let candidates = once::candidates(&store, &keyring, &resolver, build, &settings.health.policy()).await?;
     report.findings.extend(network::ask(&prober, candidates).await);
     Ok(())
@@ -326,7 +330,7 @@ fn byok(settings: &Settings, report: &mut Report) -> Option<(Byok, Source)> {
     if let Some(path) = &settings.keys.file {
         permissions(path, report);
     }
-    match backend::byok(settings, backend::byok_env()) {
+    match backend::byok(settings, backend::byok_env(), backend::NewKey::Refuse) {
         Ok((byok, source)) => {
             if let Source::File(path) = &source
                 && settings.keys.file.as_ref() != Some(path)
