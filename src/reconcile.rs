@@ -64,6 +64,11 @@ impl ReconcileError {
             Self::NotLeader => "not-leader",
         }
     }
+
+    /// Whether other sessions were in the way: locks, writes at the same time, a statement that waited too long.
+    pub const fn is_contended(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_contended())
+    }
 }
 
 /// What one pass is asked to do.

@@ -55,6 +55,16 @@ const PASS_GRACE: Duration = Duration::from_secs(2);
 /// Batches of tried keys that may wait for the loop.
 const TRIED: usize = 16;
 
+/// The longest pause after a pass that other sessions were in the way of: they go away without a word, and what waits is
+/// nobody's fault who declares.
+const CONTENDED_RETRY: Duration = Duration::from_millis(500);
+
+/// How long after so many failed passes in a row the next one is tried.
+fn retry_pause(failures: u32, contended: bool) -> Duration {
+    let longest = if contended { CONTENDED_RETRY } else { RETRY.1 };
+    (RETRY.0 * 2u32.saturating_pow(failures.min(10))).min(longest)
+}
+
 fn is_file(reference: &SecretRef) -> bool {
     matches!(reference, SecretRef::File(_) | SecretRef::Credential(_))
 }
@@ -397,7 +407,7 @@ impl Loop {
             self.main.readiness.trouble(error.cause());
             self.main.database_up(false);
         }
-        let wait = (RETRY.0 * 2u32.saturating_pow(self.failures.min(10))).min(RETRY.1);
+        let wait = retry_pause(self.failures, error.is_contended());
         self.failures = self.failures.saturating_add(1);
         self.retry_at = Some(Instant::now() + wait);
         warn!(error = %error, reason = error.reason(), retry_in = ?wait, "the pass failed; nothing was applied");
@@ -544,5 +554,20 @@ impl Loop {
             Systemd.ready();
             Systemd.status("reconciling");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_is_left_in_peace_and_a_lock_is_not() {
+        let millis = |failures, contended| retry_pause(failures, contended).as_millis();
+        assert_eq!(
+            [0, 1, 2, 6, 99].map(|failures| millis(failures, false)),
+            [250, 500, 1000, 15_000, 15_000]
+        );
+        assert_eq!([0, 1, 2, 99].map(|failures| millis(failures, true)), [250, 500, 500, 500]);
     }
 }

@@ -123,6 +123,11 @@ impl StoreError {
         )
     }
 
+    /// Whether other sessions were in the way, with locks or by writing the same.
+    pub const fn is_contended(&self) -> bool {
+        matches!(self, Self::Locked(_) | Self::Conflict(_) | Self::Unable { trouble: Trouble::Slow, .. })
+    }
+
     /// Whether the database refused some object, rather than the work as a whole.
     pub const fn is_data(&self) -> bool {
         matches!(self, Self::Data { .. })
