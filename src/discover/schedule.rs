@@ -28,7 +28,10 @@ use catalog::{
 use provider::parse_base;
 
 use super::run::{DiscoverError, Discoverer, Looked, policy};
-use crate::{metrics::Metrics, store::Lease};
+use crate::{
+    metrics::Metrics,
+    store::{Lease, Store},
+};
 
 /// Lists under way at once: all providers without a time of their own are due at the same second of the night.
 const IN_FLIGHT: usize = 16;
@@ -38,6 +41,10 @@ const PER_ORIGIN: usize = 4;
 const AGAIN: [TimeDelta; 3] = [TimeDelta::minutes(1), TimeDelta::minutes(5), TimeDelta::minutes(25)];
 /// The clock is looked at so often at least, because it may be set.
 const GLANCE: Duration = Duration::from_secs(30);
+/// Where it stands in the database up to when lists were looked at in time.
+const LOOKED_UNTIL: &str = "discovery_until";
+/// How often that is written: what was due within this time before a stop may be looked at twice.
+const NOTE_EVERY: TimeDelta = TimeDelta::minutes(10);
 /// A time that never comes (30 February) is looked for again after this.
 const NEVER: TimeDelta = TimeDelta::days(365);
 
@@ -75,8 +82,16 @@ struct Times {
 }
 
 impl Times {
-    /// Takes a catalog in. `last`: what was asked for at each provider's last look.
-    fn update(&mut self, catalog: &Catalog, last: &HashMap<Arc<str>, Option<String>>, now: DateTime<Utc>) {
+    /// Takes a catalog in. `last`: what was asked for at each provider's last look. `until`: up to when some daemon looked at
+    /// lists in time; what was due since then is due now, once.
+    fn update(
+        &mut self,
+        catalog: &Catalog,
+        last: &HashMap<Arc<str>, Option<String>>,
+        until: Option<DateTime<Utc>>,
+        now: DateTime<Utc>,
+    ) {
+        let since = until.map_or(now, |until| until.min(now));
         let mut before = std::mem::take(&mut self.entries);
         for (name, provider) in &catalog.providers {
             let Some(discover) = provider.discover.as_ref().filter(|_| provider.enabled != Some(false))
@@ -91,7 +106,7 @@ impl Times {
                 {
                     entry.due
                 }
-                _ if last.get(name).and_then(Option::as_ref) == Some(&policy) => next(&discover.cron, now),
+                _ if last.get(name).and_then(Option::as_ref) == Some(&policy) => next(&discover.cron, since),
                 _ => now,
             };
             let entry_origin = entry.as_ref().map(|entry| entry.origin.clone());
@@ -173,6 +188,7 @@ impl<L: Fn() -> Option<Lease> + Send + Sync> Discovery<L> {
         let mut times = Times::default();
         // `None`: the database is to be asked again.
         let mut last: Option<HashMap<Arc<str>, Option<String>>> = None;
+        let mut noted: Option<DateTime<Utc>> = None;
         let mut current: AppliedCatalog = None;
         let mut stale = false;
         let mut looks: FuturesUnordered<Look<'_>> = FuturesUnordered::new();
@@ -181,10 +197,11 @@ impl<L: Fn() -> Option<Lease> + Send + Sync> Discovery<L> {
             if !leads {
                 last = None;
             } else if let Some((catalog, revision)) = current.as_ref().filter(|_| stale || last.is_none()) {
+                let until = if last.is_none() { looked_until(&discoverer.store).await } else { None };
                 match catch_up(&discoverer, catalog, revision.as_ref(), lease().as_ref(), &mut last).await {
                     Ok(()) => {
                         stale = false;
-                        times.update(catalog, last.as_ref().unwrap_or(&HashMap::new()), Utc::now());
+                        times.update(catalog, last.as_ref().unwrap_or(&HashMap::new()), until, Utc::now());
                     }
                     Err(error) => {
                         debug!(error = %error, "discovery waits");
@@ -200,6 +217,9 @@ impl<L: Fn() -> Option<Lease> + Send + Sync> Discovery<L> {
                     let looked = discoverer.look(&provider, lease.as_ref(), revision.as_ref()).await;
                     (provider, origin, looked)
                 }));
+            }
+            if leads && last.is_some() && !times.entries.is_empty() {
+                note(&discoverer.store, &mut noted, Utc::now()).await;
             }
             let full = looks.len() >= IN_FLIGHT;
             let soonest = times.soonest().filter(|_| leads && !full && last.is_some());
@@ -226,6 +246,23 @@ impl<L: Fn() -> Option<Lease> + Send + Sync> Discovery<L> {
                 () = tokio::time::sleep(wait) => {}
             }
         }
+    }
+}
+
+/// Up to when a daemon looked at lists in time; `None` where none has said so.
+async fn looked_until(store: &Store) -> Option<DateTime<Utc>> {
+    let noted = store.meta_get(LOOKED_UNTIL).await.ok().flatten()?;
+    Some(DateTime::parse_from_rfc3339(&noted).ok()?.to_utc())
+}
+
+/// Writes down, now and then, that what is due is looked at in time.
+async fn note(store: &Store, noted: &mut Option<DateTime<Utc>>, now: DateTime<Utc>) {
+    if noted.is_some_and(|at| at <= now && now < at + NOTE_EVERY) {
+        return;
+    }
+    match store.meta_set(LOOKED_UNTIL, &now.to_rfc3339()).await {
+        Ok(()) => *noted = Some(now),
+        Err(error) => debug!(%error, "the time of discovery could not be written down"),
     }
 }
 
@@ -303,6 +340,32 @@ mod tests {
     }
 
     #[test]
+    fn what_was_due_while_no_daemon_ran_is_made_up_for_once() {
+        let all = catalog(&[&x("[providers.x.discover]\ncron = \"0 0 3 * * *\"")]);
+        let last = HashMap::from([(Arc::from("x"), Some(policy(&all.providers["x"])))]);
+        let due = |until: Option<i64>, now| {
+            let mut times = Times::default();
+            times.update(&all, &last, until.map(at), at(now));
+            times.entries["x"].due
+        };
+        let (three, next_day) = (3 * 3600, 27 * 3600);
+        // Stopped before three, started after it.
+        assert_eq!(due(Some(three - 60), three + 60), at(three));
+        assert_eq!(due(Some(three - 86_400 * 30), three + 60).max(at(three)), at(three));
+        // Stopped after it; stopped and started before it; nothing is known; the clock was set back.
+        assert_eq!(due(Some(three + 30), three + 60), at(next_day));
+        assert_eq!(due(Some(three - 90), three - 60), at(three));
+        assert_eq!(due(None, three + 60), at(next_day));
+        assert_eq!(due(Some(next_day), three + 60), at(next_day));
+        // Made up for, it is due again at its own time.
+        let mut times = Times::default();
+        times.update(&all, &last, Some(at(0)), at(three + 60));
+        assert!(times.take(at(three + 60)).is_some());
+        times.done(&all.providers["x"], &origin(&all.providers["x"]), true, at(three + 62));
+        assert_eq!(times.entries["x"].due, at(next_day));
+    }
+
+    #[test]
     fn who_was_never_looked_at_is_due_at_once_and_others_at_their_time() {
         let mut times = Times::default();
         let all = catalog(&[
@@ -312,7 +375,7 @@ mod tests {
             "[providers.off]\ntype = \"ollama\"\nenabled = false\n[providers.off.discover]\n",
         ]);
         let last = HashMap::from([(Arc::from("y"), Some(policy(&all.providers["y"])))]);
-        times.update(&all, &last, at(0));
+        times.update(&all, &last, None, at(0));
         assert_eq!(times.take(at(0)).map(|(it, _)| it.name.clone()), Some("x".into()));
         assert!(times.take(at(0)).is_none(), "it is looked at once at a time");
         assert_eq!(times.soonest(), Some(at(1800)));
@@ -321,16 +384,16 @@ mod tests {
         times.entries.remove("y");
         assert_eq!(times.soonest(), Some(at(3 * 3600)));
         // Reading the same manifests again changes no time, another wish does.
-        times.update(&all, &last, at(100));
+        times.update(&all, &last, None, at(100));
         assert_eq!(times.entries["x"].due, at(3 * 3600));
         let other = catalog(&[&x("[providers.x.discover]\nexclude = [\"a\"]")]);
-        times.update(&other, &last, at(200));
+        times.update(&other, &last, None, at(200));
         assert_eq!(times.entries["x"].due, at(200));
         let later = catalog(&[&x("[providers.x.discover]\nexclude = [\"a\"]\ncron = \"0 0 4 * * *\"")]);
         let last = HashMap::from([(Arc::from("x"), Some(policy(&later.providers["x"])))]);
-        times.update(&later, &last, at(300));
+        times.update(&later, &last, None, at(300));
         assert_eq!(times.entries["x"].due, at(4 * 3600));
-        times.update(&catalog(&[]), &last, at(400));
+        times.update(&catalog(&[]), &last, None, at(400));
         assert_eq!(times.soonest(), None);
     }
 
@@ -338,7 +401,7 @@ mod tests {
     fn what_failed_is_tried_again_thrice() {
         let mut times = Times::default();
         let all = catalog(&[&x("[providers.x.discover]")]);
-        times.update(&all, &HashMap::new(), at(0));
+        times.update(&all, &HashMap::new(), None, at(0));
         let mut now = at(0);
         let mut waits = Vec::new();
         for _ in 0..5 {
@@ -350,7 +413,7 @@ mod tests {
         assert_eq!(waits, [60, 300, 1500, 3 * 3600 - 1860, 60]);
         // Never later than its own time.
         let often = catalog(&[&x("[providers.x.discover]\ncron = \"*/10 * * * * *\"")]);
-        times.update(&often, &HashMap::new(), at(0));
+        times.update(&often, &HashMap::new(), None, at(0));
         let (provider, origin) = times.take(at(0)).unwrap();
         times.done(&provider, &origin, false, at(1));
         assert_eq!(times.entries["x"].due, at(10));
@@ -366,7 +429,7 @@ mod tests {
             .collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
         let mut times = Times::default();
-        times.update(&catalog(&texts), &HashMap::new(), at(0));
+        times.update(&catalog(&texts), &HashMap::new(), None, at(0));
         let mut taken = Vec::new();
         while let Some(look) = times.take(at(0)) {
             taken.push(look);
@@ -374,7 +437,7 @@ mod tests {
         assert_eq!(taken.len(), PER_ORIGIN + 1);
         assert_eq!(times.soonest(), None, "nothing wakes the task before one of them is done");
         // Reading the manifests meanwhile changes nothing of it.
-        times.update(&catalog(&texts), &HashMap::new(), at(1));
+        times.update(&catalog(&texts), &HashMap::new(), None, at(1));
         assert!(times.take(at(1)).is_none());
         let (provider, origin) = taken.remove(0);
         times.done(&provider, &origin, true, at(2));
