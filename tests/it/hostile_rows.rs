@@ -493,3 +493,63 @@ async fn a_frozen_server_is_told_and_stops_no_stop() {
     assert!(began.elapsed() < STOPPED, "a stop took {:?}", began.elapsed());
     all(nix::sys::signal::Signal::SIGCONT);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_writer_did_to_a_route_is_set_back() {
+    let lab = Lab::new().await;
+    neighbours(&lab).await;
+    let mut daemon = lab.daemon();
+    daemon.wait_ready().await;
+    let rule = "SELECT concat_ws(' ', r.power_level, r.user_tier, r.task_type) FROM llm_routing_rules r
+        JOIN llm_models m ON m.id = r.model_id WHERE m.name = 'victim-small'";
+    for set in [
+        "task_type = 'chat'",
+        "task_type = ''",
+        "power_level = NULL, task_type = repeat('x', 40)",
+        "user_tier = NULL",
+        "power_level = 'precision', user_tier = 'pro'",
+    ] {
+        lab.execute(&format!(
+            "UPDATE llm_routing_rules SET {set} WHERE model_id = (SELECT id FROM llm_models WHERE name = 'victim-small')"
+        ))
+        .await;
+        lab.wait_for(rule, "eco all").await;
+        // Nothing is left of it that each pass would find again.
+        let plan = lab.run(&["plan", "--output", "json"]).expect(0).json();
+        assert_eq!(plan["empty"], true, "{set}: {plan}");
+    }
+    assert_eq!(daemon.stop(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_does_not_follow_what_others_store() {
+    use crate::support::{http::Api, process::resident_mib};
+    let lab = Lab::new().await;
+    neighbours(&lab).await;
+    let (mut daemon, api) = Api::start_with(&lab, |command| {
+        command.env("PROVIDERD_GATEWAY__LISTEN", "127.0.0.1:0");
+    })
+    .await;
+    daemon.wait_for_log("the gateway listens").await;
+    goes_on(&lab, &mut daemon, 2).await;
+    let pid = daemon.pid().as_raw().cast_unsigned();
+    let before = resident_mib(pid);
+    lab.execute(
+        "UPDATE llm_providers SET config = jsonb_build_object('x', repeat('x', 100000000)), type = 'openai' WHERE name = 'foreign';
+         UPDATE llm_models SET metadata = jsonb_build_object('x', repeat('x', 50000000)), display_name = repeat('y', 250)
+             WHERE name = 'foreign-model';
+         INSERT INTO llm_models (provider_id, name, display_name)
+             SELECT id, 'foreign-' || n, repeat('z', 200) FROM llm_providers, generate_series(1, 50000) n WHERE name = 'foreign'",
+    )
+    .await;
+    let mut peak = before;
+    for priority in 3..23 {
+        goes_on(&lab, &mut daemon, priority).await;
+        let keys = api.get("/api/v1/llm/providers/keys").await.expect(200);
+        assert!(keys.body.len() < 1 << 20, "{} bytes of keys", keys.body.len());
+        peak = peak.max(resident_mib(pid));
+    }
+    eprintln!("memory: {before:.0} MiB before, {peak:.0} MiB at most");
+    assert!(peak < before + 100.0, "{before:.0} MiB before, {peak:.0} MiB at most");
+    daemon.stop();
+}

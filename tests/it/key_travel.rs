@@ -201,3 +201,92 @@ async fn a_copied_key_goes_nowhere_and_an_unmanaged_one_only_home() {
     assert!(thief.heard.lock().unwrap().is_empty(), "{:?}", thief.heard);
     home.heard_no_key();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_copied_into_a_managed_row_stays_home_and_is_set_back() {
+    let own_key = "sk-fake-key-of-its-own-0123456789";
+    let (fake, other) = (Fake::start().await, Thief::listen(own_key).await);
+    let (lab, _) = one(&fake).await;
+    let path = lab.dir.path().join("beta.key");
+    fs::write(&path, own_key).unwrap();
+    lab.write(
+        "beta.toml",
+        &format!(
+            "[providers.beta]\ntype = \"openai\"\nbase_url = \"{}\"\napi_key = {{ file = \"{}\" }}\n\n\
+             [[providers.beta.models]]\nname = \"m\"\n\n[consumers.web]\nkeys = [{{ sha256 = \"{}\" }}]\n",
+            other.url,
+            path.display(),
+            crate::support::http::sha256("pd_fake-caller"),
+        ),
+    );
+    let (mut daemon, _api) = Api::start_with(&lab, |command| {
+        command.env("PROVIDERD_HEALTH__ENABLED", "true").env("PROVIDERD_HEALTH__INTERVAL", "1s");
+        command.env("PROVIDERD_GATEWAY__LISTEN", "127.0.0.1:0").env("PROVIDERD_GATEWAY__UNMANAGED", "true");
+    })
+    .await;
+    daemon.wait_for_log("the gateway listens").await;
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains("the gateway listens")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(line).unwrap();
+    let address = line["address"].as_str().unwrap().to_owned();
+    let gateway = Api { address, token: Some("pd_fake-caller".to_owned()) };
+    let ask = async |model: &str| {
+        let body = json!({ "model": model, "messages": [{ "role": "user", "content": "Hello" }] });
+        gateway.post("/v1/chat/completions", &body).await
+    };
+    let valid = "SELECT count(*) FROM llm_providers WHERE api_key_test_status = 'valid'";
+    lab.wait_for(valid, "2").await;
+    let token = "SELECT api_key_encrypted FROM llm_providers WHERE name = 'beta'";
+    for _ in 0..5 {
+        let before = lab.value(token).await;
+        lab.execute(
+            "UPDATE llm_providers SET api_key_test_status = 'pending', api_key_encrypted =
+                 (SELECT api_key_encrypted FROM llm_providers WHERE name = 'alpha') WHERE name = 'beta'",
+        )
+        .await;
+        ask("beta/m").await;
+        // The row has its own key again, as a token of its own.
+        lab.wait_for(
+            "SELECT count(*) FROM llm_providers b JOIN llm_providers a ON a.name = 'alpha'
+             WHERE b.name = 'beta' AND b.api_key_encrypted <> a.api_key_encrypted AND b.encrypted_api_key = b.api_key_encrypted",
+            "1",
+        )
+        .await;
+        assert_ne!(lab.value(token).await, before, "it was set anew");
+    }
+    lab.wait_for(valid, "2").await;
+    let events = lab.run(&["events", "--output", "json"]).expect(0);
+    assert!(
+        events.stdout.contains("the key of another provider was copied into its row"),
+        "{}",
+        events.stdout
+    );
+
+    // An unmanaged row of the gateway's does not draw it either.
+    lab.execute(&format!(
+        "INSERT INTO llm_providers (name, type, priority, api_base_url, api_key_encrypted)
+             SELECT 'own', 'openai', 999, '{}', api_key_encrypted FROM llm_providers WHERE name = 'alpha';
+         INSERT INTO llm_models (provider_id, name) SELECT id, 'm' FROM llm_providers WHERE name = 'own'",
+        other.url
+    ))
+    .await;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let said = lab.run_with(
+            &["routes", "explain", "--model", "own/m", "--consumer", "web", "--output", "json"],
+            |command| {
+                command.env("PROVIDERD_GATEWAY__UNMANAGED", "true");
+            },
+        );
+        if said.stdout.contains("its key belongs to `alpha`") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{}\n{}", said.stdout, said.stderr);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for _ in 0..3 {
+        assert_ne!(ask("own/m").await.status, 200);
+    }
+    other.heard_no_key();
+    assert_eq!(daemon.stop(), 0);
+}

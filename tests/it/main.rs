@@ -14,6 +14,7 @@ mod demo;
 mod discover;
 mod doctor;
 mod embedded;
+mod expansion;
 mod fernet_interop;
 mod gateway;
 mod gateway_nodes;
