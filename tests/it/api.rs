@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -575,7 +575,7 @@ async fn a_crowd_of_idle_connections_shuts_nobody_out_for_long() {
 }
 
 /// One request over a connection that is kept; `false`: it was closed.
-async fn asks_again(stream: &mut tokio::net::TcpStream, request: &[u8]) -> bool {
+async fn asks_again(stream: &mut TcpStream, request: &[u8]) -> bool {
     if stream.write_all(request).await.is_err() {
         return false;
     }
@@ -595,10 +595,10 @@ async fn kept_connections_make_room_for_those_that_wait() {
         crowd.push(stream);
     }
     // They are asked again and again, so that none is ever idle for long enough to be given up.
-    let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let over = Arc::new(AtomicBool::new(false));
     let (told, again) = (over.clone(), request.clone());
     let keeping = tokio::spawn(async move {
-        while !told.load(std::sync::atomic::Ordering::SeqCst) {
+        while !told.load(Ordering::SeqCst) {
             let mut kept = Vec::new();
             for mut stream in crowd.drain(..) {
                 if asks_again(&mut stream, &again).await {
@@ -606,13 +606,13 @@ async fn kept_connections_make_room_for_those_that_wait() {
                 }
             }
             crowd = kept;
-            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
         }
     });
     for _ in 0..6 {
         api.get("/livez").await.expect(200);
     }
-    over.store(true, std::sync::atomic::Ordering::SeqCst);
+    over.store(true, Ordering::SeqCst);
     keeping.await.unwrap();
 }
 
