@@ -278,7 +278,7 @@ async fn a_key_that_is_copied_into_a_managed_row_stays_home_and_is_set_back() {
                 command.env("PROVIDERD_GATEWAY__UNMANAGED", "true");
             },
         );
-        if said.stdout.contains("its key belongs to `alpha`") {
+        if said.stdout.contains("\"key_failed\"") {
             break;
         }
         assert!(Instant::now() < deadline, "{}\n{}", said.stdout, said.stderr);
