@@ -134,8 +134,8 @@ pub struct HeldKey {
     pub origin: Option<Arc<str>>,
 }
 
-/// Which rows hold a key that belongs to another row of another origin, by their ids, with the other's name. Whoever may
-/// write rows can copy a key, into a row of their own or into one that manifests manage.
+/// Which rows hold a key that belongs to another row of another origin, by their ids, with the other's name. A
+/// program that writes rows can copy a key, into a row of its own or into one that manifests manage.
 ///
 /// The key that was applied to a row is its own, wherever else it stands.
 pub fn copied(rows: &[HeldKey]) -> HashMap<Uuid, Arc<str>> {

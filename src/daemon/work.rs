@@ -55,8 +55,7 @@ const PASS_GRACE: Duration = Duration::from_secs(2);
 /// Batches of tried keys that may wait for the loop.
 const TRIED: usize = 16;
 
-/// The longest pause after a pass that other sessions were in the way of: they go away without a word, and what waits is
-/// nobody's fault who declares.
+/// The longest pause after a pass that other sessions were in the way of: they go away without a notification.
 const CONTENDED_RETRY: Duration = Duration::from_millis(500);
 
 /// How long after so many failed passes in a row the next one is tried.

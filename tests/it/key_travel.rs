@@ -252,7 +252,7 @@ async fn a_key_that_is_copied_into_a_managed_row_stays_home_and_is_set_back() {
             "1",
         )
         .await;
-        assert_ne!(lab.value(token).await, before, "it was set anew");
+        assert_ne!(lab.value(token).await, before, "it was set again");
     }
     lab.wait_for(valid, "2").await;
     let events = lab.run(&["events", "--output", "json"]).expect(0);

@@ -282,7 +282,7 @@ async fn callers(gateway: Api, over: Arc<AtomicBool>, answered: Arc<AtomicUsize>
     }
 }
 
-/// Whoever may press the button presses it, by name and by type.
+/// The dashboard's button, by name and by type.
 async fn key_tests(api: Api, over: Arc<AtomicBool>) {
     assert_eq!(api.token.as_deref(), Some(TOKEN));
     let mut number = 0;

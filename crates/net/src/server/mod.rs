@@ -97,8 +97,8 @@ pub async fn serve(
         let place = match places.clone().try_acquire_owned() {
             Ok(place) => place,
             Err(_) => {
-                // It waits, and the others behind it in the system's own queue: whoever keeps a connection for later
-                // makes room.
+                // It waits, and others behind it in the system's own queue: connections that are kept for later are
+                // closed.
                 crowded.notify_waiters();
                 let waiting = stop.run_until_cancelled(places.clone().acquire_owned()).await;
                 let Some(Ok(place)) = waiting else { break };
