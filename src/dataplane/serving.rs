@@ -137,6 +137,22 @@ pub async fn start(
     }
     spawn(gateway.clone(), listener, tls, own.workers.map(|workers| workers.get()), supervisor)?;
     info!(%address, tls = is_tls, "the gateway listens");
+    // Without a database too: the room that earlier processes had set aside counts until it was looked at.
+    let left = spool.clone();
+    supervisor.spawn_brief("usage recovery", async move {
+        match tokio::task::spawn_blocking(move || left.recover()).await {
+            Ok(Ok(found)) if found.abandoned > 0 => {
+                info!(
+                    requests = found.abandoned,
+                    "requests of an earlier process had no outcome; they are marked"
+                );
+            }
+            Ok(Ok(_)) => {}
+            // The shipper tries again.
+            Ok(Err(error)) => warn!(%error, "what earlier processes left in the spool cannot be read"),
+            Err(error) => warn!(%error, "what earlier processes left in the spool was not read"),
+        }
+    });
     let usage = UsageMeters::register(metrics.registry(), spool.clone())?;
     let budgets = BudgetMeters::register(metrics.registry())?;
     Ok(ListeningGateway {

@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs::{self, File},
     io,
-    sync::atomic::Ordering::Relaxed,
+    sync::{PoisonError, atomic::Ordering::Relaxed},
 };
 
 use uuid::Uuid;
@@ -36,13 +36,17 @@ struct Unfinished {
 }
 
 impl Spool {
-    /// Looks through the segments of earlier processes and gives their unfinished requests an outcome. Takes about a
-    /// second per GiB; requests go on meanwhile. To be called before reading, and again if it fails.
+    /// Looks through the segments of earlier processes, gives their unfinished requests an outcome, and gives back the room
+    /// behind their last records: a process that is restarted again and again must not fill the spool with room that was
+    /// only set aside. Takes about a second per GiB; requests go on meanwhile. To be called before reading, and again if
+    /// it fails; once it has succeeded, there is nothing to do.
     ///
     /// # Errors
     /// The disk refuses; nothing of the earlier processes can be read then.
     pub fn recover(&self) -> Result<SpoolRecovery, SpoolError> {
         let shared = &*self.shared;
+        // Two that run at once would give the same request two outcomes.
+        let _one = shared.recovering.lock().unwrap_or_else(PoisonError::into_inner);
         let old: Vec<(u64, SpoolId)> = shared
             .lock()
             .segments
@@ -52,10 +56,14 @@ impl Spool {
             .collect();
         let mut found = SpoolRecovery { segments: old.len(), ..SpoolRecovery::default() };
         let mut files = Vec::new();
+        let mut kept = Vec::new();
         let mut cuts = BTreeMap::new();
         for (number, spool) in old {
             match self.open_old(number, spool, &mut cuts) {
-                Ok(Some(file)) => files.push((number, file)),
+                Ok(Some(file)) => {
+                    files.push((number, file));
+                    kept.push((number, spool));
+                }
                 Ok(None) | Err(_) => self.put_aside(number, spool)?,
             }
         }
@@ -77,6 +85,10 @@ impl Spool {
             found.abandoned += 1;
         }
         shared.sync_once()?;
+        for ((number, spool), (_, end)) in kept.iter().zip(&ends) {
+            // What cannot be shortened still counts as what it holds.
+            let _ = segment::shorten(&segment::path(&shared.settings.dir, *number, *spool), *end);
+        }
         let mut inner = shared.lock();
         for (number, end) in ends {
             if let Some(segment) = inner.segments.get_mut(&number) {
@@ -168,5 +180,41 @@ fn scan(
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spool::{RequestFacts, SpoolSettings, UsageIntent};
+
+    /// A process that is killed soon after each start leaves a segment each time: what counts is what it wrote.
+    #[test]
+    fn starts_and_kills_do_not_fill_the_spool_with_empty_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = || SpoolSettings {
+            segment_bytes: 64 << 10,
+            max_bytes: 512 << 10,
+            ..SpoolSettings::new(dir.path().to_owned())
+        };
+        for number in 0..40_u128 {
+            let spool = Spool::open(settings()).unwrap();
+            let found = spool.recover().unwrap();
+            assert_eq!(found.abandoned, usize::from(number > 0));
+            assert_eq!(spool.recover().unwrap(), SpoolRecovery::default(), "once is enough");
+            let facts = RequestFacts { id: Uuid::from_u128(number), ..RequestFacts::default() };
+            let ticket =
+                spool.intent(&UsageIntent { facts, ..UsageIntent::default() }).expect("there is room");
+            drop(ticket);
+            spool.sync_now().unwrap();
+        }
+        let spool = Spool::open(settings()).unwrap();
+        spool.recover().unwrap();
+        assert!(spool.stats().bytes < 64 << 10, "{:?}", spool.stats());
+        let rows: usize =
+            spool.spools().into_iter().map(|id| spool.read(id, None, usize::MAX).unwrap().len()).sum();
+        assert_eq!(rows, 40);
+        let lengths = fs::read_dir(dir.path()).unwrap().map(|it| it.unwrap().metadata().unwrap().len());
+        assert!(lengths.sum::<u64>() < 512 << 10);
     }
 }

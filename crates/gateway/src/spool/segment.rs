@@ -69,6 +69,15 @@ fn allocate(file: &File, size: u64) -> io::Result<()> {
     }
 }
 
+/// Gives the room behind `end` back to the disk. For a segment to which nothing is appended any more.
+///
+/// # Errors
+/// The file cannot be changed; it stays as it is.
+pub fn shorten(path: &Path, end: u64) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    if file.metadata()?.len() > end { file.set_len(end) } else { Ok(()) }
+}
+
 /// Whether a file begins as a segment of that number and spool.
 pub fn has_header(file: &File, number: u64, spool: Uuid) -> io::Result<bool> {
     let mut header = [0; HEADER as usize];

@@ -78,6 +78,8 @@ pub(super) struct SpoolShared {
     owned: File,
     /// One sync at a time: a file says only once that a sync of it failed, and the order of what is synced counts.
     syncing: Mutex<()>,
+    /// One look at what earlier processes left at a time.
+    pub recovering: Mutex<()>,
 }
 
 /// How a file is synced; tests let it fail.
@@ -221,6 +223,7 @@ impl Spool {
             sync,
             owned: lock,
             syncing: Mutex::new(()),
+            recovering: Mutex::new(()),
         });
         let thread = {
             let shared = Arc::clone(&shared);
