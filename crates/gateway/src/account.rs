@@ -436,14 +436,7 @@ impl Account {
                 TokenSource::Estimated => UsageSource::Estimated,
                 TokenSource::None => UsageSource::None,
             };
-            let tokens = PricedTokens {
-                input: parts.input,
-                cache_read: parts.cache_read,
-                cache_write: parts.cache_write.saturating_sub(parts.cache_write_long),
-                cache_write_1h: parts.cache_write_long,
-                output: parts.output,
-            };
-            return (tokens, parts.reasoning, source);
+            return (parted(parts), parts.reasoning, source);
         }
         let output_tokens = |bytes: u64| match &self.ratios {
             Some(ratios) => ratios.output_tokens(bytes),
@@ -486,6 +479,17 @@ impl Drop for Account {
     }
 }
 
+/// What a translation read as five parts that do not overlap.
+const fn parted(parts: TokenParts) -> PricedTokens {
+    PricedTokens {
+        input: parts.input,
+        cache_read: parts.cache_read,
+        cache_write: parts.cache_write.saturating_sub(parts.cache_write_long),
+        cache_write_1h: parts.cache_write_long,
+        output: parts.output,
+    }
+}
+
 /// A dialect's counts as five parts that do not overlap; `None` where there are none.
 fn priced(shape: TapShape, usage: &TapUsage) -> Option<PricedTokens> {
     if usage.input.is_none() && usage.output.is_none() {
@@ -515,6 +519,9 @@ fn priced(shape: TapShape, usage: &TapUsage) -> Option<PricedTokens> {
         output,
     })
 }
+
+#[cfg(test)]
+mod bills;
 
 #[cfg(test)]
 mod tests {

@@ -159,6 +159,7 @@ impl StreamRelay {
             relay.ended();
         } else {
             relay.check_failure();
+            relay.check_whole();
         }
         relay
     }
@@ -176,6 +177,7 @@ impl StreamRelay {
                     let queue = &mut self.queue;
                     self.reading.feed(&data, |part| queue.push_back(part));
                     self.check_failure();
+                    self.check_whole();
                 }
                 Poll::Ready(Some(Err(_))) if self.is_whole() => self.ended(),
                 Poll::Ready(Some(Err(_))) => self.broke(AttemptOutcome::BrokenOff),
@@ -186,7 +188,11 @@ impl StreamRelay {
                 }
                 Poll::Pending => {
                     if self.cut.as_mut().poll(context).is_ready() {
-                        self.broke(AttemptOutcome::Stopping);
+                        if self.settled {
+                            self.body = None;
+                        } else {
+                            self.broke(AttemptOutcome::Stopping);
+                        }
                         continue;
                     }
                     if self.timer.as_mut().poll(context).is_pending() {
@@ -221,6 +227,15 @@ impl StreamRelay {
         if let Some(failure) = self.reading.failure() {
             let retry_after = failure.retry_after.map(Duration::from_secs);
             self.broke(AttemptOutcome::of_failure(failure.class, true, retry_after));
+        }
+    }
+
+    /// The mark of a whole answer is there: the account is closed before the caller sees it. Many callers leave at the
+    /// mark, and whoever saw a whole answer finds it in the log, whatever happens next.
+    fn check_whole(&mut self) {
+        let sums = self.reading.sums();
+        if sums.ended && !sums.error && self.is_whole() {
+            self.settle(AttemptOutcome::Finished, "");
         }
     }
 
