@@ -113,9 +113,10 @@ pub(super) async fn one(
     let row = name.ok().and_then(|Path(name)| snapshot.row(&name));
     let row = row.ok_or_else(|| ApiError::NotFound("no provider has this name".to_owned()))?;
     let (usage, history) = match row.id {
-        Some(id) => {
-            (shared.store.usage_of(id, Utc::now() - USAGE).await?, history(&shared, id, &row.name).await?)
-        }
+        Some(id) => (
+            shared.store.usage_of(id, &row.name, Utc::now() - USAGE).await?,
+            history(&shared, id, &row.name).await?,
+        ),
         None => (None, None),
     };
     let usage = usage.map(|sums| Usage {

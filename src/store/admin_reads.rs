@@ -10,7 +10,7 @@ use uuid::Uuid;
 use catalog::model::JsonMap;
 
 use super::{
-    EventRow, Result, Store, UsageTotals,
+    EventRow, Result, Store, Tx, UsageTotals,
     cells::{Bad, Cells, cut, integer, json, number, token},
     events, query,
 };
@@ -232,24 +232,28 @@ impl Store {
         rows.iter().map(read).collect()
     }
 
-    /// Usage of one provider since `since`; `None` if nothing was logged.
-    pub async fn usage_of(&self, provider: Uuid, since: DateTime<Utc>) -> Result<Option<UsageTotals>> {
+    /// Usage of one provider since the begin of the day of `since`; `None` if nothing was logged. Sums of the gateway, which
+    /// answer at once; of a provider that the gateway never asked, the rows that other programs logged.
+    pub async fn usage_of(
+        &self,
+        provider: Uuid,
+        name: &str,
+        since: DateTime<Utc>,
+    ) -> Result<Option<UsageTotals>> {
         let mut tx = self.read().await?;
-        let row: (i64, i64, i64, i64, f64) = sqlx::query_as(
-            // What no request can have cost or taken was written by a program that meant harm, or none.
-            "SELECT count(*), count(*) FILTER (WHERE NOT success),
-                    least(coalesce(sum(prompt_tokens::numeric), 0), 9e18)::bigint,
-                    least(coalesce(sum(completion_tokens::numeric), 0), 9e18)::bigint,
-                    coalesce(sum(cost_total_usd::numeric) FILTER (WHERE cost_total_usd BETWEEN -1e12 AND 1e12), 0)::float8
-             FROM llm_usage_logs WHERE provider_id = $1 AND created_at >= $2",
+        let sums: (i64, i64, i64, i64, f64) = sqlx::query_as(
+            "SELECT coalesce(sum(requests), 0)::bigint, coalesce(sum(errors), 0)::bigint, coalesce(sum(input), 0)::bigint,
+                    coalesce(sum(output), 0)::bigint, coalesce(sum(cost), 0)::float8
+             FROM providerd.usage_series_daily WHERE kind = 'provider' AND name = $1 AND at >= date_trunc('day', $2::timestamptz)",
         )
         .persistent(false)
-        .bind(provider)
-        .bind(since.naive_utc())
+        .bind(name)
+        .bind(since)
         .fetch_one(&mut *tx)
         .await?;
+        let sums = if sums.0 > 0 { sums } else { logged(&mut tx, provider, since).await? };
         tx.rollback().await?;
-        let (calls, failures, prompt_tokens, completion_tokens, cost_usd) = row;
+        let (calls, failures, prompt_tokens, completion_tokens, cost_usd) = sums;
         Ok((calls > 0).then_some(UsageTotals {
             provider_id: provider,
             calls,
@@ -303,4 +307,22 @@ impl Store {
         tx.rollback().await?;
         Ok(newest)
     }
+}
+
+/// What other programs logged of a provider: calls, failures, tokens of both directions, USD.
+async fn logged(tx: &mut Tx, provider: Uuid, since: DateTime<Utc>) -> Result<(i64, i64, i64, i64, f64)> {
+    let sums = sqlx::query_as(
+        // What no request can have cost or taken was written by a program that meant harm, or none.
+        "SELECT count(*), count(*) FILTER (WHERE NOT success),
+                least(coalesce(sum(prompt_tokens::numeric), 0), 9e18)::bigint,
+                least(coalesce(sum(completion_tokens::numeric), 0), 9e18)::bigint,
+                coalesce(sum(cost_total_usd::numeric) FILTER (WHERE cost_total_usd BETWEEN -1e12 AND 1e12), 0)::float8
+         FROM llm_usage_logs WHERE provider_id = $1 AND created_at >= $2",
+    )
+    .persistent(false)
+    .bind(provider)
+    .bind(since.naive_utc())
+    .fetch_one(&mut **tx)
+    .await?;
+    Ok(sums)
 }

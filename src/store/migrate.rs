@@ -25,6 +25,7 @@ const MIGRATIONS: &[(i32, &str, &str)] = &[
     (11, "gateway", include_str!("../../migrations/0011_gateway.sql")),
     (12, "own_path", include_str!("../../migrations/0012_own_path.sql")),
     (13, "gateway_nodes", include_str!("../../migrations/0013_gateway_nodes.sql")),
+    (14, "usage_series", include_str!("../../migrations/0014_usage_series.sql")),
 ];
 
 /// Daemons that start at the same time on an empty database wait for each other so often.

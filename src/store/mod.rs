@@ -29,6 +29,7 @@ mod unmigrated;
 mod usage;
 mod usage_keep;
 mod usage_read;
+mod usage_sums;
 mod world;
 
 use std::{

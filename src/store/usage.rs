@@ -4,17 +4,14 @@
 //! Invariants: a row is stored and summed exactly once, whoever dies when: the cursor moves with it or not at all; a row
 //! that the database refuses holds up no other; a provider or model that is gone leaves its name.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
-use catalog::{
-    price::Money,
-    sketch::{CLASSES, LatencySketch},
-};
-use chrono::{DateTime, DurationRound as _, NaiveDateTime, TimeDelta, Utc};
+use catalog::price::Money;
+use chrono::{DateTime, NaiveDateTime, Utc};
 use sqlx::{Postgres, Row as _, postgres::PgArguments, query::Query};
 use uuid::Uuid;
 
-use super::{Result, Store, StoreError, Tx, query, query_built};
+use super::{Result, Store, StoreError, Tx, query, query_built, usage_sums::add_sums};
 
 /// One row of usage, ready to be written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -212,7 +209,7 @@ impl UsageTable {
 }
 
 /// Tokens as the columns hold them.
-fn column(tokens: u64) -> i32 {
+pub(super) fn column(tokens: u64) -> i32 {
     i32::try_from(tokens).unwrap_or(i32::MAX)
 }
 
@@ -391,220 +388,6 @@ fn bind(sql: &str, rows: &[NewUsage<'_>]) -> Query<'static, Postgres, PgArgument
         .bind(each!(row => row.error.to_owned()))
         .bind(each!(row => row.was_fallback))
         .bind(each!(row => row.metadata.clone()))
-}
-
-/// What is summed of requests.
-#[derive(Debug, Clone, Default)]
-struct Sums {
-    requests: u64,
-    errors: u64,
-    fallbacks: u64,
-    input: u64,
-    cached: u64,
-    written: u64,
-    output: u64,
-    reasoning: u64,
-    /// In units of 1e-10 USD.
-    cost: i128,
-    unpriced: u64,
-    latency_ms: u64,
-    latency: LatencySketch,
-    ttft: LatencySketch,
-}
-
-impl Sums {
-    fn add(&mut self, row: &NewUsage<'_>) {
-        self.requests += 1;
-        self.errors += u64::from(!row.success);
-        self.fallbacks += u64::from(row.was_fallback);
-        for (sum, more) in [
-            (&mut self.input, row.input),
-            (&mut self.cached, row.cached),
-            (&mut self.written, row.written),
-            (&mut self.output, row.output),
-            (&mut self.reasoning, row.reasoning),
-        ] {
-            // As the columns hold them: a provider's absurd count must not spoil a sum for good.
-            *sum = sum.saturating_add(u64::from(column(more).unsigned_abs()));
-        }
-        match row.cost_total {
-            Some(cost) => self.cost += i128::from(cost.units()),
-            None => self.unpriced += 1,
-        }
-        self.latency_ms = self.latency_ms.saturating_add(u64::from(row.latency_ms));
-        self.latency.add(u64::from(row.latency_ms));
-        if let Some(ttft) = row.ttft_ms {
-            self.ttft.add(u64::from(ttft));
-        }
-    }
-}
-
-/// Where the hour, or the day, begins that `at` lies in.
-fn begin(at: DateTime<Utc>, hours: i64) -> DateTime<Utc> {
-    at.duration_trunc(TimeDelta::hours(hours)).unwrap_or(at)
-}
-
-/// The key of a row of sums, without its node: when, consumer, and the rest of the key.
-type SumKey<'a> = (DateTime<Utc>, &'a str, [&'a str; 3]);
-
-/// One kind of sums.
-struct SumTable {
-    name: &'static str,
-    /// Its key columns behind `consumer`.
-    key: &'static [&'static str],
-    hours: i64,
-    /// Whether classes of latency are kept.
-    sketches: bool,
-}
-
-impl SumTable {
-    fn columns(&self) -> &'static [(&'static str, &'static str)] {
-        let plain = SUM_COLUMNS.len() - 2;
-        if self.sketches { &SUM_COLUMNS } else { SUM_COLUMNS.get(..plain).unwrap_or_default() }
-    }
-}
-
-const SUM_TABLES: [SumTable; 3] = [
-    SumTable { name: "usage_hourly", key: &["provider", "model", "power_level"], hours: 1, sketches: true },
-    SumTable { name: "usage_daily", key: &["provider", "model", "power_level"], hours: 24, sketches: true },
-    SumTable { name: "usage_users", key: &["user_id"], hours: 24, sketches: false },
-];
-
-/// Columns of sums and their types, as [`Sums`] has them.
-const SUM_COLUMNS: [(&str, &str); 13] = [
-    ("requests", "bigint"),
-    ("errors", "bigint"),
-    ("fallbacks", "bigint"),
-    ("input", "bigint"),
-    ("cached", "bigint"),
-    ("written", "bigint"),
-    ("output", "bigint"),
-    ("reasoning", "bigint"),
-    ("cost", "numeric"),
-    ("unpriced", "bigint"),
-    ("latency_ms", "bigint"),
-    ("latency", "bigint[]"),
-    ("ttft", "bigint[]"),
-];
-
-async fn add_sums(tx: &mut Tx, node: &str, rows: &[&NewUsage<'_>]) -> Result<()> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    for table in &SUM_TABLES {
-        // In the order of the key, so that two shippers of one node cannot wait for each other.
-        let mut sums: BTreeMap<SumKey<'_>, Sums> = BTreeMap::new();
-        for row in rows {
-            let rest = if table.key.len() == 1 {
-                [row.user_id, "", ""]
-            } else {
-                [row.provider, row.model, row.power_level]
-            };
-            sums.entry((begin(row.at, table.hours), row.consumer, rest)).or_default().add(row);
-        }
-        write_sums(tx, table, node, &sums).await?;
-    }
-    let models: HashSet<Uuid> = rows.iter().filter_map(|row| row.model_id).collect();
-    let mut models: Vec<Uuid> = models.into_iter().collect();
-    models.sort_unstable();
-    query(
-        "INSERT INTO providerd.usage_models (model_id)
-         SELECT id FROM unnest($1::uuid[]) AS x (id) WHERE NOT EXISTS (SELECT FROM providerd.usage_models u WHERE u.model_id = x.id)
-         ORDER BY id ON CONFLICT DO NOTHING",
-    )
-    .bind(models)
-    .execute(&mut **tx)
-    .await?;
-    Ok(())
-}
-
-async fn write_sums(
-    tx: &mut Tx,
-    table: &SumTable,
-    node: &str,
-    sums: &BTreeMap<SumKey<'_>, Sums>,
-) -> Result<()> {
-    let mut columns = vec!["at", "node", "consumer"];
-    columns.extend(table.key);
-    let key = columns.join(", ");
-    columns.extend(table.columns().iter().map(|(name, _)| name));
-    let mut types = vec!["timestamptz[]", "text[]", "text[]"];
-    types.extend(table.key.iter().map(|_| "text[]"));
-    // Numbers travel as texts: a sum of money has more digits than a bigint, and an array of arrays has one length.
-    types.extend(table.columns().iter().map(|_| "text[]"));
-    let parameters: Vec<String> =
-        types.iter().enumerate().map(|(at, kind)| format!("${}::{kind}", at + 1)).collect();
-    let values: Vec<String> = columns
-        .iter()
-        .map(|name| match SUM_COLUMNS.iter().find(|(column, _)| column == name) {
-            Some((_, kind)) => format!("x.{name}::{kind}"),
-            None => format!("x.{name}"),
-        })
-        .collect();
-    let updates: Vec<String> = table
-        .columns()
-        .iter()
-        .map(|(name, kind)| match *kind {
-            // Element by element: PostgreSQL adds numbers far faster than a function adds arrays.
-            "bigint[]" => {
-                let sum =
-                    |class| format!("coalesce(s.{name}[{class}], 0) + coalesce(EXCLUDED.{name}[{class}], 0)");
-                let sums: Vec<String> = (1..=CLASSES).map(sum).collect();
-                format!("{name} = ARRAY[{}]", sums.join(", "))
-            }
-            _ => format!("{name} = s.{name} + EXCLUDED.{name}"),
-        })
-        .collect();
-    let sql = format!(
-        "INSERT INTO providerd.{} AS s ({}) SELECT {} FROM unnest({}) AS x ({})
-         ON CONFLICT ({key}) DO UPDATE SET {}",
-        table.name,
-        columns.join(", "),
-        values.join(", "),
-        parameters.join(", "),
-        columns.join(", "),
-        updates.join(", ")
-    );
-    let mut statement = query_built(sql)
-        .bind(sums.keys().map(|(at, ..)| *at).collect::<Vec<_>>())
-        .bind(sums.keys().map(|_| node.to_owned()).collect::<Vec<_>>())
-        .bind(sums.keys().map(|(_, consumer, _)| (*consumer).to_owned()).collect::<Vec<_>>());
-    for part in 0..table.key.len() {
-        let values = sums.keys().map(|(.., rest)| rest.get(part).copied().unwrap_or_default().to_owned());
-        statement = statement.bind(values.collect::<Vec<String>>());
-    }
-    for part in 0..table.columns().len() {
-        statement = statement.bind(sums.values().map(|it| number(it, part)).collect::<Vec<String>>());
-    }
-    statement.execute(&mut **tx).await?;
-    Ok(())
-}
-
-/// A sum as a text, in the order of [`SUM_COLUMNS`].
-fn number(sums: &Sums, part: usize) -> String {
-    let counts = |it: &LatencySketch| {
-        let counts: Vec<String> = it.counts().iter().map(u64::to_string).collect();
-        format!("{{{}}}", counts.join(","))
-    };
-    match part {
-        0 => sums.requests.to_string(),
-        1 => sums.errors.to_string(),
-        2 => sums.fallbacks.to_string(),
-        3 => sums.input.to_string(),
-        4 => sums.cached.to_string(),
-        5 => sums.written.to_string(),
-        6 => sums.output.to_string(),
-        7 => sums.reasoning.to_string(),
-        8 => {
-            let sign = if sums.cost < 0 { "-" } else { "" };
-            let units = sums.cost.unsigned_abs();
-            format!("{sign}{}.{:010}", units / 10_000_000_000, units % 10_000_000_000)
-        }
-        9 => sums.unpriced.to_string(),
-        10 => sums.latency_ms.to_string(),
-        11 => counts(&sums.latency),
-        _ => counts(&sums.ttft),
-    }
 }
 
 /// Microseconds since 1970 as a time; beyond what fits, the nearest that does.

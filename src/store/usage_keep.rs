@@ -7,7 +7,7 @@
 use chrono::{DateTime, NaiveDate, Utc};
 use sqlx::Row as _;
 
-use super::{Result, Store, StoreError, Tx, identifier, query, query_built};
+use super::{Result, Store, StoreError, Tx, identifier, query, query_built, usage_sums::sum_tables};
 
 /// Days that are there before they come: a week of standing still costs nothing but a larger rest.
 const DAYS_AHEAD: i32 = 7;
@@ -70,9 +70,10 @@ impl Store {
         }
         if let Some(before) = sums_before {
             let mut tx = self.write().await?;
-            for table in ["usage_hourly", "usage_daily", "usage_users"] {
+            for (table, span) in sum_tables() {
+                // A month goes when its last day does.
                 query_built(format!("DELETE FROM providerd.{table} WHERE at < $1"))
-                    .bind(before)
+                    .bind(span.begin(before))
                     .execute(&mut *tx)
                     .await?;
             }

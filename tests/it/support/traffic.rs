@@ -194,8 +194,8 @@ struct CallersBook {
     whole: BTreeSet<u64>,
     /// Requests that were sent, or begun to be, and whose answer broke off or never came.
     broken: BTreeSet<u64>,
-    /// Whole answers that are no success, by status.
-    refused: BTreeMap<u16, u64>,
+    /// Whole answers that are no success, by status and word.
+    refused: BTreeMap<String, u64>,
     /// When answers were received whole, and after how long.
     latencies: Vec<(Instant, Duration)>,
 }
@@ -203,7 +203,7 @@ struct CallersBook {
 /// How a request ended for its caller.
 enum Received {
     Whole(Duration),
-    Refused(u16),
+    Refused(String),
     Broken,
     /// There was no connection: nothing was sent.
     Unsent,
@@ -297,8 +297,23 @@ impl Traffic {
         }
     }
 
-    /// Whole answers that were no success, by status.
-    pub fn refused(&self) -> BTreeMap<u16, u64> {
+    /// Waits until as many rows are stored as answers were received before.
+    pub async fn caught_up(&self) {
+        let wanted = self.received();
+        let started = Instant::now();
+        let mut connection = self.lab.connect().await;
+        loop {
+            let rows = super::lab::value(&mut connection, "SELECT count(*) FROM llm_usage_logs").await;
+            if rows.parse::<usize>().unwrap_or_default() >= wanted {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE * 3, "{rows} rows for {wanted} answers");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Whole answers that were no success, by status and word.
+    pub fn refused(&self) -> BTreeMap<String, u64> {
         self.callers.book.lock().unwrap().refused.clone()
     }
 
@@ -418,7 +433,7 @@ pub struct TrafficCount {
     pub wrong: usize,
     /// Failures that no death explains.
     pub unexplained: Vec<(u64, String)>,
-    pub refused: BTreeMap<u16, u64>,
+    pub refused: BTreeMap<String, u64>,
 }
 
 impl TrafficCount {
@@ -447,8 +462,8 @@ impl Callers {
                     drop(book);
                     self.received.notify_waiters();
                 }
-                Received::Refused(status) => {
-                    *self.book.lock().unwrap().refused.entry(status).or_default() += 1;
+                Received::Refused(why) => {
+                    *self.book.lock().unwrap().refused.entry(why).or_default() += 1;
                     tokio::task::yield_now().await;
                 }
                 Received::Broken => {
@@ -468,7 +483,7 @@ impl Callers {
 }
 
 /// One request over a connection of its own. Whole is an answer of which nothing is missing: its length as said, or the
-/// last chunk of a stream.
+/// mark at the end of a stream.
 async fn ask_once(address: &str, number: u64, hanging: bool) -> Received {
     let begun = Instant::now();
     let Ok(mut socket) = TcpStream::connect(address).await else { return Received::Unsent };
@@ -487,11 +502,12 @@ async fn ask_once(address: &str, number: u64, hanging: bool) -> Received {
     let Some(answer) = Answer::parse(raw) else { return Received::Broken };
     let whole = match answer.header("content-length") {
         Some(length) => length.parse() == Ok(answer.body.len()),
-        None => answer.body.ends_with(b"\r\n0\r\n\r\n"),
+        // As the official clients do, at the mark of a whole stream.
+        None => answer.body.windows(14).any(|bytes| bytes == b"data: [DONE]\n\n"),
     };
     match (whole, answer.status) {
         (false, _) => Received::Broken,
         (true, 200) => Received::Whole(begun.elapsed()),
-        (true, status) => Received::Refused(status),
+        (true, status) => Received::Refused(format!("{status} {}", answer.code())),
     }
 }
