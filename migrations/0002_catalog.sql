@@ -28,7 +28,7 @@ CREATE FUNCTION providerd.has_column(target regclass, wanted text) RETURNS boole
 $$;
 
 -- ------------------------------------------------------------------------------------------ llm_providers
-CREATE TABLE IF NOT EXISTS llm_providers (
+CREATE TABLE IF NOT EXISTS __SCHEMA__.llm_providers (
     id                  uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     name                varchar(255) NOT NULL UNIQUE,
     type                varchar(50) NOT NULL,
@@ -49,9 +49,9 @@ CREATE TABLE IF NOT EXISTS llm_providers (
 );
 DO $$
 DECLARE
-    had_token boolean := providerd.has_column('llm_providers', 'encrypted_api_key');
+    had_token boolean := providerd.has_column($name$__SCHEMA__.llm_providers$name$, 'encrypted_api_key');
 BEGIN
-    ALTER TABLE llm_providers
+    ALTER TABLE __SCHEMA__.llm_providers
         ADD COLUMN IF NOT EXISTS type                varchar(50),
         ADD COLUMN IF NOT EXISTS api_key_encrypted   text DEFAULT '',
         ADD COLUMN IF NOT EXISTS encrypted_api_key   text,
@@ -67,16 +67,16 @@ BEGIN
         ADD COLUMN IF NOT EXISTS last_health_check   timestamp,
         ADD COLUMN IF NOT EXISTS created_at          timestamp DEFAULT timezone('utc', now()),
         ADD COLUMN IF NOT EXISTS updated_at          timestamp DEFAULT timezone('utc', now());
-    IF NOT had_token AND EXISTS (SELECT FROM llm_providers WHERE api_key_encrypted <> '') THEN
-        PERFORM providerd.fill('llm_providers',
-            'UPDATE llm_providers SET encrypted_api_key = api_key_encrypted WHERE api_key_encrypted <> ''''');
+    IF NOT had_token AND EXISTS (SELECT FROM __SCHEMA__.llm_providers WHERE api_key_encrypted <> '') THEN
+        PERFORM providerd.fill($name$__SCHEMA__.llm_providers$name$,
+            $sql$UPDATE __SCHEMA__.llm_providers SET encrypted_api_key = api_key_encrypted WHERE api_key_encrypted <> ''$sql$);
     END IF;
 END $$;
 
 -- ------------------------------------------------------------------------------------------ llm_models
-CREATE TABLE IF NOT EXISTS llm_models (
+CREATE TABLE IF NOT EXISTS __SCHEMA__.llm_models (
     id                        uuid PRIMARY KEY DEFAULT gen_random_uuid(),
-    provider_id               uuid NOT NULL REFERENCES llm_providers (id) ON DELETE CASCADE,
+    provider_id               uuid NOT NULL REFERENCES __SCHEMA__.llm_providers (id) ON DELETE CASCADE,
     name                      varchar(255) NOT NULL,
     model_name                varchar(255) NOT NULL,
     display_name              varchar(255),
@@ -90,8 +90,8 @@ CREATE TABLE IF NOT EXISTS llm_models (
     created_at                timestamp DEFAULT timezone('utc', now()),
     updated_at                timestamp DEFAULT timezone('utc', now())
 );
-ALTER TABLE llm_models
-    ADD COLUMN IF NOT EXISTS provider_id               uuid REFERENCES llm_providers (id) ON DELETE CASCADE,
+ALTER TABLE __SCHEMA__.llm_models
+    ADD COLUMN IF NOT EXISTS provider_id               uuid REFERENCES __SCHEMA__.llm_providers (id) ON DELETE CASCADE,
     ADD COLUMN IF NOT EXISTS name                      varchar(255),
     ADD COLUMN IF NOT EXISTS model_name                varchar(255),
     ADD COLUMN IF NOT EXISTS display_name              varchar(255),
@@ -106,20 +106,20 @@ ALTER TABLE llm_models
     ADD COLUMN IF NOT EXISTS updated_at                timestamp DEFAULT timezone('utc', now());
 DO $$
 BEGIN
-    IF EXISTS (SELECT FROM llm_models WHERE model_name IS NULL AND name IS NOT NULL) THEN
-        PERFORM providerd.fill('llm_models',
-            'UPDATE llm_models SET model_name = name WHERE model_name IS NULL AND name IS NOT NULL');
+    IF EXISTS (SELECT FROM __SCHEMA__.llm_models WHERE model_name IS NULL AND name IS NOT NULL) THEN
+        PERFORM providerd.fill($name$__SCHEMA__.llm_models$name$,
+            $sql$UPDATE __SCHEMA__.llm_models SET model_name = name WHERE model_name IS NULL AND name IS NOT NULL$sql$);
     END IF;
-    IF EXISTS (SELECT FROM llm_models WHERE name IS NULL AND model_name IS NOT NULL) THEN
-        PERFORM providerd.fill('llm_models',
-            'UPDATE llm_models SET name = model_name WHERE name IS NULL AND model_name IS NOT NULL');
+    IF EXISTS (SELECT FROM __SCHEMA__.llm_models WHERE name IS NULL AND model_name IS NOT NULL) THEN
+        PERFORM providerd.fill($name$__SCHEMA__.llm_models$name$,
+            $sql$UPDATE __SCHEMA__.llm_models SET name = model_name WHERE name IS NULL AND model_name IS NOT NULL$sql$);
     END IF;
 END $$;
 
 -- ------------------------------------------------------------------------------------------ llm_routing_rules
-CREATE TABLE IF NOT EXISTS llm_routing_rules (
+CREATE TABLE IF NOT EXISTS __SCHEMA__.llm_routing_rules (
     id                 uuid PRIMARY KEY DEFAULT gen_random_uuid(),
-    model_id           uuid REFERENCES llm_models (id) ON DELETE CASCADE,
+    model_id           uuid REFERENCES __SCHEMA__.llm_models (id) ON DELETE CASCADE,
     power_level        varchar(50),
     user_tier          varchar(50),
     task_type          varchar(100),
@@ -133,8 +133,8 @@ CREATE TABLE IF NOT EXISTS llm_routing_rules (
     created_at         timestamp DEFAULT timezone('utc', now()),
     updated_at         timestamp DEFAULT timezone('utc', now())
 );
-ALTER TABLE llm_routing_rules
-    ADD COLUMN IF NOT EXISTS model_id           uuid REFERENCES llm_models (id) ON DELETE CASCADE,
+ALTER TABLE __SCHEMA__.llm_routing_rules
+    ADD COLUMN IF NOT EXISTS model_id           uuid REFERENCES __SCHEMA__.llm_models (id) ON DELETE CASCADE,
     ADD COLUMN IF NOT EXISTS power_level        varchar(50),
     ADD COLUMN IF NOT EXISTS user_tier          varchar(50),
     ADD COLUMN IF NOT EXISTS task_type          varchar(100),
@@ -149,11 +149,11 @@ ALTER TABLE llm_routing_rules
     ADD COLUMN IF NOT EXISTS updated_at         timestamp DEFAULT timezone('utc', now());
 
 -- ------------------------------------------------------------------------------------------ llm_usage_logs
-CREATE TABLE IF NOT EXISTS llm_usage_logs (
+CREATE TABLE IF NOT EXISTS __SCHEMA__.llm_usage_logs (
     id                uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     user_id           varchar(255),
-    provider_id       uuid REFERENCES llm_providers (id) ON DELETE SET NULL,
-    model_id          uuid REFERENCES llm_models (id) ON DELETE SET NULL,
+    provider_id       uuid REFERENCES __SCHEMA__.llm_providers (id) ON DELETE SET NULL,
+    model_id          uuid REFERENCES __SCHEMA__.llm_models (id) ON DELETE SET NULL,
     model_name        varchar(255),
     request_id        varchar(255),
     power_level       varchar(50),
@@ -171,10 +171,10 @@ CREATE TABLE IF NOT EXISTS llm_usage_logs (
     metadata          jsonb DEFAULT '{}',
     created_at        timestamp DEFAULT timezone('utc', now())
 );
-ALTER TABLE llm_usage_logs
+ALTER TABLE __SCHEMA__.llm_usage_logs
     ADD COLUMN IF NOT EXISTS user_id           varchar(255),
-    ADD COLUMN IF NOT EXISTS provider_id       uuid REFERENCES llm_providers (id) ON DELETE SET NULL,
-    ADD COLUMN IF NOT EXISTS model_id          uuid REFERENCES llm_models (id) ON DELETE SET NULL,
+    ADD COLUMN IF NOT EXISTS provider_id       uuid REFERENCES __SCHEMA__.llm_providers (id) ON DELETE SET NULL,
+    ADD COLUMN IF NOT EXISTS model_id          uuid REFERENCES __SCHEMA__.llm_models (id) ON DELETE SET NULL,
     ADD COLUMN IF NOT EXISTS model_name        varchar(255),
     ADD COLUMN IF NOT EXISTS request_id        varchar(255),
     ADD COLUMN IF NOT EXISTS power_level       varchar(50),
@@ -198,42 +198,42 @@ DO $$
 DECLARE
     target text;
 BEGIN
-    FOREACH target IN ARRAY ARRAY['llm_providers', 'llm_models', 'llm_routing_rules', 'llm_usage_logs'] LOOP
+    FOREACH target IN ARRAY ARRAY[$name$__SCHEMA__.llm_providers$name$, $name$__SCHEMA__.llm_models$name$, $name$__SCHEMA__.llm_routing_rules$name$, $name$__SCHEMA__.llm_usage_logs$name$] LOOP
         IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = target::regclass AND attname = 'id'
                    AND atttypid = 'uuid'::regtype AND NOT atthasdef) THEN
-            EXECUTE format('ALTER TABLE %I ALTER COLUMN id SET DEFAULT gen_random_uuid()', target);
+            EXECUTE format('ALTER TABLE %s ALTER COLUMN id SET DEFAULT gen_random_uuid()', target::regclass);
         END IF;
     END LOOP;
 
-    IF NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = 'llm_providers'::regclass AND i.indisunique
+    IF NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = $name$__SCHEMA__.llm_providers$name$::regclass AND i.indisunique
                    AND i.indpred IS NULL AND i.indnkeyatts = 1
                    AND i.indkey[0] = (SELECT attnum FROM pg_attribute
-                                      WHERE attrelid = 'llm_providers'::regclass AND attname = 'name')) THEN
+                                      WHERE attrelid = $name$__SCHEMA__.llm_providers$name$::regclass AND attname = 'name')) THEN
         -- Two rows of one name are somebody's data: they stay, and the index is a plain one.
-        IF EXISTS (SELECT FROM llm_providers GROUP BY name HAVING count(*) > 1) THEN
-            CREATE INDEX IF NOT EXISTS llm_providers_name_providerd ON llm_providers (name);
+        IF EXISTS (SELECT FROM __SCHEMA__.llm_providers GROUP BY name HAVING count(*) > 1) THEN
+            CREATE INDEX IF NOT EXISTS llm_providers_name_providerd ON __SCHEMA__.llm_providers (name);
         ELSE
-            CREATE UNIQUE INDEX IF NOT EXISTS llm_providers_name_providerd ON llm_providers (name);
+            CREATE UNIQUE INDEX IF NOT EXISTS llm_providers_name_providerd ON __SCHEMA__.llm_providers (name);
         END IF;
     END IF;
 
-    IF NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = 'llm_models'::regclass AND i.indisunique
+    IF NOT EXISTS (SELECT FROM pg_index i WHERE i.indrelid = $name$__SCHEMA__.llm_models$name$::regclass AND i.indisunique
                    AND i.indpred IS NULL AND i.indnkeyatts = 2
                    AND i.indkey[0] = (SELECT attnum FROM pg_attribute
-                                      WHERE attrelid = 'llm_models'::regclass AND attname = 'provider_id')
+                                      WHERE attrelid = $name$__SCHEMA__.llm_models$name$::regclass AND attname = 'provider_id')
                    AND i.indkey[1] = (SELECT attnum FROM pg_attribute
-                                      WHERE attrelid = 'llm_models'::regclass AND attname = 'name')) THEN
+                                      WHERE attrelid = $name$__SCHEMA__.llm_models$name$::regclass AND attname = 'name')) THEN
         -- Two rows of one name under one provider are somebody's data: they stay, and the index is a plain one.
-        IF EXISTS (SELECT FROM llm_models GROUP BY provider_id, name HAVING count(*) > 1) THEN
-            CREATE INDEX IF NOT EXISTS llm_models_provider_name_providerd ON llm_models (provider_id, name);
+        IF EXISTS (SELECT FROM __SCHEMA__.llm_models GROUP BY provider_id, name HAVING count(*) > 1) THEN
+            CREATE INDEX IF NOT EXISTS llm_models_provider_name_providerd ON __SCHEMA__.llm_models (provider_id, name);
         ELSE
-            CREATE UNIQUE INDEX IF NOT EXISTS llm_models_provider_name_providerd ON llm_models (provider_id, name);
+            CREATE UNIQUE INDEX IF NOT EXISTS llm_models_provider_name_providerd ON __SCHEMA__.llm_models (provider_id, name);
         END IF;
     END IF;
 END $$;
 -- (provider_id, name) serves look-ups by provider too: no second index on provider_id alone.
-CREATE INDEX IF NOT EXISTS llm_routing_rules_model_providerd ON llm_routing_rules (model_id);
-CREATE INDEX IF NOT EXISTS llm_routing_rules_global_providerd ON llm_routing_rules (created_at) WHERE model_id IS NULL;
-CREATE INDEX IF NOT EXISTS llm_usage_logs_provider_providerd ON llm_usage_logs (provider_id, created_at);
+CREATE INDEX IF NOT EXISTS llm_routing_rules_model_providerd ON __SCHEMA__.llm_routing_rules (model_id);
+CREATE INDEX IF NOT EXISTS llm_routing_rules_global_providerd ON __SCHEMA__.llm_routing_rules (created_at) WHERE model_id IS NULL;
+CREATE INDEX IF NOT EXISTS llm_usage_logs_provider_providerd ON __SCHEMA__.llm_usage_logs (provider_id, created_at);
 
 DROP FUNCTION providerd.fill(regclass, text);

@@ -16,7 +16,7 @@ BEGIN
     END IF;
     RETURN NEW;
 END $$;
-CREATE TRIGGER providerd_model_name BEFORE INSERT OR UPDATE ON llm_models
+CREATE TRIGGER providerd_model_name BEFORE INSERT OR UPDATE ON __SCHEMA__.llm_models
     FOR EACH ROW WHEN (NEW.name IS DISTINCT FROM NEW.model_name)
     EXECUTE FUNCTION providerd.keep_model_name();
 
@@ -39,10 +39,10 @@ BEGIN
     END IF;
     RETURN NEW;
 END $$;
-CREATE TRIGGER providerd_key_insert BEFORE INSERT ON llm_providers
+CREATE TRIGGER providerd_key_insert BEFORE INSERT ON __SCHEMA__.llm_providers
     FOR EACH ROW WHEN (coalesce(NEW.api_key_encrypted, '') <> coalesce(NEW.encrypted_api_key, ''))
     EXECUTE FUNCTION providerd.keep_key();
-CREATE TRIGGER providerd_key_update BEFORE UPDATE ON llm_providers
+CREATE TRIGGER providerd_key_update BEFORE UPDATE ON __SCHEMA__.llm_providers
     FOR EACH ROW WHEN (coalesce(NEW.api_key_encrypted, '') <> coalesce(NEW.encrypted_api_key, '')
                        AND (NEW.api_key_encrypted IS DISTINCT FROM OLD.api_key_encrypted
                             OR NEW.encrypted_api_key IS DISTINCT FROM OLD.encrypted_api_key))
@@ -56,9 +56,9 @@ BEGIN
 END $$;
 DO $$
 BEGIN
-    IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'llm_providers'::regclass
+    IF EXISTS (SELECT FROM pg_attribute WHERE attrelid = $name$__SCHEMA__.llm_providers$name$::regclass
                AND attname = 'api_key_encrypted' AND attnotnull) THEN
-        CREATE TRIGGER providerd_key_zero BEFORE INSERT OR UPDATE ON llm_providers
+        CREATE TRIGGER providerd_key_zero BEFORE INSERT OR UPDATE ON __SCHEMA__.llm_providers
             FOR EACH ROW WHEN (NEW.api_key_encrypted IS NULL)
             EXECUTE FUNCTION providerd.keep_key_not_null();
     END IF;
@@ -76,7 +76,7 @@ BEGIN
         ['completion_tokens', 'output_tokens'], ['completion_tokens', 'response_tokens'],
         ['cost_total_usd', 'cost']]
     LOOP
-        IF providerd.has_column('llm_usage_logs', pair[2]) THEN
+        IF providerd.has_column($name$__SCHEMA__.llm_usage_logs$name$, pair[2]) THEN
             body := body || format($line$
     IF TG_OP = 'UPDATE' AND NEW.%2$I IS DISTINCT FROM OLD.%2$I AND NEW.%1$I IS NOT DISTINCT FROM OLD.%1$I THEN
         NEW.%1$I := NEW.%2$I;
@@ -90,7 +90,7 @@ BEGIN
     IF body <> '' THEN
         EXECUTE 'CREATE OR REPLACE FUNCTION providerd.keep_usage() RETURNS trigger LANGUAGE plpgsql AS $keep$ BEGIN'
             || body || ' RETURN NEW; END $keep$';
-        CREATE TRIGGER providerd_usage BEFORE INSERT OR UPDATE ON llm_usage_logs
+        CREATE TRIGGER providerd_usage BEFORE INSERT OR UPDATE ON __SCHEMA__.llm_usage_logs
             FOR EACH ROW EXECUTE FUNCTION providerd.keep_usage();
     END IF;
 END $$;
@@ -114,10 +114,10 @@ BEGIN
 END $$;
 -- Triggers of one kind fire in the order of their names: after anybody's `updated_at` trigger.
 -- providerd dates the rules that it inserts by itself.
-CREATE TRIGGER zz_providerd_global_insert BEFORE INSERT ON llm_routing_rules
+CREATE TRIGGER zz_providerd_global_insert BEFORE INSERT ON __SCHEMA__.llm_routing_rules
     FOR EACH ROW WHEN (NEW.model_id IS NOT NULL AND current_setting('providerd.applying', true) IS DISTINCT FROM 'on')
     EXECUTE FUNCTION providerd.keep_global_rule_newest();
-CREATE TRIGGER zz_providerd_global_update BEFORE UPDATE ON llm_routing_rules
+CREATE TRIGGER zz_providerd_global_update BEFORE UPDATE ON __SCHEMA__.llm_routing_rules
     FOR EACH ROW WHEN (NEW.model_id IS NOT NULL)
     EXECUTE FUNCTION providerd.keep_global_rule_newest();
 
@@ -130,18 +130,18 @@ BEGIN
 END $$;
 CREATE TRIGGER providerd_drift AFTER INSERT OR DELETE OR TRUNCATE
     OR UPDATE OF id, name, type, api_key_encrypted, encrypted_api_key, api_key_source, api_base_url, enabled, priority, config
-    ON llm_providers FOR EACH STATEMENT
+    ON __SCHEMA__.llm_providers FOR EACH STATEMENT
     WHEN (current_setting('providerd.applying', true) IS DISTINCT FROM 'on')
     EXECUTE FUNCTION providerd.notify_drift();
 CREATE TRIGGER providerd_drift AFTER INSERT OR DELETE OR TRUNCATE
     OR UPDATE OF id, provider_id, name, model_name, display_name, context_length, cost_per_1m_tokens,
        cost_per_1m_input_tokens, cost_per_1m_output_tokens, enabled, metadata
-    ON llm_models FOR EACH STATEMENT
+    ON __SCHEMA__.llm_models FOR EACH STATEMENT
     WHEN (current_setting('providerd.applying', true) IS DISTINCT FROM 'on')
     EXECUTE FUNCTION providerd.notify_drift();
 CREATE TRIGGER providerd_drift AFTER INSERT OR DELETE OR TRUNCATE
     OR UPDATE OF id, model_id, power_level, user_tier, task_type, priority, weight, is_active
-    ON llm_routing_rules FOR EACH STATEMENT
+    ON __SCHEMA__.llm_routing_rules FOR EACH STATEMENT
     WHEN (current_setting('providerd.applying', true) IS DISTINCT FROM 'on')
     EXECUTE FUNCTION providerd.notify_drift();
 

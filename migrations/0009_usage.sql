@@ -9,12 +9,12 @@ BEGIN
     IF current_setting('providerd.fresh_usage', true) IS DISTINCT FROM 'on' THEN
         RETURN;
     END IF;
-    DROP TABLE llm_usage_logs;
-    CREATE TABLE llm_usage_logs (
+    DROP TABLE __SCHEMA__.llm_usage_logs;
+    CREATE TABLE __SCHEMA__.llm_usage_logs (
         id                uuid NOT NULL DEFAULT gen_random_uuid(),
         user_id           varchar(255),
-        provider_id       uuid REFERENCES llm_providers (id) ON DELETE SET NULL,
-        model_id          uuid REFERENCES llm_models (id) ON DELETE SET NULL,
+        provider_id       uuid REFERENCES __SCHEMA__.llm_providers (id) ON DELETE SET NULL,
+        model_id          uuid REFERENCES __SCHEMA__.llm_models (id) ON DELETE SET NULL,
         model_name        varchar(255),
         request_id        varchar(255),
         power_level       varchar(50),
@@ -34,12 +34,12 @@ BEGIN
         PRIMARY KEY (id, created_at)
     ) PARTITION BY RANGE (created_at);
     -- Takes what no day was made for, so that no insert ever fails over it.
-    CREATE TABLE llm_usage_logs_rest PARTITION OF llm_usage_logs DEFAULT;
-    CREATE INDEX llm_usage_logs_provider_providerd ON llm_usage_logs (provider_id, created_at);
-    CREATE INDEX llm_usage_logs_time_providerd ON llm_usage_logs USING brin (created_at);
+    CREATE TABLE __SCHEMA__.llm_usage_logs_rest PARTITION OF __SCHEMA__.llm_usage_logs DEFAULT;
+    CREATE INDEX llm_usage_logs_provider_providerd ON __SCHEMA__.llm_usage_logs (provider_id, created_at);
+    CREATE INDEX llm_usage_logs_time_providerd ON __SCHEMA__.llm_usage_logs USING brin (created_at);
 END $$;
 
-ALTER TABLE llm_usage_logs
+ALTER TABLE __SCHEMA__.llm_usage_logs
     ADD COLUMN IF NOT EXISTS input_tokens    integer,
     ADD COLUMN IF NOT EXISTS request_tokens  integer,
     ADD COLUMN IF NOT EXISTS output_tokens   integer,
@@ -48,10 +48,10 @@ ALTER TABLE llm_usage_logs
     ADD COLUMN IF NOT EXISTS status          varchar(20);
 
 -- Deleting a model looks for its rows; without this it would read the whole log.
-CREATE INDEX IF NOT EXISTS llm_usage_logs_model_providerd ON llm_usage_logs (model_id) WHERE model_id IS NOT NULL;
+CREATE INDEX IF NOT EXISTS llm_usage_logs_model_providerd ON __SCHEMA__.llm_usage_logs (model_id) WHERE model_id IS NOT NULL;
 
 -- Two columns of llm_models that a later generation's seeds name.
-ALTER TABLE llm_models
+ALTER TABLE __SCHEMA__.llm_models
     ADD COLUMN IF NOT EXISTS quality_score numeric(3, 2),
     ADD COLUMN IF NOT EXISTS power_level   varchar(20) DEFAULT 'balanced';
 
@@ -59,25 +59,25 @@ ALTER TABLE llm_models
 DO $$
 BEGIN
     IF NOT EXISTS (
-        SELECT FROM pg_index i WHERE i.indrelid = 'llm_providers'::regclass AND i.indisunique AND i.indpred IS NULL
+        SELECT FROM pg_index i WHERE i.indrelid = $name$__SCHEMA__.llm_providers$name$::regclass AND i.indisunique AND i.indpred IS NULL
         AND i.indexprs IS NULL AND i.indnkeyatts = 2
         AND ARRAY(SELECT a.attname::text FROM pg_attribute a
                   WHERE a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey[0:1]) ORDER BY 1) = ARRAY['name', 'type'])
-       AND NOT EXISTS (SELECT FROM llm_providers GROUP BY name, type HAVING count(*) > 1)
+       AND NOT EXISTS (SELECT FROM __SCHEMA__.llm_providers GROUP BY name, type HAVING count(*) > 1)
     THEN
-        CREATE UNIQUE INDEX IF NOT EXISTS llm_providers_name_type_providerd ON llm_providers (name, type);
+        CREATE UNIQUE INDEX IF NOT EXISTS llm_providers_name_type_providerd ON __SCHEMA__.llm_providers (name, type);
     END IF;
 END $$;
 
 -- Programs that find rules take the newest for the global strategy, so there must be one: with the values that they
 -- would give it themselves on an empty table.
-INSERT INTO llm_routing_rules (strategy, fallback_providers, model_aliases, config, created_at, updated_at)
+INSERT INTO __SCHEMA__.llm_routing_rules (strategy, fallback_providers, model_aliases, config, created_at, updated_at)
 SELECT 'balanced', '{}', '{}',
        '{"cost_weight": 0.4, "latency_weight": 0.4, "quality_weight": 0.2, "max_retries": 3, "retry_delay_ms": 500}',
        x.newest + interval '1 microsecond', x.newest + interval '1 microsecond'
-FROM (SELECT greatest(timezone('utc', now()), max(created_at), max(updated_at)) AS newest FROM llm_routing_rules
+FROM (SELECT greatest(timezone('utc', now()), max(created_at), max(updated_at)) AS newest FROM __SCHEMA__.llm_routing_rules
       WHERE model_id IS NOT NULL HAVING count(*) > 0) x
-WHERE NOT EXISTS (SELECT FROM llm_routing_rules WHERE model_id IS NULL);
+WHERE NOT EXISTS (SELECT FROM __SCHEMA__.llm_routing_rules WHERE model_id IS NULL);
 
 -- ------------------------------------------------------------------------------------------ mirroring
 -- Makes the trigger that keeps the words of all generations equal, from the columns that there are now. Says whether

@@ -2,7 +2,7 @@
 //!
 //! Its job: every wait for the server has an end, and the shared tables are named with their schema. Not its job: what
 //! statements say. Invariants: a connection that is left in the middle of anything is closed, never given back; nothing in
-//! `search_path` is a schema that others may write to, except while the database is migrated.
+//! `search_path` is a schema that others may write to.
 
 use std::{
     future::Future,
@@ -148,10 +148,9 @@ impl Tx {
         Ok(())
     }
 
-    /// From now on statements may take as long as they take, and name tables as they will be found in `search_path`.
+    /// From now on statements may take as long as they take.
     pub(super) fn without_limits(&mut self) {
         self.limit = PATIENCE;
-        self.schema = None;
     }
 
     /// Begins a COPY; see `Limited` for what follows.
@@ -223,6 +222,17 @@ impl Link {
     }
 }
 
+/// The shared tables, and the parts of the log that are named in statements. Indexes, constraints and triggers have names of
+/// their own, which take no schema.
+const NAMED: [&str; 6] = [
+    "llm_providers",
+    "llm_models",
+    "llm_routing_rules",
+    "llm_usage_logs",
+    "llm_usage_logs_before",
+    "llm_usage_logs_rest",
+];
+
 /// Puts `schema` before every name of a shared table. What stands inside of text is left, but for names on their way to
 /// `regclass`.
 fn qualify(sql: &str, schema: &str) -> String {
@@ -236,7 +246,7 @@ fn qualify(sql: &str, schema: &str) -> String {
         let plain = before.is_empty() || before.ends_with([' ', '\n', '(', ',']);
         let looked_up =
             before.ends_with('\'') && (after.starts_with("'::regclass") || before.ends_with("to_regclass('"));
-        if plain || looked_up {
+        if (plain || looked_up) && NAMED.contains(&name) {
             full.push_str(&if looked_up { schema.replace('\'', "''") } else { schema.to_owned() });
             full.push('.');
         }
@@ -372,13 +382,21 @@ mod tests {
         check("SELECT 1 FROM llm_models m", "SELECT 1 FROM \"it's\".llm_models m");
         check("llm_providers (id, name)", "\"it's\".llm_providers (id, name)");
         check(
-            "x FROM (llm_a),\nllm_b WHERE llm_b.id = 1",
-            "x FROM (\"it's\".llm_a),\n\"it's\".llm_b WHERE \"it's\".llm_b.id = 1",
+            "x FROM (llm_models),\nllm_providers WHERE llm_providers.id = 1",
+            "x FROM (\"it's\".llm_models),\n\"it's\".llm_providers WHERE \"it's\".llm_providers.id = 1",
         );
         check("'llm_models'::regclass", "'\"it''s\".llm_models'::regclass");
         check("to_regclass('llm_models')", "to_regclass('\"it''s\".llm_models')");
         check("relname IN ('llm_models')", "relname IN ('llm_models')");
         check("public.llm_models, \"llm_models\"", "public.llm_models, \"llm_models\"");
-        check("drop keep_llm_x", "drop keep_llm_x");
+        check("drop keep_llm_models", "drop keep_llm_models");
+        check(
+            "CREATE INDEX llm_models_name ON llm_models (name)",
+            "CREATE INDEX llm_models_name ON \"it's\".llm_models (name)",
+        );
+        check(
+            "ALTER TABLE llm_usage_logs RENAME TO \"llm_usage_logs_before\"",
+            "ALTER TABLE \"it's\".llm_usage_logs RENAME TO \"llm_usage_logs_before\"",
+        );
     }
 }

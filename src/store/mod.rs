@@ -248,18 +248,13 @@ impl Store {
         self.begin(&self.begin_write).await
     }
 
-    /// A transaction that changes tables, which are found in the schema of the shared ones. Tables may be long; a lock
-    /// timeout stays, so as not to queue up readers.
+    /// A transaction that changes tables. Statements may take long; a lock timeout stays, so as not to queue up readers.
     async fn write_ddl(&self) -> Result<Tx> {
         let mut tx = self.write().await?;
         tx.without_limits();
-        query(
-            "SELECT set_config('search_path', $1, true), set_config('statement_timeout', '0', true),
-                    set_config('lock_timeout', '10000', true)",
-        )
-        .bind(&*self.quoted)
-        .execute(&mut *tx)
-        .await?;
+        query("SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', '10000', true)")
+            .execute(&mut *tx)
+            .await?;
         Ok(tx)
     }
 

@@ -177,7 +177,7 @@ impl Store {
             tx.rollback().await?;
             return Err(StoreError::ForeignLayout(format!("llm_usage_logs: {}", plan.obstacles.join("; "))));
         }
-        let schema = self.schema.as_ref();
+        let schema = self.quoted.as_ref();
         let indexes: Vec<(String, String)> = sqlx::query_as(
             "SELECT c.relname::text, pg_get_indexdef(c.oid) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
              WHERE i.indrelid = 'llm_usage_logs'::regclass AND NOT i.indisunique",
@@ -235,7 +235,7 @@ impl Store {
             run(&mut tx, format!("ALTER INDEX {schema}.{} RENAME TO {}", identifier(name), identifier(&old)))
                 .await?;
         }
-        run(&mut tx, "ALTER TABLE llm_usage_logs RENAME TO llm_usage_logs_before".to_owned()).await?;
+        run(&mut tx, "ALTER TABLE llm_usage_logs RENAME TO \"llm_usage_logs_before\"".to_owned()).await?;
         run(
             &mut tx,
             "ALTER TABLE llm_usage_logs_before ALTER created_at SET NOT NULL, ALTER id SET NOT NULL"

@@ -387,3 +387,32 @@ async fn repeated_names_are_joined_as_they_are() {
     store(&db).await.migrate().await.expect("the layout is joined");
     assert_eq!(db.text("SELECT count(*) n FROM llm_providers").await, r#"{"n": 3}"#);
 }
+
+/// What another program put into the schema of the shared tables, and would fit better than what the system has, is
+/// never called: it would run with our rights.
+#[tokio::test]
+async fn migrations_call_nothing_that_lies_in_the_shared_schema() {
+    for layout in [
+        "",
+        include_str!("../layouts/a.sql"),
+        include_str!("../layouts/b.sql"),
+        include_str!("../layouts/d.sql"),
+    ] {
+        let db = pg().database("own_path").await;
+        db.run(layout).await;
+        // Exact types, where the system converts: with the schema in the path these are taken.
+        db.run(
+            "CREATE FUNCTION public.trap(oid, regclass) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$;
+             CREATE OPERATOR public.= (LEFTARG = oid, RIGHTARG = regclass, FUNCTION = public.trap)",
+        )
+        .await;
+        let sprung = db.text("SELECT count(*) n FROM pg_operator WHERE oprname = '=' AND oprnamespace = 'public'::regnamespace").await;
+        assert_eq!(sprung, r#"{"n": 1}"#);
+        let store = store(&db).await;
+        store.migrate().await.expect("migrated");
+        store.usage_maintain(None, None).await.expect("kept");
+        if !layout.is_empty() {
+            store.usage_partition().await.expect("partitioned");
+        }
+    }
+}
