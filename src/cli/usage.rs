@@ -89,7 +89,9 @@ impl UsageArgs {
 /// What fits into 80 columns: the rest is in the other formats.
 fn table(query: &UsageQuery, lines: &[UsageLine]) -> String {
     let mut header: Vec<String> = query.by.iter().map(|it| it.as_str().to_uppercase()).collect();
-    header.extend(["REQUESTS", "ERRORS", "INPUT", "OUTPUT", "COST USD", "P50", "P95"].map(str::to_owned));
+    header.extend(
+        ["REQUESTS", "ERRORS", "INPUT", "OUTPUT", "COST USD", "P50", "P95", "FIRST"].map(str::to_owned),
+    );
     let header: Vec<&str> = header.iter().map(String::as_str).collect();
     let time = |it: Option<u64>| match it {
         None => "–".to_owned(),
@@ -114,6 +116,7 @@ fn table(query: &UsageQuery, lines: &[UsageLine]) -> String {
             if line.unpriced == line.requests { "unknown".to_owned() } else { line.cost.clone() },
             time(line.latency.percentile(0.5)),
             time(line.latency.percentile(0.95)),
+            time(line.ttft.percentile(0.5)),
         ]);
         rows.push(cells);
     }

@@ -573,7 +573,10 @@ async fn usage_is_shown_in_every_form() {
     drain(&spool, &mut shipper(&spool, &store)).await;
     let shown = lab.run(&["usage"]).expect(0).stdout;
     assert!(
-        shown.contains("shop") && shown.contains("0.2469135782") && shown.contains("note: 1 requests"),
+        shown.contains("shop")
+            && shown.contains("FIRST")
+            && shown.contains("0.2469135782")
+            && shown.contains("note: 1 requests"),
         "{shown}"
     );
     assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
@@ -609,7 +612,12 @@ async fn usage_is_shown_in_every_form() {
         [&item["provider"], &item["level"], &item["unpriced"]],
         [&serde_json::json!("shop"), &"eco".into(), &1.into()]
     );
+    let csv = client.get("/api/v1/usage?by=user&format=csv").await.expect(200);
+    assert_eq!(csv.header("content-type"), Some("text/csv; charset=utf-8"));
+    let text = String::from_utf8(csv.body).expect("UTF-8");
+    assert!(text.starts_with("user,requests,errors,") && text.contains("\n\"ann, b\",2,0,"), "{text}");
     for (query, status) in [
+        ("by=user&format=xml", 422),
         ("by=&consumer=web", 200),
         ("by=week,provider", 200),
         ("by=month,user", 200),
