@@ -70,7 +70,7 @@ impl Names {
             latency_ms: 200 + u32::try_from(chance % 9_000).unwrap(),
             ttft_ms: Some(100 + u32::try_from(chance % 900).unwrap()),
             status_code: Some(200),
-            success: chance % 50 != 0,
+            success: !chance.is_multiple_of(50),
             metadata: "{}".to_owned(),
             ..NewUsage::default()
         }
