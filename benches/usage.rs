@@ -62,8 +62,12 @@ fn row(number: u128, rows: u128) -> UsageRow<'static> {
 }
 
 async fn ship(db: &TestDb, store: &Store, rows: u128) -> f64 {
-    db.run("TRUNCATE llm_usage_logs, providerd.usage_hourly, providerd.usage_daily, providerd.usage_users")
-        .await;
+    db.run(
+        "TRUNCATE llm_usage_logs, providerd.usage_hourly, providerd.usage_daily, providerd.usage_monthly,
+                  providerd.usage_series_hourly, providerd.usage_series_daily, providerd.usage_users,
+                  providerd.usage_users_monthly",
+    )
+    .await;
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let spool = Arc::new(Spool::open(SpoolSettings::new(dir.path().to_owned())).unwrap());
     for number in 0..rows {

@@ -154,7 +154,7 @@ impl UsageQuery {
                 UsageBy::Model => "model",
                 UsageBy::Consumer => "consumer",
                 UsageBy::Level => "level",
-                UsageBy::Day | UsageBy::Hour => continue,
+                UsageBy::Month | UsageBy::Week | UsageBy::Day | UsageBy::Hour => continue,
                 UsageBy::User => return None,
             };
             if kind.replace(one).is_some() {
@@ -187,7 +187,8 @@ impl UsageQuery {
         let span = if hourly { UsageSpan::Hour } else { UsageSpan::Day };
         let since = span.begin(self.since);
         let one = SumPiece { table, since, until: last };
-        if hourly || series || self.by.contains(&UsageBy::Day) || end - self.since <= BY_MONTH {
+        let by_day = self.by.iter().any(|it| matches!(it, UsageBy::Week | UsageBy::Day));
+        if hourly || series || by_day || end - self.since <= BY_MONTH {
             return vec![one];
         }
         // Whole months from the sums of months; what is left before and after by days.

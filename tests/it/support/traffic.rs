@@ -405,7 +405,14 @@ impl Traffic {
             "SELECT concat_ws(' ', count(*), count(*) FILTER (WHERE success), sum(prompt_tokens::bigint),
                     sum(completion_tokens::bigint), sum(cost_total_usd)) FROM llm_usage_logs";
         let expected = super::lab::value(&mut connection, rows).await;
-        for table in ["usage_hourly", "usage_daily", "usage_users"] {
+        for table in [
+            "usage_hourly",
+            "usage_monthly",
+            "usage_users",
+            "usage_users_monthly",
+            "usage_series_hourly WHERE kind = 'all'",
+            "usage_series_daily WHERE kind = 'model'",
+        ] {
             let got = super::lab::value(&mut connection, &format!("{sums} FROM providerd.{table}")).await;
             assert_eq!(got, expected, "{table}");
         }
