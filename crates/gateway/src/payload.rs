@@ -31,8 +31,8 @@ pub(crate) enum Payload {
     Translated(Box<TranslatedRequest>),
 }
 
-/// Bytes from which a body is translated on a thread of its own: below it takes about 2 ms at most (a debugger's build
-/// aside), above up to a second for the largest body.
+/// Bytes from which a body is translated on a thread for blocking work. The time grows with the bytes, and most with the
+/// number of turns: `translation-cost`, an example of `provider`, measures it.
 const OFF_THREAD: usize = 256 * 1024;
 
 /// How a candidate's payload comes about.
