@@ -47,7 +47,7 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
         .expect("it is there")
         .flatten()
         .map(|entry| entry.path())
-        .find(|path| path.is_file() && path.metadata().is_ok_and(|it| it.len() > 1000))
+        .find(|path| path.extension().is_some_and(|it| it == "seg"))
         .expect("a segment");
     let file = fs::OpenOptions::new().write(true).open(&segment).expect("ours");
     // Into the header, into the first record, or behind it.
