@@ -153,6 +153,8 @@ impl Cluster {
             assert!(Instant::now() < deadline, "processes of the killed server stay");
             std::thread::sleep(Duration::from_millis(2));
         }
+        // It still says "ready", and would of the next server before that is.
+        std::fs::remove_file(self.dir.join("data/postmaster.pid")).expect("what a killed server leaves");
     }
 
     /// Process ids of the server's children.
