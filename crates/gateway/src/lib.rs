@@ -7,6 +7,7 @@ pub mod accept;
 pub mod account;
 pub mod allow;
 pub mod ask;
+mod blocking;
 pub mod course;
 pub mod decide;
 pub mod error;

@@ -13,6 +13,7 @@ use provider::dialect::{
 use uuid::Uuid;
 
 use crate::ask::Ask;
+use crate::blocking::off_thread;
 use crate::decide::RouteCandidate;
 use crate::picture::{LevelDefaults, Picture, Upstream};
 use crate::skim::{BodyField, OWN_FIELDS, Skim, plain_run};
@@ -95,11 +96,6 @@ pub(crate) async fn translated_answer(
     off_thread(move || translate_response(&session, &body))
         .await
         .unwrap_or_else(|| Err(UpstreamFailure::new(FailureClass::Malformed, "it could not be translated")))
-}
-
-/// `None`: the work panicked, or the runtime ends.
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    tokio::task::spawn_blocking(work).await.ok()
 }
 
 /// What a payload is made of.
