@@ -36,7 +36,7 @@ pub fn settings(
 ) -> anyhow::Result<Settings> {
     let mut settings = Settings::load(file, config::environment()).map_err(SettingsErrors)?;
     match manifests {
-        // A directory that somebody names is meant as it is.
+        // A directory that the settings name is meant as it is.
         Some(path) => {
             settings.manifests.path = path.to_owned();
             settings.source.git_url = None;
@@ -68,7 +68,7 @@ pub enum NewKey {
 /// The BYOK key; with the embedded database one is made on first use, where `new` allows it.
 ///
 /// # Errors
-/// No key with an external database, or a key that is none. The message says how to make one.
+/// No key with an external database, or an invalid key. The message says how to make one.
 pub fn byok(
     settings: &Settings,
     env: Option<Zeroizing<String>>,
@@ -146,7 +146,7 @@ fn with_password(url: &SecretString, credentials: Option<&Path>) -> anyhow::Resu
     let Some(path) = credentials.map(|dir| dir.join(DATABASE_PASSWORD)).filter(|path| path.exists()) else {
         return Ok(url.clone());
     };
-    let mut parsed = Url::parse(url.expose_secret()).context("the database URL is none")?;
+    let mut parsed = Url::parse(url.expose_secret()).context("the database URL is not valid")?;
     if parsed.password().is_some() || parsed.query_pairs().any(|(name, _)| name == "password") {
         return Ok(url.clone());
     }
@@ -166,7 +166,7 @@ fn with_password(url: &SecretString, credentials: Option<&Path>) -> anyhow::Resu
 /// Migrates the database and proves that the key opens what it holds.
 ///
 /// # Errors
-/// [`StoreError`] where trying again may help; anything else is a mistake that a person must mend.
+/// [`StoreError`] where trying again may help; anything else is a mistake that the operator must fix.
 pub async fn prepare(store: &Store, byok: &Byok) -> anyhow::Result<Keyring> {
     let report = store.migrate().await?;
     if !report.applied.is_empty() {
@@ -293,7 +293,7 @@ impl Backend {
         let (url, embedded) = database(settings).await?;
         let opened = async {
             let store = Store::connect(&store_settings(settings, url)).await?;
-            // The embedded database is ours alone, so there is nobody to be careful for.
+            // The embedded database is ours alone, so there is no other program to be careful of.
             if access == Access::Look && embedded.is_none() {
                 return look(&store, &byok).await;
             }
@@ -314,7 +314,7 @@ impl Backend {
         }
     }
 
-    /// Closes connections and stops the embedded PostgreSQL, unless somebody else uses it.
+    /// Closes connections and stops the embedded PostgreSQL, unless another process uses it.
     pub async fn close(self) -> anyhow::Result<()> {
         self.store.close().await;
         if let Some(embedded) = self.embedded {

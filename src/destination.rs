@@ -2,28 +2,28 @@
 //!
 //! PURE. A managed provider's key goes to the URL that its manifests declare, and nowhere while its row says another type
 //! or URL; what was applied last stands in for a manifest that cannot be read. An unmanaged row's key goes to the row's
-//! own URL, unless the same key stands in another row of another origin: whoever may write rows could have it sent to
-//! them by copying. Nor does a managed row's key travel that was not applied by this daemon and is another row's: see
-//! [`copied`]. Not its job: opening keys. Invariant: where the answer is not certain, there is none.
+//! own URL, unless the same key stands in another row of another origin: a program that may write rows could have it sent
+//! to its own host by copying. Nor does a managed row's key travel that was not applied by this daemon and is another row's: see
+//! [`copied`]. Which of a row's two tokens is the key is answered here as well, for all that open one. Not its job: how a
+//! token is opened (`secret`). Invariant: where the answer is not certain, there is none.
 
 use std::{collections::HashMap, sync::Arc};
 
-use secrecy::SecretString;
 use url::Url;
 use uuid::Uuid;
 
-use catalog::{manifest::Build, plan::LiveKey};
+use catalog::{manifest::Build, plan};
 use provider::{BaseError, ProviderType, RowUrls, origin_of, parse_base, row_base};
 
 use crate::{
-    secret::{Byok, Keyring},
+    secret::{Byok, Keyring, Secret},
     store::{KeyRow, RowPlace},
 };
 
 /// Why a key goes nowhere.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Misplaced {
-    #[error("drifted: not tested; its row says {row}, its manifest {declared}")]
+    #[error("drifted: its key goes nowhere; its row says {row}, its manifest {declared}")]
     Drifted { row: String, declared: String },
     #[error(
         "its key also stands in the row of `{0}`, which names another host\nhint: declare one of them, or give each a key of its own"
@@ -89,7 +89,7 @@ impl RowPlace {
             return Ok(());
         }
         let words = |kind: &str, base: Option<&Url>| {
-            // No more than the origin: a row's path and query are anybody's words.
+            // No more than the origin: a row's path and query are words of other programs.
             let place = base.map_or_else(|| "no usable URL".to_owned(), |base| origin_of(base).to_string());
             format!("{kind} at {place}")
         };
@@ -118,7 +118,7 @@ fn short(text: &str) -> String {
 pub struct Destination {
     pub kind: ProviderType,
     pub base: Url,
-    pub key: Option<SecretString>,
+    pub key: Option<Arc<Secret>>,
 }
 
 /// A key as a row holds it, and what is on record of it.
@@ -134,8 +134,8 @@ pub struct HeldKey {
     pub origin: Option<Arc<str>>,
 }
 
-/// Which rows hold a key that belongs to another row of another origin, by their ids, with the other's name. A
-/// program that writes rows can copy a key, into a row of its own or into one that manifests manage.
+/// Which rows hold a key that belongs to another row of another origin, by their ids, with the other's name. A program
+/// that may write rows can copy a key, into a row of its own or into one that manifests manage.
 ///
 /// The key that was applied to a row is its own, wherever else it stands.
 pub fn copied(rows: &[HeldKey]) -> HashMap<Uuid, Arc<str>> {
@@ -167,30 +167,37 @@ pub fn destination(
     let Some(row) = rows.iter().find(|row| &*row.name == name) else { return Ok(None) };
     let (kind, base) = row.destination(build)?;
     row.is_not_copied(rows, build, keyring)?;
-    Ok(Some(Destination { kind, base, key: opened(row, &keyring.byok) }))
+    Ok(Some(Destination { kind, base, key: opened(&row.tokens, &keyring.byok) }))
 }
 
 impl KeyRow {
+    /// Where the provider is: where manifests declare it or, where none manages it, where its row says.
+    ///
+    /// # Errors
+    /// [`Misplaced`]; it is nowhere.
+    pub fn asked_at(&self, build: Option<&Build>) -> Result<(ProviderType, Url), Misplaced> {
+        if !self.managed {
+            return self.place.own();
+        }
+        let declared = Declared::of(build, &self.name, &self.place).ok_or(Misplaced::Undeclared)?;
+        Ok((declared.kind, declared.base))
+    }
+
     /// Where a key of this row goes that stands in no other.
     ///
     /// # Errors
     /// [`Misplaced`]; it goes nowhere.
     pub fn destination(&self, build: Option<&Build>) -> Result<(ProviderType, Url), Misplaced> {
-        if !self.managed {
-            return self.place.own();
+        let (kind, base) = self.asked_at(build)?;
+        if self.managed {
+            self.place.agrees(&Declared { kind, base: base.clone() })?;
         }
-        let declared = Declared::of(build, &self.name, &self.place).ok_or(Misplaced::Undeclared)?;
-        self.place.agrees(&declared)?;
-        Ok((declared.kind, declared.base))
+        Ok((kind, base))
     }
 
     /// What is known of this row's key.
     pub fn held(&self, build: Option<&Build>, keyring: &Keyring) -> HeldKey {
-        let [first, second] = &self.tokens;
-        let held = match keyring.live_key(first, Some(second)) {
-            LiveKey::Known { fingerprint, .. } => Some(fingerprint.0),
-            LiveKey::Absent | LiveKey::Undecryptable => None,
-        };
+        let held = held_key(&self.tokens, keyring);
         let applied = self.place.applied.as_ref().filter(|_| self.managed);
         let declared = Declared::of(build, &self.name, &self.place).filter(|_| self.managed);
         let base =
@@ -204,7 +211,7 @@ impl KeyRow {
         }
     }
 
-    /// That the key is this row's own, as far as `rows` tell.
+    /// That the key is this row's own, as far as `rows` show.
     ///
     /// # Errors
     /// [`Misplaced::Shared`]
@@ -226,10 +233,35 @@ impl KeyRow {
     }
 }
 
-/// The key that a row holds, as far as it opens.
-pub fn opened(row: &KeyRow, byok: &Byok) -> Option<SecretString> {
-    let tokens = row.tokens.iter().filter(|token| !token.is_empty());
-    tokens.filter_map(|token| byok.decrypt(token).ok()).next().map(|key| SecretString::from(key.expose()))
+/// The key that a row's two columns hold, as far as one opens.
+pub fn opened(tokens: &[String; 2], byok: &Byok) -> Option<Arc<Secret>> {
+    counting(tokens, byok).map(|(_, key)| key)
+}
+
+/// The fingerprint of [`opened`].
+pub fn held_key(tokens: &[String; 2], keyring: &Keyring) -> Option<Box<str>> {
+    opened(tokens, &keyring.byok).map(|key| keyring.fp.fingerprint(&key).0)
+}
+
+/// The token of [`opened`]; where none opens, the first that is there.
+pub fn counting_token<'t>(tokens: &'t [String; 2], byok: &Byok) -> Option<&'t str> {
+    let stored = || tokens.iter().map(String::as_str).find(|token| !token.is_empty());
+    counting(tokens, byok).map(|(token, _)| token).or_else(stored)
+}
+
+fn counting<'t>(tokens: &'t [String; 2], byok: &Byok) -> Option<(&'t str, Arc<Secret>)> {
+    plan::stored_key([&tokens[0], &tokens[1]], |token| byok.open(token).ok())
+}
+
+/// Every key that a row's columns hold: what must not be shown of it.
+pub fn every_opened(tokens: &[String; 2], byok: &Byok) -> Vec<Arc<Secret>> {
+    let stored = tokens.iter().filter(|token| !token.is_empty());
+    stored.filter_map(|token| byok.open(token).ok()).collect()
+}
+
+/// Whether a key is stored that does not open.
+pub fn is_undecryptable(tokens: &[String; 2], byok: &Byok) -> bool {
+    tokens.iter().any(|token| !token.is_empty()) && counting(tokens, byok).is_none()
 }
 
 #[cfg(test)]
@@ -286,7 +318,7 @@ mod tests {
             ("nonsense", Some(ORIGIN), None),
         ] {
             let said = agrees(kind, api, config).unwrap_err();
-            assert!(said.starts_with("drifted: not tested"), "{said}");
+            assert!(said.starts_with("drifted: its key goes nowhere"), "{said}");
         }
         // A manifest that cannot be read is replaced by what it said when it was applied.
         let mut drifted = place("openai", Some("http://thief/v1"), None, true);
@@ -327,10 +359,32 @@ mod tests {
         // The owner's row holds another key by now, or nothing.
         check(&[row("a", "3", "1", "A"), row("b", "1", "2", "B")], &[("b", "a")]);
         check(&[row("a", "", "1", "A"), row("own", "1", "", "T")], &[("own", "a")]);
-        // The same place: nothing is lost. A place that cannot be told is another.
+        // The same place: nothing is lost. A place that is not known is another.
         check(&[row("a", "1", "1", "A"), row("own", "1", "", "A")], &[]);
         check(&[row("a", "1", "", ""), row("own", "1", "", "T")], &[("a", "own"), ("own", "a")]);
         // A key that an operator typed in.
         check(&[row("a", "9", "1", "A"), row("b", "2", "2", "B")], &[]);
+    }
+
+    #[test]
+    fn the_first_token_that_opens_is_the_key() {
+        let byok = Byok::parse(Byok::generate().expose()).unwrap();
+        let token = |text: &str| byok.encrypt(&Secret::copy_of(text));
+        let (one, two) = (token("key-one"), token("key-two"));
+        let check = |tokens: [&str; 2], key: Option<&str>, counts: Option<&str>| {
+            let tokens = tokens.map(str::to_owned);
+            assert_eq!(
+                opened(&tokens, &byok).map(|key| key.expose().to_owned()).as_deref(),
+                key,
+                "{tokens:?}"
+            );
+            assert_eq!(counting_token(&tokens, &byok), counts, "{tokens:?}");
+            assert_eq!(is_undecryptable(&tokens, &byok), counts.is_some() && key.is_none(), "{tokens:?}");
+        };
+        check(["", ""], None, None);
+        check([&one, &two], Some("key-one"), Some(&one));
+        check(["", &two], Some("key-two"), Some(&two));
+        check(["rubbish", &two], Some("key-two"), Some(&two));
+        check(["rubbish", "worse"], None, Some("rubbish"));
     }
 }

@@ -16,7 +16,7 @@
 //! - [`discover`] compares a provider's own list of models with manifests and rows, and adds what is missing; [`edit`]
 //!   writes manifests for operators
 //! - [`usage`] ships what the gateway counted from its spool into the database
-//! - [`destination`] says where a stored key may travel, for everybody who sends one
+//! - [`destination`] says where a stored key may travel, for all that send one
 //! - [`source`], [`store`], [`embedded`] and [`secret`] each touch one part of the world; [`config`] and [`metrics`]
 //!   serve all
 //!
@@ -24,7 +24,7 @@
 //! `tests/it/architecture.rs` checks what a test can check of these.
 //! 1. Pure crates and modules name no tokio, sqlx, reqwest, axum, file system or clock; no arrow runs up.
 //! 2. sqlx appears only in [`store`]. Only [`reconcile`] applies a plan, in one transaction, under the fence; what
-//!    [`discover`] adds goes the same way, under the same lock and lease.
+//!    [`discover`] adds goes through the same door.
 //! 3. `plan` prints the same value that `run` applies: there is no dry-run flag below the command line.
 //! 4. An activation carries no data. File event, SIGHUP, timer and drift notice all mean "look again".
 //! 5. Nothing unreadable, missing or invalid is ever a reason to delete.

@@ -51,7 +51,7 @@ impl Loader {
     pub fn load_paths(&mut self, hints: &BTreeSet<PathBuf>, settled: bool) -> Build {
         let scan = self.directory.scan_paths(hints);
         let build = self.take(scan, settled);
-        // One half of a rename: the other file may be gone, although nothing has told of it yet.
+        // One half of a rename: the other file may be gone, although no event has said so yet.
         let rivals = self.workspace.rivals();
         if rivals.is_empty() {
             return build;
@@ -66,7 +66,7 @@ impl Loader {
         again
     }
 
-    /// Files that somebody is writing right now: they are left alone until they are whole.
+    /// Files that are being written right now: they are left alone until they are whole.
     pub fn set_unfinished(&mut self, files: BTreeSet<PathBuf>) {
         self.directory.set_unfinished(files);
     }
@@ -144,7 +144,7 @@ mod tests {
             assert!(build.diagnostics.is_empty(), "{:?}", build.diagnostics);
             assert_eq!((build.files.valid, priority(&build)), (1, Some(Some(10 + round as i32))));
         }
-        // Two that stay are told once the directory has settled.
+        // Two that stay are reported once the directory has settled.
         std::fs::copy(at("a.toml"), at("b.toml"))?;
         assert!(loader.load_paths(&hint("b.toml"), false).diagnostics.is_empty());
         assert_eq!(loader.load_paths(&hint("b.toml"), true).diagnostics.len(), 2);

@@ -1,4 +1,4 @@
-//! What Prometheus is told: one struct, whose help texts stand beside the names.
+//! What Prometheus reads: one struct, whose help texts stand beside the names.
 //!
 //! Not its job: series that carry a provider's name; they are encoded from the snapshot when scraped.
 

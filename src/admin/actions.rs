@@ -70,7 +70,7 @@ pub(super) struct SuspendApplying {
 pub(super) struct SuspendChecks {
     #[schema(max_length = 255)]
     provider: String,
-    #[expect(dead_code, reason = "its presence tells the two apart")]
+    #[expect(dead_code, reason = "its presence is what differs")]
     checks: Yes,
     /// How long, such as `30m` or `2h`; `null` or absent: until resumed.
     #[serde(rename = "for")]
@@ -104,7 +104,7 @@ pub(super) struct ResumeApplying {
 pub(super) struct ResumeChecks {
     #[schema(max_length = 255)]
     provider: String,
-    #[expect(dead_code, reason = "its presence tells the two apart")]
+    #[expect(dead_code, reason = "its presence is what differs")]
     checks: Yes,
 }
 
@@ -249,7 +249,7 @@ pub(super) async fn check(
     Ok((StatusCode::ACCEPTED, Json(Triggered { triggered })).into_response())
 }
 
-/// Whom it concerns, and what that stops.
+/// Which provider it concerns, and what that stops.
 type Concerned<'a> = (Option<&'a str>, Stopped<'a>);
 
 fn applying<'a>(shared: &AdminShared, provider: Option<&'a str>) -> Result<Concerned<'a>, ApiError> {
@@ -285,14 +285,12 @@ pub(super) async fn record(
     call: &'static str,
     provider: Option<&str>,
 ) -> Result<(), ApiError> {
-    let event = NewEvent {
-        kind: EventKind::Admin,
-        provider: provider.map(Into::into),
-        provider_id: None,
-        detail: json!({ "call": call, "who": caller.who }),
-        reason: format!("{call} through the API"),
-        origin: None,
-        revision: None,
-    };
+    let event = NewEvent::about(
+        EventKind::Admin,
+        provider.map(Into::into),
+        None,
+        json!({ "call": call, "who": caller.who }),
+        format!("{call} through the API"),
+    );
     Ok(shared.store.record(&[event]).await?)
 }

@@ -1,6 +1,6 @@
 //! Who may use the admin API: bearer tokens, of which only SHA-256 hashes are kept.
 //!
-//! Its job: collect the hashes, compare, and name the caller by the first 8 digits of his hash. Invariants: a
+//! Its job: collect the hashes, compare, and name the caller by the first 8 digits of its token's hash. Invariants: a
 //! comparison takes as long for a wrong token as for a right one, whichever of several it is; no token reaches a
 //! log, an answer or an event. A token travels in a header that no browser sends by itself, so other sites cannot
 //! make a browser act here (CSRF).
@@ -43,10 +43,10 @@ const SHORTEST: usize = 16;
 const RANDOM: usize = 32;
 /// Nothing longer is a token of ours, or worth hashing.
 const LONGEST: usize = 4096;
-/// Hashes take 65 bytes each; nobody has thousands.
+/// Hashes take 65 bytes each; no installation has thousands.
 const MAX_FILE: u64 = 64 * 1024;
 
-/// Why the admin tokens cannot be had. Names the place, never a token.
+/// Why the admin tokens cannot be read. Names the place, never a token.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
     #[error("{}: cannot be read", .path.display())]

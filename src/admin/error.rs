@@ -1,4 +1,4 @@
-//! Failures as the API tells them: a status, a word for programs, a sentence for people.
+//! Failures as the API reports them: a status, a word for programs, a sentence for people.
 //!
 //! Invariant: no internals. What went wrong inside stands in the log; the answer says what the caller can do.
 
@@ -33,7 +33,7 @@ pub enum ApiError {
     Unauthorized,
     /// No admin token is configured.
     Closed,
-    /// The Host or Origin header names somebody else.
+    /// The Host or Origin header names another host or site.
     ForeignHost(&'static str),
     NotFound(String),
     NoSuchPath,
@@ -51,7 +51,7 @@ pub enum ApiError {
     TooManyStreams,
     /// Start-up is not over, or the database is away.
     Unavailable(&'static str),
-    /// For whoever asks whether the daemon is ready.
+    /// For programs that ask whether the daemon is ready.
     NotReady(&'static str),
     Internal,
 }

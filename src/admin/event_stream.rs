@@ -1,8 +1,8 @@
 //! The stream of events: one reader of the database for all who follow.
 //!
 //! Numbers are given out before their transactions commit, so a lower number can become visible after a higher one.
-//! The reader therefore looks again at the last few numbers and passes on what it has not seen. Invariants: nobody
-//! following costs nothing; a follower that is too slow is cut off and can come back where he left.
+//! The reader therefore looks again at the last few numbers and passes on what it has not seen. Invariants: without
+//! followers it costs nothing; a follower that is too slow is cut off and can resume after the last event it received.
 
 use std::{
     collections::BTreeSet,
@@ -32,7 +32,7 @@ use crate::store::{EventFilter, Store};
 
 /// Streams at once.
 const MAX_STREAMS: usize = 32;
-/// Between two looks while somebody follows.
+/// Between two looks while there are followers.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// How long the reader may take to find its position.
 const JOIN: Duration = Duration::from_secs(5);
@@ -43,7 +43,7 @@ const BREATH: Duration = Duration::from_secs(15);
 const WINDOW: i64 = 2000;
 /// Events that may wait for one follower.
 const WAITING: usize = 1024;
-/// Rows that a follower who comes back is sent before he hears what is new.
+/// Rows that a follower that resumes is sent before what is new.
 const CATCH_UP: u32 = 10_000;
 
 /// Where followers meet the reader.
@@ -54,7 +54,7 @@ pub struct Tail {
     wanted: Arc<Notify>,
     /// The reader has a position, so that nothing after it is missed.
     live: watch::Sender<bool>,
-    /// Held while somebody joins, and while the reader sees that nobody is there.
+    /// Held while a follower joins, and while the reader counts them.
     gate: Arc<Mutex<()>>,
     stopping: CancellationToken,
 }
@@ -71,7 +71,7 @@ impl Tail {
         }
     }
 
-    /// Reads what is new while somebody follows, until the stop.
+    /// Reads what is new while there are followers, until the stop.
     pub async fn read(self, store: Store) {
         loop {
             if self.rests() {
@@ -87,14 +87,14 @@ impl Tail {
         }
     }
 
-    /// Gives up the position if nobody follows.
+    /// Gives up the position if there is no follower.
     fn rests(&self) -> bool {
         let _gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        let nobody = self.events.receiver_count() == 0;
-        if nobody {
+        let deserted = self.events.receiver_count() == 0;
+        if deserted {
             self.live.send_replace(false);
         }
-        nobody
+        deserted
     }
 
     /// What happens from now on, as soon as the watch says `true`.
@@ -111,7 +111,7 @@ impl Tail {
             match look(store, &mut seen).await {
                 Ok(fresh) => {
                     for event in fresh {
-                        // Nobody listening any more is no failure.
+                        // That the last follower has left is no failure.
                         let _ = self.events.send(Arc::new(event));
                     }
                     self.live.send_replace(true);
@@ -217,7 +217,7 @@ impl Follower {
             let event = tokio::select! {
                 () = self.stopping.cancelled() => return None,
                 () = tokio::time::sleep(BREATH) => return Some(Bytes::from_static(b": still here\n\n")),
-                // Too slow, or the daemon stops: he comes back with the number of the last event.
+                // Too slow, or the daemon stops: it comes back with the number of the last event.
                 event = self.heard.recv() => event.ok()?,
             };
             if !self.sent.remove(&event.id) && self.filter.fits(&event) {

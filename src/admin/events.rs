@@ -151,7 +151,7 @@ pub(super) async fn all(
             kind: filter.kind.map(|kind| kind.as_str().to_owned()),
             since: filter.since,
             before,
-            // One more than is shown tells whether there is another page.
+            // One more than is shown says whether there is another page.
             limit: u32::try_from(limit + 1).unwrap_or(u32::MAX),
         };
         shared.store.events_page(&query).await?

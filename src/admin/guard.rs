@@ -17,11 +17,11 @@ use super::{AdminShared, error::ApiError};
 /// Longer than any answer takes, but for the key test, which has a limit of its own below this one.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
 
-/// Nothing but the page's own files; no frame, no form, no base.
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
-     img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+/// Nothing but the page's own files and its own API; no frame, no form, no base, nothing inline.
+pub(super) const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
+     img-src 'self' data:; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// What every answer carries unless its handler says otherwise.
+/// What every answer of the API and of the page carries unless its handler says otherwise.
 const HEADERS: [(HeaderName, &str); 7] = [
     (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
@@ -54,11 +54,15 @@ async fn answer(hosts: &Hosts, request: Request, next: Next) -> Response {
         // The framework's own words, as plain text: for instance about a path that is no UTF-8.
         response = ApiError::Refused(response.status()).into_response();
     }
-    let headers = response.headers_mut();
+    secured(response.headers_mut());
+    response
+}
+
+/// Adds the security headers that are not there yet.
+pub(super) fn secured(headers: &mut HeaderMap) {
     for (name, value) in HEADERS {
         headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
-    response
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -70,7 +74,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 pub struct Hosts {
     /// From the settings, in lower case.
     pub named: std::sync::Arc<[String]>,
-    /// Names other than `named`, `localhost` and addresses are somebody else's.
+    /// Names other than `named`, `localhost` and addresses belong to other servers.
     pub strict: bool,
 }
 

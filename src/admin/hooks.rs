@@ -35,10 +35,10 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Strangers do not fill the log.
 const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
 
-/// The webhook's secret, and whom it wakes.
+/// The webhook's secret, and what it wakes.
 #[derive(Debug)]
 pub struct Hook {
-    /// Read anew for every request, so that it can be changed without a restart.
+    /// Read again for every request, so that it can be changed without a restart.
     secret: PathBuf,
     wake: Arc<Notify>,
     complained: Mutex<Option<Instant>>,
@@ -77,7 +77,7 @@ enum Proof {
 }
 
 async fn git(State(hook): State<Arc<Hook>>, headers: HeaderMap, body: Body) -> Response {
-    // Whoever brings no proof costs no reading.
+    // Reject before reading the body if no signature is present.
     let Some(proof) = proof(&headers) else { return refused() };
     let reference = SecretRef::File(hook.secret.to_string_lossy().into());
     let secret = match Resolver::new(None, None, None).resolve(&reference) {

@@ -5,12 +5,11 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use axum::{Extension, Json, extract::State};
-use secrecy::ExposeSecret as _;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 use url::Url;
@@ -55,7 +54,7 @@ pub(super) struct KeyTest {
 /// How the test ended.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct KeyTestResult {
-    /// The provider accepted the key, in an answer that nobody gets without one.
+    /// The provider accepted the key, in an answer that it gives to none without one.
     pub success: bool,
     pub latency_ms: u64,
     /// Models that the provider offers to this key.
@@ -69,7 +68,7 @@ struct Target {
     name: Option<String>,
     kind: ProviderType,
     base: Url,
-    key: Option<Secret>,
+    key: Option<Arc<Secret>>,
 }
 
 /// Who tested when.
@@ -104,7 +103,7 @@ pub(super) async fn test(
     JsonBody(body): JsonBody<KeyTest>,
 ) -> Result<Json<KeyTestResult>, ApiError> {
     let KeyTest { provider_type, api_key } = body;
-    let api_key = api_key.map(Secret::new);
+    let api_key = api_key.map(|key| Arc::new(Secret::new(key)));
     let length = provider_type.chars().count();
     if !(1..=255).contains(&length) || api_key.as_ref().is_some_and(|key| key.expose().len() > 8192) {
         return Err(ApiError::Invalid(
@@ -130,7 +129,7 @@ pub(super) async fn test(
 async fn target(
     shared: &AdminShared,
     wanted: &str,
-    given: Option<Secret>,
+    given: Option<Arc<Secret>>,
 ) -> Result<Result<Target, String>, ApiError> {
     let live = shared.live()?;
     let unknown = || ApiError::NotFound("no provider has this name, and no type either".to_owned());
@@ -139,7 +138,7 @@ async fn target(
     }
     let kind = ProviderType::parse(wanted);
     let named = shared.store.provider_status_rows(Some(&[wanted.to_owned()])).await?.into_iter().next();
-    // A key that is given for a type does not go to whoever calls a row of theirs so.
+    // A key that is given for a type does not go to a row that another program gave that name.
     let named = named.filter(|row| row.managed.is_some() || kind.is_none() || given.is_none());
     let row: Option<ProviderStatus> = match (named, kind, &given) {
         (Some(row), ..) => Some(row),
@@ -166,12 +165,8 @@ async fn target(
     let place = match given {
         Some(key) => stored.destination(build.as_deref()).map(|(kind, base)| (kind, base, Some(key))),
         None => destination(&rows, &row.name, build.as_deref(), &live.keyring)
-            .map(|found| {
-                let found = found?;
-                let key = found.key.map(|key| Secret::new(key.expose_secret().to_owned()));
-                Some((found.kind, found.base, key))
-            })
-            .and_then(|found| found.ok_or(Misplaced::Undeclared)),
+            .and_then(|found| found.ok_or(Misplaced::Undeclared))
+            .map(|found| (found.kind, found.base, found.key)),
     };
     let (kind, base, key) = match place {
         Ok(place) => place,
@@ -185,7 +180,7 @@ async fn target(
 
 async fn ask(prober: &Prober, target: &Target) -> KeyTestResult {
     let began = Instant::now();
-    let key = target.key.as_ref().map(Secret::expose);
+    let key = target.key.as_ref().map(|key| key.expose());
     let limits = PhaseLimits::default();
     let asking = async {
         let tested = prober.test_key(target.kind, &target.base, key, Controls::default(), limits).await;
@@ -200,7 +195,7 @@ async fn ask(prober: &Prober, target: &Target) -> KeyTestResult {
             };
             return KeyTestResult { success: false, latency_ms, models_found: None, error: Some(error) };
         }
-        // The key is good whether or not the list can be had.
+        // The key is good whether or not the list can be read.
         let models = prober.models(target.kind, &target.base, key, limits).await.ok();
         let models_found = models.and_then(|models| u64::try_from(models.models.len()).ok());
         KeyTestResult { success: true, latency_ms, models_found, error: None }

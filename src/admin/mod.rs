@@ -63,7 +63,7 @@ use net::{
     server::{ServerLimits, Tls},
 };
 
-/// What the daemon tells about itself.
+/// What the daemon reports about itself.
 #[derive(Default)]
 pub struct Readiness {
     /// The database answered the last time it was asked, and is migrated.
@@ -77,7 +77,7 @@ pub struct Readiness {
 }
 
 /// The daemon asks the database at least every 2.5 s, and a pass takes about a second for 10,000 providers: what takes
-/// longer than this is not going to end well, and whoever asks should ask another daemon.
+/// longer than this is not going to end well, and the caller should ask another daemon.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 impl Readiness {

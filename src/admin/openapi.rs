@@ -18,7 +18,7 @@ use super::{
 
 /// Failures of every call that only reads.
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "describes answers, and is none")]
+#[expect(dead_code, reason = "describes answers and is never made")]
 pub(super) enum ReadErrors {
     /// The token is missing, or none of those that are accepted.
     #[response(status = 401)]
@@ -36,7 +36,7 @@ pub(super) enum ReadErrors {
 
 /// Further failures of calls with parameters.
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "describes answers, and is none")]
+#[expect(dead_code, reason = "describes answers and is never made")]
 pub(super) enum ParameterErrors {
     /// A parameter is out of its range or cannot be read.
     #[response(status = 422)]
@@ -45,7 +45,7 @@ pub(super) enum ParameterErrors {
 
 /// Further failures of calls with a body.
 #[derive(IntoResponses)]
-#[expect(dead_code, reason = "describes answers, and is none")]
+#[expect(dead_code, reason = "describes answers and is never made")]
 pub(super) enum BodyErrors {
     /// The request did not end within its time limit.
     #[response(status = 408)]
@@ -97,7 +97,7 @@ impl Modify for Bearer {
 )]
 pub(super) struct Document;
 
-/// Serves the document; open to everybody, since it tells what anybody may read in the source.
+/// Serves the document; public, since all of it stands in the public source.
 pub(super) fn serve<S: Clone + Send + Sync + 'static>(document: &openapi::OpenApi) -> Router<S> {
     let text = Bytes::from(document.to_json().unwrap_or_default());
     let digest: String = Sha256::digest(&text).iter().take(8).map(|byte| format!("{byte:02x}")).collect();

@@ -9,17 +9,14 @@ use std::{fmt::Write as _, sync::LazyLock};
 use axum::{
     Json, Router,
     extract::Path,
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-/// What the page may load and do: its own files and its own API, nothing inline, in nobody's frame.
-const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; \
-                      img-src 'self' data:; font-src 'self'; base-uri 'none'; form-action 'none'; \
-                      frame-ancestors 'none'";
+use super::guard::secured;
 
 const HTML: &str = "text/html; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
@@ -77,7 +74,7 @@ fn tag(bytes: &[u8]) -> String {
     text
 }
 
-/// `GET /` and `GET /assets/{name}`; open to everybody, for they hold nothing.
+/// `GET /` and `GET /assets/{name}`; public, because they hold no data.
 pub fn router<S: Clone + Send + Sync + 'static>() -> Router<S> {
     Router::new().route("/", get(async |headers: HeaderMap| serve("index.html", &headers))).route(
         "/assets/{name}",
@@ -96,20 +93,10 @@ fn serve(name: &str, request: &HeaderMap) -> Response {
     } else {
         ([(header::CONTENT_TYPE, asset.kind)], asset.bytes).into_response()
     };
-    let fixed: [(HeaderName, &'static str); 7] = [
-        (header::CONTENT_SECURITY_POLICY, POLICY),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::REFERRER_POLICY, "no-referrer"),
-        (header::X_FRAME_OPTIONS, "DENY"),
-        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-        // Asked for each time: modules of two builds must not meet in one page.
-        (header::CACHE_CONTROL, "no-cache"),
-    ];
     let headers = response.headers_mut();
-    for (name, value) in fixed {
-        headers.insert(name, HeaderValue::from_static(value));
-    }
+    secured(headers);
+    // Asked for each time: modules of two builds must not meet in one page.
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     if let Ok(value) = HeaderValue::from_str(tag) {
         headers.insert(header::ETAG, value);
     }
@@ -129,6 +116,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::admin::guard::CONTENT_SECURITY_POLICY;
 
     fn asked(name: &str, known: Option<&str>) -> Response {
         let mut headers = HeaderMap::new();
@@ -153,7 +141,7 @@ mod tests {
             let response = asked(asset.name, None);
             assert_eq!(response.status(), StatusCode::OK);
             assert_eq!(response.headers()[header::CONTENT_TYPE], asset.kind);
-            assert_eq!(response.headers()[header::CONTENT_SECURITY_POLICY], POLICY);
+            assert_eq!(response.headers()[header::CONTENT_SECURITY_POLICY], CONTENT_SECURITY_POLICY);
         }
         assert_eq!(asked("../page.rs", None).status(), StatusCode::NOT_FOUND);
     }

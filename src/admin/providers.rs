@@ -109,7 +109,7 @@ pub(super) async fn one(
     name: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let snapshot = shared.snapshot()?;
-    // What is no text is nobody's name.
+    // A path that is not UTF-8 names no provider.
     let row = name.ok().and_then(|Path(name)| snapshot.row(&name));
     let row = row.ok_or_else(|| ApiError::NotFound("no provider has this name".to_owned()))?;
     let (usage, history) = match row.id {

@@ -1,4 +1,4 @@
-//! What anybody may ask: `/metrics`, `/livez`, `/readyz`.
+//! The public endpoints: `/metrics`, `/livez`, `/readyz`.
 
 use std::sync::{Arc, atomic::Ordering};
 

@@ -1,6 +1,6 @@
 //! The series that carry a provider's name, written for a scrape straight from the ledger.
 //!
-//! A registry would have to be told of every provider that comes and goes; this is the truth at the moment of the
+//! A registry would have to hear of every provider that comes and goes; this is the truth at the moment of the
 //! scrape, of this daemon's share alone, so that sums over daemons are right.
 
 use std::io::Write as _;

@@ -321,7 +321,7 @@ impl Impairment {
         if now < self.grace && self.ended.is_some_and(|ended| since <= ended) {
             return false;
         }
-        // Only what was seen before the check began tells that our side worked then.
+        // Only what was seen before the check began proves that our side worked then.
         let (then, began) = (self.tally(since), self.tally(began.saturating_sub(GRAIN)));
         let answers = began.answers.saturating_sub(then.answers);
         let failures = self.total.failures.saturating_sub(then.failures);

@@ -2,7 +2,7 @@
 //!
 //! Not its job: deciding what follows (that is `plan`). Invariants: a key counts as rejected only after two definite
 //! rejections a moment apart; a verdict is forgotten after a while, so that a key which its provider comes to accept
-//! is applied without anybody touching a manifest.
+//! is applied without a change of a manifest.
 
 use std::{
     collections::{HashMap, HashSet},

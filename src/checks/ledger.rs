@@ -42,13 +42,13 @@ const FREEZES_APART: TimeDelta = TimeDelta::minutes(10);
 #[serde(default)]
 pub struct Kept {
     #[serde(flatten)]
-    pub memory: Memory,
+    pub memory: Arc<Memory>,
     /// Of the last check that was answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_not_after: Option<DateTime<Utc>>,
-    /// What the last key test told beside its verdict.
+    /// What the last key test found beside its verdict.
     pub facts: Facts,
     /// Which key the verdict is about.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -85,7 +85,7 @@ impl Kept {
     }
 }
 
-/// Removes null, zero and empty members; `false` is told from none.
+/// Removes null, zero and empty members; `false` is kept, because it differs from none.
 fn strip(value: &mut Value) {
     if let Value::Object(members) = value {
         members.values_mut().for_each(strip);
@@ -195,27 +195,27 @@ pub struct CheckLedger {
     freezes: Freezes,
 }
 
-/// Which freezes the audit trail tells of.
+/// Which freezes the audit trail reports.
 #[derive(Default)]
 struct Freezes {
-    /// When the last one that it tells of began.
-    told: Option<DateTime<Utc>>,
-    /// The present one is not told of, and neither is its end.
+    /// When the last one that it reports began.
+    reported: Option<DateTime<Utc>>,
+    /// The present one is not reported, and neither is its end.
     quiet: bool,
     /// How many were not, since the last one that was.
     untold: u32,
 }
 
 impl Freezes {
-    /// Whether this one is told of, and how many were not before it.
+    /// Whether this one is reported, and how many were not before it.
     fn begin(&mut self, now: DateTime<Utc>) -> Option<u32> {
         // Also where the clock was set back meanwhile.
-        self.quiet = self.told.is_some_and(|told| (now - told).abs() < FREEZES_APART);
+        self.quiet = self.reported.is_some_and(|at| (now - at).abs() < FREEZES_APART);
         if self.quiet {
             self.untold = self.untold.saturating_add(1);
             return None;
         }
-        self.told = Some(now);
+        self.reported = Some(now);
         Some(std::mem::take(&mut self.untold))
     }
 }
@@ -284,8 +284,8 @@ impl CheckLedger {
     }
 
     /// Takes an event in. Whether it is worth writing at once.
-    pub fn absorb(&mut self, mut event: CheckEvent, now: DateTime<Utc>) -> bool {
-        let (target, memory) = match &mut event {
+    pub fn absorb(&mut self, event: CheckEvent, now: DateTime<Utc>) -> bool {
+        let (target, memory) = match &event {
             CheckEvent::Impaired(change) => {
                 let event = self.impairment(change, now);
                 self.own.extend(event);
@@ -294,7 +294,7 @@ impl CheckLedger {
             CheckEvent::Checked { target, memory, .. }
             | CheckEvent::KeyTested { target, memory, .. }
             | CheckEvent::Health { target, memory, .. }
-            | CheckEvent::Key { target, memory, .. } => (target.clone(), std::mem::take(&mut **memory)),
+            | CheckEvent::Key { target, memory, .. } => (target.clone(), memory.clone()),
         };
         // It left the share while the event was under way.
         let Some(Entry { live, waiting }) = self.entries.get_mut(&target.name) else { return false };
@@ -380,15 +380,7 @@ impl CheckLedger {
                 (json!({ "impaired": false }), format!("failures are believed again: {reason}"))
             }
         };
-        Some(NewEvent {
-            kind: EventKind::Health,
-            provider: None,
-            provider_id: None,
-            detail,
-            reason,
-            origin: None,
-            revision: None,
-        })
+        Some(NewEvent::about(EventKind::Health, None, None, detail, reason))
     }
 
     /// What is to be written now, at most `limit` providers. Give it back with [`Self::give_back`] if it could not be.
@@ -482,27 +474,11 @@ fn key_event(target: &CheckTarget, from: KeyStatus, to: KeyStatus, reason: &str)
 
 /// The audit row of a change that was read off the provider's row.
 pub(super) fn row_event(kind: EventKind, row: &CheckRow, detail: Value, reason: String) -> NewEvent {
-    NewEvent {
-        kind,
-        provider: Some(row.name.clone()),
-        provider_id: Some(row.id),
-        detail,
-        reason,
-        origin: None,
-        revision: None,
-    }
+    NewEvent::about(kind, Some(row.name.clone()), Some(row.id), detail, reason)
 }
 
 fn event(kind: EventKind, target: &CheckTarget, detail: Value, reason: &str) -> NewEvent {
-    NewEvent {
-        kind,
-        provider: Some(target.name.clone()),
-        provider_id: Some(target.label.id),
-        detail,
-        reason: reason.to_owned(),
-        origin: None,
-        revision: None,
-    }
+    NewEvent::about(kind, Some(target.name.clone()), Some(target.label.id), detail, reason)
 }
 
 #[cfg(test)]
@@ -567,16 +543,16 @@ mod tests {
         let at = "2026-01-02T03:04:05Z".parse().unwrap();
         let mut kept = Kept { latency_ms: Some(0), ..Kept::default() };
         for outcome in [CheckOutcome::Ok, CheckOutcome::Slow, CheckOutcome::Ok] {
-            kept.memory.health.observe(at, &outcome);
+            Arc::make_mut(&mut kept.memory).health.observe(at, &outcome);
         }
-        kept.memory.key.observe(at, &KeyVerdict::Valid, None);
+        Arc::make_mut(&mut kept.memory).key.observe(at, &KeyVerdict::Valid, None);
         kept.facts.can_serve = Some(false);
         kept.facts.retry_after = Some(Duration::from_secs(30));
         let quota = Quota { remaining: Some(0.0), limit: None, unit: String::new() };
         kept.facts.quota = Some(quota);
         let text = kept.text().unwrap();
         assert!(text.len() < 550, "{text}");
-        // Nobody tells a latency below a millisecond from none.
+        // A latency below a millisecond counts as one millisecond.
         let expected = Kept { latency_ms: None, ..kept };
         assert_eq!(Kept::parse(&text), Some(expected.clone()), "{text}");
         assert_eq!(Kept::parse(&Kept::default().text().unwrap()), Some(Kept::default()));

@@ -35,7 +35,7 @@ use uuid::Uuid;
 
 pub use self::ledger::{CheckLedger, Kept, LedgerProvider};
 use self::targets::{Checkable, SharedCatalog};
-use crate::destination::Declared;
+use crate::destination::{Declared, is_undecryptable};
 use crate::{
     checks::{
         monitor::{MonitorCommand, MonitorConfig},
@@ -58,7 +58,7 @@ pub const MEMBER: &str = "checks:";
 const MEMBER_TTL: Duration = Duration::from_secs(7);
 /// How often the lease is renewed and the others are looked at; three tries fit into its time.
 const BEAT: Duration = Duration::from_secs(2);
-/// How often everything is read again, for what nobody told: not the number of the last applied catalog, which is looked
+/// How often everything is read again, for what no hint announced: not the number of the last applied catalog, which is looked
 /// at with every beat, and not a notice of drift.
 const READ_EVERY: Duration = Duration::from_secs(120);
 /// A burst of changes is read once.
@@ -88,7 +88,7 @@ struct Inner {
     commands: mpsc::Sender<MonitorCommand>,
     prober: Arc<Prober>,
     policy: Mutex<HealthPolicy>,
-    /// Told after news were written.
+    /// Notified after news were written.
     news: Arc<Notify>,
 }
 
@@ -101,7 +101,7 @@ impl Checks {
     pub fn start(parts: CheckParts, supervisor: &Supervisor) -> Self {
         parts.metrics.expect_transitions();
         let (commands, orders) = mpsc::channel(CHANNEL);
-        let (events, told) = mpsc::channel(CHANNEL);
+        let (events, heard) = mpsc::channel(CHANNEL);
         let (leased, lease) = watch::channel(None);
         let inner = Inner {
             ledger: Mutex::default(),
@@ -117,7 +117,7 @@ impl Checks {
         let stop = supervisor.token();
         let (waiting, ended) = (Arc::new(Notify::new()), CancellationToken::new());
         let monitor = monitor::run(parts.prober.clone(), parts.monitor.clone(), orders, events, stop.clone());
-        let taking = writer::take_in(checks.clone(), parts.metrics.clone(), told, waiting.clone());
+        let taking = writer::take_in(checks.clone(), parts.metrics.clone(), heard, waiting.clone());
         let done = ended.clone();
         supervisor.spawn("monitor", async move {
             let result = lifecycle::on_a_thread("checks", async {
@@ -255,7 +255,7 @@ impl Keeper {
                 () = tokio::time::sleep_until(read_at), if wanted && may_read => {
                     self.read().await;
                     read_at = Instant::now() + READ_APART;
-                    // The end of a maintenance is told by nobody.
+                    // No notification announces the end of a maintenance window.
                     read_all_at = self.pause_ends.take().map_or(read_all_at, |end| end.min(read_all_at));
                 }
                 () = tokio::time::sleep_until(read_all_at) => {
@@ -272,7 +272,7 @@ impl Keeper {
         let held = match self.renew().await {
             Ok(held) => held,
             Err(error) => {
-                // What runs goes on: nobody else can be told apart from nobody.
+                // What runs goes on: while the database is away, other daemons cannot be seen.
                 debug!(%error, "the lease of the checks could not be renewed");
                 return;
             }
@@ -289,10 +289,10 @@ impl Keeper {
         let share = Share::new(self.parts.holder, members);
         if self.share != share || gained || lost {
             if self.share != share {
-                info!(alone = share.is_alone(), "the checks are shared anew");
+                info!(alone = share.is_alone(), "the checks are shared again");
             }
             if lost && !share.is_alone() {
-                // Somebody has gone on meanwhile and knows better.
+                // Another daemon has gone on meanwhile and knows better.
                 self.drop_all().await;
             }
             self.share = share;
@@ -334,7 +334,7 @@ impl Keeper {
         Ok((rows, copied))
     }
 
-    /// Reads the rows that may have changed and tells the monitor.
+    /// Reads the rows that may have changed and sends commands to the monitor.
     async fn read(&mut self) {
         let wanted = std::mem::replace(&mut *lock(&self.checks.0.wanted), Changed::NONE);
         let names: Option<Vec<String>> =
@@ -391,7 +391,7 @@ impl Keeper {
                 }
                 Checkable::No(why) => corrections.extend(unchecked(row, &why)),
             }
-            if targets::is_undecryptable(row, &self.parts.keyring) {
+            if is_undecryptable(&row.tokens, &self.parts.keyring.byok) {
                 corrections.extend(undecryptable(row));
             }
         }
@@ -412,7 +412,7 @@ impl Keeper {
     async fn set(&self, row: &CheckRow, target: monitor::CheckTarget, declared: HealthPolicy) {
         let known = self.checks.ledger().get(&row.name).is_some();
         let kept = (!known).then(|| remembered(row, &target)).flatten();
-        let memory = kept.as_ref().map(|kept| Box::new(kept.memory.clone()));
+        let memory = kept.as_ref().map(|kept| kept.memory.clone());
         // The first daemon after a while has all the time; one that comes later takes over from others.
         let taken = kept.is_some() && (self.has_read || !self.share.is_alone());
         self.checks.ledger().set(Arc::new(target.clone()), declared, kept);
@@ -431,13 +431,13 @@ fn remembered(row: &CheckRow, target: &monitor::CheckTarget) -> Option<Kept> {
     let mut kept = Kept::parse(row.memory.as_deref()?)?;
     let pending = row.key_status.as_deref() == Some(KeyStatus::Pending.as_str());
     if kept.key_fingerprint != target.label.key_fingerprint || pending {
-        kept.memory.key = state::KeyMachine::default();
+        Arc::make_mut(&mut kept.memory).key = state::KeyMachine::default();
         kept.facts = provider::Facts::default();
     }
     let shown = row.health_status.as_deref().unwrap_or(HealthStatus::Unknown.as_str());
     if shown == HealthStatus::Unknown.as_str() {
         // It was not checked for a while, for instance since it was disabled.
-        kept.memory.health = state::HealthMachine::default();
+        Arc::make_mut(&mut kept.memory).health = state::HealthMachine::default();
     }
     Some(kept)
 }
@@ -453,7 +453,7 @@ fn correction(row: &CheckRow) -> StatusWrite {
     }
 }
 
-/// A provider that nobody checks has no health that could be known.
+/// A provider that is not checked has no health that could be known.
 fn unchecked(row: &CheckRow, why: &str) -> Option<CheckWrite> {
     let from = HealthStatus::parse(row.health_status.as_deref()?)?;
     if from == HealthStatus::Unknown {

@@ -10,7 +10,7 @@ use net::probe::Prober;
 use provider::{CheckOutcome, Controls, KeyReport, Quota};
 
 use super::targets::{self, Checkable};
-use crate::destination::Declared;
+use crate::destination::{Declared, is_undecryptable};
 use crate::{
     checks::monitor::CheckTarget,
     secret::{Keyring, Resolver},
@@ -94,7 +94,7 @@ pub async fn candidates(
     for row in rows {
         let policy = targets::policy(Some(build), &row.name, || targets::recorded_policy(&row)).or(outer);
         let name = row.name.clone();
-        let candidate = if targets::is_undecryptable(&row, keyring) {
+        let candidate = if is_undecryptable(&row.tokens, &keyring.byok) {
             Err((name.clone(), "the stored key does not open with the BYOK key".to_owned()))
         } else {
             let declared = Declared::of(Some(build), &row.name, &row.place);
@@ -128,11 +128,11 @@ pub async fn candidates(
     Ok(found.into_iter().map(|(_, candidate)| candidate).collect())
 }
 
-/// Looks at all of them, some at a time, and tells each finding as it comes.
+/// Looks at all of them, some at a time, and passes on each finding as it comes.
 pub async fn look(
     prober: &Prober,
     candidates: Vec<Candidate>,
-    mut told: impl FnMut(&CheckFinding),
+    mut pass_on: impl FnMut(&CheckFinding),
 ) -> Vec<CheckFinding> {
     let looks = candidates.into_iter().map(|candidate| async move {
         match candidate {
@@ -143,7 +143,7 @@ pub async fn look(
     let mut looks = stream::iter(looks).buffer_unordered(AT_ONCE);
     let mut found = Vec::new();
     while let Some(finding) = looks.next().await {
-        told(&finding);
+        pass_on(&finding);
         found.push(finding);
     }
     found.sort_by(|a, b| a.provider.cmp(&b.provider));

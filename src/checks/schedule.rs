@@ -27,7 +27,7 @@ pub struct Caps {
     /// Of `total`, for providers that are failing. An outage makes checks last as long as they may; this keeps
     /// it, and the fast re-checks it causes, from taking the turns of all that work.
     pub suspects: usize,
-    /// Beside `total`, for turns that have already taken long; a quarter of it is kept for those whom an outage
+    /// Beside `total`, for turns that have already taken long; a quarter of it is kept for those that an outage
     /// catches unawares.
     pub lingering: usize,
 }
@@ -233,13 +233,13 @@ impl TurnSchedule {
         NextTurn::Run(CheckTurn { provider, job, lag: now.saturating_sub(due) })
     }
 
-    /// Tells that a turn has taken long already (say, 1 s). It then makes room for others, as long as there is room
+    /// Notes that a turn has taken long already (say, 1 s). It then makes room for others, as long as there is room
     /// for lingering ones; its origin stays occupied.
     pub fn linger(&mut self, provider: &str) {
         let Some(entry) = self.entries.get_mut(provider) else { return };
         let room = match entry.running {
             Some(Share::Ordinary) => self.caps.lingering,
-            // Some room is left for those whom the next outage catches unawares.
+            // Some room is left for those that the next outage hits.
             Some(Share::Suspect) => self.caps.lingering / 4 * 3,
             Some(Share::Lingering) | None => return,
         };
@@ -252,7 +252,7 @@ impl TurnSchedule {
         self.lingering += 1;
     }
 
-    /// Ends a turn. `due` is when this job comes next (`None`: never), unless it was set anew meanwhile.
+    /// Ends a turn. `due` is when this job comes next (`None`: never), unless it was set again meanwhile.
     pub fn done(&mut self, provider: &str, job: Job, due: Option<Duration>, suspect: bool) {
         let Some(entry) = self.entries.get_mut(provider) else { return };
         let Some(share) = entry.running.take() else { return };

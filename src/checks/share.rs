@@ -2,7 +2,7 @@
 //!
 //! PURE. Every daemon that is alive (its lease says so) is a member; every provider belongs to the member with the
 //! highest number for the pair. Invariant: members that agree on who is alive agree on every provider, and who
-//! comes or goes moves only his own share.
+//! comes or goes moves only its own share.
 
 use uuid::Uuid;
 
@@ -30,7 +30,7 @@ impl Share {
         self.others.iter().all(|other| (weight(*other, provider), *other) < (mine, self.me))
     }
 
-    /// Whether nobody else is there.
+    /// Whether no other daemon is there.
     pub fn is_alone(&self) -> bool {
         self.others.is_empty()
     }

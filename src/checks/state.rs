@@ -47,7 +47,7 @@ pub struct Transition {
     pub from: HealthStatus,
     pub to: HealthStatus,
     pub at: DateTime<Utc>,
-    /// For a person. Comes from an outcome, which was redacted before.
+    /// For the operator. Comes from an outcome, which was redacted before.
     pub reason: String,
 }
 
@@ -328,7 +328,7 @@ impl HealthMachine {
 }
 
 impl Transition {
-    /// Whether it tells that the provider does worse than was known.
+    /// Whether it says that the provider does worse than was known.
     pub fn is_worse(&self) -> bool {
         use HealthStatus as H;
         match (self.from, self.to) {

@@ -12,13 +12,13 @@ use std::{
 use secrecy::SecretString;
 use uuid::Uuid;
 
-use catalog::{manifest::Build, model::HealthPolicy, plan::LiveKey};
+use catalog::{manifest::Build, model::HealthPolicy};
 use provider::origin_of;
 
 use super::Kept;
 use crate::{
     checks::monitor::{CheckTarget, Label},
-    destination::{self, Declared, HeldKey, Misplaced},
+    destination::{self, Declared, HeldKey, Misplaced, held_key, opened},
     secret::Keyring,
     store::{self, CheckRow, Store},
 };
@@ -26,7 +26,7 @@ use crate::{
 /// What to do about one row.
 pub(super) enum Checkable {
     Yes(Box<CheckTarget>),
-    /// Why not, for a person.
+    /// Why not, for the operator.
     No(String),
 }
 
@@ -76,7 +76,7 @@ pub(super) async fn copied(
     keyring: &Keyring,
 ) -> store::Result<HashMap<Uuid, Arc<str>>> {
     let is_own = |row: &CheckRow| {
-        let (_, held) = stored_key(row, keyring);
+        let held = held_key(&row.tokens, keyring);
         held.is_none() || held == row.applied_key
     };
     if rows.iter().all(is_own) {
@@ -86,7 +86,7 @@ pub(super) async fn copied(
     let mut all: HashMap<Uuid, HeldKey> = all.iter().map(|row| (row.id, row.held(build, keyring))).collect();
     // What is judged is the key that would be sent, not what the row may hold by now.
     for row in rows {
-        let (_, held) = stored_key(row, keyring);
+        let held = held_key(&row.tokens, keyring);
         let declared = Declared::of(build, &row.name, &row.place);
         let (id, name, applied) = (row.id, row.name.clone(), row.applied_key.clone());
         let origin = declared.map(|declared| origin_of(&declared.base));
@@ -109,7 +109,9 @@ pub(super) fn target(
     let Some(declared) = declared else {
         return Checkable::No("no manifest that can be read says where it is".to_owned());
     };
-    let (key, fingerprint) = stored_key(row, keyring);
+    let key = opened(&row.tokens, &keyring.byok);
+    let fingerprint = key.as_ref().map(|key| keyring.fp.fingerprint(key).0);
+    let key = key.map(|key| SecretString::from(key.expose()));
     let base = Some(declared.base.as_str());
     match CheckTarget::from_parts(row.name.clone(), declared.kind, base, policy, key) {
         Ok(mut target) => {
@@ -122,23 +124,6 @@ pub(super) fn target(
         }
         Err(error) => Checkable::No(error.to_string()),
     }
-}
-
-/// The key that the row holds, as far as it opens, and its fingerprint.
-pub(super) fn stored_key(row: &CheckRow, keyring: &Keyring) -> (Option<SecretString>, Option<Box<str>>) {
-    let [first, second] = &row.tokens;
-    let LiveKey::Known { fingerprint, .. } = keyring.live_key(first, Some(second)) else {
-        return (None, None);
-    };
-    let opened = row.tokens.iter().filter(|token| !token.is_empty());
-    let secret = opened.filter_map(|token| keyring.byok.decrypt(token).ok()).next();
-    (secret.map(|secret| SecretString::from(secret.expose())), Some(fingerprint.0))
-}
-
-/// Whether a key is stored that does not open.
-pub(super) fn is_undecryptable(row: &CheckRow, keyring: &Keyring) -> bool {
-    let [first, second] = &row.tokens;
-    matches!(keyring.live_key(first, Some(second)), LiveKey::Undecryptable)
 }
 
 /// The last valid catalog, shared with the reconcile loop.

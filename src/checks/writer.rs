@@ -43,7 +43,7 @@ const BATCH: usize = 2000;
 /// First and longest wait before a failed write is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(10));
 
-/// Takes in what the monitor tells, beside it on the same thread: no event crosses to another one.
+/// Takes in what the monitor reports, beside it on the same thread: no event crosses to another one.
 pub(super) async fn take_in(
     checks: Checks,
     metrics: Arc<Metrics>,
@@ -64,7 +64,7 @@ pub(super) struct CheckWriter {
     pub store: Store,
     pub metrics: Arc<Metrics>,
     pub lease: watch::Receiver<Option<Lease>>,
-    /// Told when something is worth writing at once.
+    /// Notified when something is worth writing at once.
     pub waiting: Arc<Notify>,
     /// The last write met rows that another session keeps locked: the next one looks before it writes.
     pub careful: AtomicBool,

@@ -71,7 +71,7 @@ impl EventsArgs {
     }
 }
 
-/// When, what, about whom, why, from where; then the changed fields, one a line.
+/// When, what, about which provider, why, from where; then the changed fields, one a line.
 fn line(event: &EventRow) -> String {
     let at = event.at.format("%Y-%m-%dT%H:%M:%S%.3fZ");
     let mut text = format!("{at}  {:<10} {}", event.kind, event.reason);

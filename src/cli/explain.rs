@@ -60,14 +60,13 @@ fn read(path: &Path) -> anyhow::Result<serde_json::Value> {
 impl Explain {
     /// Exit 0: a provider would answer; 2: none would.
     pub async fn run(self, context: &Context) -> anyhow::Result<Exit> {
-        let (input, problems) = {
-            let backend = &context.backend;
-            load::read_input(&backend.store, &backend.keyring.byok, &context.settings.gateway).await?
-        };
+        let byok = &context.backend.keyring.byok;
+        let (input, problems) =
+            load::read_input(&context.backend.store, byok, &context.settings.gateway).await?;
         for problem in problems {
             anstream::eprintln!("warning: {problem}");
         }
-        let (picture, problems) = load::build(&input, &context.backend.keyring.byok);
+        let (picture, problems) = load::build(&input, byok);
         for problem in problems {
             anstream::eprintln!("warning: {problem}");
         }

@@ -23,6 +23,7 @@ use super::{
     output::{self, Exit},
 };
 use crate::{
+    destination,
     edit::import,
     store::{NewEvent, Scope},
 };
@@ -90,7 +91,7 @@ impl Import {
                 }
             }
         }
-        // All or nothing: a half-written import would be pruned, refused or merged by whoever looks next.
+        // All or nothing: a half-written import would be pruned, refused or merged by the next reader.
         for (_, path, _) in &texts {
             anyhow::ensure!(
                 fs::symlink_metadata(path).is_err(),
@@ -102,15 +103,13 @@ impl Import {
         let mut events = Vec::new();
         for (name, path, text) in texts {
             write_new(&path, &text).with_context(|| format!("cannot write {}", path.display()))?;
-            events.push(NewEvent {
-                kind: EventKind::Import,
-                provider: Some(name.clone()),
-                provider_id: world.live.get(&name).map(|live| live.id),
-                detail: serde_json::json!({ "file": path }),
-                reason: "a manifest was written from the database".to_owned(),
-                origin: None,
-                revision: None,
-            });
+            events.push(NewEvent::about(
+                EventKind::Import,
+                Some(name.clone()),
+                world.live.get(&name).map(|live| live.id),
+                serde_json::json!({ "file": path }),
+                "a manifest was written from the database",
+            ));
             report.written.insert(name.to_string(), path);
         }
         context.backend.store.record(&events).await?;
@@ -144,8 +143,8 @@ async fn sealed(
         return Ok(None);
     };
     let keyring = &context.backend.keyring;
-    let opened = keyring.byok.decrypt(&first).or_else(|_| keyring.byok.decrypt(&second));
-    let token = opened.ok().map(|secret| keyring.byok.encrypt(&secret));
+    let opened = destination::opened(&[first, second], &keyring.byok);
+    let token = opened.map(|secret| keyring.byok.encrypt(&secret));
     // As the manifest's reference will be read: a key with stray white space would come back as another key.
     let same = token.filter(|token| {
         let read = context.backend.resolver.resolve(&SecretRef::Sealed(token.clone()));
@@ -166,7 +165,7 @@ fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
             file.write_all(text.as_bytes())?;
             file.sync_all()
         });
-    // A link, unlike a rename, never replaces a file that somebody made meanwhile.
+    // A link, unlike a rename, never replaces a file that another process made meanwhile.
     let linked = written.and_then(|()| match fs::hard_link(&temporary, path) {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => fs::rename(&temporary, path),
         linked => linked,

@@ -48,7 +48,7 @@ pub enum KeyCommand {
     },
     /// Prove every stored key: stored → decrypted → matches its source
     Verify,
-    /// Encrypt every stored key anew with the first of several BYOK keys, online; run again, it continues
+    /// Encrypt every stored key again with the first of several BYOK keys, online; run again, it continues
     Rotate,
 }
 
@@ -227,7 +227,7 @@ async fn verify(context: &Context) -> anyhow::Result<Exit> {
 /// Stable JSON of `key rotate`.
 #[derive(Debug, Default, Serialize)]
 struct Rotation {
-    /// Encrypted anew by this run.
+    /// Encrypted again by this run.
     rotated: Vec<String>,
     /// Encrypted with the first key before.
     current: usize,
@@ -237,7 +237,7 @@ struct Rotation {
     done: bool,
 }
 
-/// How often all rows are gone through while somebody else keeps storing keys under the former BYOK key.
+/// How often all rows are gone through while another program keeps storing keys under the former BYOK key.
 const ROTATE_ROUNDS: u32 = 5;
 
 /// Exit 0: nothing needs the former keys any more; 2: something undecryptable is left.
@@ -249,7 +249,7 @@ async fn rotate(context: &Context) -> anyhow::Result<Exit> {
         report.undecryptable.clear();
         let mut stale = false;
         let rows = store.provider_status_rows(None).await?;
-        let progress = Progress::steps("encrypting anew", rows.len());
+        let progress = Progress::steps("encrypting again", rows.len());
         for row in rows {
             progress.step();
             if !row.has_key {
@@ -281,19 +281,17 @@ async fn rotate(context: &Context) -> anyhow::Result<Exit> {
                 report.current += 1;
                 continue;
             }
-            let event = NewEvent {
-                kind: EventKind::Key,
-                provider: Some(row.name.clone()),
-                provider_id: Some(row.id),
-                detail: serde_json::json!({ "action": "rotate" }),
-                reason: "encrypted anew with the first BYOK key".to_owned(),
-                origin: None,
-                revision: None,
-            };
+            let event = NewEvent::about(
+                EventKind::Key,
+                Some(row.name.clone()),
+                Some(row.id),
+                serde_json::json!({ "action": "rotate" }),
+                "encrypted again with the first BYOK key",
+            );
             if store.key_rotate(row.id, [&old[0], &old[1]], [&new[0], &new[1]], &event).await? {
                 report.rotated.push(row.name.to_string());
             }
-            // Stored by this run, or by somebody else at the same moment: either way worth another look.
+            // Stored by this run, or by another program at the same moment: either way worth another look.
             stale = true;
         }
         if !stale {
@@ -306,7 +304,7 @@ async fn rotate(context: &Context) -> anyhow::Result<Exit> {
         "keys are being stored under a former BYOK key as fast as they are rotated\n\
          hint: give every daemon the new BYOK key first (`new,former`), then rotate again"
     );
-    // Last of all, so that nobody can start with the new key alone before everything opens with it.
+    // Last of all, so that no process can start with the new key alone before everything opens with it.
     backend::rotate_own(store, byok).await?;
     report.done = report.undecryptable.is_empty();
     match context.format {

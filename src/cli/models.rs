@@ -57,7 +57,7 @@ struct Report<'a> {
     /// Entries left out because they repeat the API key (count).
     withheld: usize,
     models: &'a [ComparedModel],
-    /// Declared, and no longer offered. Empty where the list was cut, because nobody knows then.
+    /// Declared, and no longer offered. Empty where the list was cut, because that is not known then.
     missing: Vec<&'a str>,
     /// What `--write` added, and the file it went to.
     added: &'a [String],

@@ -60,7 +60,7 @@ pub fn coloured(text: &str) -> anyhow::Result<Exit> {
     print(&shown::coloured(text))
 }
 
-/// Adds to a text what is one line of it, or the beginning of one, whoever's words are in it.
+/// Adds to a text what is one line of it, or the beginning of one; other programs' words may be in it.
 pub fn say(text: &mut String, words: &str) {
     let (words, end) = words.strip_suffix('\n').map_or((words, ""), |words| (words, "\n"));
     text.push_str(&shown::one_line(&words.replace("\nhint: ", "; hint: ")));
@@ -88,7 +88,7 @@ pub fn terminal() -> (usize, usize) {
 }
 
 /// Words of state in their colours, where they stand alone in a column. What is printed through [`coloured`] loses
-/// them again where nobody sees colours.
+/// them again where colours are not shown.
 pub fn paint(text: &str) -> String {
     const WORDS: [(&str, &str); 14] = [
         ("healthy", "32"),

@@ -19,7 +19,7 @@ impl Progress {
         Self::show(bar, "{msg} {wide_bar} {pos}/{len}", what)
     }
 
-    /// Work of which nobody knows how long it takes.
+    /// Work of unknown length.
     pub fn waiting(what: &'static str) -> Self {
         let shown = Self::show(ProgressBar::new_spinner(), "{spinner} {wide_msg}", what);
         shown.0.enable_steady_tick(TICK);

@@ -61,7 +61,7 @@ struct Offered<'a> {
 struct OfferedRow<'a> {
     #[serde(flatten)]
     row: &'a CellRow,
-    /// Since when the provider no longer offers the model; null while it does, or where nobody looks.
+    /// Since when the provider no longer offers the model; null while it does, or where discovery is off.
     vanished_at: Option<DateTime<Utc>>,
 }
 

@@ -26,7 +26,7 @@ use crate::{
     reconcile::Pass,
     source::pull,
     status::{
-        judge::{self, Judge, JudgedProvider, State},
+        judge::{self, Judge, JudgedProvider, State, Unsettled, is_synced},
         view::GatewayCounts,
     },
     store::{EventFilter, ProviderStatus},
@@ -101,17 +101,8 @@ impl StatusArgs {
     }
 
     async fn report(&self, context: &Context) -> anyhow::Result<Report> {
-        let (_, build) = context.load_quietly();
-        let pass = Pass {
-            build: &build,
-            providers: None,
-            objects: true,
-            settled: true,
-            confirmed: None,
-            revision: None,
-            lease: None,
-        };
-        let mut plan = context.reconciler().preview(&pass).await?;
+        let (loader, build) = context.load_quietly();
+        let mut plan = context.reconciler().preview(&Pass::of_all(&build)).await?;
         self.trials(context, &mut plan).await?;
         let suspended = context.backend.store.suspended().await?;
         let rows = context.backend.store.provider_status_rows(None).await?;
@@ -130,19 +121,26 @@ impl StatusArgs {
             None => hold.reason.clone(),
         });
         let held: Vec<String> = held.collect();
-        let bad = build.diagnostics.iter().filter(|it| it.severity == catalog::manifest::Severity::Error);
-        let mut manifests: Vec<String> =
-            bad.map(|it| format!("{}:{}:{}: {}", it.path, it.line, it.column, it.message)).collect();
         let pulled =
             pull::PullOptions::of(&context.settings).and_then(|options| pull::PullReport::read(&options));
-        manifests.extend(pulled.and_then(|pulled| pulled.problem()));
+        let problems =
+            judge::problems(&build.diagnostics, loader.problem(), pulled.and_then(|pulled| pulled.problem()));
         let gateway = GatewayCounts::of(&build, &plan);
-        let managed = |line: &&JudgedProvider| line.state != State::Unmanaged;
-        let synced = held.is_empty()
-            && manifests.is_empty()
-            && suspended.all.is_none()
-            && (gateway.pending == 0 || !self.names.is_empty())
-            && providers.iter().filter(managed).all(|line| line.state == State::Synced);
+        let unsettled = Unsettled {
+            held: held.len(),
+            problems: problems.len(),
+            // Only the daemon that applied knows; here, what was refused is pending.
+            refused: 0,
+            // Who asks about some providers asks about no consumer.
+            objects: if self.names.is_empty() { gateway.pending } else { 0 },
+            suspended: suspended.all.is_some(),
+        };
+        let synced = is_synced(providers.iter().map(|line| line.state), unsettled);
+        let manifests = problems.into_iter().map(|it| match it.file.as_str() {
+            "." => it.message,
+            file => format!("{file}:{}:{}: {}", it.line, it.column, it.message),
+        });
+        let manifests = manifests.collect();
         let suspended = suspended.all.is_some();
         Ok(Report { synced, suspended, providers, gateway, held, impaired, paced, manifests })
     }
@@ -191,7 +189,7 @@ fn print(context: &Context, report: &Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What fits a terminal: sums, the providers that need somebody first, and what there is to say.
+/// What fits a terminal: sums, the providers that need attention first, and what there is to say.
 fn screen(report: &Report) -> String {
     let now = Utc::now();
     let (rows, _) = output::terminal();
@@ -270,7 +268,7 @@ fn table(lines: &[&JudgedProvider], now: DateTime<Utc>) -> String {
     output::table(&header, rows)
 }
 
-/// What a person should know beside the table.
+/// What the operator should know beside the table.
 fn remarks(report: &Report, now: DateTime<Utc>) -> String {
     let mut text = String::new();
     for why in &report.impaired {
@@ -356,7 +354,7 @@ fn said<'a>(reason: &'a str, nothing: &'a str) -> &'a str {
     if reason.trim().is_empty() { nothing } else { reason }
 }
 
-/// `<1m ago`, `5m ago`, `3h ago`, `2d ago`. A date that is younger than a minute is not told more finely: it is written
+/// `<1m ago`, `5m ago`, `3h ago`, `2d ago`. A date that is younger than a minute is not shown more finely: it is written
 /// once a minute.
 fn age(since: chrono::TimeDelta) -> String {
     if since.num_seconds() < 60 { "<1m ago".to_owned() } else { format!("{} ago", length(since)) }

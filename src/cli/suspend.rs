@@ -85,7 +85,7 @@ impl SuspendArgs {
         let suspension = Suspension { at: now, reason: reason.to_owned(), until };
         let stopped = what(self.name.as_deref(), self.checks);
         context.backend.store.suspend(stopped, &suspension).await?;
-        let (verb, whom) = words(stopped);
+        let (verb, what) = words(stopped);
         if context.format == OutputFormat::Json {
             let provider = self.name.as_deref();
             return output::json(
@@ -101,7 +101,7 @@ impl SuspendArgs {
             || format!("`{command}` starts it again"),
             |until| format!("until {}; `{command}` starts it earlier", until.format("%Y-%m-%dT%H:%M:%SZ")),
         );
-        output::line(&format!("{verb} is suspended for {whom} (hint: {end})"))
+        output::line(&format!("{verb} is suspended for {what} (hint: {end})"))
     }
 }
 
@@ -110,7 +110,7 @@ impl ResumeArgs {
         is_known(context, self.name.as_deref()).await?;
         let stopped = what(self.name.as_deref(), self.checks);
         let was = context.backend.store.resume(stopped, "resumed from the command line").await?;
-        let (verb, whom) = words(stopped);
+        let (verb, what) = words(stopped);
         if context.format == OutputFormat::Json {
             let provider = self.name.as_deref();
             return output::json(
@@ -118,6 +118,6 @@ impl ResumeArgs {
             );
         }
         let state = if was { "resumed for" } else { "was not suspended for" };
-        output::line(&format!("{verb} {state} {whom}"))
+        output::line(&format!("{verb} {state} {what}"))
     }
 }

@@ -30,7 +30,7 @@ impl Validate {
             anyhow::ensure!(path.exists(), "{} does not exist", path.display());
             let mut loader = Loader::new(&path);
             let build = loader.load(true);
-            // What can be seen of the directory is told all the same.
+            // What can be seen of the directory is reported all the same.
             problems.extend(loader.problem().map(str::to_owned));
             valid &= is_valid(&build);
             files += build.files.valid + build.files.invalid + build.files.unreadable;

@@ -53,7 +53,7 @@ fn variable(path: &str) -> String {
 }
 
 /// Kubernetes sets `NAME_SERVICE_HOST`, `NAME_PORT_7411_TCP` and their like in every pod beside a service
-/// called `providerd`; nobody wrote those, so they are no mistake.
+/// called `providerd`; the operator did not write those, so they are no mistake.
 fn is_from_kubernetes(name: &str) -> bool {
     let Some(rest) = name.strip_prefix(PREFIX) else { return false };
     !rest.contains("__") && (rest == "PORT" || rest.starts_with("PORT_") || rest.starts_with("SERVICE_"))

@@ -80,7 +80,7 @@ fn state_dir_from(var: impl Fn(&str) -> Option<PathBuf>) -> PathBuf {
         let first = directories.to_str().and_then(|text| text.split(':').next()).map(PathBuf::from);
         return first.unwrap_or(directories);
     }
-    // The XDG specification tells readers to ignore a relative path.
+    // The XDG specification asks readers to ignore a relative path.
     match var("XDG_STATE_HOME").filter(|path| path.is_absolute()) {
         Some(home) => home.join("providerd"),
         None => PathBuf::from(".providerd"),

@@ -14,7 +14,10 @@ use std::{
 use secrecy::{ExposeSecret as _, SecretString};
 use url::{Host, Url};
 
-use catalog::policy::{DriftPolicy, RouteGuard};
+use catalog::{
+    plan::PruneLimit,
+    policy::{DriftPolicy, RouteGuard},
+};
 
 use super::{
     git,
@@ -240,7 +243,7 @@ sections! {
         listen: SocketAddr = "\"127.0.0.1:7411\"";
         /// Permit listening beyond loopback without TLS, for instance behind a proxy that adds it.
         plain_http: bool = "false";
-        /// PEM file with the certificate chain: with it and its key, only TLS is served. Both files are taken anew
+        /// PEM file with the certificate chain: with it and its key, only TLS is served. Both files are read again
         /// when they change; files that cannot be used are reported, and the certificate in use stays.
         tls_cert ("tls.cert"): Option<PathBuf> = "";
         /// PEM file with the private key of `server.tls.cert`.
@@ -281,7 +284,7 @@ sections! {
         drain: Duration = "\"4s\"";
         /// A picture older than this is not served from after a start without PostgreSQL.
         stale_after: Duration = "\"24h\"";
-        /// Serve from rows that no manifest manages, too: whoever may write the tables then decides where prompts go.
+        /// Serve from rows that no manifest manages, too: a program that may write the tables then decides where prompts go.
         unmanaged: bool = "false";
         /// Whether unhealthy providers are the last resort (`last`) or never asked (`exclude`).
         unhealthy: UnhealthyPolicy = "\"last\"";
@@ -532,7 +535,7 @@ impl Settings {
     }
 }
 
-/// Message and hint for a database URL that is none; the value may hold a password and is not repeated.
+/// Message and hint for an invalid database URL; the value may hold a password and is not repeated.
 pub(super) const NOT_A_DATABASE_URL: (&str, &str) = (
     "must be a URL that begins with postgres:// or postgresql://",
     "for instance postgres://user:password@db.example.com:5432/name; special characters of a password are \
@@ -564,15 +567,16 @@ fn is_plain_identifier(name: &str) -> bool {
 }
 
 impl Reconcile {
-    /// How many of `managed` providers may be pruned at once without a confirmation.
+    /// What may be pruned at once without a confirmation.
     #[must_use]
-    pub fn prune_allowance(&self, managed: usize) -> usize {
-        let limit = match self.prune_limit {
-            // Multiplied first: 20 % of 4 is none, and the minimum decides.
-            PruneLimitSetting::Percent(percent) => managed.saturating_mul(usize::from(percent)) / 100,
-            PruneLimitSetting::Count(count) => usize::try_from(count).unwrap_or(usize::MAX),
-        };
-        limit.max(usize::try_from(self.prune_limit_min).unwrap_or(usize::MAX))
+    pub fn prune_bound(&self) -> PruneLimit {
+        let minimum = usize::try_from(self.prune_limit_min).unwrap_or(usize::MAX);
+        match self.prune_limit {
+            PruneLimitSetting::Percent(percent) => PruneLimit { percent, at_least: minimum },
+            PruneLimitSetting::Count(count) => {
+                PruneLimit { percent: 0, at_least: usize::try_from(count).unwrap_or(usize::MAX).max(minimum) }
+            }
+        }
     }
 }
 

@@ -233,7 +233,7 @@ impl Setting for TokenHash {
     const FORM: &'static str = "SHA-256 hash";
 
     fn from_toml(value: &Value) -> Result<Self, String> {
-        // The value is not repeated: whoever puts the token here by mistake must not find it in the log.
+        // The value is not repeated: a token that was put here by mistake must not stand in the log.
         const WRONG: &str = "must be 64 hexadecimal digits, the SHA-256 of a token \
                              (printf %s \"$TOKEN\" | sha256sum)";
         let text = text(Self::FORM, value)?.as_bytes();
@@ -315,7 +315,7 @@ macro_rules! choices {
 choices! {
     /// Whose commits are applied.
     GitVerify, "\"off\" or \"ssh\"" {
-        /// Everybody's who may push.
+        /// Those of every account that may push.
         Off = "off",
         /// Those that an allowed signer has signed.
         Ssh = "ssh",

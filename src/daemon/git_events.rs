@@ -1,6 +1,6 @@
 //! What pulling from Git has to say, written to the audit trail.
 //!
-//! Not its job: pulling (`source::pull`). Invariant: of several daemons that pull, the one that reconciles tells.
+//! Not its job: pulling (`source::pull`). Invariant: of several daemons that pull, the one that reconciles records it.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::{
     store::{NewEvent, Store},
 };
 
-/// A crashed leader is replaced within 10 s; whoever does not lead by then has somebody who tells.
+/// A crashed leader is replaced within 10 s; by then, another daemon leads and records it.
 const LEAD_WITHIN: Duration = Duration::from_secs(15);
 /// First and longest wait before writing is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
@@ -35,7 +35,7 @@ pub(crate) async fn record(
             return;
         }
     }
-    // Ending before the stop would end the process; nobody sends any more only when it is stopping.
+    // Ending before the stop would end the process; the senders are gone only when it is stopping.
     stop.cancelled().await;
 }
 
@@ -49,7 +49,7 @@ async fn write(store: &Store, event: &NewEvent, leadership: &mut Leadership) {
                 Err(error) => debug!(%error, "an event of Git is not recorded yet"),
             },
             Ok(false) => return,
-            Err(_) if *leadership.borrow() == Leader::Somebody => return,
+            Err(_) if *leadership.borrow() == Leader::Another => return,
             Err(_) => {}
         }
         tokio::time::sleep(wait).await;
@@ -60,13 +60,8 @@ async fn write(store: &Store, event: &NewEvent, leadership: &mut Leadership) {
 /// The audit row of one piece of news.
 pub fn event_of(news: News) -> NewEvent {
     let of = |detail, reason: String, commit| NewEvent {
-        kind: EventKind::Source,
-        provider: None,
-        provider_id: None,
-        detail,
-        reason,
-        origin: None,
         revision: Some(Revision { commit, dirty: false }),
+        ..NewEvent::about(EventKind::Source, None, None, detail, reason)
     };
     match news {
         News::Switched { from, to, history } => {

@@ -1,7 +1,7 @@
 //! The lease that admits one reconciling daemon: taken, renewed, given back.
 //!
 //! Not its job: what the leader does. Invariant: a daemon that cannot renew steps down no later than the database lets
-//! somebody else take over.
+//! another daemon take over.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ const RELEASE_WAIT: Duration = Duration::from_secs(1);
 pub(crate) enum Leader {
     /// The database was not asked yet.
     Unknown,
-    Somebody,
+    Another,
     Us(Lease),
 }
 
@@ -41,7 +41,7 @@ impl Leader {
     pub(super) fn lease(&self) -> Option<&Lease> {
         match self {
             Self::Us(lease) => Some(lease),
-            Self::Unknown | Self::Somebody => None,
+            Self::Unknown | Self::Another => None,
         }
     }
 }
@@ -57,7 +57,7 @@ pub(super) async fn hold(
 ) -> anyhow::Result<()> {
     let mut lease: Option<Lease> = None;
     let mut good_until = Instant::now();
-    let mut trouble = Told::default();
+    let mut trouble = Reported::default();
     while !stop.is_cancelled() {
         let asked = Instant::now();
         let answer = tokio::time::timeout(LEASE_WAIT, ask(&store, lease.as_ref(), holder)).await;
@@ -74,7 +74,7 @@ pub(super) async fn hold(
                 }
                 lease = now;
             }
-            // An outage is no reason to step down before the lease has run out: nobody else can hold it.
+            // An outage is no reason to step down before the lease has run out: no other daemon can hold it.
             Err(_) => {
                 if Instant::now() >= good_until {
                     lease = None;
@@ -83,7 +83,7 @@ pub(super) async fn hold(
         }
         let now = match &lease {
             Some(lease) => Leader::Us(lease.clone()),
-            None if answered => Leader::Somebody,
+            None if answered => Leader::Another,
             None => Leader::Unknown,
         };
         leading.send_if_modified(|current| {
@@ -113,9 +113,9 @@ async fn ask(store: &Store, lease: Option<&Lease>, holder: Uuid) -> Result<Optio
 
 /// What was logged last, so that a trouble that lasts is logged once.
 #[derive(Default)]
-struct Told(Option<&'static str>);
+struct Reported(Option<&'static str>);
 
-impl Told {
+impl Reported {
     fn note(&mut self, error: Option<&StoreError>) {
         let Some(error) = error else {
             self.0 = None;

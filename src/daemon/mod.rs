@@ -1,4 +1,4 @@
-//! The daemon: what is started in which order, who wakes whom, what is stopped how.
+//! The daemon: what is started in which order, which task wakes which, what is stopped how.
 //!
 //! Not its job: deciding what a pass does (`reconcile`). Invariants: every wake-up means "look again" and goes
 //! through one loop; the newest catalog pre-empts retries of an older one; losing PostgreSQL ends nothing.
@@ -63,7 +63,7 @@ const BEAT: Duration = Duration::from_secs(5);
 /// The loop moves at every event and at least at every second resync; standing still for longer than this while
 /// it has something to do means that it is wedged.
 const WEDGED_AFTER: Duration = Duration::from_secs(120);
-/// How long sums by the hour are kept; after that, those by the day tell.
+/// How long sums by the hour are kept; after that, those by the day remain.
 const HOURLY: Duration = Duration::from_secs(48 * 3600);
 /// Room for the few jobs of the scheduler: its default of 200 is lost silently when exceeded.
 const SCHEDULER_CHANNEL: usize = 1024;
@@ -95,7 +95,7 @@ pub type Greeting = Box<dyn FnOnce(Arrival) + Send>;
 /// Runs until a signal ends it.
 ///
 /// # Errors
-/// A mistake that a person must mend (settings, keys, a foreign database), or a task that died.
+/// A mistake that the operator must fix (settings, keys, a foreign database), or a task that died.
 pub async fn run(
     settings: Settings,
     again: reload::Read,
@@ -204,7 +204,7 @@ pub async fn run(
     Systemd.stopping();
     let ended = supervisor.wait().await;
 
-    // 7. The embedded database last: everybody else has finished writing.
+    // 7. The embedded database last: all other tasks have finished writing.
     store.close().await;
     if let Some(embedded) = embedded {
         embedded.stop().await.context("the embedded PostgreSQL did not stop cleanly")?;
@@ -233,7 +233,7 @@ struct Admin {
     tail: Tail,
 }
 
-/// Says so when the settings file changes: a reload reads it, and a person may think that changing it is enough.
+/// Says so when the settings file changes: a reload reads it, and an operator may think that changing it is enough.
 fn notice_settings(file: &Path) -> Option<notify::RecommendedWatcher> {
     let shown = file.display().to_string();
     let changed = move || warn!(file = %shown, "the settings file changed; a reload (SIGHUP) reads it");
@@ -261,7 +261,7 @@ struct Main {
     listen: String,
     database: Option<String>,
     admin: Option<Admin>,
-    /// A token that nobody has seen yet.
+    /// A token that was not shown yet.
     fresh: Option<Fresh>,
     /// The gateway, until it follows the database.
     data: Option<DataPlane>,
@@ -376,7 +376,8 @@ impl Main {
         if let (Some(admin), Some(reconciler)) = (self.admin.take(), reconciler.1) {
             // Set once: this is the only place.
             let _ = admin.live.set(AdminLive { wake: wake.clone(), keyring: keyring.clone() });
-            let keeper = Keeper::new(self.store.clone(), keyring, reconciler, checks.clone());
+            let pull = pull::PullOptions::of(&self.settings);
+            let keeper = Keeper::new(self.store.clone(), keyring, reconciler, checks.clone(), pull);
             supervisor.spawn("snapshot", keeper.run(admin.board, admin.publish, stop.clone()));
             supervisor.spawn("event-tail", admin.tail.read(self.store.clone()));
         }
@@ -518,7 +519,7 @@ impl Main {
             .await?;
         let store = self.store.clone();
         let usage = self.settings.usage.clone();
-        // Every hour, so that a day is there long before it comes and columns that somebody adds are soon followed.
+        // Every hour, so that a day is there long before it comes and columns that are added are soon followed.
         scheduler
             .add(Job::new_async("0 41 * * * *", move |_, _| {
                 let (store, usage) = (store.clone(), usage.clone());
@@ -576,7 +577,7 @@ async fn data_plane(
     };
     let listener = match bind_address(listen, "gateway.listen").await {
         Ok(listener) => listener,
-        // The operator did not ask for this address: another daemon of this user has it.
+        // No setting names this address: another daemon of this user has it.
         Err(error) if settings.gateway.listen.is_none() => {
             warn!(error = format!("{error:#}"), "there is no gateway; set gateway.listen");
             return Ok(None);
@@ -615,7 +616,7 @@ async fn look_again(wake: Wake, mut interval: watch::Receiver<Duration>, stop: C
         let wait = *interval.borrow_and_update();
         tokio::select! {
             () = tokio::time::sleep(wait) => wake.poke(RESYNC),
-            // Where nobody can change it any more, this branch is off.
+            // Once the sender is gone, this branch is off.
             Ok(()) = interval.changed() => {}
             () = stop.cancelled() => return,
         }

@@ -31,7 +31,7 @@ const LIVE: [&str; 12] = [
     "retention.history",
 ];
 
-/// Reads all layers of the settings anew, with what the command line overrides.
+/// Reads all layers of the settings again, with what the command line overrides.
 pub type Read = Box<dyn Fn() -> anyhow::Result<Settings> + Send>;
 
 /// Where changed settings go.

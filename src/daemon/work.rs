@@ -1,4 +1,4 @@
-//! The loop that every wake-up goes through: load what changed, reconcile, tell what was found.
+//! The loop that every wake-up goes through: load what changed, reconcile, report what was found.
 //!
 //! Not its job: deciding what a pass does (`reconcile`). Invariants: the newest catalog pre-empts retries of an older
 //! one; a pass that fails changes nothing and is tried again.
@@ -40,11 +40,11 @@ use crate::{
     },
     reconcile::{Pass, PassOutcome, ReconcileError, Reconciler, RefusedObject},
     source::{LookScope, RevisionTracker, Wake, Watcher},
-    status::{Board, SeenByLoop},
+    status::{Board, SeenByLoop, TurnFound},
     store::StoreError,
 };
 
-/// A stream of events may put off a deletion so long, and no longer.
+/// Longest time that a stream of events may delay a prune.
 const DEFER_LIMIT: Duration = Duration::from_secs(10);
 /// From so many providers on, a pass over all of them leaves enough behind to be worth giving back.
 const LARGE: usize = 500;
@@ -111,10 +111,25 @@ pub(super) struct Loop {
     suspended: bool,
     /// The number of the last applied catalog, as far as known.
     seq: Option<i64>,
+    /// What the last pass says about how the rows stand; `None` where it came to no end.
+    found: Option<TurnFound>,
+    /// What the checks have not been given yet.
+    for_checks: Changed,
     /// What the database refused in the last pass.
     refused: Vec<RefusedObject>,
     /// What waited in the last pass.
     waiting: BTreeSet<String>,
+}
+
+/// What a pass over `wanted` says about how the rows stand to the manifests.
+fn found_by(outcome: &PassOutcome, wanted: &Changed) -> TurnFound {
+    if outcome.is_whole_reading {
+        return TurnFound::Everything(outcome.plan.clone());
+    }
+    let mut changed = wanted.clone();
+    let planned = outcome.plan.providers.iter().map(|provider| provider.name.clone());
+    changed.add(Changed::providers(planned.collect()));
+    TurnFound::Maybe(changed)
 }
 
 impl Loop {
@@ -134,6 +149,8 @@ impl Loop {
             ready: false,
             suspended: false,
             seq: None,
+            found: None,
+            for_checks: Changed::NONE,
             refused: Vec::new(),
             waiting: BTreeSet::new(),
         }
@@ -142,10 +159,9 @@ impl Loop {
     pub async fn run(mut self, mut watcher: Watcher, stop: &CancellationToken) -> anyhow::Result<()> {
         self.settled = true;
         self.load(&LookScope::Everything, BTreeSet::new()).await;
-        if !self.pass_until(stop, "start").await? {
+        if !self.turn(stop, "start").await? {
             return Ok(());
         }
-        self.saw();
         // Should the task that wakes this loop ever be late, this look is not.
         let mut resync_at = Instant::now() + *self.parts.resync_interval.borrow() * 2;
         loop {
@@ -160,13 +176,15 @@ impl Loop {
                 }
                 () = self.parts.drift.notified() => {
                     self.wanted = Changed::All;
-                    if let Some(checks) = &self.parts.checks {
-                        checks.look(Changed::All);
-                    }
                     if Instant::now() < self.drift_not_before {
+                        if let Some(checks) = &self.parts.checks {
+                            // The pass is a while off.
+                            checks.look(Changed::All);
+                        }
                         self.retry_at = Some(self.retry_at.map_or(self.drift_not_before, |at| at.min(self.drift_not_before)));
                         continue;
                     }
+                    self.for_checks = Changed::All;
                     "drift"
                 }
                 changed = self.parts.leadership.changed() => {
@@ -190,7 +208,7 @@ impl Loop {
                     "retry"
                 }
                 () = tokio::time::sleep(BEAT) => {
-                    if self.somebody_applied().await {
+                    if self.another_applied().await {
                         self.wanted = Changed::All;
                         "apply"
                     } else if self.suspended {
@@ -204,11 +222,22 @@ impl Loop {
             if self.wanted == Changed::All {
                 resync_at = Instant::now() + *self.parts.resync_interval.borrow() * 2;
             }
-            if !self.pass_until(stop, trigger).await? {
+            if !self.turn(stop, trigger).await? {
                 return Ok(());
             }
-            self.saw();
         }
+    }
+
+    /// A pass, after which the checks look once at what it, the manifests and other programs may have changed for them.
+    async fn turn(&mut self, stop: &CancellationToken, trigger: &'static str) -> anyhow::Result<bool> {
+        let goes_on = self.pass_until(stop, trigger).await?;
+        if let Some(checks) = &self.parts.checks
+            && !self.for_checks.is_none()
+        {
+            checks.look(std::mem::replace(&mut self.for_checks, Changed::NONE));
+        }
+        self.saw();
+        Ok(goes_on)
     }
 
     /// A pass, which a stop lets come to its end if that is near; `false`: it did not, and the database rolls it back.
@@ -228,19 +257,20 @@ impl Loop {
     }
 
     /// Shows what this turn of the loop has seen to the admin API.
-    fn saw(&self) {
+    fn saw(&mut self) {
         if let Some(picture) = &self.parts.picture {
             picture.notify_one();
         }
-        self.parts.board.saw(SeenByLoop {
+        let seen = SeenByLoop {
             build: self.build.clone(),
             revision: self.parts.revisions.current().map(|revision| revision.to_string()),
             refused: self.refused.clone(),
             problem: self.loader.problem().map(str::to_owned),
-        });
+        };
+        self.parts.board.saw(seen, self.found.take().unwrap_or(TurnFound::Maybe(Changed::All)));
     }
 
-    /// Reads what changed and notes whom it concerns.
+    /// Reads what changed and notes which providers it concerns.
     async fn load(&mut self, look: &LookScope, unfinished: BTreeSet<PathBuf>) {
         self.loader.set_unfinished(unfinished);
         let build = match look {
@@ -274,26 +304,19 @@ impl Loop {
         }
         if let Some(checks) = &self.parts.checks {
             checks.catalog(build.clone());
-            self.look_at_checks();
+            self.for_checks.add(self.wanted.clone());
         }
         self.build = Some(build);
     }
 
     /// Whether a command applied a catalog since this daemon did, for instance a confirmed prune: what is held back and
     /// shown may be another then.
-    async fn somebody_applied(&mut self) -> bool {
+    async fn another_applied(&mut self) -> bool {
         if self.parts.leadership.borrow().lease().is_none() {
             return false;
         }
         let Ok(seq) = self.main.store.applied_seq().await else { return false };
         self.seq.replace(seq).is_some_and(|known| known != seq)
-    }
-
-    /// Providers may be checked differently, or be others.
-    fn look_at_checks(&self) {
-        if let Some(checks) = &self.parts.checks {
-            checks.look(self.wanted.clone());
-        }
     }
 
     /// Whether the set of watched key files may differ from the previous build's.
@@ -356,7 +379,7 @@ impl Loop {
         let lease = match leader {
             Leader::Us(lease) => lease,
             Leader::Unknown => return Ok(()),
-            Leader::Somebody => {
+            Leader::Another => {
                 // This daemon is ready to take over.
                 if self.main.readiness.database.load(Ordering::Relaxed) {
                     self.is_ready();
@@ -389,6 +412,7 @@ impl Loop {
                 self.main.database_up(true);
                 self.failures = 0;
                 self.retry_at = None;
+                self.found = Some(found_by(&outcome, &self.wanted));
                 self.took(&outcome, whole, started.elapsed());
                 self.is_ready();
                 self.greet().await;
@@ -413,7 +437,7 @@ impl Loop {
         Ok(())
     }
 
-    /// Notes what a pass did: metrics, what is left to do, what a person should know.
+    /// Notes what a pass did: metrics, what is left to do, what the operator should know.
     fn took(&mut self, outcome: &PassOutcome, whole: bool, time: Duration) {
         if outcome.deferred {
             self.deferred_since.get_or_insert_with(Instant::now);
@@ -430,7 +454,7 @@ impl Loop {
             // `resume` wakes the loop; what is wanted stays wanted.
             return;
         }
-        self.look_at_checks();
+        self.for_checks.add(self.wanted.clone());
         self.try_keys(outcome);
         self.wanted = Changed::NONE;
         self.waits(outcome);
@@ -518,19 +542,19 @@ impl Loop {
         let Some((trials, prober)) = self.parts.trials.clone().filter(|_| !outcome.trials.is_empty()) else {
             return;
         };
-        let (wanted, tell) = (outcome.trials.clone(), self.tried.0.clone());
+        let (wanted, answers) = (outcome.trials.clone(), self.tried.0.clone());
         let stop = self.parts.supervisor.token();
         self.parts.supervisor.spawn_brief("trials", async move {
             let tried = stop.run_until_cancelled(trials.run(&prober, wanted)).await;
             let names: Names = tried.into_iter().flatten().collect();
             if !names.is_empty() {
-                // Nobody listens any more only in a shutdown.
-                let _ = tell.send(names).await;
+                // The loop is gone only in a shutdown.
+                let _ = answers.send(names).await;
             }
         });
     }
 
-    /// Tells who stands in front of the terminal where everything is, once.
+    /// Says on the terminal where everything is, once.
     async fn greet(&mut self) {
         let Some(greeting) = self.parts.greeting.take() else { return };
         if let Ok(providers) = self.main.store.provider_status_rows(None).await {

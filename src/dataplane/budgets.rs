@@ -13,7 +13,7 @@ use gateway::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use catalog::price::Money;
+use catalog::{price::Money, serving::ObjectKind};
 
 use super::leases::budget_name;
 use crate::store::{BudgetTaken, Result, SpentSums, Store};
@@ -89,11 +89,11 @@ impl BudgetAnswer {
 pub async fn read(store: &Store, now: DateTime<Utc>) -> Result<BudgetAnswer> {
     let objects = store.gateway_objects().await?;
     let (mut consumers, mut tiers) = (Vec::new(), Vec::new());
-    for object in objects.into_iter().map(super::GatewayObjectText::from) {
+    for object in objects {
         // What cannot be read is a problem of the picture, which says so.
-        match object.kind.as_str() {
-            "consumer" => consumers.extend(super::picture::consumer(&object)),
-            "tier" => tiers.extend(super::picture::tier(&object)),
+        match object.kind {
+            ObjectKind::Consumer => consumers.extend(super::picture::consumer(&object)),
+            ObjectKind::Tier => tiers.extend(super::picture::tier(&object)),
             _ => {}
         }
     }

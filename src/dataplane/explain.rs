@@ -24,7 +24,7 @@ pub struct RouteQuestion {
     pub power_level: Option<String>,
     pub user_tier: Option<String>,
     pub task_type: Option<String>,
-    /// For whom: only what this consumer may ask for.
+    /// Only what this consumer may ask for.
     pub consumer: Option<String>,
     /// `chat`, `completions`, `embeddings`, `responses` or `messages`; `chat` unless said.
     pub api: Option<String>,
@@ -108,7 +108,7 @@ pub fn answer(picture: &Picture, question: &RouteQuestion) -> Result<Explanation
             asked_by_body(picture, consumer, api, &body, &head, seed)?
         }
     };
-    // An operator may ask for any tier, whoever the consumer is.
+    // An operator may ask for any tier, whichever consumer is named.
     if let Some(tier) = question.user_tier.as_deref().filter(|tier| *tier != "all") {
         ask.tier = Some(tier.into());
     }

@@ -6,7 +6,7 @@ use chrono::Utc;
 use gateway::picture::{Picture, PictureInput, PictureProblem};
 use zeroize::Zeroizing;
 
-use super::{GatewayObjectText, picture_input};
+use super::picture_input;
 use crate::{
     backend, config,
     secret::Byok,
@@ -24,15 +24,13 @@ pub async fn read_input(
 ) -> Result<(PictureInput, Vec<String>)> {
     let keyring = if store.is_blank() { None } else { backend::keyring(store, byok).await? };
     let rows = store.picture_rows().await?;
-    let objects: Vec<GatewayObjectText> =
-        store.gateway_objects().await?.into_iter().map(GatewayObjectText::from).collect();
-    Ok(picture_input(&rows, &objects, settings, keyring.as_ref(), Utc::now().timestamp()))
+    Ok(picture_input(&rows, settings, byok, keyring.as_ref(), Utc::now().timestamp()))
 }
 
 /// The picture, with its keys opened.
 pub fn build(input: &PictureInput, byok: &Byok) -> (Picture, Vec<PictureProblem>) {
     Picture::build(input, |token| {
-        let secret = byok.decrypt(token).ok()?;
+        let secret = byok.open(token).ok()?;
         Some(Zeroizing::new(secret.expose().as_bytes().to_vec()))
     })
 }

@@ -17,5 +17,5 @@ pub mod serving;
 
 pub use keeper::PictureKeeper;
 pub use leases::BudgetMeters;
-pub use picture::{GatewayObjectText, picture_input};
+pub use picture::picture_input;
 pub use serving::{EMBEDDED_LISTEN, ListeningGateway};

@@ -1,40 +1,26 @@
 //! From rows to what a picture is made of.
 //!
-//! PURE. Not its job: reading rows (`store`), opening keys, building the picture (`gateway::picture`). Invariants: a
-//! managed provider is asked at the URL that manifests declared, and while its row says another its key goes nowhere;
-//! an object that cannot be read spoils nothing else.
+//! Not its job: reading rows (`store`), where a key may go (`destination`), building the picture (`gateway::picture`).
+//! Invariants: what is sealed on disk holds tokens, never keys; an object that cannot be read spoils nothing else.
 
 use std::{collections::HashMap, sync::Arc};
 
-use catalog::{plan::LiveKey, price::TokenPrice};
+use catalog::{price::TokenPrice, serving::ObjectKind};
 use gateway::picture::{
     AliasInput, Api, ApiSet, ClocksInput, ConsumerInput, HealthStatus, KeyPlacement, KeyStatus, LevelInput,
     OfferInput, PictureInput, PictureRules, PowerLevel, PriceInput, RouteInput, TierInput, UpstreamInput,
 };
-use provider::{KeyHeader, ProviderType, key_header, native_apis, origin_of, parse_base, serving_base};
+use provider::{KeyHeader, ProviderType, key_header, native_apis, serving_base};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use url::Url;
 use uuid::Uuid;
 
 use crate::{
     config::{Gateway, UnhealthyPolicy},
-    destination::{HeldKey, copied},
-    secret::Keyring,
-    store::{PictureModel, PictureProvider, PictureRows},
+    destination::{Misplaced, copied, counting_token},
+    secret::{Byok, Keyring},
+    store::{GatewayObjectRow, PictureModel, PictureProvider, PictureRows},
 };
-
-/// One object of the gateway tables of manifests, as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GatewayObjectText {
-    /// `consumer`, `tier`, `alias`, `power_level`, `provider` or `model`.
-    pub kind: String,
-    pub name: String,
-    /// JSON of the input that it becomes.
-    pub spec: String,
-    /// `file:line`.
-    pub origin: Option<String>,
-}
 
 /// Fields of a provider that its `gateway` table may set.
 const PROVIDER_FIELDS: [&str; 7] =
@@ -42,15 +28,15 @@ const PROVIDER_FIELDS: [&str; 7] =
 /// Fields of a model that a manifest may set for the gateway.
 const MODEL_FIELDS: [&str; 3] = ["upstream_name", "max_output_tokens", "takes"];
 
-/// What a picture is made of. Without a keyring nothing was applied yet, and there is no key. `now`: Unix seconds.
+/// What a picture is made of, and what was left out of it, in words. `keyring`: without one, copied keys
+/// are not looked for. `now`: Unix seconds.
 pub fn picture_input(
     rows: &PictureRows,
-    objects: &[GatewayObjectText],
     settings: &Gateway,
+    byok: &Byok,
     keyring: Option<&Keyring>,
     now: i64,
 ) -> (PictureInput, Vec<String>) {
-    let copied = keyring.map(|keyring| copied_keys(rows, keyring)).unwrap_or_default();
     let mut problems = Vec::new();
     let mut input = PictureInput {
         revision: rows.revision.clone(),
@@ -58,39 +44,39 @@ pub fn picture_input(
         rules: rules(settings),
         ..PictureInput::default()
     };
-    let mut of_providers: HashMap<&str, &GatewayObjectText> = HashMap::new();
-    let mut of_models: HashMap<&str, &GatewayObjectText> = HashMap::new();
-    for object in objects {
-        match object.kind.as_str() {
-            "consumer" => input.consumers.extend(named::<ConsumerInput>(object, &mut problems)),
-            "tier" => input.tiers.extend(named::<TierInput>(object, &mut problems)),
-            "alias" => input.aliases.extend(named::<AliasInput>(object, &mut problems)),
-            "power_level" => input.levels.extend(level(object, &mut problems)),
-            "provider" => {
+    let mut of_providers: HashMap<&str, &GatewayObjectRow> = HashMap::new();
+    let mut of_models: HashMap<&str, &GatewayObjectRow> = HashMap::new();
+    for object in &rows.objects {
+        match object.kind {
+            ObjectKind::Consumer => input.consumers.extend(named::<ConsumerInput>(object, &mut problems)),
+            ObjectKind::Tier => input.tiers.extend(named::<TierInput>(object, &mut problems)),
+            ObjectKind::Alias => input.aliases.extend(named::<AliasInput>(object, &mut problems)),
+            ObjectKind::PowerLevel => input.levels.extend(level(object, &mut problems)),
+            ObjectKind::Provider => {
                 of_providers.insert(&object.name, object);
             }
-            "model" => {
+            ObjectKind::Model => {
                 of_models.insert(&object.name, object);
-            }
-            other => {
-                problems.push(format!("{other} {}: a kind that this version does not know", object.name))
             }
         }
     }
+    let held = |keyring| rows.providers.iter().map(|it| it.row.held(None, keyring)).collect::<Vec<_>>();
+    let copied = keyring.map(|keyring| copied(&held(keyring))).unwrap_or_default();
     let mut models: HashMap<Uuid, Vec<&PictureModel>> = HashMap::new();
     for model in &rows.models {
         models.entry(model.provider_id).or_default().push(model);
     }
-    for row in &rows.providers {
+    for provider in &rows.providers {
+        let row = &provider.row;
         let offers = models.remove(&row.id).unwrap_or_default();
         let offers = offers.into_iter().map(|model| {
             let full = format!("{}/{}", row.name, model.name);
             offer(model, of_models.get(full.as_str()).copied(), &mut problems)
         });
         let offers = offers.collect();
-        match upstream(row, offers, copied.get(&row.id)) {
+        match upstream(provider, offers, copied.get(&row.id), byok) {
             Ok(mut upstream) => {
-                if let Some(object) = of_providers.get(row.name.as_str()) {
+                if let Some(object) = of_providers.get(&*row.name) {
                     upstream = overlaid(upstream, object, &PROVIDER_FIELDS, &mut problems);
                 }
                 input.providers.push(upstream);
@@ -133,26 +119,26 @@ fn rules(settings: &Gateway) -> PictureRules {
 }
 
 /// An object whose input carries its own name and origin.
-fn named<T: DeserializeOwned>(object: &GatewayObjectText, problems: &mut Vec<String>) -> Option<T> {
+fn named<T: DeserializeOwned>(object: &GatewayObjectRow, problems: &mut Vec<String>) -> Option<T> {
     let mut spec = spec(object, problems)?;
     spec.insert("name".to_owned(), Value::String(object.name.clone()));
     if let Some(origin) = &object.origin {
-        spec.insert("origin".to_owned(), Value::String(origin.clone()));
+        spec.insert("origin".to_owned(), Value::String(origin.to_string()));
     }
     read(object, Value::Object(spec), problems)
 }
 
 /// A consumer as its row says it; what cannot be read is nothing here, and a problem of the picture.
-pub(super) fn consumer(object: &GatewayObjectText) -> Option<ConsumerInput> {
+pub(super) fn consumer(object: &GatewayObjectRow) -> Option<ConsumerInput> {
     named(object, &mut Vec::new())
 }
 
 /// As [`consumer`], for a tier.
-pub(super) fn tier(object: &GatewayObjectText) -> Option<TierInput> {
+pub(super) fn tier(object: &GatewayObjectRow) -> Option<TierInput> {
     named(object, &mut Vec::new())
 }
 
-fn level(object: &GatewayObjectText, problems: &mut Vec<String>) -> Option<LevelInput> {
+fn level(object: &GatewayObjectRow, problems: &mut Vec<String>) -> Option<LevelInput> {
     let spec = spec(object, problems)?;
     let Some(level) = PowerLevel::parse(&object.name) else {
         problems.push(format!("power_level {}: not a power level", object.name));
@@ -162,7 +148,7 @@ fn level(object: &GatewayObjectText, problems: &mut Vec<String>) -> Option<Level
     Some(LevelInput { level, defaults: read(object, defaults, problems)? })
 }
 
-fn spec(object: &GatewayObjectText, problems: &mut Vec<String>) -> Option<Map<String, Value>> {
+fn spec(object: &GatewayObjectRow, problems: &mut Vec<String>) -> Option<Map<String, Value>> {
     match serde_json::from_str(&object.spec) {
         Ok(Value::Object(spec)) => Some(spec),
         Ok(_) => {
@@ -177,7 +163,7 @@ fn spec(object: &GatewayObjectText, problems: &mut Vec<String>) -> Option<Map<St
 }
 
 fn read<T: DeserializeOwned>(
-    object: &GatewayObjectText,
+    object: &GatewayObjectRow,
     value: Value,
     problems: &mut Vec<String>,
 ) -> Option<T> {
@@ -193,7 +179,7 @@ fn read<T: DeserializeOwned>(
 /// `base` with the fields that the object sets; `base` as it is where they cannot be read.
 fn overlaid<T: serde::Serialize + DeserializeOwned>(
     base: T,
-    object: &GatewayObjectText,
+    object: &GatewayObjectRow,
     fields: &[&str],
     problems: &mut Vec<String>,
 ) -> T {
@@ -203,100 +189,50 @@ fn overlaid<T: serde::Serialize + DeserializeOwned>(
     read(object, Value::Object(whole), problems).unwrap_or(base)
 }
 
-type Whereabouts = Result<(ProviderType, Url), String>;
-
-/// Where a row says that it is, and where manifests said so if it is managed.
-fn whereabouts(row: &PictureProvider) -> (Whereabouts, Option<Whereabouts>) {
-    let parse = |kind: &Option<String>, url: Option<&str>| {
-        let word = kind.as_deref().unwrap_or_default();
-        let kind = ProviderType::parse(word).ok_or_else(|| {
-            format!("its type `{}` is not known", word.chars().take(64).collect::<String>())
-        })?;
-        let base = parse_base(kind, url).map_err(|error| error.to_string())?;
-        Ok::<_, String>((kind, base))
-    };
-    let urls = provider::RowUrls {
-        api_base_url: row.api_base_url.as_deref(),
-        config_base_url: row.config_base_url.as_deref(),
-        any: row.any_url,
-    };
-    let of_row = || {
-        let (kind, _) = parse(&row.kind, Some("https://placeholder.invalid"))?;
-        let base = provider::row_base(kind, urls).map_err(|error| error.to_string())?;
-        Ok::<_, String>((kind, base))
-    };
-    let declared = row.applied.as_ref().map(|applied| parse(&applied.kind, applied.base_url.as_deref()));
-    (of_row(), declared)
-}
-
-/// Which rows hold another row's key, by their ids, with the other's name.
-fn copied_keys(rows: &PictureRows, keyring: &Keyring) -> HashMap<Uuid, Arc<str>> {
-    let held = |row: &PictureProvider| {
-        let [first, second] = &row.tokens;
-        let (own, declared) = whereabouts(row);
-        HeldKey {
-            id: row.id,
-            name: row.name.as_str().into(),
-            held: match keyring.live_key(first, Some(second)) {
-                LiveKey::Known { fingerprint, .. } => Some(fingerprint.0),
-                LiveKey::Absent | LiveKey::Undecryptable => None,
-            },
-            applied: row.applied.as_ref().and_then(|applied| applied.key.as_deref()).map(Into::into),
-            origin: declared.unwrap_or(own).ok().map(|(_, base)| origin_of(&base)),
-        }
-    };
-    copied(&rows.providers.iter().map(held).collect::<Vec<_>>())
-}
-
 /// `owner`: whose key the row holds, if not its own.
 fn upstream(
-    row: &PictureProvider,
+    provider: &PictureProvider,
     models: Vec<OfferInput>,
     owner: Option<&Arc<str>>,
-) -> Result<UpstreamInput, String> {
-    let (own, declared) = whereabouts(row);
-    let mut drifted = owner.map(|owner| {
-        format!("its key belongs to `{}`, which is another host", owner.chars().take(100).collect::<String>())
-    });
-    let (kind, base): (ProviderType, Url) = match declared {
-        None => own?,
-        Some(declared) => {
-            let declared = declared?;
-            if own.ok().as_ref() != Some(&declared) {
-                drifted = Some("drifted: its row says another type or URL than its manifest".to_owned());
-            }
-            declared
-        }
-    };
-    let token = row.tokens.iter().find(|token| !token.is_empty()).cloned();
-    let declares_key = row.applied.as_ref().is_some_and(|applied| applied.has_key);
-    let key_token = token.filter(|_| drifted.is_none());
+    byok: &Byok,
+) -> Result<UpstreamInput, Misplaced> {
+    let row = &provider.row;
+    // A managed provider is asked where manifests declared it, even while its row says another place: then without a key.
+    let (kind, base) = row.asked_at(None)?;
+    let shared = owner.map(|owner| Misplaced::Shared(owner.clone()));
+    let misplaced = row.destination(None).err().or(shared);
+    let declares_key = row.place.applied.as_ref().is_some_and(|applied| applied.key.is_some());
+    let key_token = counting_token(&row.tokens, byok).filter(|_| misplaced.is_none());
     Ok(UpstreamInput {
         id: row.id,
-        name: row.name.clone(),
+        name: row.name.to_string(),
         kind: kind.as_str().to_owned(),
         base_url: serving_base(kind, &base).into(),
-        key_missing: drifted.is_some() || (declares_key && key_token.is_none()),
-        key_token,
+        key_missing: misplaced.is_some() || (declares_key && key_token.is_none()),
+        key_token: key_token.map(str::to_owned),
         key_placement: match key_header(kind) {
             KeyHeader::Bearer => KeyPlacement::Bearer,
             KeyHeader::Named(name) => KeyPlacement::Header(name.to_owned()),
         },
-        key_status: row.key_status.as_deref().and_then(KeyStatus::parse),
-        key_note: drifted,
+        key_status: provider.key_status.as_deref().and_then(KeyStatus::parse),
+        key_note: misplaced.map(|why| why.to_string()),
         apis: native_apis(kind).iter().filter_map(|word| Api::parse(word)).collect(),
         translated: translated(kind),
-        priority: row.priority,
-        prefixes: row
+        priority: provider.priority,
+        prefixes: provider
             .prefixes
             .as_deref()
             .and_then(|text| serde_json::from_str::<Vec<String>>(text).ok())
             .unwrap_or_default(),
-        health: row.health_status.as_deref().and_then(HealthStatus::parse).unwrap_or(HealthStatus::Unknown),
-        enabled: row.enabled,
-        managed: row.applied.is_some(),
+        health: provider
+            .health_status
+            .as_deref()
+            .and_then(HealthStatus::parse)
+            .unwrap_or(HealthStatus::Unknown),
+        enabled: provider.enabled,
+        managed: row.managed,
         models,
-        origin: row.applied.as_ref().map(|applied| applied.origin.clone()),
+        origin: provider.origin.clone(),
         ..UpstreamInput::default()
     })
 }
@@ -309,7 +245,7 @@ fn translated(kind: ProviderType) -> ApiSet {
     [Api::Chat, Api::Responses, Api::Messages].into_iter().collect()
 }
 
-fn offer(model: &PictureModel, object: Option<&GatewayObjectText>, problems: &mut Vec<String>) -> OfferInput {
+fn offer(model: &PictureModel, object: Option<&GatewayObjectRow>, problems: &mut Vec<String>) -> OfferInput {
     let price = |text: &Option<String>| {
         text.as_deref().and_then(|it| it.parse::<TokenPrice>().ok()).map(TokenPrice::units)
     };
@@ -337,15 +273,4 @@ fn offer(model: &PictureModel, object: Option<&GatewayObjectText>, problems: &mu
         whole.prices = PriceInput { input, output, ..own };
     }
     whole
-}
-
-impl From<crate::store::GatewayObjectRow> for GatewayObjectText {
-    fn from(row: crate::store::GatewayObjectRow) -> Self {
-        Self {
-            kind: row.kind.to_string(),
-            name: row.name,
-            spec: row.spec,
-            origin: row.origin.map(|it| it.to_string()),
-        }
-    }
 }

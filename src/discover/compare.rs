@@ -29,11 +29,11 @@ pub struct ComparedModel {
     pub enabled: Option<bool>,
     /// `[discover]` would import it.
     pub selected: bool,
-    /// As the provider tells.
+    /// As the provider says.
     pub display_name: Option<String>,
-    /// Tokens, as the provider tells.
+    /// Tokens, as the provider says.
     pub context_length: Option<u32>,
-    /// USD, as the provider tells.
+    /// USD, as the provider says.
     pub cost_per_1m_input_tokens: Option<f64>,
     pub cost_per_1m_output_tokens: Option<f64>,
     /// Line of its declaration.
@@ -45,7 +45,7 @@ pub struct ComparedModel {
 }
 
 impl ComparedModel {
-    /// Somebody relies on it, and the provider does not list it.
+    /// A manifest or a rule relies on it, and the provider does not list it.
     pub const fn is_missing(&self) -> bool {
         self.declared && !self.offered
     }

@@ -109,7 +109,7 @@ pub fn decide(input: &DecisionInput<'_>) -> DiscoveryDecision {
             Some(row) if declared.contains(&*model.id) && !remembered.contains(&row.id) => {
                 decision.seen.push(seen(row.id, &model.id, false));
             }
-            // Somebody's own row, or one that is remembered.
+            // A row of another writer, or one that is remembered.
             Some(_) => {}
             // A declared model without a row is the reconcile's to create.
             None if declared.contains(&*model.id) || !selection.takes(&model.id) => {}
@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(fields["enabled"], &json!(true));
         assert_eq!(fields["display_name"], &json!("b"));
         world.check(Ok(&models(&["b", "c"])), "-a ok");
-        // Somebody's own row is nobody's business, whether it is listed or not.
+        // A row of another writer is left alone, whether it is listed or not.
         world.check(Ok(&models(&["a", "b", "theirs"])), "-c ~a ok");
         world.check(Ok(&models(&["a", "b", "c"])), "~c ok");
         // A row that was deleted is created again while it is offered.
@@ -339,7 +339,7 @@ mod tests {
         world.check(Ok(&models(&["b"])), "suspect");
         world.now += SUSPECT_FOR - TimeDelta::seconds(1);
         world.check(Ok(&models(&["b"])), "suspect");
-        // One good list, and the time begins anew.
+        // One good list, and the time begins again.
         world.check(Ok(&models(&["a"])), "ok");
         world.check(Ok(&models(&["b"])), "suspect");
         world.now += SUSPECT_FOR;

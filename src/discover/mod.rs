@@ -8,29 +8,24 @@ pub mod decide;
 pub mod run;
 pub mod schedule;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
-use secrecy::ExposeSecret as _;
 use url::Url;
 
-use catalog::{
-    model::{Catalog, Provider},
-    plan::{ListEnd, LiveRule, Notice, NoticeKind},
-};
+use catalog::{model::Provider, plan::LiveRule};
 use net::probe::{ListFailure, Lister};
 use provider::{BaseError, Models, ProviderType, parse_base};
 
 use crate::{
-    destination::{Declared, Destination, Misplaced, destination},
+    destination::{Declared, Destination, Misplaced, destination, opened},
     secret::{Keyring, ResolveError, Resolver, Secret},
-    store::{self, DiscoveryNotice, KeyRow, Store},
+    store::{self, KeyRow, Store},
 };
 
-/// Why a provider's list could not be had.
+/// Why a provider's list could not be read.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    #[error("its key cannot be had")]
+    #[error("its key could not be resolved")]
     Key(#[source] ResolveError),
     #[error(
         "its base URL is plain http, and no manifest says that its key may travel so\nhint: declare the provider"
@@ -44,12 +39,12 @@ pub enum AskError {
     List(#[from] ListFailure),
 }
 
-/// Whom to ask, as the manifest says and, where it is silent, as the database does.
+/// Which provider to ask, as the manifest says and, where it is silent, as the database does.
 #[derive(Debug)]
 pub struct ListTarget {
     pub kind: ProviderType,
     pub base: Url,
-    pub key: Option<Secret>,
+    pub key: Option<Arc<Secret>>,
 }
 
 impl ListTarget {
@@ -69,15 +64,13 @@ impl ListTarget {
         let (kind, base) = (provider.kind, parse_base(provider.kind, provider.base_url.as_deref())?);
         let declared = Declared { kind, base };
         let drifted = row.and_then(|row| row.place.agrees(&declared).err());
-        let tokens = row.filter(|_| drifted.is_none()).into_iter().flat_map(|row| &row.tokens);
-        let kept =
-            tokens.filter(|token| !token.is_empty()).find_map(|token| keyring.byok.decrypt(token).ok());
-        let own = |kept: Secret| match row.map(|row| row.is_not_copied(rows, None, keyring)) {
+        let kept = row.filter(|_| drifted.is_none()).and_then(|row| opened(&row.tokens, &keyring.byok));
+        let own = |kept: Arc<Secret>| match row.map(|row| row.is_not_copied(rows, None, keyring)) {
             Some(Err(why)) => Err(AskError::from(why)),
             _ => Ok(kept),
         };
         let key = match provider.api_key.as_ref().map(|reference| resolver.resolve(reference)) {
-            Some(Ok(secret)) => Some(secret),
+            Some(Ok(secret)) => Some(Arc::new(secret)),
             // A command may run where the daemon's variables and credentials are not.
             Some(Err(error)) => Some(own(kept.ok_or(AskError::Key(error))?)?),
             None => kept.map(own).transpose()?,
@@ -103,13 +96,13 @@ impl ListTarget {
         if !managed && key.is_some() && base.scheme() == "http" {
             return Err(AskError::Plain);
         }
-        Ok(Some(Self { kind, base, key: key.map(|key| Secret::new(key.expose_secret().to_owned())) }))
+        Ok(Some(Self { kind, base, key }))
     }
 
     /// # Errors
     /// [`AskError::List`]
     pub async fn list(&self, lister: &Lister) -> Result<Models, AskError> {
-        let key = self.key.as_ref().map(Secret::expose);
+        let key = self.key.as_ref().map(|key| key.expose());
         Ok(lister.models(self.kind, &self.base, key).await?)
     }
 }
@@ -131,49 +124,4 @@ pub async fn key_rows(store: &Store, name: &str, keyring: &Keyring) -> store::Re
 /// `eco × all`, for a rule that names both.
 fn cell(rule: &LiveRule) -> Option<String> {
     Some(format!("{} × {}", rule.power_level.as_deref()?, rule.user_tier.as_deref()?))
-}
-
-/// Vanished models without routes that are named; the rest is counted.
-const NAMED: usize = 5;
-
-/// What `plan` and `status` say about lists, of providers whose manifests ask for discovery.
-pub fn notices(found: Vec<DiscoveryNotice>, catalog: &Catalog) -> Vec<Notice> {
-    let asks = |name: &str| catalog.providers.get(name).is_some_and(|it| it.discover.is_some());
-    let day = |at: DateTime<Utc>| at.format("%Y-%m-%d %H:%M UTC");
-    let mut notices = Vec::new();
-    let mut unrouted: BTreeMap<Arc<str>, Vec<String>> = BTreeMap::new();
-    let mut say = |provider, kind, message| {
-        notices.push(Notice { provider, kind, message, fields: Vec::new() });
-    };
-    for notice in found {
-        match notice {
-            DiscoveryNotice::Trouble { provider, ended, detail, since } if asks(&provider) => {
-                let what = match ended {
-                    ListEnd::Suspect => "its list of models is not believed",
-                    ListEnd::Empty => "its list of models is empty",
-                    _ => "its list of models cannot be had",
-                };
-                let why = if ended == ListEnd::Empty { String::new() } else { format!(": {detail}") };
-                say(provider, NoticeKind::Discovery, format!("{what} since {}{why}", day(since)));
-            }
-            DiscoveryNotice::Vanished { provider, model, since, routes } if asks(&provider) => {
-                if routes.is_empty() {
-                    unrouted.entry(provider).or_default().push(model);
-                    continue;
-                }
-                let routes = routes.join(", ");
-                let message =
-                    format!("{model} is no longer offered since {} and still serves {routes}", day(since));
-                say(provider, NoticeKind::Vanished, message);
-            }
-            _ => {}
-        }
-    }
-    for (provider, models) in unrouted {
-        let named = models.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
-        let more = models.len().saturating_sub(NAMED);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        say(provider, NoticeKind::Vanished, format!("no longer offered: {named}{more}"));
-    }
-    notices
 }

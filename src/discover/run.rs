@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     config::Egress,
+    reconcile::{self, ReconcileError},
     secret::{Keyring, Resolver},
     store::{Lease, NewEvent, ReconcileTx, Scope, Store, StoreError},
 };
@@ -44,6 +45,22 @@ pub enum DiscoverError {
     NotApplied,
     #[error("applying is suspended")]
     Suspended,
+}
+
+impl From<ReconcileError> for DiscoverError {
+    fn from(error: ReconcileError) -> Self {
+        match error {
+            ReconcileError::Store(error) => Self::Store(error),
+            ReconcileError::NotLeader => Self::NotLeader,
+        }
+    }
+}
+
+/// Names what a decision adds.
+fn digest(decision: &DiscoveryDecision) -> String {
+    let mut hash = sha2::Sha256::new();
+    decision.create.iter().for_each(|change| hash.update(change.id));
+    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What a look found and wrote.
@@ -118,7 +135,7 @@ impl Discoverer {
     /// Looks at one declared provider's list and writes what follows from it.
     ///
     /// # Errors
-    /// [`DiscoverError`]; nothing was written. A list that cannot be had is no error: it is remembered as failed.
+    /// [`DiscoverError`]; nothing was written. A list that cannot be read is no error: it is remembered as failed.
     pub async fn look(
         &self,
         provider: &Provider,
@@ -141,7 +158,7 @@ impl Discoverer {
         loop {
             match self.settle(provider, list, lease, revision).await {
                 Err(DiscoverError::Store(StoreError::Conflict(_))) if tries > 0 => tries -= 1,
-                // A model that the database refuses is told with its words, like any list that cannot be had.
+                // A model that the database refuses is reported with its words, like any list that cannot be read.
                 Err(DiscoverError::Store(error)) if error.is_data() && list.is_ok() => {
                     let why = format!("the database refuses a model: {error}");
                     return self.settle(provider, Err(&why), lease, revision).await;
@@ -187,12 +204,14 @@ impl Discoverer {
             tx.rollback().await?;
             return Ok(Looked { decision, events: 0 });
         }
-        if let Some(lease) = lease
-            && !tx.lease_check(lease).await?
-        {
-            return Err(DiscoverError::NotLeader);
-        }
-        if !decision.create.is_empty() {
+        if decision.create.is_empty() {
+            if let Some(lease) = lease
+                && !tx.lease_check(lease).await?
+            {
+                return Err(DiscoverError::NotLeader);
+            }
+        } else {
+            reconcile::fence(&mut tx, lease, revision, &digest(&decision)).await?;
             let plan = ProviderPlan {
                 name: provider.name.clone(),
                 id,
@@ -201,11 +220,11 @@ impl Discoverer {
                 record: None,
                 forget: false,
             };
-            tx.apply(&[plan], &HashMap::new(), revision).await?;
+            reconcile::carry_out(&mut tx, &[plan], &HashMap::new(), revision).await?;
         }
         tx.discovery_remember(id, &decision).await?;
         let events: Vec<NewEvent> =
-            decision.audit(provider, id).into_iter().map(|entry| event(entry, revision)).collect();
+            decision.audit(provider, id).into_iter().map(|entry| NewEvent::of(entry, revision)).collect();
         tx.record(&events).await?;
         tx.commit().await?;
         Ok(Looked { decision, events: events.len() })
@@ -243,7 +262,7 @@ impl Discoverer {
     }
 
     /// Forgets providers whose manifest no longer asks for discovery (by id and name), and those whose row is gone. Their
-    /// models stay, and are nobody's from now on.
+    /// models stay, and no manifest manages them from now on.
     ///
     /// # Errors
     /// [`DiscoverError`]; nothing was written.
@@ -276,27 +295,15 @@ impl Discoverer {
                 origin: None,
             })
         });
-        let events: Vec<NewEvent> = entries.map(|entry| event(entry, revision)).collect();
+        let events: Vec<NewEvent> = entries.map(|entry| NewEvent::of(entry, revision)).collect();
         tx.record(&events).await?;
         tx.commit().await?;
         Ok(())
     }
 }
 
-fn event(entry: AuditEntry, revision: Option<&Revision>) -> NewEvent {
-    NewEvent {
-        kind: entry.kind,
-        provider: entry.provider,
-        provider_id: entry.provider_id,
-        detail: entry.detail,
-        reason: entry.reason,
-        origin: entry.origin,
-        revision: revision.cloned(),
-    }
-}
-
 impl Looked {
-    /// Says in the log what a person should know.
+    /// Says in the log what the operator should know.
     pub fn log(&self, provider: &str) {
         let decision = &self.decision;
         match decision.ended {

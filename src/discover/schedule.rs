@@ -1,7 +1,7 @@
 //! When which provider's list is looked at.
 //!
 //! Each provider has its cron expression; one that was never looked at, or whose manifest asks for something else than at
-//! its last look, is looked at without waiting. A list that could not be had is tried again three times before its next
+//! its last look, is looked at without waiting. A list that could not be read is tried again three times before its next
 //! time. Not its job: the look itself (`run`). Invariants: only a daemon that leads looks; one provider is looked at once
 //! at a time; a provider that hangs holds up none but itself.
 
@@ -73,7 +73,7 @@ struct Entry {
     busy: bool,
 }
 
-/// All providers' times. Pure but for being told the time.
+/// All providers' times. Pure: the time is an argument.
 #[derive(Debug, Default)]
 struct Times {
     entries: BTreeMap<Arc<str>, Entry>,
@@ -179,7 +179,7 @@ type Look<'a> =
     Pin<Box<dyn Future<Output = (Arc<Provider>, Arc<str>, Result<Looked, DiscoverError>)> + Send + 'a>>;
 
 impl<L: Fn() -> Option<Lease> + Send + Sync> Discovery<L> {
-    /// Looks at lists until it is told to stop.
+    /// Looks at lists until the stop.
     ///
     /// # Errors
     /// Never; the signature is that of the supervisor's tasks.

@@ -1,7 +1,7 @@
 //! Replacing a manifest's text on disk, whole or not at all.
 //!
 //! Not its job: what the text is. Invariant: nothing outside the manifest directory is written, a reader sees the old text
-//! or the new one, and somebody else's change that came in between is not overwritten.
+//! or the new one, and another writer's change that came in between is not overwritten.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -27,7 +27,7 @@ pub enum FileError {
         .from.display(), .to.display()
     )]
     Outside { from: PathBuf, to: PathBuf },
-    #[error("{} was changed by somebody else meanwhile\nhint: run the command again", .0.display())]
+    #[error("{} was changed by another program meanwhile\nhint: run the command again", .0.display())]
     Changed(PathBuf),
     #[error(
         "{} cannot be written\nhint: is the directory a read-only checkout? then change it where it comes from",
@@ -94,7 +94,7 @@ impl Manifest {
             fs::rename(&temporary, &path).map_err(failed)
         });
         if let Err(error) = result {
-            // What is left behind is hidden, and taken for a manifest by nobody.
+            // What is left behind is hidden, and not taken for a manifest.
             let _ = fs::remove_file(&temporary);
             return Err(error);
         }
@@ -108,7 +108,7 @@ impl Manifest {
 
 fn write_beside(path: &Path, temporary: &Path, text: &str) -> io::Result<()> {
     let about = fs::metadata(path)?;
-    // Nobody may read it before it has the permissions of the old one.
+    // No other user may read it before it has the permissions of the old one.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
     file.write_all(text.as_bytes())?;
     let made = file.metadata()?;

@@ -29,7 +29,7 @@ pub struct Edited {
 /// Why a manifest is left as it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EditError {
-    #[error("{path}:{line}: {message}\nhint: mend the manifest first; `providerd validate` shows all of it")]
+    #[error("{path}:{line}: {message}\nhint: fix the manifest first; `providerd validate` shows all of it")]
     Invalid { path: ManifestPath, line: u32, message: String },
     #[error("{path} does not declare `{provider}`")]
     NotThere { path: ManifestPath, provider: String },

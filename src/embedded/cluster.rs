@@ -166,7 +166,7 @@ fn remove_unfinished(place: &ClusterPlace) {
     let Ok(entries) = fs::read_dir(&place.base) else { return };
     for entry in entries.flatten() {
         if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
-            // What cannot be removed now is in nobody's way.
+            // What cannot be removed now is in no one's way.
             let _ = fs::remove_dir_all(entry.path());
         }
     }
@@ -203,7 +203,7 @@ fn run(mut command: Command, name: &str, input: &str) -> Result<(), EmbeddedErro
         program: PathBuf::from(command.get_program()),
         source,
     };
-    // A file and not pipes: nobody can block on it, and it can be read at the end.
+    // A file and not pipes: no process can block on it, and it can be read at the end.
     let (mut output, mut stdin) = match (scratch(), scratch()) {
         (Ok(output), Ok(stdin)) => (output, stdin),
         (Err(source), _) | (_, Err(source)) => return Err(spawn_error(&command, source)),

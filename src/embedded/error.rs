@@ -43,12 +43,12 @@ pub enum EmbeddedError {
     )]
     ForeignOwner { path: PathBuf, owner: u32, uid: u32 },
     #[error(
-        "user {user}, as whom PostgreSQL must run, cannot reach {}\n\
+        "user {user}, who must run PostgreSQL, cannot reach {}\n\
          hint: make every directory on the way searchable (`chmod o+x`)", .path.display()
     )]
     Unreachable { user: String, path: PathBuf },
     #[error(
-        "user {user}, as whom PostgreSQL must run, cannot reach {}, and {} cannot be made instead\n\
+        "user {user}, who must run PostgreSQL, cannot reach {}, and {} cannot be made instead\n\
          hint: make every directory on the way searchable (`chmod o+x`), or give another state directory",
         .state_dir.display(), .path.display()
     )]
@@ -61,7 +61,7 @@ pub enum EmbeddedError {
     },
     #[error(
         "{}: not a private directory of user id {owner}\n\
-         hint: somebody else may have made it; remove it, or set XDG_RUNTIME_DIR", .path.display()
+         hint: another user may have made it; remove it, or set XDG_RUNTIME_DIR", .path.display()
     )]
     UnsafeSocketDir { path: PathBuf, owner: u32 },
     #[error("cannot run {}", .program.display())]

@@ -2,7 +2,7 @@
 //!
 //! Two lock files, both released by the kernel when a process dies:
 //! - `start.lock`, exclusive: held while starting or stopping, so that two processes never do so at once;
-//! - `users.lock`, shared: held as long as a process uses the server; whoever can make it exclusive is the
+//! - `users.lock`, shared: held as long as a process uses the server; the process that can make it exclusive is the
 //!   last user and may stop the server.
 
 use std::{
@@ -63,13 +63,13 @@ impl Inner {
 }
 
 impl Drop for Inner {
-    /// For the ways out that do not come past `stop`: an early return, a panic, a start that nobody waited
+    /// For the ways out that do not come past `stop`: an early return, a panic, a start that was not waited
     /// for.
     fn drop(&mut self) {
         if *self.released.get_mut() {
             return;
         }
-        // Whoever is starting or stopping at this moment takes care of it.
+        // The process that is starting or stopping at this moment takes care of it.
         if let Ok(Some(_stopping)) = Lock::try_exclusive(&self.place, &self.place.start_lock()) {
             let _ = self.stop();
         }
@@ -163,7 +163,7 @@ fn ensure(
     users: &Lock,
 ) -> Result<Running, EmbeddedError> {
     let running = server::ensure(place, binaries, || users.try_upgrade());
-    // Trying to be alone may have changed or lost the claim; nobody else can have one without the start
+    // Trying to be alone may have changed or lost the claim; no other process can have one without the start
     // lock, so taking it back cannot fail for long.
     users.share()?;
     running

@@ -36,7 +36,7 @@ impl Lock {
         Ok(lock)
     }
 
-    /// An exclusive lock, if nobody holds it.
+    /// An exclusive lock, if no other process holds it.
     pub fn try_exclusive(place: &ClusterPlace, path: &Path) -> Result<Option<Self>, EmbeddedError> {
         let lock = Self::open(place, path)?;
         match flock(&lock.file, FlockOperation::NonBlockingLockExclusive) {
@@ -67,7 +67,7 @@ impl Lock {
         Ok(lock)
     }
 
-    /// Makes a shared lock exclusive if nobody else holds it. If somebody does, this lock may be lost: the
+    /// Makes a shared lock exclusive if no other process holds it. If one does, this lock may be lost: the
     /// kernel gives no promise.
     pub fn try_upgrade(&self) -> bool {
         flock(&self.file, FlockOperation::NonBlockingLockExclusive).is_ok()

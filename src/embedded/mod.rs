@@ -1,7 +1,7 @@
 //! The embedded database: a real PostgreSQL that providerd starts and stops itself.
 //!
 //! Its job: find PostgreSQL's programs, make a cluster once, keep exactly one server of it running while
-//! anybody uses it. Not its job: SQL and migrations.
+//! any process uses it. Not its job: SQL and migrations.
 //!
 //! Invariant: a cluster is whole or absent, never half made; at most one server runs on it; only the
 //! cluster's owner and root can connect, over a Unix socket; it is as durable as any PostgreSQL.
@@ -22,7 +22,7 @@ use instance::Instance;
 
 /// A running private PostgreSQL that this process is a user of.
 ///
-/// Dropping it stops the server too, if no other process uses it, but blocks the thread and tells nobody of
+/// Dropping it stops the server too, if no other process uses it, but blocks the thread and reports none of
 /// an error: prefer [`Embedded::stop`]. A process that dies leaves the server running; the next start takes
 /// it over.
 #[derive(Debug)]

@@ -1,11 +1,11 @@
-//! Where the embedded cluster lies, and as whom its server runs.
+//! Where the embedded cluster lies, and which user its server runs as.
 //!
 //! Everything of it stands in one *base* directory: `data` (the cluster), `run` (the socket), the log and
 //! the lock files. It is `postgres` in the state directory, or what the symbolic link of that name points
 //! at. Root needs the link: PostgreSQL does not run as root, and its user cannot look into a directory
 //! such as `/root`.
 //!
-//! Invariant: nobody but the owner and root can reach the data or the socket.
+//! Invariant: only the owner and root can reach the data or the socket.
 
 use std::{
     fs, io,
@@ -29,7 +29,7 @@ const ROOT_HOME: &str = "/var/lib/providerd-embedded";
 /// A Unix socket's path has at most 107 bytes on Linux, and PostgreSQL adds `/.s.PGSQL.5432` to this one.
 const MAX_SOCKET_DIR: usize = 107 - "/.s.PGSQL.5432".len();
 
-/// As whom the server runs.
+/// Which user the server runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
     pub uid: Uid,
@@ -70,7 +70,7 @@ impl ClusterPlace {
         self.base.join("postgres.log")
     }
 
-    /// Held exclusively by whoever starts or stops the server.
+    /// Held exclusively by the process that starts or stops the server.
     pub fn start_lock(&self) -> PathBuf {
         self.base.join("start.lock")
     }
@@ -91,7 +91,7 @@ impl ClusterPlace {
     }
 
     /// Opens a file for appending and reading, made with mode 0600 if missing. Never through a symbolic
-    /// link: root may be working in a directory of somebody else's.
+    /// link: root may be working in a directory of another user.
     pub fn open_private(&self, path: &Path) -> io::Result<fs::File> {
         let mut options = fs::OpenOptions::new();
         options.read(true).append(true).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
@@ -140,7 +140,7 @@ impl ClusterPlace {
         Ok(())
     }
 
-    /// Removes a socket directory outside the base directory, where nobody would look for it.
+    /// Removes a socket directory outside the base directory, where it would not be looked for.
     pub fn remove_short_dir(&self) {
         if !self.sockets.starts_with(&self.base) {
             // If something else lies in it, it stays.
@@ -185,7 +185,7 @@ fn find_base(state_dir: &Path) -> Result<PathBuf, EmbeddedError> {
     let inside = state_dir.join("postgres");
     match fs::symlink_metadata(&inside) {
         Ok(meta) if meta.is_symlink() => {
-            // Somebody else's link must not tell root where to change owners.
+            // Another user's link must not decide where root changes owners.
             if meta.uid() != euid.as_raw() {
                 return Err(EmbeddedError::ForeignOwner {
                     path: inside,
@@ -202,7 +202,7 @@ fn find_base(state_dir: &Path) -> Result<PathBuf, EmbeddedError> {
                 return make_base(&inside);
             }
             // A random name and not the state directory's: a state directory that was deleted and made
-            // anew must get a new cluster, one that was moved must keep its own.
+            // again must get a new cluster, one that was moved must keep its own.
             let id = uuid::Uuid::new_v4().simple().to_string();
             let target = Path::new(ROOT_HOME).join(id.get(..16).unwrap_or(&id));
             // The link first: after a crash between the two, the next start makes the directory.
@@ -244,7 +244,7 @@ fn canonical(path: &Path) -> Result<PathBuf, EmbeddedError> {
     path.canonicalize().map_err(EmbeddedError::io("find", path))
 }
 
-/// As whom the server of this base directory runs: as whom it always ran, if it did.
+/// Which user the server of this base directory runs as: the one that it always ran as, if it did.
 fn owner_of(base: &Path) -> Result<Owner, EmbeddedError> {
     let euid = geteuid();
     let meta = fs::metadata(base).map_err(EmbeddedError::io("examine", base))?;

@@ -41,7 +41,7 @@ use super::{
 const START: Duration = Duration::from_secs(100);
 /// A server that says it is ready and does not listen is given up after this long.
 const DEAF: Duration = Duration::from_secs(10);
-/// How long processes of a killed server may take to end: they notice at their next pause, or are told to.
+/// How long processes of a killed server may take to end: they notice at their next pause, or at a signal.
 const LINGER: Duration = Duration::from_secs(10);
 /// A fast shutdown writes a checkpoint. After this long the rest is left to the next start's recovery: a
 /// daemon has five seconds to stop.
@@ -68,7 +68,7 @@ pub struct Running {
     pub sockets: PathBuf,
 }
 
-/// Takes over the running server or starts one. `alone` tells whether nobody else uses it, in which case
+/// Takes over the running server or starts one. `alone` says whether no other process uses it, in which case
 /// one that is of no use is replaced.
 pub fn ensure(
     place: &ClusterPlace,
@@ -329,7 +329,7 @@ fn overwrite(place: &ClusterPlace, path: &Path, content: &[u8]) -> io::Result<()
 /// Whether the process is a PostgreSQL server on this data directory. A zombie is not.
 fn is_server(pid: i32, data: &Path) -> bool {
     let Ok(stat) = fs::read(format!("/proc/{pid}/stat")) else {
-        // Without a view of processes at all, whoever exists counts.
+        // Without a view of processes at all, every process counts.
         return !Path::new("/proc/self/stat").exists() && kill(Pid::from_raw(pid), None).is_ok();
     };
     if matches!(process_state(&stat), Some(b'Z' | b'X')) {

@@ -23,7 +23,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// No message of this dialogue comes near it.
 const MAX_MESSAGE: usize = 64 * 1024;
 
-/// Why a server did not tell its data directory.
+/// Why a server did not name its data directory.
 #[derive(Debug)]
 pub enum Silence {
     /// Nothing listens.

@@ -1,4 +1,4 @@
-//! The life of the process: supervised tasks, signals, and what systemd is told.
+//! The life of the process: supervised tasks, signals, and notifications to systemd.
 //!
 //! Job: own every task; turn a task that ends early into a process that ends with a failure; stop all of
 //! them in order when asked. Not its job: what the tasks do. Invariant: outside a shutdown no task ends
@@ -33,7 +33,7 @@ use tracing::{error, info, warn};
 /// after the tasks, such as an embedded database.
 pub const GRACE: Duration = Duration::from_secs(4);
 
-/// How long a reload may take before systemd is told that it is over; its work then goes on unobserved.
+/// How long a reload may take before systemd is notified that it is over; its work then goes on unobserved.
 const RELOAD_LIMIT: Duration = Duration::from_secs(30);
 
 /// A task's name: fixed words, or made from an identifier.
@@ -251,7 +251,7 @@ impl Supervisor {
         });
     }
 
-    /// Tells systemd's watchdog that the process is alive, at half its period, while `alive` holds. Does
+    /// Notifies systemd's watchdog that the process is alive, at half its period, while `alive` holds. Does
     /// nothing without a watchdog.
     pub fn serve_watchdog(&self, systemd: Systemd, alive: impl Fn() -> bool + Send + 'static) {
         let Some(period) = sd_notify::watchdog_enabled().filter(|period| !period.is_zero()) else { return };
@@ -290,9 +290,9 @@ pub async fn on_a_thread(name: &str, work: impl Future<Output = ()> + Send + 'st
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
         // As a task of its own: the future of `block_on` itself goes through the kernel each time it is woken.
         let result = runtime.block_on(runtime.spawn(work));
-        // A lookup of a name may hang for long; nobody waits for it.
+        // A lookup of a name may hang for long; nothing waits for it.
         runtime.shutdown_background();
-        // Whoever waits may have gone.
+        // The receiver may have gone.
         let _ = done.send(result);
     })?;
     Ok(ended.await??)
@@ -309,7 +309,7 @@ async fn next_of(terminate: &mut Signal, interrupt: &mut Signal) -> &'static str
 #[derive(Debug)]
 pub struct Hangups(Signal);
 
-/// What systemd is told; nothing, where it did not start this process.
+/// Notifications to systemd; none, where it did not start this process.
 ///
 /// A child process must not inherit `NOTIFY_SOCKET`: PostgreSQL, for one, would report for us.
 #[derive(Debug, Clone, Copy, Default)]

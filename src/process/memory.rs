@@ -1,4 +1,4 @@
-//! What the C library does with memory, told to suit the process: a daemon gives back what it does not need, a command
+//! What the C library does with memory, set to suit the process: a daemon gives back what it does not need, a command
 //! that ends soon does not bother.
 //!
 //! A pass over everything holds every row and every change for a moment. The C library keeps what was freed for its
@@ -23,7 +23,7 @@ pub fn expect_to_stay() {
     unsafe { nix::libc::mallopt(nix::libc::M_ARENA_MAX, 2) };
 }
 
-/// Other C libraries have nothing to be told.
+/// Other C libraries have nothing to set.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub fn expect_to_stay() {}
 
@@ -42,6 +42,6 @@ pub fn expect_to_end() {
     }
 }
 
-/// Other C libraries have nothing to be told.
+/// Other C libraries have nothing to set.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub fn expect_to_end() {}

@@ -10,14 +10,14 @@
 use std::{
     fmt,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE};
 use fernet::Fernet;
 use zeroize::Zeroizing;
 
-use super::Secret;
+use super::{Secret, opened::OpenedTokens};
 
 /// Bytes of a Fernet key: 16 for HMAC-SHA-256, 16 for AES-128.
 const KEY_BYTES: usize = 32;
@@ -33,6 +33,7 @@ const CANARY: &str = "providerd canary 1";
 #[derive(Clone)]
 pub struct Byok {
     keys: Arc<[Fernet]>,
+    opened: OpenedTokens,
 }
 
 impl fmt::Debug for Byok {
@@ -80,7 +81,7 @@ impl Byok {
         }
         let parts = text.split(',').enumerate();
         let keys: Vec<_> = parts.map(|(i, part)| parse_key(part.trim(), i + 1)).collect::<Result<_, _>>()?;
-        Ok(Self { keys: keys.into() })
+        Ok(Self { keys: keys.into(), opened: OpenedTokens::new() })
     }
 
     /// A new random key, as text that [`Byok::parse`] takes.
@@ -101,6 +102,14 @@ impl Byok {
     /// [`Undecryptable`] if no key opens it, its text is not UTF-8, or it is not a token.
     pub fn decrypt(&self, token: &str) -> Result<Secret, Undecryptable> {
         self.decrypt_indexed(token).map(|(secret, _)| secret)
+    }
+
+    /// The text behind the token of a stored key, which is opened once however often it is asked for.
+    ///
+    /// # Errors
+    /// As [`Self::decrypt`].
+    pub fn open(&self, token: &str) -> Result<Arc<Secret>, Undecryptable> {
+        self.opened.get_or(token, Instant::now(), || self.decrypt(token))
     }
 
     /// The text behind a token, and whether the first key (the one that encrypts) opened it: a rotation
@@ -171,7 +180,7 @@ pub enum CanaryError {
     Foreign,
 }
 
-/// A token to store beside the encrypted keys: whoever opens it holds the right key.
+/// A token to store beside the encrypted keys: a key that opens it is the right one.
 pub fn create_canary(byok: &Byok) -> String {
     byok.encrypt(&Secret::copy_of(CANARY))
 }
@@ -189,7 +198,7 @@ pub fn check_canary(byok: &Byok, token: &str) -> Result<(), CanaryError> {
 mod tests {
     use super::*;
 
-    // Fernet keys that nobody uses: 32 times the same byte.
+    // Fernet keys that no installation uses: 32 times the same byte.
     const A: &str = "QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUE=";
     const B: &str = "QkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkI=";
 

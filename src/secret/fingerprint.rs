@@ -1,9 +1,9 @@
 //! Keyed fingerprints, and the ring of keys with which a database row's key columns are read.
 //!
-//! Its job: name a secret without telling it. Not its job: storing the fingerprint key.
+//! Its job: name a secret without revealing it. Not its job: storing the fingerprint key.
 //!
 //! Invariant: equal secrets have equal fingerprints for as long as the database lives, whatever happens to
-//! the BYOK key; without the fingerprint key nobody can test a guess against one.
+//! the BYOK key; without the fingerprint key no guess can be tested against one.
 
 use std::fmt;
 
@@ -11,14 +11,14 @@ use hmac::{Hmac, Mac as _};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use catalog::plan::{Fingerprint, LiveKey};
+use catalog::plan::Fingerprint;
 
 use super::{Byok, Secret, Undecryptable};
 
 /// Bytes of the fingerprint key: the output size of SHA-256, beyond which HMAC gains nothing.
 const KEY_BYTES: usize = 32;
 
-/// Bytes of a fingerprint: 64 bits tell 10,000 keys apart with a chance of collision below 10⁻¹¹.
+/// Bytes of a fingerprint: 64 bits distinguish 10,000 keys with a chance of collision below 10⁻¹¹.
 const FINGERPRINT_BYTES: usize = 8;
 
 /// The key of all fingerprints. It lives in the database, encrypted, and not in the BYOK key, so that
@@ -109,30 +109,9 @@ pub struct Keyring {
 }
 
 impl Keyring {
-    /// What a provider row's two key columns hold. They should hold the same token; where they differ, the
-    /// first one that opens counts.
-    pub fn live_key(&self, api_key_encrypted: &str, encrypted_api_key: Option<&str>) -> LiveKey {
-        let other = encrypted_api_key.unwrap_or("");
-        if api_key_encrypted == other {
-            return self.open(api_key_encrypted);
-        }
-        for token in [api_key_encrypted, other] {
-            if let LiveKey::Known { fingerprint, .. } = self.open(token) {
-                return LiveKey::Known { fingerprint, columns_agree: false };
-            }
-        }
-        LiveKey::Undecryptable
-    }
-
-    /// What one token holds, where both columns hold it; `""` is no key.
-    pub fn open(&self, token: &str) -> LiveKey {
-        if token.is_empty() {
-            return LiveKey::Absent;
-        }
-        match self.byok.decrypt(token) {
-            Ok(secret) => LiveKey::Known { fingerprint: self.fp.fingerprint(&secret), columns_agree: true },
-            Err(Undecryptable) => LiveKey::Undecryptable,
-        }
+    /// The fingerprint of the key behind a stored token; `None` for a token that no BYOK key opens.
+    pub fn open(&self, token: &str) -> Option<Fingerprint> {
+        self.byok.open(token).ok().map(|secret| self.fp.fingerprint(&secret))
     }
 }
 
@@ -170,28 +149,5 @@ mod tests {
         let key = FingerprintKey::from_bytes(Zeroizing::new(bytes));
         let print = key.fingerprint(&Secret::copy_of("what do ya want for nothing?"));
         assert_eq!(&*print.0, "5bdcc146bf60754e");
-    }
-
-    #[test]
-    fn columns_are_read_together() {
-        let ring = Keyring { byok: byok(), fp: FingerprintKey::generate() };
-        let secret = Secret::copy_of("sk-not-a-real-key");
-        let (token, again) = (ring.byok.encrypt(&secret), ring.byok.encrypt(&secret));
-        let known =
-            |columns_agree| LiveKey::Known { fingerprint: ring.fp.fingerprint(&secret), columns_agree };
-        let check = |one: &str, two: Option<&str>, expected: LiveKey| {
-            assert_eq!(ring.live_key(one, two), expected, "{one:?} {two:?}");
-        };
-        check("", None, LiveKey::Absent);
-        check("", Some(""), LiveKey::Absent);
-        check(&token, Some(&token), known(true));
-        check(&token, None, known(false));
-        check(&token, Some(&again), known(false));
-        check("", Some(&token), known(false));
-        check("rubbish", Some(&token), known(false));
-        check(&token, Some("rubbish"), known(false));
-        check("rubbish", None, LiveKey::Undecryptable);
-        check("", Some("rubbish"), LiveKey::Undecryptable);
-        check("rubbish", Some("rubbish"), LiveKey::Undecryptable);
     }
 }

@@ -1,7 +1,7 @@
 //! Secrets: from a reference in a manifest to a value that is wiped from memory, to a Fernet token.
 //!
 //! Its job: hold secret text ([`Secret`]), the keys that encrypt it at rest ([`Byok`]), the keyed
-//! fingerprints that name it without telling it ([`FingerprintKey`]), and find the value behind a
+//! fingerprints that name it without revealing it ([`FingerprintKey`]), and find the value behind a
 //! reference ([`Resolver`]). Not its job: where tokens are stored, and when a key is replaced.
 //!
 //! Invariant: no value of a secret reaches `Debug`, `Display`, an error or a serializer; [`Secret::expose`]
@@ -9,6 +9,7 @@
 
 mod byok;
 mod fingerprint;
+mod opened;
 mod resolve;
 mod source;
 
@@ -62,7 +63,7 @@ const PREVIEW_TAIL: usize = 4;
 /// A key of up to this many characters shows none: eleven of them would be more than half.
 const PREVIEW_MIN: usize = 20;
 
-/// What a person may see of a key: `c19094f...o8ub`, or `***` for one of 20 characters or fewer.
+/// What may be shown of a key: `c19094f...o8ub`, or `***` for one of 20 characters or fewer.
 pub fn preview(secret: &Secret) -> String {
     let text = secret.expose();
     let count = text.chars().count();

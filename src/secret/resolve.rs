@@ -90,7 +90,7 @@ pub type EnvLookup = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 #[derive(Debug, thiserror::Error)]
 #[error("{reference}: {problem}")]
 pub struct ResolveError {
-    /// The reference as a person knows it.
+    /// The reference as the operator wrote it.
     pub reference: String,
     pub problem: ResolveProblem,
 }
@@ -256,7 +256,8 @@ impl Resolver {
 
     fn read_sealed(&self, token: &str) -> Result<Secret, ResolveProblem> {
         let byok = self.byok.as_ref().ok_or(ResolveProblem::NoByok)?;
-        byok.decrypt(token).map_err(|Undecryptable| ResolveProblem::Undecryptable)
+        let opened = byok.open(token).map_err(|Undecryptable| ResolveProblem::Undecryptable)?;
+        Ok(Secret::clone(&opened))
     }
 
     fn read_opened(&self, file: fs::File) -> Result<Secret, ResolveProblem> {
@@ -269,7 +270,7 @@ impl Resolver {
     }
 
     fn is_below_protected(&self, file: &fs::File, asked: &Path) -> bool {
-        // A file whose place cannot be told is not one of ours by its place; its inode is looked at as well.
+        // A file whose place is not known is not one of ours by its place; its inode is looked at as well.
         let Ok(path) = real_path(file, asked) else { return false };
         let real = |dir: &PathBuf| dir.canonicalize().ok();
         let keys = self.keys_dir.as_ref().and_then(real);
@@ -420,7 +421,7 @@ mod tests {
         }
     }
 
-    /// A directory as an operator, Kubernetes and somebody with bad intentions would fill it.
+    /// A directory as an operator, Kubernetes and an attacker would fill it.
     fn fixture() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);

@@ -41,7 +41,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// Why no BYOK key could be had. Names the place, never the value.
+/// Why no BYOK key could be read. Names the place, never the value.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error("{from}: no usable BYOK key")]
@@ -68,7 +68,7 @@ pub enum LoadError {
 /// variable that is set but blank counts as unset, as container tools produce it. `None` if there is none.
 ///
 /// # Errors
-/// [`LoadError`] if a place has a key that cannot be read or is none; later places are not tried then.
+/// [`LoadError`] if a place has a key that cannot be read or is not valid; later places are not tried then.
 pub fn load_byok(
     env: Option<&str>,
     file: Option<&Path>,
@@ -110,7 +110,7 @@ fn load(from: Source, path: &Path) -> Result<(Byok, Source), LoadError> {
     }
 }
 
-/// The key in `path`, or a new one written there, mode 0600, complete or not at all. The flag tells
+/// The key in `path`, or a new one written there, mode 0600, complete or not at all. The flag says
 /// whether it is new. Where several processes come at once, all get the same key.
 ///
 /// # Errors

@@ -1,8 +1,8 @@
 //! When a burst of file events is worth a look.
 //!
 //! PURE but for the clock's type: every method takes the time. An event is one of three things: *complete*
-//! (closed after writing, renamed, removed), *being written* (somebody still has it open), or *everything*
-//! (the kernel lost track, or somebody asked). What is complete is announced after a moment of quiet; what is
+//! (closed after writing, renamed, removed), *being written* (a process still has it open), or *everything*
+//! (the kernel lost track, or a look was asked for). What is complete is announced after a moment of quiet; what is
 //! being written is held until it is complete, so that half a file is never taken for a whole one.
 //!
 //! Invariants: no stream of events, however long, delays what is complete by more than [`PATIENCE`], nor
@@ -17,7 +17,7 @@ use std::{
 
 use super::{Activation, LookScope};
 
-/// A tool that writes several files does so within less; a person does not notice it.
+/// A tool that writes several files does so within less; an operator does not notice it.
 const QUIET: Duration = Duration::from_millis(2);
 
 /// The longest wait of a complete file for others that keep coming.

@@ -102,20 +102,10 @@ impl Directory {
         &self.root
     }
 
-    /// The manifest files known after the last scan, sorted.
-    pub fn paths(&self) -> impl Iterator<Item = &ManifestPath> {
-        self.files.keys()
-    }
-
-    /// Files (relative paths) that somebody is still writing: until another set is given, scans leave them as
+    /// Files (relative paths) that are still being written: until another set is given, scans leave them as
     /// they were last seen.
     pub fn set_unfinished(&mut self, files: BTreeSet<PathBuf>) {
         self.unfinished = files;
-    }
-
-    /// Forgets what was handed out, so that the next scan hands out every file again.
-    pub fn forget(&mut self) {
-        self.files.clear();
     }
 
     /// The text of one manifest as it stands now; `None` for all that a scan would refuse.
@@ -161,7 +151,7 @@ impl Directory {
     }
 
     /// Looks only at these files and subtrees (relative to the root, or absolute below it). Where they alone
-    /// cannot tell what changed, this is [`Self::scan_all`].
+    /// cannot say what changed, this is [`Self::scan_all`].
     pub fn scan_paths(&mut self, hints: &BTreeSet<PathBuf>) -> Scan {
         if self.blind.is_some() || self.root_id.is_none() {
             return self.scan_all();
@@ -185,7 +175,7 @@ impl Directory {
                 Err(Errno::NOENT | Errno::NOTDIR) => None,
                 Err(_) => return self.scan_all(),
             };
-            // Where directories have several names, one of them tells nothing about the others.
+            // Where directories have several names, one of them says nothing about the others.
             if (was_dir || kind == Some(FileType::Directory)) && self.linked_dirs {
                 return self.scan_all();
             }
@@ -230,7 +220,7 @@ impl Directory {
         let mut candidates = self.candidates(std::mem::take(&mut found.files));
         candidates.dedup_by(|a, b| a.path == b.path);
         if self.files.len() + candidates.len() > walk::MAX_FILES {
-            // Near the limit only a whole count tells.
+            // Near the limit only a whole count is exact.
             return self.scan_all();
         }
         let scope = Scope { missing, trees };

@@ -25,7 +25,7 @@ use super::read::DirId;
 /// As many as the kernel itself queues by default; more cost more to list than to look at everything.
 const MAX_WAITING: usize = 16_384;
 
-/// Some 1,000 times as long as a thread that is free takes to read its events; then somebody floods it.
+/// Some 1,000 times as long as a thread that is free takes to read its events; then it is being flooded.
 const CATCH_UP: Duration = Duration::from_millis(50);
 
 const NOW: Timestamps = Timestamps {
@@ -40,9 +40,9 @@ pub enum What {
     Created,
     /// A new directory.
     Folder,
-    /// Written to by somebody who still has it open.
+    /// Written to by a process that still has it open.
     Written,
-    /// Closed by somebody who could write.
+    /// Closed by a process that could write.
     Closed,
     /// Other permissions, owner, times or number of links.
     Touched,

@@ -229,7 +229,7 @@ fn read_in_time(pipe: ChildStdout, limit: usize) -> Option<Vec<u8>> {
     receiver.recv_timeout(TIMEOUT).ok()?
 }
 
-/// Keeps the revision at hand: readers take the latest, whoever has time refreshes it.
+/// Keeps the revision at hand: readers take the latest, a task with time refreshes it.
 #[derive(Debug, Clone)]
 pub struct RevisionTracker {
     shared: Arc<Shared>,
@@ -296,7 +296,7 @@ impl Shared {
     }
 }
 
-/// Tells whether HEAD has moved, without running git.
+/// Says whether HEAD has moved, without running git.
 #[derive(Debug, PartialEq, Eq)]
 struct Head {
     head: String,

@@ -84,7 +84,7 @@ pub struct Activation {
     pub look: LookScope,
     /// Nothing has changed for the settle time: what is missing now may be believed to be removed.
     pub settled: bool,
-    /// Files that somebody has open and is writing right now, relative to the directory: give them to
+    /// Files that a process has open and is writing right now, relative to the directory: give them to
     /// [`Directory::set_unfinished`] before scanning, so that half a file is never taken for a whole one.
     pub unfinished: BTreeSet<PathBuf>,
 }

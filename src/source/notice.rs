@@ -1,4 +1,4 @@
-//! Single files outside the manifest directory whose change a person should hear of.
+//! Single files outside the manifest directory whose change an operator should hear of.
 //!
 //! A few files that change once a month: one plain watcher serves them, and what it reports of files being
 //! opened is dropped. The manifests have a watcher of their own (`watches`), because reading ten thousand of them

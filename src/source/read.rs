@@ -1,4 +1,4 @@
-//! Opening and reading below a directory that nobody vouches for.
+//! Opening and reading below an untrusted directory.
 //!
 //! Every open is resolved beneath a pinned directory descriptor, never blocks, and is followed by `fstat` on
 //! what was really opened. Not its job: which files to read (`walk`, `directory`).
@@ -53,7 +53,7 @@ const REMOTE: [u32; 12] = [
 /// Set once the kernel (or a seccomp filter) turned out not to offer `openat2`.
 static NO_OPENAT2: AtomicBool = AtomicBool::new(false);
 
-/// What tells one version of a file from another without reading it.
+/// What distinguishes one version of a file from another without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stamp {
     pub dev: u64,
@@ -341,9 +341,9 @@ pub enum FileReading {
     Same,
     /// Not there, or a directory by now.
     Gone,
-    /// Somebody kept writing to it; the next event tells when it is worth reading.
+    /// It was written to all the time; the next event says when it is worth reading.
     Changing,
-    /// The stamp is absent where the state must be looked at anew every time.
+    /// The stamp is absent where the state must be looked at again every time.
     State(FileState, Option<Stamp>),
 }
 

@@ -34,7 +34,7 @@ const MAX_DEPTH: usize = 64;
 pub enum EntryKind {
     /// A regular file, by its directory entry.
     File,
-    /// A symlink, or of a type that the directory does not tell.
+    /// A symlink, or of a type that the directory does not name.
     Link,
 }
 

@@ -41,8 +41,8 @@ pub struct WatchOptions {
     pub poll: Duration,
     /// Secret files watched from the start.
     pub secrets: BTreeSet<PathBuf>,
-    /// Whether to use the kernel's events at all. Without them it polls, and can only tell by a file's age
-    /// (one second) that nobody is writing it any more.
+    /// Whether to use the kernel's events at all. Without them it polls, and only sees by a file's age
+    /// (one second) that it is not being written any more.
     pub notify: bool,
 }
 
@@ -156,7 +156,7 @@ impl Watcher {
                     caught_up = true;
                     continue;
                 } else {
-                    // Only arming looks at the files' age, and without events nothing else tells that one is
+                    // Only arming looks at the files' age, and without events nothing else shows that one is
                     // being written.
                     self.watches.stale |= self.polling.is_some();
                     self.arm_if_stale(now);

@@ -329,12 +329,12 @@ impl Watches {
         });
     }
 
-    /// At most `limit` events that have happened, oldest first. Where some were lost, everything starts anew.
+    /// At most `limit` events that have happened, oldest first. Where some were lost, everything starts again.
     pub fn take_events(&mut self, limit: usize, debounce: &mut Debounce, now: Instant) -> Vec<FileEvent> {
         let Some(events) = &self.events else { return Vec::new() };
         events.take(limit).unwrap_or_else(|| {
             tracing::info!("too many file events at once: looking at everything");
-            // Nobody knows what is still watched: begin anew.
+            // What is still watched is not known: begin again.
             self.dirs.clear();
             self.trees.clear();
             self.sides.clear();
@@ -375,7 +375,7 @@ impl Watches {
             Some(dir) => self.disarm(dir),
             None => self.release(path),
         }
-        // Of a subdirectory, its parent tells; only an unmount is silent there.
+        // Of a subdirectory, its parent reports; only an unmount is silent there.
         if is_side || what == What::Unmounted || tree.is_some_and(|dir| dir.as_os_str().is_empty()) {
             if let Some(events) = &mut self.events {
                 // What lay above may be gone, too, and the kernel does not say so at this depth.
@@ -483,7 +483,7 @@ fn is_io(error: &notify::Error, kind: ErrorKind) -> bool {
     matches!(&error.kind, notify::ErrorKind::Io(error) if error.kind() == kind)
 }
 
-/// Its parent tells.
+/// Its parent reports.
 fn is_gone(error: &notify::Error) -> bool {
     matches!(error.kind, notify::ErrorKind::PathNotFound)
         || is_io(error, ErrorKind::NotFound)
@@ -498,7 +498,7 @@ fn note(debounce: &mut Debounce, item: WatchedItem, what: What, whole: bool, now
     }
 }
 
-/// Whether the file is complete after this event, or somebody has it open for writing.
+/// Whether the file is complete after this event, or a process has it open for writing.
 fn is_whole(what: What, metadata: impl FnOnce() -> Option<Metadata>) -> bool {
     match what {
         What::Written => false,

@@ -14,9 +14,10 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use catalog::{
-    manifest::{Build, Severity},
+    manifest::Build,
     model::{JsonMap, KeyStatus, Provider},
     plan::{HoldKind, NoticeKind, Plan},
+    routing::{CellPlace, order},
 };
 
 use super::{
@@ -30,8 +31,9 @@ use super::{
     },
 };
 use crate::{
-    secret::{self, Keyring, Secret},
-    status::judge::{Judge, JudgedProvider},
+    destination::{every_opened, opened},
+    secret::{self, Keyring},
+    status::judge::{Judge, JudgedProvider, Unsettled, is_synced, problems},
     store::{CatalogRows, ModelRow, ProviderRow, ProviderStatus, Suspended},
 };
 
@@ -47,6 +49,8 @@ pub(super) struct StatusInput<'a> {
     pub suspended: Suspended,
     pub live: LedgerView,
     pub strips: Option<&'a Strips>,
+    /// Why the Git repository is not followed.
+    pub pulled: Option<String>,
 }
 
 /// What all drafts are made with.
@@ -57,6 +61,8 @@ struct Common<'a> {
     suspended: &'a Suspended,
     live: &'a LedgerView,
     strips: Option<&'a Strips>,
+    /// See [`StatusInput::pulled`].
+    pulled: Option<String>,
     /// Other programs filled the tables with more rows than are shown.
     more: bool,
     at: DateTime<Utc>,
@@ -75,10 +81,11 @@ struct Draft {
 }
 
 pub(super) fn snapshot(input: StatusInput<'_>, keyring: &Keyring, at: DateTime<Utc>) -> Snapshot {
-    let StatusInput { build, seen, plan, rows, catalog, suspended, live, strips } = input;
+    let StatusInput { build, seen, plan, rows, catalog, suspended, live, strips, pulled } = input;
     let judge = Judge::new(build, plan, &suspended);
     let CatalogRows { providers, mut models, rules, more } = catalog;
-    let common = Common { judge, seen, keyring, suspended: &suspended, live: &live, strips, more, at };
+    let common =
+        Common { judge, seen, keyring, suspended: &suspended, live: &live, strips, pulled, more, at };
     let judge = &common.judge;
     let mut details: HashMap<Uuid, ProviderRow> = providers.into_iter().map(|row| (row.id, row)).collect();
 
@@ -126,7 +133,7 @@ pub(super) fn snapshot(input: StatusInput<'_>, keyring: &Keyring, at: DateTime<U
         .collect();
 
     let mut best: HashMap<String, (i32, Arc<str>)> = HashMap::new();
-    // By type only what manifests manage: a row of somebody else's could draw a copied key to a place of theirs.
+    // By type only what manifests manage: a row of another program could draw a copied key to another host.
     let usable = |draft: &&Draft| draft.has_key && draft.managed && draft.item.enabled;
     for draft in drafts.iter().filter(usable) {
         let Some(kind) = draft.item.kind.clone() else { continue };
@@ -188,9 +195,9 @@ fn draft(status: ProviderStatus, detail: Option<ProviderRow>, common: &Common<'_
     let mut line = judge.line(status);
     let live = common.live.providers.get(&name);
     if let Some(live) = live {
-        line.health_since = live.since;
-        line.health_reason.clone_from(&live.reason);
-        line.key_reason.clone_from(&live.key_reason);
+        line.health_since = live.memory.health.since();
+        line.health_reason = live.memory.health.last_reason().to_owned();
+        line.key_reason = live.memory.key.last_reason().to_owned();
         line.latency_ms = live.latency_ms;
         line.last_check = live.last_check.max(line.last_check);
     }
@@ -199,11 +206,9 @@ fn draft(status: ProviderStatus, detail: Option<ProviderRow>, common: &Common<'_
     let (tokens, priority, config, odd) =
         detail.map_or_else(Default::default, |row| (row.tokens, row.priority, row.config, row.odd));
     line.notices.extend(odd);
-    // The first column is what programs read to use the key, so it is believed if it opens.
-    let opened = tokens.iter().filter(|token| !token.is_empty());
-    let opened: Vec<Secret> = opened.filter_map(|token| keyring.byok.decrypt(token).ok()).collect();
-    let config = mask::config(config, &opened.iter().collect::<Vec<_>>());
-    let first = opened.first();
+    let every = every_opened(&tokens, &keyring.byok);
+    let config = mask::config(config, &every.iter().map(|key| &**key).collect::<Vec<_>>());
+    let key = opened(&tokens, &keyring.byok);
     let item = ProviderItem {
         id: Some(id),
         name: line.name.clone(),
@@ -236,8 +241,8 @@ fn draft(status: ProviderStatus, detail: Option<ProviderRow>, common: &Common<'_
         managed,
         test_status: test_status.filter(|_| has_key),
         config,
-        preview: first.map(secret::preview),
-        fingerprint: first.map(|secret| keyring.fp.fingerprint(secret).to_string()),
+        preview: key.as_ref().map(|key| secret::preview(key)),
+        fingerprint: key.as_ref().map(|key| keyring.fp.fingerprint(key).to_string()),
     }
 }
 
@@ -402,12 +407,7 @@ fn routes(models: &[ModelRow], rules: &[crate::store::RuleRow], places: &Places)
         cells.entry(cell).or_default().push((place.priority, entry));
     }
     let cells = cells.into_iter().map(|((_, level, tier, task), mut models)| {
-        // As the resolved table orders them: priority, the provider's own, the share.
-        models.sort_by(|(a_own, a), (b_own, b)| {
-            (b.priority, b_own, b.weight)
-                .cmp(&(a.priority, a_own, a.weight))
-                .then_with(|| (&a.provider, &a.model).cmp(&(&b.provider, &b.model)))
-        });
+        models.sort_by(|a, b| order(&place(a), &place(b)));
         RouteCell {
             power_level: level.clone(),
             user_tier: tier.clone(),
@@ -416,6 +416,11 @@ fn routes(models: &[ModelRow], rules: &[crate::store::RuleRow], places: &Places)
         }
     });
     RoutesView { cells: cells.collect() }
+}
+
+fn place((provider_priority, model): &(i32, RouteModel)) -> CellPlace<'_> {
+    let RouteModel { provider, model, priority, weight, .. } = model;
+    CellPlace { priority: *priority, provider_priority: *provider_priority, weight: *weight, provider, model }
 }
 
 /// The cheap level first; what others made up comes last.
@@ -458,24 +463,16 @@ fn status(drafts: &[Draft], build: &Build, plan: &Plan, common: &Common<'_>) -> 
             command: hold.digest.as_ref().map(|digest| format!("providerd apply --confirm-prune {digest}")),
         })
         .collect();
-    let bad = || build.diagnostics.iter().filter(|it| it.severity == Severity::Error);
-    let problem = |file: &str, line, column, message: &str| ManifestProblem {
-        file: file.to_owned(),
-        line,
-        column,
-        message: message.to_owned(),
+    let mut manifests = problems(&build.diagnostics, seen.problem.as_deref(), common.pulled.clone());
+    manifests.truncate(LISTED);
+    let unsettled = Unsettled {
+        held: held.len(),
+        problems: manifests.len(),
+        refused: seen.refused.len(),
+        objects: gateway.pending,
+        suspended: suspended.all.is_some(),
     };
-    let mut manifests: Vec<ManifestProblem> =
-        bad().take(LISTED).map(|it| problem(&it.path, it.line, it.column, &it.message)).collect();
-    // The directory as a whole is the file `.`.
-    manifests.extend(seen.problem.iter().map(|reason| problem(".", 1, 1, reason)));
-    let managed = |draft: &&Draft| draft.item.state != State::Unmanaged;
-    let synced = held.is_empty()
-        && manifests.is_empty()
-        && seen.refused.is_empty()
-        && suspended.all.is_none()
-        && gateway.pending == 0
-        && drafts.iter().filter(managed).all(|draft| draft.item.state == State::Synced);
+    let synced = is_synced(drafts.iter().map(|draft| draft.item.state), unsettled);
     let mut attention = attention(drafts, seen, judge, suspended, &held, &manifests);
     if common.more {
         let message = "the shared tables hold more rows than are shown here".to_owned();
@@ -554,7 +551,7 @@ fn attention(
                     (AttentionKind::Suspended, Some(format!("providerd resume {}", item.name)))
                 }
                 NoticeKind::KeyRefused => (AttentionKind::Refused, None),
-                // A missing key is told above, and a frozen provider by its file's problem; the others can wait.
+                // A missing key is reported above, and a frozen provider by its file's problem; the others can wait.
                 NoticeKind::KeyUnresolved
                 | NoticeKind::Frozen
                 | NoticeKind::KeyUntried

@@ -12,12 +12,13 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use catalog::{
-    manifest::Build,
+    manifest::{Build, Diagnostic, Severity},
     model::{HealthPolicy, Provider, Schedule},
     plan::{Notice, NoticeKind, Plan},
 };
 use provider::origin_of;
 
+use super::view::ManifestProblem;
 use crate::{
     checks::Kept,
     destination::Declared,
@@ -38,7 +39,7 @@ pub enum State {
     Frozen,
     /// An operator suspended applying it.
     Suspended,
-    /// Its deletion waits for a person's word.
+    /// Its deletion waits for an operator's confirmation.
     Held,
     /// No manifest names it.
     Unmanaged,
@@ -56,6 +57,47 @@ impl State {
             Self::Unmanaged => "unmanaged",
         }
     }
+}
+
+/// What "synced" follows from besides the states of providers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Unsettled {
+    /// Prunes and route cells that are held back.
+    pub held: usize,
+    /// Of manifests, their directory and their Git repository ([`problems`]).
+    pub problems: usize,
+    /// Objects that the database refused in the last pass.
+    pub refused: usize,
+    /// Gateway objects that the database does not hold as declared.
+    pub objects: usize,
+    /// Applying is suspended as a whole.
+    pub suspended: bool,
+}
+
+/// Whether the database was read to hold what manifests declare, and manifests are what the operator committed: the one
+/// answer of `status`, the admin API and the dashboard.
+pub fn is_synced(states: impl IntoIterator<Item = State>, unsettled: Unsettled) -> bool {
+    unsettled == Unsettled::default()
+        && states.into_iter().all(|state| matches!(state, State::Synced | State::Unmanaged))
+}
+
+/// What is wrong with the manifests: their Git repository is not followed, their directory cannot be believed (the file
+/// `.`), files are not valid.
+pub fn problems(
+    diagnostics: &[Diagnostic],
+    directory: Option<&str>,
+    pulled: Option<String>,
+) -> Vec<ManifestProblem> {
+    let whole = |message: String| ManifestProblem { file: ".".to_owned(), line: 1, column: 1, message };
+    let bad = diagnostics.iter().filter(|it| it.severity == Severity::Error);
+    let of_file = |it: &Diagnostic| ManifestProblem {
+        file: it.path.to_string(),
+        line: it.line,
+        column: it.column,
+        message: it.message.clone(),
+    };
+    let general = pulled.into_iter().chain(directory.map(str::to_owned)).map(whole);
+    general.chain(bad.map(of_file)).collect()
 }
 
 /// Origins that may not be asked as often as their providers want to be checked, in words. `rate`: checks a second that
@@ -120,7 +162,7 @@ pub struct JudgedProvider {
     pub source: Option<String>,
     /// The commit from which it was last changed, abbreviated.
     pub revision: Option<String>,
-    /// What a person should know.
+    /// What the operator should know.
     pub notices: Vec<String>,
     /// An operator paused its checks.
     pub checks_paused: bool,
@@ -277,5 +319,37 @@ impl<'a> Judge<'a> {
             notices: Vec::new(),
             checks_paused: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn synced_has_one_meaning() {
+        let none = Unsettled::default();
+        let check = |states: &[State], unsettled: Unsettled, expected: bool| {
+            assert_eq!(is_synced(states.iter().copied(), unsettled), expected, "{states:?} {unsettled:?}");
+        };
+        check(&[], none, true);
+        check(&[State::Synced, State::Unmanaged], none, true);
+        for state in [State::Pending, State::Drifted, State::Frozen, State::Suspended, State::Held] {
+            check(&[State::Synced, state], none, false);
+        }
+        // What only the command or only the API looked at once.
+        check(&[State::Synced], Unsettled { problems: 1, ..none }, false);
+        check(&[State::Synced], Unsettled { refused: 1, ..none }, false);
+        check(&[State::Synced], Unsettled { held: 1, ..none }, false);
+        check(&[State::Synced], Unsettled { objects: 1, ..none }, false);
+        check(&[State::Synced], Unsettled { suspended: true, ..none }, false);
+    }
+
+    #[test]
+    fn a_directory_and_a_repository_are_problems_like_a_file() {
+        let found = problems(&[], Some("it is empty"), Some("it is not followed".to_owned()));
+        let found: Vec<_> = found.iter().map(|it| (it.file.as_str(), it.message.as_str())).collect();
+        assert_eq!(found, [(".", "it is not followed"), (".", "it is empty")]);
+        assert!(problems(&[], None, None).is_empty());
     }
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::view::Bucket;
 use crate::{
-    checks::CheckLedger,
+    checks::{CheckLedger, monitor::Memory},
     store::{HourRow, Span},
 };
 
@@ -18,16 +18,15 @@ const HOURS: usize = 24;
 
 /// One provider of this daemon's share.
 pub(super) struct SeenProvider {
-    pub since: Option<DateTime<Utc>>,
-    pub reason: String,
-    pub key_reason: String,
+    /// The ledger's own.
+    pub memory: Arc<Memory>,
     pub latency_ms: Option<u64>,
     pub last_check: Option<DateTime<Utc>>,
     pub next_check: Option<DateTime<Utc>>,
     pub hours: Vec<(DateTime<Utc>, Bucket)>,
 }
 
-/// Everything that the ledger tells.
+/// Everything that the ledger knows.
 #[derive(Default)]
 pub(super) struct LedgerView {
     pub providers: HashMap<Arc<str>, SeenProvider>,
@@ -40,9 +39,7 @@ impl LedgerView {
             let (name, memory) = (live.target.name.clone(), &live.kept.memory);
             let regular = live.last_check.map(|at| live.target.rhythm.regular(at));
             let seen = SeenProvider {
-                since: memory.health.since(),
-                reason: memory.health.last_reason().to_owned(),
-                key_reason: memory.key.last_reason().to_owned(),
+                memory: memory.clone(),
                 latency_ms: live.kept.latency_ms,
                 last_check: live.last_check,
                 next_check: regular.map(|regular| memory.health.next_check(now, regular)),

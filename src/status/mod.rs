@@ -5,6 +5,7 @@
 //! PostgreSQL because of this; a reading that fails leaves the last picture where it is.
 
 mod build;
+mod findings;
 pub mod judge;
 mod live;
 mod mask;
@@ -22,12 +23,17 @@ use view::{Health, KeyState, StatusView};
 
 use catalog::{manifest::Build, plan::Plan};
 
-use self::live::{LedgerView, Strips};
+pub use self::findings::TurnFound;
+use self::{
+    findings::{Findings, PlanStanding},
+    live::{LedgerView, Strips},
+};
 use crate::{
     checks::Checks,
     process::memory,
     reconcile::{Pass, ReconcileError, Reconciler, RefusedObject},
     secret::Keyring,
+    source::pull::{PullOptions, PullReport},
     store::Store,
 };
 
@@ -56,15 +62,17 @@ pub struct SeenByLoop {
     pub problem: Option<String>,
 }
 
-/// Tells the keeper of the picture to look again.
+/// Where the reconcile loop puts what it saw and found, for the keeper of the picture.
 #[derive(Clone, Default)]
 pub struct Board {
     seen: watch::Sender<SeenByLoop>,
+    findings: Findings,
 }
 
 impl Board {
-    /// After a pass of the reconcile loop.
-    pub fn saw(&self, seen: SeenByLoop) {
+    /// After a turn of the reconcile loop.
+    pub fn saw(&self, seen: SeenByLoop, found: TurnFound) {
+        self.findings.add(found);
         self.seen.send_replace(seen);
     }
 }
@@ -167,12 +175,20 @@ pub struct Keeper {
     /// For its preview alone.
     reconciler: Reconciler,
     checks: Option<Checks>,
+    /// The Git repository that manifests are pulled from.
+    pull: Option<PullOptions>,
     strips: Option<(Instant, Strips)>,
 }
 
 impl Keeper {
-    pub fn new(store: Store, keyring: Arc<Keyring>, reconciler: Reconciler, checks: Option<Checks>) -> Self {
-        Self { store, keyring, reconciler, checks, strips: None }
+    pub fn new(
+        store: Store,
+        keyring: Arc<Keyring>,
+        reconciler: Reconciler,
+        checks: Option<Checks>,
+        pull: Option<PullOptions>,
+    ) -> Self {
+        Self { store, keyring, reconciler, checks, pull, strips: None }
     }
 
     /// Makes pictures until `stop`.
@@ -184,18 +200,15 @@ impl Keeper {
     ) {
         let news = self.checks.as_ref().map(Checks::news).unwrap_or_default();
         let mut feed = board.seen.subscribe();
-        let mut judged: Option<Arc<Plan>> = None;
+        let mut standing = PlanStanding::default();
         let mut answered = true;
         feed.mark_changed();
         loop {
             let began = Instant::now();
-            let changed = feed.has_changed().unwrap_or(false);
             let seen = feed.borrow_and_update().clone();
+            board.findings.move_to(&mut standing);
             if let Some(build) = &seen.build {
-                if changed {
-                    judged = None;
-                }
-                match self.look(build, &seen, &mut judged).await {
+                match self.look(build, &seen, &mut standing).await {
                     Ok(snapshot) => {
                         let (providers, took) = (snapshot.rows.len(), began.elapsed());
                         debug!(
@@ -243,30 +256,18 @@ impl Keeper {
         }
     }
 
-    /// One picture. The plan is made anew only where the loop saw something new: the loop itself looks at
-    /// everything after each hint of drift and at every resync.
+    /// One picture.
     async fn look(
         &mut self,
         build: &Arc<Build>,
         seen: &SeenByLoop,
-        judged: &mut Option<Arc<Plan>>,
+        standing: &mut PlanStanding,
     ) -> Result<Snapshot, ReconcileError> {
         // Everything here is read after this time.
         let at = Utc::now();
-        let plan = match judged {
+        let plan = match standing.current() {
             Some(plan) => plan.clone(),
-            None => {
-                let pass = Pass {
-                    build,
-                    providers: None,
-                    objects: true,
-                    settled: true,
-                    confirmed: None,
-                    revision: None,
-                    lease: None,
-                };
-                judged.insert(Arc::new(slim(self.reconciler.preview(&pass).await?))).clone()
-            }
+            None => self.plan(build, standing).await?,
         };
         let rows = self.store.provider_status_rows(None).await?;
         let catalog = self.store.catalog_rows().await?;
@@ -279,21 +280,34 @@ impl Keeper {
             self.strips = Some((Instant::now(), Strips::new(at, hours)));
         }
         let (keyring, strips) = (&self.keyring, self.strips.as_ref().map(|(_, strips)| strips));
-        let input = build::StatusInput { build, seen, plan: &plan, rows, catalog, suspended, live, strips };
+        let pull = self.pull.as_ref();
         // Ten thousand providers take a good part of a second; other tasks go on meanwhile.
-        Ok(tokio::task::block_in_place(|| build::snapshot(input, keyring, at)))
+        Ok(tokio::task::block_in_place(|| {
+            let pulled = pull.and_then(PullReport::read).and_then(|report| report.problem());
+            let input = build::StatusInput {
+                build,
+                seen,
+                plan: &plan,
+                rows,
+                catalog,
+                suspended,
+                live,
+                strips,
+                pulled,
+            };
+            build::snapshot(input, keyring, at)
+        }))
     }
-}
 
-/// A plan is kept for what it says, not for what it would write.
-fn slim(mut plan: Plan) -> Plan {
-    for provider in &mut plan.providers {
-        provider.changes = Vec::new();
-        provider.record = None;
+    /// How the rows stand to the manifests now, as far as the loop has not said.
+    async fn plan(&self, build: &Build, standing: &mut PlanStanding) -> Result<Arc<Plan>, ReconcileError> {
+        if let Some(names) = standing.some() {
+            let part = self.reconciler.preview(&Pass::of_some(build, names)).await?;
+            if let Some(plan) = standing.part(part) {
+                return Ok(plan);
+            }
+        }
+        let whole = self.reconciler.preview(&Pass::of_all(build)).await?;
+        Ok(standing.whole(whole))
     }
-    for object in &mut plan.objects {
-        object.fields = Vec::new();
-        object.spec = None;
-    }
-    plan
 }

@@ -28,7 +28,7 @@ pub enum Health {
 }
 
 impl Health {
-    /// A column that anybody may write.
+    /// A column that any program may write.
     pub fn of(column: Option<&str>) -> Self {
         match column.and_then(HealthStatus::parse) {
             Some(HealthStatus::Healthy) => Self::Healthy,
@@ -45,7 +45,7 @@ impl Health {
 pub enum KeyState {
     Valid,
     Failed,
-    /// The tests tell nothing.
+    /// The tests prove nothing.
     Error,
     /// Changed, and not tested yet.
     Pending,
@@ -106,7 +106,7 @@ pub struct ProviderItem {
     pub source: Option<String>,
     /// The commit from which it was last changed, shortened; `+dirty` where the work tree differed from it.
     pub revision: Option<String>,
-    /// What a person should know.
+    /// What the operator should know.
     pub notices: Vec<String>,
     /// It is neither checked nor is its key tested, because an operator paused that.
     pub checks_paused: bool,
@@ -148,7 +148,7 @@ pub struct ProviderDetail {
     pub config: JsonMap,
     /// First 7 and last 4 characters; `***` for a key of 20 characters or fewer; `null` without one that opens.
     pub key_preview: Option<String>,
-    /// Keyed: tells keys apart, and nothing else.
+    /// Keyed: distinguishes keys, and says nothing else.
     pub key_fingerprint: Option<String>,
     pub history: Option<CheckHistory>,
     /// The last checks one by one, the newest first; at most 60, and only of the daemon that checks it.
@@ -289,7 +289,7 @@ pub struct ProviderKey {
     pub last_tested: Option<DateTime<Utc>>,
     /// First 7 and last 4 characters; `***` for a key of 20 characters or fewer; `null` without one that opens.
     pub key_preview: Option<String>,
-    /// Keyed: tells keys apart, and nothing else.
+    /// Keyed: distinguishes keys, and says nothing else.
     pub key_fingerprint: Option<String>,
     /// What looks like a secret is masked.
     #[schema(value_type = Object)]
@@ -316,7 +316,7 @@ pub struct StatusView {
     pub keys: KeyCounts,
     pub gateway: GatewayCounts,
     pub cells: CellCounts,
-    /// What wants a person's attention; at most 200.
+    /// What wants the operator's attention; at most 200.
     pub attention: Vec<Attention>,
     pub held: Vec<HeldItem>,
     /// Problems of the manifests; at most 200.
@@ -410,7 +410,7 @@ pub enum AttentionKind {
     Undecryptable,
 }
 
-/// One matter that wants a person's attention.
+/// One matter that wants the operator's attention.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Attention {
     /// `null`: not about one provider.
@@ -429,7 +429,7 @@ pub enum HeldKind {
     Route,
 }
 
-/// Something that is not done without a person's word.
+/// Something that is not done without an operator's confirmation.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct HeldItem {
     pub kind: HeldKind,

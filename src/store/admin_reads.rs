@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use sqlx::Row;
 use uuid::Uuid;
 
-use catalog::model::JsonMap;
+use catalog::{model::JsonMap, routing::DEFAULT_SHARE};
 
 use super::{
     EventRow, Result, Store, Tx, UsageTotals,
@@ -15,7 +15,7 @@ use super::{
     events, query,
 };
 
-/// What `provider_status_rows` does not tell of a provider.
+/// What `provider_status_rows` does not read of a provider.
 #[derive(Debug, Clone)]
 pub struct ProviderRow {
     pub id: Uuid,
@@ -87,7 +87,7 @@ pub struct EventQuery {
     pub limit: u32,
 }
 
-/// Counting an audit trail of years takes seconds, and nobody reads that number to the last digit.
+/// Counting an audit trail of years takes seconds, and that number is not read to the last digit.
 pub const COUNT_LIMIT: i64 = 100_000;
 
 /// Rows of one table that are shown; those that manifests manage come first, and there are fewer of them.
@@ -193,8 +193,8 @@ impl Store {
                 power_level,
                 user_tier: cells.text(2).unwrap_or_default(),
                 task_type: cells.text(3),
-                priority: cells.get(4, "priority").unwrap_or(100),
-                weight: cells.get(5, "weight").unwrap_or(100),
+                priority: cells.get(4, "priority").unwrap_or(DEFAULT_SHARE),
+                weight: cells.get(5, "weight").unwrap_or(DEFAULT_SHARE),
                 enabled: cells.get(6, "is_active").unwrap_or(true),
             });
         }

@@ -150,7 +150,7 @@ impl<'r> Cells<'r> {
             None => match serde_json::from_slice(bytes) {
                 Ok(Value::Object(map)) => return map,
                 Ok(_) => return JsonMap::new(),
-                // Where the parser stopped is of no use: nobody sees the text as it was sent.
+                // Where the parser stopped is of no use: the text is not shown as it was sent.
                 Err(error) => {
                     let text = error.to_string();
                     text.split(" at line ").next().unwrap_or_default().to_owned()

@@ -1,6 +1,6 @@
 //! The columns of the three shared tables that a plan may set, and what a new row starts with in them.
 //!
-//! Not its job: the columns that nobody declares; their defaults are the table's. Invariant: a row's JSON column is the
+//! Not its job: the columns that no manifest declares; their defaults are the table's. Invariant: a row's JSON column is the
 //! only one that fields of the form `column.key` go to.
 
 use catalog::plan::ChangedTable;

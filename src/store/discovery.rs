@@ -22,7 +22,7 @@ pub struct DiscoveryRow {
     pub policy: Option<String>,
 }
 
-/// Something about a provider's list that a person should know.
+/// Something about a provider's list that the operator should know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DiscoveryNotice {
     /// The last look did not end well.
@@ -167,7 +167,7 @@ impl ReconcileTx {
         Ok(())
     }
 
-    /// What a person should know about the lists of all providers, by provider and model.
+    /// What the operator should know about the lists of all providers, by provider and model.
     pub async fn discovery_notices(&mut self) -> Result<Vec<DiscoveryNotice>> {
         if self.blank {
             return Ok(Vec::new());

@@ -31,7 +31,7 @@ pub enum StoreError {
     /// The same rows were changed at the same time: read again and retry.
     #[error("the database changed while it was being read or written ({0}); it is tried again")]
     Conflict(String),
-    /// The database refuses a value. `provider` is named where the database tells which row it was.
+    /// The database refuses a value. `provider` is named where the database says which row it was.
     #[error("the database refuses {}: {message}", match provider { Some(name) => format!("provider \"{name}\""), None => "a value".to_owned() })]
     Data { provider: Option<Arc<str>>, message: String },
     /// Another daemon has applied a catalog since: nothing more may be written from this state.
@@ -133,7 +133,7 @@ impl StoreError {
         matches!(self, Self::Data { .. })
     }
 
-    /// Whether nothing can be done with the database now, whoever asks.
+    /// Whether nothing can be done with the database now, by any caller.
     pub const fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable(_) | Self::Unable { .. })
     }
@@ -219,7 +219,7 @@ fn classify(code: &str, message: &str) -> StoreError {
         (_, "53" | "58") => unable(Trouble::System),
         (_, "08") => StoreError::Unreachable(text),
         // Data exceptions, constraint violations, and what a trigger raises. A unique violation may be a race, but
-        // one that lasts must not hold up everybody else: the object is left out and tried again.
+        // one that lasts must not hold up the others: the object is left out and tried again.
         (_, "22" | "23" | "P0") => StoreError::Data { provider: None, message: text },
         _ => StoreError::Other(text),
     }

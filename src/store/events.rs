@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use catalog::{
     model::{Origin, Revision},
-    plan::{EventKind, ProviderPlan, audit},
+    plan::{AuditEntry, EventKind, ProviderPlan, audit},
 };
 
 use super::{
@@ -29,6 +29,25 @@ pub struct NewEvent {
     pub reason: String,
     pub origin: Option<Origin>,
     pub revision: Option<Revision>,
+}
+
+impl NewEvent {
+    /// What a plan or a decision says about itself, with the commit that it comes from.
+    pub fn of(entry: AuditEntry, revision: Option<&Revision>) -> Self {
+        let AuditEntry { kind, provider, provider_id, detail, reason, origin } = entry;
+        Self { kind, provider, provider_id, detail, reason, origin, revision: revision.cloned() }
+    }
+
+    /// An event that comes from no manifest, about a provider where `provider` names one.
+    pub fn about(
+        kind: EventKind,
+        provider: Option<Arc<str>>,
+        provider_id: Option<Uuid>,
+        detail: Value,
+        reason: impl Into<String>,
+    ) -> Self {
+        Self { kind, provider, provider_id, detail, reason: reason.into(), origin: None, revision: None }
+    }
 }
 
 /// A recorded event.

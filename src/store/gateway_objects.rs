@@ -17,7 +17,7 @@ use catalog::{
     serving::{ObjectKind, ObjectName},
 };
 
-use super::{ReconcileTx, Result, Store, query, query_built};
+use super::{ReconcileTx, Result, Store, Tx, query, query_built};
 
 /// Rows per statement: the arrays stay below a megabyte.
 const CHUNK: usize = 5_000;
@@ -36,7 +36,7 @@ pub struct GatewayObjectRow {
 }
 
 const COLUMNS: &str =
-    "SELECT kind::text, name, spec::text, file, line, applied FROM providerd.gateway_object";
+    "SELECT kind::text AS kind, name, spec::text AS spec, file, line, applied FROM providerd.gateway_object";
 
 impl Store {
     /// Everything that manifests declare for the gateway, in order of kind and name. Rows of a kind that this program
@@ -49,32 +49,38 @@ impl Store {
             return Ok(Vec::new());
         }
         let mut tx = self.read().await?;
-        let rows = query(
-            "SELECT kind::text, name, spec::text, file, line FROM providerd.gateway_object
-             WHERE octet_length(spec::text) <= $1 ORDER BY kind, name",
-        )
-        .bind(MAX_SPEC)
-        .fetch_all(&mut *tx)
-        .await?;
+        let objects = all(&mut tx).await?;
         tx.rollback().await?;
-        let mut objects = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let kind: &str = row.try_get(0)?;
-            let Some(kind) = ObjectKind::parse(kind) else { continue };
-            objects.push(GatewayObjectRow {
-                kind,
-                name: row.try_get(1)?,
-                spec: row.try_get(2)?,
-                origin: origin(row)?,
-            });
-        }
         Ok(objects)
     }
 }
 
+/// All of them, as the transaction sees them.
+pub(super) async fn all(tx: &mut Tx) -> Result<Vec<GatewayObjectRow>> {
+    let rows = query(
+        "SELECT kind::text AS kind, name, spec::text AS spec, file, line FROM providerd.gateway_object
+         WHERE octet_length(spec::text) <= $1 ORDER BY kind, name",
+    )
+    .bind(MAX_SPEC)
+    .fetch_all(&mut **tx)
+    .await?;
+    let mut objects = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let Some(kind) = ObjectKind::parse(row.try_get("kind")?) else { continue };
+        let origin = origin(row)?;
+        objects.push(GatewayObjectRow {
+            kind,
+            name: row.try_get("name")?,
+            spec: row.try_get("spec")?,
+            origin,
+        });
+    }
+    Ok(objects)
+}
+
 /// Where a row says that it was declared; a line that no file has is the first.
 fn origin(row: &PgRow) -> Result<Option<Origin>> {
-    let (file, line): (Option<String>, Option<i32>) = (row.try_get(3)?, row.try_get(4)?);
+    let (file, line): (Option<String>, Option<i32>) = (row.try_get("file")?, row.try_get("line")?);
     Ok(file.map(|file| Origin {
         file: file.into(),
         line: line.and_then(|line| u32::try_from(line).ok()).unwrap_or(1),
@@ -84,10 +90,10 @@ fn origin(row: &PgRow) -> Result<Option<Origin>> {
 /// Puts rows of [`COLUMNS`] where a plan looks for them.
 fn take(objects: &mut BTreeMap<ObjectName, LiveObject>, rows: &[PgRow]) -> Result<()> {
     for row in rows {
-        let (kind, name): (&str, &str) = (row.try_get(0)?, row.try_get(1)?);
+        let (kind, name): (&str, &str) = (row.try_get("kind")?, row.try_get("name")?);
         let Some(kind) = ObjectKind::parse(kind) else { continue };
-        let spec: &str = row.try_get(2)?;
-        let applied: Option<&[u8]> = row.try_get(5)?;
+        let spec: &str = row.try_get("spec")?;
+        let applied: Option<&[u8]> = row.try_get("applied")?;
         let object = LiveObject {
             // What nests deeper than a parser goes is none of ours, and compares as such.
             spec: serde_json::from_str(spec).unwrap_or(Value::Null),

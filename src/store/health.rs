@@ -133,7 +133,7 @@ fn place(cells: &mut Cells<'_>, at: usize) -> RowPlace {
         kind: cells.text(at),
         api_base_url: cells.text(at + 1),
         config_base_url: cells.text(at + 2),
-        // Where that cannot be told, there may be one.
+        // Where that is not known, there may be one.
         any_url: cells.get(at + 3, "config").unwrap_or(true),
         applied: None,
     }

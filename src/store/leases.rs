@@ -24,7 +24,7 @@ pub struct Lease {
 pub struct Suspension {
     pub at: DateTime<Utc>,
     pub reason: String,
-    /// When it ends by itself; applying only ends when somebody says so.
+    /// When it ends by itself; applying only ends when an operator says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<DateTime<Utc>>,
 }
@@ -191,7 +191,7 @@ impl Store {
         Ok(token.map(|token| Lease { name: name.to_owned(), holder, token }))
     }
 
-    /// Extends a lease that is still ours; `false` if it expired or somebody else holds it.
+    /// Extends a lease that is still ours; `false` if it expired or another daemon holds it.
     pub async fn lease_renew(&self, lease: &Lease, ttl: Duration) -> Result<bool> {
         let mut tx = self.write().await?;
         let done = query(
@@ -328,7 +328,7 @@ async fn suspended(tx: &mut Tx) -> Result<Suspended> {
     .await?;
     let mut suspended = Suspended::default();
     for (key, value) in rows {
-        // A value that somebody mangled still means "suspended": the safe reading.
+        // A damaged value still means "suspended": the safe reading.
         let suspension = serde_json::from_str(&value).unwrap_or(Suspension {
             at: DateTime::<Utc>::UNIX_EPOCH,
             reason: "unreadable".to_owned(),
@@ -347,15 +347,7 @@ const META_SET: &str = "INSERT INTO providerd.meta (key, value) VALUES ($1, $2)
     ON CONFLICT (key) DO UPDATE SET value = excluded.value";
 
 fn suspension_event(kind: EventKind, what: Stopped<'_>, reason: &str) -> NewEvent {
-    NewEvent {
-        kind,
-        provider: what.provider().map(Into::into),
-        provider_id: None,
-        detail: what.detail(),
-        reason: reason.to_owned(),
-        origin: None,
-        revision: None,
-    }
+    NewEvent::about(kind, what.provider().map(Into::into), None, what.detail(), reason)
 }
 
 impl ReconcileTx {

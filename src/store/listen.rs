@@ -1,4 +1,4 @@
-//! Hints that somebody changed what this program goes by, by LISTEN/NOTIFY.
+//! Hints that another program changed what this program goes by, by LISTEN/NOTIFY.
 //!
 //! A hint carries no data. Invariant: a lost connection costs one extra hint, never a missed one: after every
 //! (re)connect a hint is given, because what happened meanwhile is unknown. Through a transaction-pooling PgBouncer

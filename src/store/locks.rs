@@ -31,7 +31,7 @@ impl Store {
 }
 
 async fn holders(tx: &mut super::Tx, relation: &str) -> Result<String> {
-    // Of another role's session only the name of its program and the role itself are shown to everybody.
+    // Of another role's session only the name of its program and the role itself are shown to every role.
     let rows = query(
         "SELECT DISTINCT ON (a.xact_start, l.pid) l.pid, left(coalesce(a.application_name, ''), 64),
                 left(coalesce(a.usename, '')::text, 64),
@@ -112,7 +112,7 @@ impl ReconcileTx {
         Ok(locked)
     }
 
-    /// Names of the changes whose rows are not to be had.
+    /// Names of the changes whose rows are locked.
     async fn taken<'a>(&mut self, table: &str, needs: &Needs<'a>) -> Result<Vec<&'a str>> {
         let mut taken = Vec::new();
         let going: Vec<Uuid> = needs.going.iter().copied().collect();

@@ -276,7 +276,7 @@ async fn refuse_foreign(tx: &mut Tx, schema: &str) -> Result<()> {
         let typ: Option<String> = row.try_get("typ")?;
         tables.insert(table.clone());
         let (Some(column), Some(typ)) = (column, typ) else { continue };
-        // Who uses the logs, and how they are numbered, is nobody's business here.
+        // Who uses the logs, and how they are numbered, does not matter here.
         if table == "llm_usage_logs" && column == "id" {
             ids += 1;
             continue;

@@ -61,7 +61,7 @@ pub use crate::store::{
     leases::{Lease, Stopped, Suspended, Suspension},
     listen::HintListener,
     migrate::{Layout, MigrationReport},
-    picture::{PictureApplied, PictureModel, PictureProvider, PictureRows, PictureRule},
+    picture::{PictureModel, PictureProvider, PictureRows, PictureRule},
     status::{ProviderStatus, StatusWrite, UsageTotals},
     usage::{NewUsage, UsageBatch, UsageCursor, UsageShipment, UsageTable, from_micros},
     usage_keep::{UsagePartitionPlan, UsageUpkeep},
@@ -157,7 +157,7 @@ impl Store {
             .idle_timeout(Duration::from_secs(300))
             .max_lifetime(Duration::from_secs(1800))
             .connect_lazy_with(options.clone());
-        // Nobody else may put anything where names are looked for: an operator of another program, were it a better
+        // No other role may put anything where names are looked for: an operator of another program, were it a better
         // fit, would run with our rights.
         let common = format!(
             "SET LOCAL search_path TO pg_catalog, pg_temp; SET LOCAL statement_timeout TO {}; \
@@ -177,20 +177,13 @@ impl Store {
             begin_read: format!("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {common}{LOCKED_LONG}")
                 .into(),
             begin_write: format!("BEGIN; {common}{LOCKED_LONG}; {abandoned}").into(),
-            // A table that holds nothing and that only its owner may lock: a number would be anybody's to take.
+            // A table that holds nothing and that only its owner may lock: a number could be taken by any role.
             begin_reconcile: format!(
                 "BEGIN ISOLATION LEVEL REPEATABLE READ; {common}{LOCKED_SHORT}; {abandoned}; \
                  SET LOCAL providerd.applying TO 'on'; LOCK TABLE providerd.applying IN EXCLUSIVE MODE NOWAIT"
             )
             .into(),
         })
-    }
-
-    /// Whether the database answers.
-    pub async fn ping(&self) -> Result<()> {
-        let mut tx = self.read().await?;
-        query("SELECT 1").execute(&mut *tx).await?;
-        Ok(tx.rollback().await?)
     }
 
     /// The same database, taken to be one that was never migrated: our own tables are not looked for, and the shared ones

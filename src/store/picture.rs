@@ -7,7 +7,9 @@
 use sqlx::Row;
 use uuid::Uuid;
 
-use super::{Result, Store, query};
+use catalog::routing::DEFAULT_SHARE;
+
+use super::{GatewayObjectRow, KeyRow, RecordedPlace, Result, RowPlace, Store, gateway_objects, query};
 
 /// Longest text of a URL, a name or a list of prefixes that is read (characters).
 const TEXT: i32 = 4096;
@@ -15,38 +17,16 @@ const TEXT: i32 = 4096;
 /// A provider, as rows and the record of what was applied say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PictureProvider {
-    pub id: Uuid,
-    pub name: String,
-    /// The row's own words.
-    pub kind: Option<String>,
-    pub api_base_url: Option<String>,
-    pub config_base_url: Option<String>,
-    /// Some URL stands in `config`.
-    pub any_url: bool,
+    /// Where it is, and its key.
+    pub row: KeyRow,
     pub enabled: bool,
     pub priority: i32,
     /// JSON text of `config.model_prefixes`.
     pub prefixes: Option<String>,
-    /// `api_key_encrypted` and `encrypted_api_key`; empty where there is none.
-    pub tokens: [String; 2],
     pub health_status: Option<String>,
     pub key_status: Option<String>,
-    /// What was applied of a managed provider.
-    pub applied: Option<PictureApplied>,
-}
-
-/// What manifests said when a provider was applied last.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PictureApplied {
-    pub kind: Option<String>,
-    /// `None`: the type's own.
-    pub base_url: Option<String>,
-    /// A key was declared.
-    pub has_key: bool,
-    /// Its fingerprint.
-    pub key: Option<String>,
-    /// `file:line`.
-    pub origin: String,
+    /// `file:line` of a managed provider.
+    pub origin: Option<String>,
 }
 
 /// A model that requests may go to.
@@ -85,6 +65,8 @@ pub struct PictureRows {
     pub providers: Vec<PictureProvider>,
     pub models: Vec<PictureModel>,
     pub rules: Vec<PictureRule>,
+    /// What manifests declare for the gateway alone.
+    pub objects: Vec<GatewayObjectRow>,
     /// The commit of the applied catalog and its number, to name the picture.
     pub revision: String,
 }
@@ -115,7 +97,7 @@ impl Store {
                     g.record::jsonb->'provider'->>'type' AS applied_kind,
                     g.record::jsonb->'provider'->>'api_base_url' AS applied_base_url,
                     nullif(g.record::jsonb->>'key', '') AS applied_key,
-                    coalesce(g.file, '') || ':' || coalesce(g.line, 0) AS origin
+                    CASE WHEN g.provider_id IS NOT NULL THEN coalesce(g.file, '') || ':' || coalesce(g.line, 0) END AS origin
              FROM llm_providers p LEFT JOIN providerd.managed g ON g.provider_id = p.id
              WHERE p.name IS NOT NULL
              ORDER BY p.name",
@@ -124,32 +106,35 @@ impl Store {
         .fetch_all(&mut *tx)
         .await?;
         for row in rows {
-            let key: Option<String> = row.try_get("applied_key")?;
-            let applied = if row.try_get("managed")? {
-                Some(PictureApplied {
-                    kind: row.try_get("applied_kind")?,
-                    base_url: row.try_get("applied_base_url")?,
-                    has_key: key.is_some(),
-                    key,
-                    origin: row.try_get("origin")?,
-                })
-            } else {
-                None
-            };
-            found.providers.push(PictureProvider {
-                id: row.try_get("id")?,
-                name: row.try_get("name")?,
+            let managed: bool = row.try_get("managed")?;
+            let place = RowPlace {
                 kind: row.try_get("kind")?,
                 api_base_url: row.try_get("api_base_url")?,
                 config_base_url: row.try_get("config_base_url")?,
                 any_url: row.try_get("any_url")?,
+                applied: match managed {
+                    true => Some(RecordedPlace {
+                        kind: row.try_get("applied_kind")?,
+                        base_url: row.try_get("applied_base_url")?,
+                        key: row.try_get::<Option<&str>, _>("applied_key")?.map(Into::into),
+                    }),
+                    false => None,
+                },
+            };
+            found.providers.push(PictureProvider {
+                row: KeyRow {
+                    id: row.try_get("id")?,
+                    name: row.try_get::<&str, _>("name")?.into(),
+                    managed,
+                    place,
+                    tokens: [row.try_get("token")?, row.try_get("other_token")?],
+                },
                 enabled: row.try_get("enabled")?,
                 priority: row.try_get("priority")?,
                 prefixes: row.try_get("prefixes")?,
-                tokens: [row.try_get("token")?, row.try_get("other_token")?],
                 health_status: row.try_get("health_status")?,
                 key_status: row.try_get("key_status")?,
-                applied,
+                origin: row.try_get("origin")?,
             });
         }
         let rows = query(
@@ -181,11 +166,12 @@ impl Store {
         let rows = query(
             "SELECT model_id, left(power_level::text, 50) AS power_level,
                     left(coalesce(user_tier, 'all')::text, 255) AS user_tier, left(task_type::text, 255) AS task_type,
-                    CASE WHEN priority BETWEEN -2147483648 AND 2147483647 THEN priority::integer ELSE 100 END AS priority,
-                    CASE WHEN weight BETWEEN -2147483648 AND 2147483647 THEN weight::integer ELSE 100 END AS weight,
+                    CASE WHEN priority BETWEEN -2147483648 AND 2147483647 THEN priority::integer ELSE $1 END AS priority,
+                    CASE WHEN weight BETWEEN -2147483648 AND 2147483647 THEN weight::integer ELSE $1 END AS weight,
                     coalesce(is_active, true) AS enabled
              FROM llm_routing_rules WHERE model_id IS NOT NULL AND power_level IS NOT NULL",
         )
+        .bind(DEFAULT_SHARE)
         .fetch_all(&mut *tx)
         .await?;
         for row in rows {
@@ -199,6 +185,7 @@ impl Store {
                 enabled: row.try_get("enabled")?,
             });
         }
+        found.objects = gateway_objects::all(&mut tx).await?;
         let row = query(
             "SELECT seq, left(coalesce(revision, ''), 64) AS revision FROM providerd.applied ORDER BY seq DESC LIMIT 1",
         )

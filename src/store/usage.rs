@@ -1,7 +1,7 @@
 //! Writing usage: rows, roll-ups and the cursor in one transaction.
 //!
 //! Not its job: where rows come from, what they mean, when to write.
-//! Invariants: a row is stored and summed exactly once, whoever dies when: the cursor moves with it or not at all; a row
+//! Invariants: a row is stored and summed exactly once, whichever process dies when: the cursor moves with it or not at all; a row
 //! that the database refuses holds up no other; a provider or model that is gone leaves its name.
 
 use std::collections::{HashMap, HashSet};
@@ -179,7 +179,7 @@ impl UsageTable {
             names.push(format!("\"{name}\""));
             values.push(value);
         }
-        // Only the key may meet itself; a unique rule of somebody else's refuses a row, it does not swallow it.
+        // Only the key may meet itself; a unique rule that another program added refuses a row, it does not swallow it.
         let key = |wanted: &[&str]| unique.iter().any(|it| it == wanted);
         let conflict = if !own_ids {
             ""
@@ -250,7 +250,7 @@ impl Store {
     /// [`StoreError::Conflict`] if the cursor does not stand where the batch begins: ask for it and read from there.
     pub async fn usage_ship(&self, table: &UsageTable, batch: &UsageBatch<'_>) -> Result<UsageShipment> {
         let mut tx = self.write().await?;
-        // Somebody's deferred rule speaks now, where the row that breaks it can still be told.
+        // A deferred rule of another program speaks now, where the row that breaks it is still known.
         query("SET CONSTRAINTS ALL IMMEDIATE").execute(&mut *tx).await?;
         let from = batch.from.map(|it| (wide(it.segment), wide(it.offset)));
         let (segment, offset) = from.unwrap_or((-1, -1));
@@ -274,7 +274,7 @@ impl Store {
         if moved.rows_affected() == 0 {
             tx.rollback().await?;
             return Err(StoreError::Conflict(
-                "the cursor of this spool was moved by somebody else".to_owned(),
+                "the cursor of this spool was moved by another program".to_owned(),
             ));
         }
         let mut rejected = Vec::new();

@@ -108,7 +108,7 @@ pub struct UsageLine {
     pub ttft: LatencySketch,
 }
 
-/// Lines of an answer: more than anybody looks at, and some megabytes at most.
+/// Lines of an answer: more than is ever looked at, and some megabytes at most.
 pub const MAX_LINES: i64 = 10_000;
 
 /// From this on, days are read instead of hours: a year by the hour would be a hundred times the rows.

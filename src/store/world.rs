@@ -19,7 +19,8 @@ use uuid::Uuid;
 use catalog::{
     model::Origin,
     plan::{
-        Digest, LiveKey, LiveModel, LiveProvider, LiveRule, Managed, NoticeKind, UnreadableRow, Wait, World,
+        Digest, Fingerprint, LiveKey, LiveModel, LiveProvider, LiveRule, Managed, NoticeKind, UnreadableRow,
+        Wait, World,
     },
 };
 
@@ -48,8 +49,8 @@ pub enum Scope {
     Everything,
 }
 
-/// Says what a stored token is.
-pub type Opener<'a> = &'a (dyn Fn(&str) -> LiveKey + Sync);
+/// The fingerprint of the key behind a stored token; `None` for one that does not open.
+pub type Opener<'a> = &'a (dyn Fn(&str) -> Option<Fingerprint> + Sync);
 
 impl Store {
     /// Reads the world without a lock, for `status`, `doctor` and `import`.
@@ -396,7 +397,8 @@ fn by_name(places: HashMap<Uuid, LiveProvider>, world: &mut World) {
 /// A provider without its models, and, where its key columns disagree, the token that opens.
 fn provider(cells: &mut Cells<'_>, id: Uuid, open: Opener<'_>) -> (LiveProvider, Option<String>) {
     let (first, second) = (cells.text(7).unwrap_or_default(), cells.text(8).unwrap_or_default());
-    let (key, token) = live_key(&first, &second, open);
+    let (key, token) = LiveKey::of_columns([&first, &second], open);
+    let token = token.filter(|_| matches!(key, LiveKey::Known { columns_agree: false, .. }));
     let provider = LiveProvider {
         id,
         name: cells.text(1).unwrap_or_default().into(),
@@ -455,51 +457,4 @@ fn managed(row: &PgRow) -> Result<Managed> {
         origin: Origin { file: file.into(), line: u32::try_from(line).unwrap_or_default() },
         record: record.into_boxed_str(),
     })
-}
-
-/// What the two key columns hold, and, where they disagree, the token that opens.
-fn live_key<'a>(first: &'a str, second: &'a str, open: Opener<'_>) -> (LiveKey, Option<&'a str>) {
-    if first.is_empty() && second.is_empty() {
-        return (LiveKey::Absent, None);
-    }
-    if first == second {
-        return (open(first), None);
-    }
-    // The first column is what programs read to use the key, so it is believed if it opens.
-    for token in [first, second] {
-        if token.is_empty() {
-            continue;
-        }
-        if let LiveKey::Known { fingerprint, .. } = open(token) {
-            return (LiveKey::Known { fingerprint, columns_agree: false }, Some(token));
-        }
-    }
-    (LiveKey::Undecryptable, None)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use catalog::plan::Fingerprint;
-
-    #[test]
-    fn the_column_that_opens_is_the_key() {
-        let open = |token: &str| match token.strip_prefix("good-") {
-            Some(rest) => LiveKey::Known { fingerprint: Fingerprint(rest.into()), columns_agree: true },
-            None => LiveKey::Undecryptable,
-        };
-        let known = |print: &str, columns_agree| LiveKey::Known {
-            fingerprint: Fingerprint(print.into()),
-            columns_agree,
-        };
-        let check = |first, second, key, token| assert_eq!(live_key(first, second, &open), (key, token));
-        check("", "", LiveKey::Absent, None);
-        check("good-a", "good-a", known("a", true), None);
-        check("good-a", "", known("a", false), Some("good-a"));
-        check("", "good-a", known("a", false), Some("good-a"));
-        check("good-a", "good-b", known("a", false), Some("good-a"));
-        check("bad", "good-b", known("b", false), Some("good-b"));
-        check("bad", "worse", LiveKey::Undecryptable, None);
-        check("bad", "bad", LiveKey::Undecryptable, None);
-    }
 }

@@ -67,7 +67,7 @@ impl Shipper {
         Self { spool, store, settings, table: None, cursors: HashMap::new(), recovered: false }
     }
 
-    /// Ships until told to stop, then once more what is there. `seen` hears of each round.
+    /// Ships until the stop, then once more what is there. `seen` hears of each round.
     pub async fn run(
         mut self,
         stop: CancellationToken,
@@ -221,7 +221,7 @@ fn refused(row: &UsageRow<'_>, why: &str) -> String {
     .to_string()
 }
 
-/// Runs what waits for the disk where it holds up nobody.
+/// Runs what waits for the disk where it holds up no other task.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, ShipError> {
     tokio::task::spawn_blocking(work).await.map_err(|_| ShipError::Reader)
 }

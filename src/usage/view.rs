@@ -33,7 +33,7 @@ pub struct UsageItem {
     pub model: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consumer: Option<String>,
-    /// Empty: nobody was named.
+    /// Empty: none was named.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Empty: no power level was asked for.

@@ -227,7 +227,9 @@ fn token_hashes_are_read() {
 fn the_prune_allowance_has_a_floor() {
     let check = |limit: &str, managed: usize, expected: usize| {
         let settings = load("", &[("PROVIDERD_RECONCILE__PRUNE_LIMIT", limit)]).unwrap();
-        assert_eq!(settings.reconcile.prune_allowance(managed), expected, "{limit} of {managed}");
+        let bound = settings.reconcile.prune_bound();
+        assert!(!bound.exceeded(expected, managed), "{limit} of {managed}");
+        assert!(bound.exceeded(expected + 1, managed), "{limit} of {managed}");
     };
     check("20%", 4, 3);
     check("20%", 15, 3);

@@ -134,7 +134,7 @@ async fn lists_that_cannot_be_had_mark_nothing() {
     offering.anywhere(500, "", "{}");
     lab.wait_for(state, "failed").await;
     let status = lab.run(&["status"]).expect(0).stdout;
-    assert!(status.contains("! x: its list of models cannot be had since "), "{status}");
+    assert!(status.contains("! x: its list of models cannot be read since "), "{status}");
     // One row of the trail each, however often it was tried.
     looked(&offering, 3).await;
     assert_eq!(

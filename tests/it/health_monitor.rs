@@ -15,7 +15,7 @@ use secrecy::SecretString;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     task::JoinHandle,
     time::timeout,
 };
@@ -164,14 +164,17 @@ async fn health_and_keys_are_followed() {
     monitor.health("p", H::Unhealthy).await;
     status.store(200, Ordering::Relaxed);
     // Not waiting for the 30 s of an unhealthy provider: two checks on demand.
+    let mut last = None;
     for _ in 0..2 {
         monitor.commands.send(MonitorCommand::Now("p".into())).await.unwrap();
-        monitor.until("a check", |event| matches!(event, CheckEvent::Checked { .. }).then_some(())).await;
+        let kept = |event: &CheckEvent| match event {
+            CheckEvent::Checked { memory, .. } => Some(memory.clone()),
+            _ => None,
+        };
+        last = Some(monitor.until("a check", kept).await);
     }
-    let (ask, answer) = oneshot::channel();
-    monitor.commands.send(MonitorCommand::Snapshot(ask)).await.unwrap();
-    let all = answer.await.unwrap();
-    assert_eq!(all[0].1.health.status(), H::Healthy);
+    let kept = last.unwrap();
+    assert_eq!(kept.health.status(), H::Healthy);
     // Another key: pending at once, tested at once, and the provider stays healthy.
     monitor.set(target("p", address, "sk-wrong-fake-key-fedcba")).await;
     monitor.key("p", K::Pending).await;
@@ -192,9 +195,9 @@ async fn health_and_keys_are_followed() {
         .await;
     assert_eq!((from, outcome), (H::Healthy, "auth"));
     // What is remembered comes back.
-    let stored = serde_json::to_string(&all[0].1).unwrap();
+    let stored = serde_json::to_string(&*kept).unwrap();
     assert!(!stored.contains("0123456789"), "{stored}");
-    assert_eq!(serde_json::from_str::<Memory>(&stored).unwrap(), all[0].1);
+    assert_eq!(serde_json::from_str::<Memory>(&stored).unwrap(), *kept);
     monitor.commands.send(MonitorCommand::Remove("p".into())).await.unwrap();
     monitor.end().await;
 }

@@ -108,7 +108,8 @@ async fn a_row_that_names_another_place_draws_no_key_there() {
         lab.execute(&format!("UPDATE llm_providers SET {set}")).await;
         api.wait_for("/api/v1/providers/alpha", |it| {
             it["notices"].as_array().is_some_and(|all| {
-                all.iter().any(|it| it.as_str().is_some_and(|it| it.contains("drifted: not tested")))
+                all.iter()
+                    .any(|it| it.as_str().is_some_and(|it| it.contains("drifted: its key goes nowhere")))
             })
         })
         .await;
@@ -118,7 +119,10 @@ async fn a_row_that_names_another_place_draws_no_key_there() {
         assert_eq!(lab.value("SELECT health_status FROM llm_providers").await, "healthy", "{what}");
         let test = json!({ "provider_type": "alpha" });
         let tested = api.post("/api/v1/llm/providers/keys/test", &test).await.expect(200).json();
-        assert!(tested["error"].as_str().unwrap().starts_with("drifted: not tested"), "{what}: {tested}");
+        assert!(
+            tested["error"].as_str().unwrap().starts_with("drifted: its key goes nowhere"),
+            "{what}: {tested}"
+        );
         let checked = lab.run_checking(&["check", "alpha"]);
         assert!(checked.stdout.contains("not tested: drifted"), "{what}: {}", checked.stdout);
         let listed = lab.run(&["models", "alpha"]);

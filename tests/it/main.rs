@@ -27,6 +27,7 @@ mod health_state;
 mod hostile_hour;
 mod hostile_rows;
 mod key_travel;
+mod language;
 mod lifecycle;
 mod lists;
 mod load;

@@ -23,11 +23,8 @@ use providerd::store::{
 
 use crate::support::pg::{Cluster, Options, TestDb, pg};
 
-fn open(token: &str) -> LiveKey {
-    match token.strip_prefix("fake-token-") {
-        Some(rest) => LiveKey::Known { fingerprint: Fingerprint(rest.into()), columns_agree: true },
-        None => LiveKey::Undecryptable,
-    }
+fn open(token: &str) -> Option<Fingerprint> {
+    token.strip_prefix("fake-token-").map(|rest| Fingerprint(rest.into()))
 }
 
 async fn fresh(db: &TestDb) -> Store {
@@ -156,7 +153,7 @@ async fn what_is_created_is_read_back_changed_and_deleted() {
     assert_eq!(live.id, plan.id);
     assert_eq!((live.enabled, live.priority, live.kind.as_deref()), (Some(true), Some(50), Some("openai")));
     assert_eq!(live.config["description"], json!("tab\tnewline\nbackslash\\ quote\" \u{1F600}"));
-    assert_eq!(live.key, open("fake-token-p1"));
+    assert_eq!(live.key, LiveKey::of_columns(["fake-token-p1"; 2], open).0);
     assert_eq!(live.key_test_status.as_deref(), Some("pending"));
     assert_eq!(live.models.len(), 3);
     assert_eq!(live.models[0].name, "m/0");
@@ -215,7 +212,7 @@ async fn what_is_created_is_read_back_changed_and_deleted() {
     let world = store.read_world(&names(&["p1"]), &open).await.expect("readable");
     let live = &world.live["p1"];
     assert_eq!(json!(live.config), json!({"region": "eu"}));
-    assert_eq!(live.key, open("fake-token-p1"));
+    assert_eq!(live.key, LiveKey::of_columns(["fake-token-p1"; 2], open).0);
     assert_eq!((live.models[1].enabled, live.models[1].context_length), (Some(false), Some(8)));
     assert_eq!(live.models[0].rules[0].priority, Some(7));
     assert_eq!(db.text(newest).await, r#"{"model_id": null}"#);
@@ -340,11 +337,11 @@ async fn looking_writes_nothing_and_a_lost_server_comes_back() {
         assert_eq!(wal, db.wal().await, "round {round}");
     }
     cluster.stop_immediate();
-    let error = store.ping().await.expect_err("nobody answers");
+    let error = store.now().await.expect_err("no server answers");
     assert!(matches!(error, StoreError::Unreachable(_)), "{error:?}");
     cluster.start();
     let deadline = Instant::now() + Duration::from_secs(10);
-    while let Err(error) = store.ping().await {
+    while let Err(error) = store.now().await {
         assert!(Instant::now() < deadline, "{error}");
     }
     assert_eq!(store.provider_status_rows(None).await.expect("readable")[0].models, 3);

@@ -2,7 +2,7 @@
 //!
 //! PURE: values only. No file system, clock, network or database is named here.
 //! Every field that a manifest may leave out is an `Option`: `Some` means "a manifest sets it, so it is
-//! owned"; `None` means "nobody declared it, so it is never touched after creation".
+//! owned"; `None` means "no manifest declares it, so it is never touched after creation".
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -66,7 +66,7 @@ pub enum SecretRef {
 }
 
 impl fmt::Display for SecretRef {
-    /// Names the reference so that a person finds it; a sealed token is not printed.
+    /// Names the reference so that the operator finds it; a sealed token is not printed.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Env(name) => write!(f, "env {name}"),
@@ -286,7 +286,7 @@ pub(crate) fn nearest_defaults<'a>(
 pub struct Frozen {
     /// Files whose objects, as recorded by the last apply, are neither changed nor pruned.
     pub files: std::collections::BTreeSet<ManifestPath>,
-    /// Provider names that stand in such a file (or in two files), as far as its text still tells.
+    /// Provider names that stand in such a file (or in two files), as far as its text still shows.
     pub providers: std::collections::BTreeSet<Arc<str>>,
     /// Consumers, tiers, aliases and power levels that are declared twice.
     pub objects: std::collections::BTreeSet<ObjectName>,

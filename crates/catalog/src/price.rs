@@ -251,7 +251,7 @@ impl TokenPrices {
     /// batch and flex: 5,000; priority: 17,000 to 25,000), taken from the provider's answer.
     ///
     /// A part without tokens costs nothing even if its price is unknown, except where no price is known at all: a model
-    /// that nobody priced does not look free. A sum beyond [`Money`] is unknown too.
+    /// without a price does not look free. A sum beyond [`Money`] is unknown too.
     pub fn cost(&self, tokens: &PricedTokens, factor: u32, reported: Option<Money>) -> UsageCost {
         let rates = self.rates_for(tokens.input_total());
         let mut cost = UsageCost { reported, ..UsageCost::default() };

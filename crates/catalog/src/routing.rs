@@ -4,6 +4,7 @@
 //! glob is stronger than one with, then the higher priority, then the one declared first.
 
 use std::{
+    cmp::Ordering,
     collections::{BTreeMap, BTreeSet, HashMap},
     fmt,
     sync::Arc,
@@ -16,8 +17,8 @@ use provider::shown::one_line;
 
 use crate::model::{Catalog, Cell, Model, Origin, PowerLevel, Provider, Route};
 
-/// Priority and weight of a route that sets none.
-const DEFAULT_SHARE: i32 = 100;
+/// Priority and weight of a route that sets none, and of a rule that says none.
+pub const DEFAULT_SHARE: i32 = 100;
 
 /// A literal, or a glob of `*` and `?`.
 pub enum Pattern<'a> {
@@ -53,7 +54,7 @@ pub struct DesiredRule {
 #[derive(Debug, Clone, Default)]
 pub struct RouteIndex {
     literal: HashMap<Arc<str>, Arc<[Arc<Route>]>>,
-    /// Routes with a glob in their provider part, which may concern anybody.
+    /// Routes with a glob in their provider part, which may concern any provider.
     anywhere: Arc<[Anywhere]>,
 }
 
@@ -169,6 +170,37 @@ pub struct CellRow {
     pub origin: Origin,
 }
 
+impl CellRow {
+    fn place(&self) -> CellPlace<'_> {
+        let Self { priority, provider_priority, weight, provider, model, .. } = self;
+        CellPlace {
+            priority: *priority,
+            provider_priority: *provider_priority,
+            weight: *weight,
+            provider,
+            model,
+        }
+    }
+}
+
+/// What decides about the place of a model in its cell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CellPlace<'a> {
+    pub priority: i32,
+    /// The provider's own.
+    pub provider_priority: i32,
+    pub weight: i32,
+    pub provider: &'a str,
+    pub model: &'a str,
+}
+
+/// The order in which the models of a cell are listed: the higher priority first, then the higher priority of the
+/// provider, then the greater share, then by name.
+pub fn order(a: &CellPlace<'_>, b: &CellPlace<'_>) -> Ordering {
+    let rank = |it: &CellPlace<'_>| (it.priority, it.provider_priority, it.weight);
+    rank(b).cmp(&rank(a)).then_with(|| (a.provider, a.model).cmp(&(b.provider, b.model)))
+}
+
 /// What serves each power level and user tier, as the manifests declare it: enabled models only, in the order in
 /// which they are tried.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -206,11 +238,7 @@ impl Table {
         }
         rows.sort_by(|a, b| {
             let cell = |row: &CellRow| (row.power_level, row.user_tier.clone(), row.task_type.clone());
-            let order = |row: &CellRow| (row.priority, row.provider_priority, row.weight);
-            cell(a)
-                .cmp(&cell(b))
-                .then(order(b).cmp(&order(a)))
-                .then_with(|| (&a.provider, &a.model).cmp(&(&b.provider, &b.model)))
+            cell(a).cmp(&cell(b)).then_with(|| order(&a.place(), &b.place()))
         });
         Self { rows }
     }
@@ -264,7 +292,7 @@ pub struct CellDiff {
     pub power_level: PowerLevel,
     pub user_tier: String,
     pub task_type: Option<String>,
-    /// Nobody would serve it any more.
+    /// No model would serve it any more.
     pub becomes_empty: bool,
     pub before: Vec<String>,
     pub after: Vec<String>,
@@ -304,6 +332,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_cell_is_listed_in_one_order() {
+        let place = |priority, provider_priority, weight, provider, model| CellPlace {
+            priority,
+            provider_priority,
+            weight,
+            provider,
+            model,
+        };
+        let sorted = [
+            place(200, 0, 1, "z", "z"),
+            place(100, 50, 1, "z", "z"),
+            place(100, 0, 100, "b", "a"),
+            place(100, 0, 1, "a", "a"),
+            place(100, 0, 1, "a", "b"),
+            place(100, 0, 1, "b", "a"),
+        ];
+        let mut found = sorted;
+        found.reverse();
+        found.sort_by(order);
+        assert_eq!(found, sorted);
+    }
+
+    #[test]
     fn a_glob_means_the_providers_that_it_matches() {
         let origin = |line| Origin { file: "a.toml".into(), line };
         let route = |models: &str| Route {
@@ -319,7 +370,7 @@ mod tests {
         let check = |pattern: &str, name: &str, means: bool| {
             assert_eq!(Anywhere::new(Arc::new(route(pattern))).means(name), means, "{pattern} {name}");
         };
-        check("*/x", "anybody", true);
+        check("*/x", "any", true);
         check("team-*/x", "team-a", true);
         check("team-*/x", "team-", true);
         check("team-*/x", "tea", false);

@@ -9,7 +9,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use serde::{Serialize, Serializer, ser::SerializeMap};
 use serde_json::{Map, Value};
 
-use provider::words;
+use provider::{dialect::CallerDialect, words};
 
 use crate::{
     model::{Model, Origin, Provider},
@@ -50,13 +50,25 @@ impl ObjectKind {
 }
 
 words! {
-    /// A dialect that a provider speaks.
-    SpokenApi {
+    /// A dialect in which callers ask and providers answer; the words of a manifest's `apis`.
+    Api {
         Chat = "chat",
         Completions = "completions",
         Embeddings = "embeddings",
         Responses = "responses",
         Messages = "messages",
+    }
+}
+
+impl Api {
+    /// What is translated to and from, where it can be.
+    pub const fn dialect(self) -> Option<CallerDialect> {
+        match self {
+            Self::Chat => Some(CallerDialect::Chat),
+            Self::Responses => Some(CallerDialect::Responses),
+            Self::Messages => Some(CallerDialect::Messages),
+            Self::Completions | Self::Embeddings => None,
+        }
     }
 }
 
@@ -72,15 +84,15 @@ words! {
 
 words! {
     /// A window of a budget, UTC; a week begins on Monday.
-    SpendPeriod { Day = "day", Week = "week", Month = "month" }
+    BudgetPeriod { Day = "day", Week = "week", Month = "month" }
 }
 
 /// `[providers.NAME.gateway]`: how the gateway uses one provider.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct UpstreamSettings {
-    /// Dialects that it speaks itself, in the order of [`SpokenApi::ALL`]; default: the type's.
+    /// Dialects that it speaks itself, in the order of [`Api::ALL`]; default: the type's.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub apis: Option<Vec<SpokenApi>>,
+    pub apis: Option<Vec<Api>>,
     /// Inside the operator's walls: may serve requests that ask for privacy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub local: Option<bool>,
@@ -176,7 +188,7 @@ impl OfferPrices {
     }
 }
 
-/// `prices` in units of 1e-10 USD per million tokens, and the same as decimal text in USD for whoever reads the table.
+/// `prices` in units of 1e-10 USD per million tokens, and the same as decimal text in USD for readers of the table.
 impl Serialize for OfferSettings {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
@@ -253,7 +265,7 @@ pub struct SpendLimit {
     /// In units of 1e-10 USD.
     #[serde(rename = "units", serialize_with = "units")]
     pub usd: Money,
-    pub per: SpendPeriod,
+    pub per: BudgetPeriod,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature

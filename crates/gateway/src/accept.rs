@@ -71,7 +71,7 @@ pub struct StopSignals {
     pub grace: Duration,
 }
 
-/// Serves a listener until the drain, then lets what runs end within the grace, tells the rest to end, and closes
+/// Serves a listener until the drain, then lets what runs end within the grace, stops the rest, and closes
 /// what does not.
 pub async fn accept<D: Door, H: RequestHandler>(
     listener: TcpListener,

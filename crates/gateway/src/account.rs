@@ -402,7 +402,7 @@ impl Account {
         let details = match self.before.len() {
             0 => String::new(),
             1..=1900 => format!("{{\"failed\":[{}]}}", self.before),
-            _ => "{\"failed\":\"too long to tell\"}".to_owned(),
+            _ => "{\"failed\":\"too long to be recorded\"}".to_owned(),
         };
         let row = UsageRow {
             facts: std::mem::take(&mut self.facts),
@@ -502,7 +502,7 @@ fn priced(shape: TapShape, usage: &TapUsage) -> Option<PricedTokens> {
         usage.cache_write.unwrap_or(0).max(cache_write_1h.saturating_add(usage.cache_write_5m.unwrap_or(0)));
     let mut output = usage.output.unwrap_or(0);
     let reasoning = usage.reasoning.unwrap_or(0);
-    // Some count reasoning beside the output, and only the total tells (xAI).
+    // Some count reasoning beside the output, and only the total shows it (xAI).
     if reasoning > 0 && usage.total == input.checked_add(output).and_then(|sum| sum.checked_add(reasoning)) {
         output = output.saturating_add(reasoning);
     }

@@ -1,4 +1,4 @@
-//! Who answers: the candidates in the order in which they are asked, and everybody else with the reason.
+//! Who answers: the candidates in the order in which they are asked, and all others with the reason.
 //!
 //! Its job: one pure function of the picture, the ask, the pulse and the time. Not its job: asking, and what follows
 //! an answer (`course`). Invariants: equal arguments give equal decisions on every node and in every version of this

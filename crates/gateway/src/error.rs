@@ -2,7 +2,7 @@
 //!
 //! Its job: one value with code, status and hints for retrying, and its form in the dialects of callers, plain and as
 //! the last event of a stream. Not its job: deciding what is an error (`ask`, `decide`, `course`, `limit`), or sending
-//! it. Invariant: an envelope names nothing that the caller may not know; whoever makes the message keeps to that.
+//! it. Invariant: an envelope names nothing that the caller may not know; the code that makes the message keeps to that.
 
 use std::{borrow::Cow, fmt, time::Duration};
 

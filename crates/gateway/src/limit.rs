@@ -46,7 +46,7 @@ words! {
     }
 }
 
-/// For whom limits hold.
+/// What limits hold for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LimitScope<'a> {
     Consumer(&'a str),
@@ -59,7 +59,7 @@ pub enum LimitScope<'a> {
 }
 
 impl LimitScope<'_> {
-    /// One text per scope, the same on every node: what a lease is kept under. Parts are told apart by a character
+    /// One text per scope, the same on every node: what a lease is kept under. Parts are separated by a character
     /// that no name holds.
     pub fn key(&self) -> String {
         match self {
@@ -158,7 +158,7 @@ impl Default for LimitBook {
 pub enum Reserved {
     /// It is made. What runs low is wished for ahead of need.
     Made(Vec<LeaseWish>),
-    /// Nothing is reserved. These leases would have to grow first; more may be had from the database.
+    /// Nothing is reserved. These leases would have to grow first; the database may grant more.
     Wanting(Vec<LeaseWish>),
 }
 

@@ -148,7 +148,7 @@ struct LevelCells {
     by_task: HashMap<Box<str>, Vec<CellEntry>>,
 }
 
-/// A caller whom a manifest names.
+/// A caller that a manifest names.
 #[derive(Debug)]
 pub struct KnownConsumer {
     /// Which of [`Picture::consumers`].
@@ -293,7 +293,7 @@ impl Picture {
         for (name, value) in &input.headers {
             match (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
                 (Ok(name), Ok(value)) => headers.push((name, value)),
-                _ => problems.add(&named, "one of its fixed headers is none and is left out"),
+                _ => problems.add(&named, "one of its fixed headers is not valid and is left out"),
             }
         }
 
@@ -556,7 +556,7 @@ struct Named<'a> {
 #[derive(Default)]
 struct Problems(Vec<PictureProblem>);
 
-/// Problems that are kept; of thousands of bad rows the first ones tell as much as all.
+/// Problems that are kept; of thousands of bad rows the first ones say as much as all.
 const MAX_PROBLEMS: usize = 1000;
 
 impl Problems {

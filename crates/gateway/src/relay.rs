@@ -3,7 +3,7 @@
 //! Not its job: choosing who answers (`trip`), what is seen in the bytes (`tap`), their translation (`reading`).
 //!
 //! Invariants: what a provider sent in the caller's dialect leaves as it came; a stream that is not whole ends with an error in the caller's
-//! dialect and without the mark of a whole one; whoever drops a body closes the connection to the provider with it.
+//! dialect and without the mark of a whole one; dropping a body closes the connection to the provider with it.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -425,7 +425,7 @@ impl AwaitedStream {
 }
 
 impl Edge {
-    /// What an outcome brought about, for metrics and for whoever checks providers.
+    /// What an outcome brought about, for metrics and for the checks of providers.
     pub(crate) fn heard(&self, account: &Account, heard: Heard) {
         if let Some(reason) = heard.cooled {
             self.meters.cooldowns.with_label_values(&[reason]).inc();

@@ -105,7 +105,7 @@ impl Default for GatewaySettings {
     }
 }
 
-/// What the gateway tells the rest of the house; none of it is waited for.
+/// What the gateway reports to the rest of the house; none of it is waited for.
 pub trait GatewayHooks: Send + Sync {
     /// The checks shall look at this provider again.
     fn look_again(&self, provider: Uuid);

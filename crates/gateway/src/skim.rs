@@ -205,7 +205,7 @@ impl Skim {
         }
     }
 
-    /// A count; a fraction is rounded up, as it would be by whoever reserves for it.
+    /// A count; a fraction is rounded up, as it is where it is reserved for.
     ///
     /// # Errors
     /// It is something else, or negative.
@@ -276,7 +276,7 @@ pub(crate) fn value_in(object: &[u8], name: &str) -> Option<(Range<usize>, usize
     found.map(|value| (value, inside))
 }
 
-/// A JSON text decoded; `None` if it is none.
+/// A JSON text decoded; `None` if it is not valid.
 pub(crate) fn text_of(value: &[u8]) -> Option<Cow<'_, str>> {
     let inner = value.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
     if memchr::memchr(b'\\', inner).is_none() {

@@ -224,7 +224,7 @@ impl AttemptContext<'_> {
                 (vec![asked.body.clone().into()], self.seat.place(asked.root, &asked.path))
             }
         };
-        // A model's name is percent-encoded, so a path that is none is our own mistake.
+        // A model's name is percent-encoded, so an invalid path is our own mistake.
         let Some(uri) = uri else { return Attempted::failed(AttemptOutcome::OwnFault) };
         let request = || self.request(&uri, &parts);
         let connect = self.deadlines.connect.since(self.now());

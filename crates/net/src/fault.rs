@@ -11,7 +11,7 @@ use provider::{CheckOutcome, Failure};
 /// Why there is no reply.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeError {
-    /// The other side's fault, as far as one can tell.
+    /// The other side's fault, as far as can be seen.
     #[error("{reason}")]
     Failed { failure: Failure, reason: String },
     /// Our own resolver, socket, route or proxy: says nothing about the provider.

@@ -2,10 +2,10 @@
 //! requests, closed by dropping the answer's body.
 //!
 //! Not its job: resolving, egress policy, TLS (a [`Connector`] from outside does that), clocks other than connecting,
-//! choosing whom to ask. HTTP/2 is left out on purpose: with one stream per connection, closing *is* cancelling, and no
+//! choosing which to ask. HTTP/2 is left out on purpose: with one stream per connection, closing *is* cancelling, and no
 //! stream waits behind another.
 //!
-//! Invariant: no connection has a task of its own. Whoever holds the answer drives its connection, so an event that
+//! Invariant: no connection has a task of its own. The holder of the answer drives its connection, so an event that
 //! arrives wakes the relaying task alone, and what is dropped is closed at that instant.
 
 use std::collections::HashMap;

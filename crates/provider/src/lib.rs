@@ -51,9 +51,9 @@ pub enum KeyVerdict {
     Rate { reason: String, proven: bool },
     /// The provider is too busy or failing; nothing is known about the key.
     Overload { reason: String },
-    /// The answer does not tell.
+    /// The answer does not say.
     Inconclusive { reason: String },
-    /// No free request exists that would tell.
+    /// No free request exists that would prove it.
     Untestable { reason: String },
 }
 
@@ -122,7 +122,7 @@ impl KeyVerdict {
     }
 }
 
-/// What is left of an account, where the provider tells it for free.
+/// What is left of an account, where the provider says it for free.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Quota {
     /// `None`: no cap.
@@ -132,7 +132,7 @@ pub struct Quota {
     pub unit: String,
 }
 
-/// What an answer tells beside the verdict.
+/// What an answer says beside the verdict.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Facts {
     pub quota: Option<Quota>,

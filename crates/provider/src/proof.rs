@@ -1,6 +1,6 @@
 //! Proves a key, at no cost, in as many requests as it takes.
 //!
-//! A proof is a small machine: it says what to ask, is told the answer, and ends with a verdict. Where it is not
+//! A proof is a small machine: it says what to ask, takes the answer, and ends with a verdict. Where it is not
 //! certain that an endpoint refuses strangers, a request without a key and one with an obviously fake key go
 //! first (the *negative control*); what they show can be kept for a day per URL. Some endpoints are asked
 //! something malformed: refused to the fake key and answered to the real one, it proves the key and runs nothing.
@@ -33,7 +33,7 @@ const MAX_CONTROLS: usize = 64;
 pub enum Guard {
     /// Refuses the fake key: an answer to the real one means something.
     Guarded,
-    /// Answers anybody.
+    /// Answers every caller.
     Public,
     /// Answers about the request without looking at the key.
     Blind,
@@ -217,7 +217,7 @@ impl Proof {
             (None, 200..=299) => Some(Guard::Public),
             // Refused: by status, or by words about the key in a body under 200 or 400.
             (Some(KeyVerdict::Invalid { .. }), _) | (_, 401 | 403) => Some(Guard::Guarded),
-            // The fake key passed as far as the account's credit: nobody looked at it.
+            // The fake key passed as far as the account's credit: it was not looked at.
             (Some(verdict), _) if verdict.evidence() == Evidence::Proof && reply.status != 429 => {
                 Some(Guard::Blind)
             }
@@ -255,7 +255,7 @@ impl Proof {
     fn skip(&mut self, guard: Guard) -> Step {
         let reason = match guard {
             Guard::Public => "the endpoint answers without a key, so that its answer proves nothing",
-            _ => "no free request was found that tells a real key from a fake one",
+            _ => "no free request was found that distinguishes a real key from a fake one",
         };
         self.note(KeyVerdict::Untestable { reason: reason.into() }.into());
         self.advance()
@@ -277,7 +277,7 @@ impl Proof {
             (_, Evidence::Rejection) => {
                 if self.base == 0 {
                     self.rejected = Some(report);
-                    // A rejection outweighs attempts that told nothing; what follows is about other regions.
+                    // A rejection outweighs attempts that proved nothing; what follows is about other regions.
                     self.best = None;
                 }
                 self.next_base()

@@ -29,7 +29,7 @@ pub(super) struct ErrorSaid {
     pub is_error: bool,
     /// A page for people: some gateway in between, not the API.
     pub is_page: bool,
-    /// Somebody in between wants a user name and a password (`WWW-Authenticate: Basic` and the like, and no word of an
+    /// A proxy in between wants a user name and a password (`WWW-Authenticate: Basic` and the like, and no word of an
     /// API): that is not about the key.
     pub is_gate: bool,
     /// How the body is packed, so that it cannot be read.
@@ -209,7 +209,7 @@ pub(super) fn read_said(kind: P, status: u16, said: &ErrorSaid) -> Option<KeyVer
     )
 }
 
-/// The provider's message with its status, for a person.
+/// The provider's message with its status, for the operator.
 fn reason(status: u16, said: &ErrorSaid) -> String {
     let words = if let Some(with) = &said.packed {
         format!("a packed answer (content-encoding: {with}), although none was asked for")
@@ -244,7 +244,7 @@ impl Complaint<'_> {
         self.said.has_code(codes)
     }
 
-    /// The provider's message with its status, for a person.
+    /// The provider's message with its status, for the operator.
     pub fn reason(&self) -> String {
         reason(self.status, self.said)
     }
@@ -275,7 +275,7 @@ impl Complaint<'_> {
         Some(KeyVerdict::Overload { reason: self.reason() })
     }
 
-    /// It does not tell, whatever the general rule would read in it.
+    /// It does not say, whatever the general rule would read in it.
     pub fn unclear(&self) -> Option<KeyVerdict> {
         Some(KeyVerdict::Inconclusive { reason: self.reason() })
     }

@@ -161,12 +161,12 @@ fn has_inner_shape(lower: &str) -> bool {
     lower.match_indices("sk-").any(|(at, _)| lower.len() - at >= 24)
 }
 
-/// Finds a secret in somebody else's text, however it is written there.
+/// Finds a secret in another program's text, however it is written there.
 ///
 /// Both are compared in a normal form: ASCII letters and digits alone, in lower case, full-width ones as plain ones.
 /// The text is also read as what its escapes (`%XX`, `\uXXXX`, `\xXX`, `&#NN;`), its base64 and its hexadecimal digits stand
 /// for. A run of [`GRAM`] characters in common, forwards or backwards, is a hit: fewer are what previews show anyway. An
-/// encoding that is none of these is not recognized.
+/// encoding other than these is not recognized.
 pub struct KeyEcho {
     /// As it stands; for secrets with few letters and digits. Empty: there is nothing to find.
     literal: Zeroizing<String>,
@@ -185,7 +185,7 @@ const GRAM: usize = 6;
 const MIN_SECRET: usize = 4;
 /// Shorter ones (`ollama`, `local-key`) are no secrets that a name would betray; only the whole of them is one.
 const MIN_NAME: usize = 12;
-/// Beginnings that tell only whose key it is, longest first within a family, beside [`SHAPES`].
+/// Beginnings that say only whose key it is, longest first within a family, beside [`SHAPES`].
 const PUBLIC: &[&str] = &[
     "sk-ant-api03-",
     "sk-ant-oat01-",
@@ -196,7 +196,7 @@ const PUBLIC: &[&str] = &[
     "sk-lf-",
     "Bearer ",
 ];
-/// Words of prose about keys, in normal form: runs within them tell nothing.
+/// Words of prose about keys, in normal form: runs within them say nothing.
 const PROSE: &[&str] = &[
     "incorrectapikeyprovided",
     "invalidapikeyprovided",

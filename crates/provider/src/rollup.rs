@@ -42,7 +42,7 @@ const BOUNDS_MS: [u64; CLASSES] = {
 const FIRST_BOUNDS_MS: [u64; 19] =
     [5, 10, 25, 50, 75, 100, 150, 200, 300, 400, 500, 750, 1000, 1500, 2000, 3000, 5000, 7500, 10_000];
 /// Where the present classes begin in what is stored: those of the first layout stand before them, so that rows of
-/// either can be added up place by place, and each row tells which it is.
+/// either can be added up place by place, and each row says which it is.
 const STORED_FROM: usize = FIRST_BOUNDS_MS.len() + 1;
 
 /// Outcomes and latencies of the checks of one provider in one span. Local failures are not in it.
@@ -197,7 +197,7 @@ mod tests {
         assert!((60..160).contains(&CLASSES), "{CLASSES}");
         for ms in 0..=LONGEST_MS {
             let found = of(&[ms]).percentile_ms(0.5).unwrap();
-            assert!(off(found, ms) <= 0.05, "{ms} is told as {found}");
+            assert!(off(found, ms) <= 0.05, "{ms} is shown as {found}");
         }
         assert_eq!(of(&[]).percentile_ms(0.5), None);
         assert_eq!(of(&[3_600_000]).percentile_ms(0.5).map(|ms| ms > 110_000), Some(true));
@@ -237,15 +237,15 @@ mod tests {
             read.take_stored(&stored);
             let total: u32 = read.latency.iter().sum();
             prop_assert_eq!(i64::from(total), counts.iter().map(|it| i64::from(*it)).sum::<i64>() + more.len() as i64);
-            // Where all were in one class, so is what is told.
+            // Where all were in one class, so is what is shown.
             for (index, bound) in FIRST_BOUNDS_MS.iter().enumerate() {
                 let mut one = vec![None; STORED_FROM];
                 one[index] = Some(100);
                 let mut read = Rollup::default();
                 read.take_stored(&one);
                 let floor = if index == 0 { 0 } else { FIRST_BOUNDS_MS[index - 1] };
-                let told = read.percentile_ms(0.5).unwrap();
-                prop_assert!((floor..=bound * 21 / 20).contains(&told), "{floor}..{bound}: {told}");
+                let shown = read.percentile_ms(0.5).unwrap();
+                prop_assert!((floor..=bound * 21 / 20).contains(&shown), "{floor}..{bound}: {shown}");
             }
         }
     }

@@ -33,13 +33,13 @@ impl fmt::Debug for Wall {
     }
 }
 
-pub(super) struct Clock {
+pub(super) struct SteadyClock {
     wall: Wall,
     read: DateTime<Utc>,
     at: Instant,
 }
 
-impl Clock {
+impl SteadyClock {
     pub fn new(wall: Wall) -> Self {
         let read = (wall.0)();
         Self { wall, read, at: Instant::now() }

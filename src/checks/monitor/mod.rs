@@ -1,4 +1,4 @@
-//! Checks every provider and tests every key when their turn comes, and tells what changed.
+//! Checks every provider and tests every key when their turn comes, and reports what changed.
 //!
 //! One task owns the schedule and all machines; it takes commands and sends events. Not its job: remembering
 //! beyond its own life (events carry what is to be stored, [`Memory`] brings it back) and deciding which daemon
@@ -9,7 +9,7 @@
 mod clock;
 mod target;
 
-use clock::Clock;
+use clock::SteadyClock;
 pub use clock::Wall;
 pub use target::{CheckTarget, Label, Rhythm, TargetError};
 
@@ -26,7 +26,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use serde::{Deserialize, Serialize};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::mpsc,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -96,25 +96,23 @@ impl Memory {
     }
 }
 
-/// What the monitor is told.
+/// What the monitor is asked to do.
 #[derive(Debug)]
 pub enum MonitorCommand {
     /// Check this provider, or check it differently. The rest counts only where the provider is new here.
     Set {
         target: Box<CheckTarget>,
-        memory: Option<Box<Memory>>,
+        memory: Option<Arc<Memory>>,
         /// Another daemon has checked it so far: what is overdue is checked within moments.
         taken: bool,
     },
     Remove(Arc<str>),
     /// Check and test at once; answered by the next events of this provider.
     Now(Arc<str>),
-    /// All machines as they stand, for storing at shutdown or showing.
-    Snapshot(oneshot::Sender<Vec<(Arc<str>, Memory)>>),
 }
 
-/// What the monitor tells. Texts are redacted. `target` is what the event is about: its label says which row and
-/// which key, however often the provider has been set anew since.
+/// What the monitor reports. Texts are redacted. `target` is what the event is about: its label says which row and
+/// which key, however often the provider has been set again since.
 #[derive(Debug)]
 pub enum CheckEvent {
     Checked {
@@ -124,25 +122,25 @@ pub enum CheckEvent {
         /// It failed, and that was not believed, since the prober suspects itself.
         frozen: bool,
         lag: Duration,
-        memory: Box<Memory>,
+        memory: Arc<Memory>,
     },
     KeyTested {
         target: Arc<CheckTarget>,
         report: KeyReport,
         took: Duration,
         transition: Option<KeyTransition>,
-        memory: Box<Memory>,
+        memory: Arc<Memory>,
     },
     /// A status changed without a check: it went stale, or the key was replaced.
     Health {
         target: Arc<CheckTarget>,
         transition: Transition,
-        memory: Box<Memory>,
+        memory: Arc<Memory>,
     },
     Key {
         target: Arc<CheckTarget>,
         transition: KeyTransition,
-        memory: Box<Memory>,
+        memory: Arc<Memory>,
     },
     Impaired(Impaired),
 }
@@ -200,7 +198,8 @@ impl Default for MonitorConfig {
 
 struct Watched {
     target: Arc<CheckTarget>,
-    memory: Memory,
+    /// The ledger holds the same, until the next result.
+    memory: Arc<Memory>,
     /// Turns taken; varies the jitter.
     turns: u64,
     /// No check since the last good one was refused: the first refusal of a valid key is news, and worth a test.
@@ -217,7 +216,7 @@ struct Monitor {
     prober: Arc<Prober>,
     config: MonitorConfig,
     epoch: Instant,
-    clock: Clock,
+    clock: SteadyClock,
     schedule: TurnSchedule,
     watched: HashMap<Arc<str>, Watched>,
     impairment: Impairment,
@@ -232,7 +231,7 @@ struct Monitor {
     events: mpsc::Sender<CheckEvent>,
 }
 
-/// Runs until told to stop, or until nobody sends commands or takes events any more. The receiver of the events
+/// Runs until `stop`, or until the other end of commands or events is gone. The receiver of the events
 /// must keep receiving: a full channel halts all checks rather than lose a transition.
 pub async fn run(
     prober: Arc<Prober>,
@@ -245,7 +244,7 @@ pub async fn run(
     let schedule = TurnSchedule::new(config.caps);
     let mut monitor = Monitor {
         prober,
-        clock: Clock::new(config.wall.clone()),
+        clock: SteadyClock::new(config.wall.clone()),
         config,
         epoch: Instant::now(),
         schedule,
@@ -263,7 +262,7 @@ pub async fn run(
     loop {
         let wake = monitor.start_turns();
         monitor.config.in_flight.store(monitor.running.len(), Ordering::Relaxed);
-        let told = tokio::select! {
+        let news = tokio::select! {
             biased;
             () = stop.cancelled() => break,
             () = monitor.events.closed() => break,
@@ -275,7 +274,7 @@ pub async fn run(
             _ = housekeeping.tick() => monitor.keep_house(),
             () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => Vec::new(),
         };
-        for event in told {
+        for event in news {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
@@ -352,18 +351,12 @@ impl Monitor {
                 }
                 Vec::new()
             }
-            MonitorCommand::Snapshot(answer) => {
-                let all = self.watched.iter().map(|(name, watched)| (name.clone(), watched.memory.clone()));
-                // Whoever asked may have gone; that is no concern of ours.
-                let _ = answer.send(all.collect());
-                Vec::new()
-            }
         }
     }
 
-    fn set(&mut self, target: CheckTarget, memory: Option<Box<Memory>>, taken: bool) -> Vec<CheckEvent> {
+    fn set(&mut self, target: CheckTarget, memory: Option<Arc<Memory>>, taken: bool) -> Vec<CheckEvent> {
         let (name, wall) = (target.name.clone(), self.wall());
-        let mut told = Vec::new();
+        let mut news = Vec::new();
         let old = self.watched.remove(&name);
         let same_place =
             old.as_ref().is_some_and(|old| old.target.kind == target.kind && old.target.base == target.base);
@@ -372,22 +365,22 @@ impl Monitor {
         let turns = old.as_ref().map_or(0, |old| old.turns);
         let mut memory = match old {
             Some(old) => old.memory,
-            None => memory.map(|memory| memory.not_after(wall)).unwrap_or_default(),
+            None => memory.map(|memory| Arc::new(Memory::clone(&memory).not_after(wall))).unwrap_or_default(),
         };
         let mut key_changed = None;
         if known && !(same_place && same_key) {
             // Another place may know another key; either way the old verdict says nothing about this pair.
-            key_changed = memory.key.key_changed(wall);
+            key_changed = Arc::make_mut(&mut memory).key.key_changed(wall);
         }
         if known && !same_place {
-            memory.health = HealthMachine::default();
+            Arc::make_mut(&mut memory).health = HealthMachine::default();
         }
         let watched = Watched { target: Arc::new(target), memory, turns, accepted: true };
         if let Some(transition) = key_changed {
-            told.push(CheckEvent::Key {
+            news.push(CheckEvent::Key {
                 target: watched.target.clone(),
                 transition,
-                memory: Box::new(watched.memory.clone()),
+                memory: watched.memory.clone(),
             });
         }
         if known && !same_place {
@@ -404,7 +397,7 @@ impl Monitor {
         let dues = Dues { check, key_test, suspect: is_suspect(&watched) };
         self.schedule.set(&name, &watched.target.origin, dues);
         self.watched.insert(name, watched);
-        told
+        news
     }
 
     /// Where nothing is known, or it is overdue, its turn comes `within` this time.
@@ -463,21 +456,23 @@ impl Monitor {
         lag: Duration,
     ) -> Vec<CheckEvent> {
         let (now, wall) = (self.now(), self.wall());
-        let mut told = Vec::new();
+        let mut news = Vec::new();
         let name = &target.name;
-        let Some(mut watched) = self.watched.remove(name) else { return told };
+        let Some(mut watched) = self.watched.remove(name) else { return news };
         if watched.target.kind == target.kind && watched.target.base == target.base {
-            let health = &mut watched.memory.health;
+            let health = &mut Arc::make_mut(&mut watched.memory).health;
             let judged = self.impairment.judge((now, wall), name, health, &checked.outcome, checked.took);
             if matches!(judged.change, Some(Impaired::Began { .. })) {
-                self.watched.values_mut().for_each(|watched| watched.memory.health.forgive());
+                self.watched
+                    .values_mut()
+                    .for_each(|watched| Arc::make_mut(&mut watched.memory).health.forgive());
             }
-            told.extend(judged.change.map(CheckEvent::Impaired));
+            news.extend(judged.change.map(CheckEvent::Impaired));
             let (transition, frozen) = (judged.transition, judged.disbelieved);
             let doubted = judged.trust != Trust::Frozen && doubts_key(&mut watched, &checked.outcome);
-            let memory = Box::new(watched.memory.clone());
+            let memory = watched.memory.clone();
             let target = watched.target.clone();
-            told.push(CheckEvent::Checked { target, checked, transition, frozen, lag, memory });
+            news.push(CheckEvent::Checked { target, checked, transition, frozen, lag, memory });
             // A local failure, or one that was not believed, leaves no time to count from.
             let due = match watched.memory.health.last_result() {
                 Some(last) if last >= wall => self.check_due(&watched, FIRST_WITHIN),
@@ -498,17 +493,17 @@ impl Monitor {
             }
         }
         self.watched.insert(name.clone(), watched);
-        told
+        news
     }
 
     fn finish_key(&mut self, target: &Arc<CheckTarget>, tested: KeyTested) -> Vec<CheckEvent> {
         let wall = self.wall();
         let name = &target.name;
         let Some(mut watched) = self.watched.remove(name) else { return Vec::new() };
-        let mut told = Vec::new();
+        let mut news = Vec::new();
         let same_place = watched.target.kind == target.kind && watched.target.base == target.base;
         let due = if same_place && watched.target.has_key_of(target) {
-            watched.memory.controls = Arc::new(tested.controls);
+            Arc::make_mut(&mut watched.memory).controls = Arc::new(tested.controls);
             let report = tested.report;
             // A proof proves our side as well.
             let believed = tested.local.is_none()
@@ -516,10 +511,10 @@ impl Monitor {
                 && (!self.impairment.is_frozen() || report.verdict.evidence() == Evidence::Proof);
             if believed {
                 let wait = report.facts.retry_after;
-                let transition = watched.memory.key.observe(wall, &report.verdict, wait);
-                let memory = Box::new(watched.memory.clone());
+                let transition = Arc::make_mut(&mut watched.memory).key.observe(wall, &report.verdict, wait);
+                let memory = watched.memory.clone();
                 let (target, took) = (watched.target.clone(), tested.took);
-                told.push(CheckEvent::KeyTested { target, report, took, transition, memory });
+                news.push(CheckEvent::KeyTested { target, report, took, transition, memory });
                 self.key_due(&watched)
             } else {
                 Some(self.now() + jittered(Duration::from_secs(60), name, watched.turns))
@@ -532,11 +527,11 @@ impl Monitor {
             self.schedule.done(name, Job::KeyTest, due, is_suspect(&watched));
         }
         self.watched.insert(name.clone(), watched);
-        told
+        news
     }
 
     fn keep_house(&mut self) -> Vec<CheckEvent> {
-        let mut told = Vec::new();
+        let mut news = Vec::new();
         if let Some(jump) = self.clock.look() {
             self.shift(jump);
         }
@@ -547,16 +542,16 @@ impl Monitor {
             self.started.remove(&(started, name.clone()));
             self.schedule.linger(&name);
         }
-        told.extend(self.impairment.tick(now).map(CheckEvent::Impaired));
+        news.extend(self.impairment.tick(now).map(CheckEvent::Impaired));
         if self.impairment.is_frozen() {
             self.ask_canary();
             for watched in self.watched.values_mut() {
-                watched.memory.health.hold(wall);
+                Arc::make_mut(&mut watched.memory).health.hold(wall);
             }
-            return told;
+            return news;
         }
         if self.swept.is_some_and(|at| at.elapsed() < SWEEP) {
-            return told;
+            return news;
         }
         self.swept = Some(Instant::now());
         let mut waits = None;
@@ -573,14 +568,15 @@ impl Monitor {
             let regular = self.schedule.stretched(&watched.target.origin, regular);
             // A turn that is under way may take as long as it may, and one that our caps hold up makes nothing stale.
             let waits = *waits.get_or_insert_with(|| self.schedule.lag(now).min(MAX_WAIT));
-            if let Some(transition) =
-                watched.memory.health.expire(wall, regular + watched.target.limits.total + waits)
+            if let Some(transition) = Arc::make_mut(&mut watched.memory)
+                .health
+                .expire(wall, regular + watched.target.limits.total + waits)
             {
-                let memory = Box::new(watched.memory.clone());
-                told.push(CheckEvent::Health { target: watched.target.clone(), transition, memory });
+                let memory = watched.memory.clone();
+                news.push(CheckEvent::Health { target: watched.target.clone(), transition, memory });
             }
         }
-        told
+        news
     }
 
     /// The wall clock was set: what is remembered moves with it, so that all stays as old as it was.
@@ -588,7 +584,7 @@ impl Monitor {
         warn!(seconds = jump.num_seconds(), "the wall clock has jumped; ages and turns stay as they were");
         let mut moved = Vec::new();
         for (name, watched) in &mut self.watched {
-            watched.memory.shift(jump);
+            Arc::make_mut(&mut watched.memory).shift(jump);
             // These mean a time of day.
             if matches!(watched.target.rhythm, Rhythm::Cron(_)) {
                 moved.push(name.clone());
@@ -650,11 +646,6 @@ fn doubts_key(watched: &mut Watched, outcome: &CheckOutcome) -> bool {
 /// Failing, or about to be: its turns come out of the smaller share.
 fn is_suspect(watched: &Watched) -> bool {
     watched.memory.health.is_pending() || watched.memory.health.status() == HealthStatus::Unhealthy
-}
-
-/// The wall clock's time of the next check, for showing.
-pub fn next_check(memory: &Memory, rhythm: &Rhythm, now: DateTime<Utc>) -> DateTime<Utc> {
-    memory.health.next_check(now, rhythm.regular(memory.health.last_result().unwrap_or(now)))
 }
 
 impl CheckTarget {

@@ -43,7 +43,7 @@ use crate::{
 /// within a hundredth of it.
 const SKEW: TimeDelta = TimeDelta::seconds(5);
 
-/// Enough directories to tell that the limit is reached; a longer walk would tell nothing more.
+/// Enough directories to see that the limit is reached; a longer walk would show nothing more.
 const MANY_DIRECTORIES: u64 = 1_000_000;
 
 /// How many providers one finding names.
@@ -111,7 +111,7 @@ impl Doctor {
         report.checked.push("settings");
         match context::settings(global) {
             Ok(settings) => crate::process::runtime()?.block_on(examine(&settings, &mut report))?,
-            Err(error) => report.error("settings", "settings", &error, "mend the settings file or variable"),
+            Err(error) => report.error("settings", "settings", &error, "fix the settings file or variable"),
         }
         match global.output {
             OutputFormat::Json => output::json(&report)?,
@@ -141,7 +141,7 @@ async fn daemon(settings: &Settings, report: &mut Report) -> anyhow::Result<()> 
             let hint = "its log says more: `journalctl -u providerd`, or where its standard error goes";
             report.find("daemon", address.to_string(), format!("the daemon is not ready: {why}"), hint);
         }
-        // Nobody listens: on the machine of somebody who only looks, that is as it should be.
+        // No daemon listens: on a machine from which an operator only looks, that is as it should be.
         Err(error) if error.is_connect() => {}
         Err(_) => {
             let message = "something listens there, but it does not answer like providerd";
@@ -227,7 +227,7 @@ async fn providers(
     let prober = match settings.egress.net_config().and_then(|config| Ok(Prober::new(config)?)) {
         Ok(prober) => prober,
         Err(error) => {
-            report.error("egress", "egress", &error, "mend `egress` in the settings");
+            report.error("egress", "egress", &error, "fix `egress` in the settings");
             return Ok(());
         }
     };
@@ -239,7 +239,7 @@ async fn providers(
     Ok(())
 }
 
-/// A password in a settings file that everybody may read is no secret; the unit's user reads it as "everybody".
+/// A password in a world-readable settings file is no secret; the unit's user reads it as "other".
 fn exposed_password(settings: &Settings, report: &mut Report) {
     let has_password =
         settings.database.url.as_ref().is_some_and(|url| {
@@ -254,7 +254,7 @@ fn exposed_password(settings: &Settings, report: &mut Report) {
         report.find(
             "permissions",
             file.display().to_string(),
-            "everybody may read it, and it holds the database's password",
+            "every user may read it, and it holds the database's password",
             "leave the password out of `database.url` and give it as the credential `database_password`, or set \
              DATABASE_URL in /etc/default/providerd (mode 0600)",
         );
@@ -352,7 +352,7 @@ fn permissions(path: &Path, report: &mut Report) {
     let Ok(found) = fs::metadata(path) else { return };
     let what = match found.mode() {
         mode if mode & 0o022 != 0 => "others may write it",
-        mode if mode & 0o004 != 0 => "everybody may read it",
+        mode if mode & 0o004 != 0 => "every user may read it",
         _ => return,
     };
     let shown = path.display().to_string();
@@ -380,7 +380,7 @@ fn references(build: &Build, resolver: &Resolver, report: &mut Report) {
     report.findings.extend(shared_variables(build.catalog.providers.values().map(|provider| &**provider)));
 }
 
-/// One variable whose value goes to several hosts: somebody may have borrowed another provider's key.
+/// One variable whose value goes to several hosts: one manifest may use another provider's key.
 fn shared_variables<'a>(providers: impl Iterator<Item = &'a Provider>) -> Vec<Finding> {
     let mut uses: BTreeMap<&str, BTreeMap<String, &Provider>> = BTreeMap::new();
     for provider in providers {
@@ -425,11 +425,8 @@ async fn database(
         return Ok(layout);
     }
     report.checked.push("stored-keys");
-    let key = |token: &str| match byok.map(|byok| byok.decrypt(token)) {
-        // Which key it is does not matter here.
-        Some(Ok(_)) => LiveKey::Known { fingerprint: Fingerprint("".into()), columns_agree: true },
-        _ => LiveKey::Undecryptable,
-    };
+    // Which key it is does not matter here.
+    let key = |token: &str| byok?.open(token).ok().map(|_| Fingerprint("".into()));
     let world = store.read_world(&Scope::Everything, &key).await?;
     if let Some(byok) = byok {
         let canary = backend::canary(store).await?;

@@ -121,7 +121,7 @@ fn unreached(target: &CheckTarget, error: ProbeError) -> Finding {
                 Failure::Connect | Failure::Timeout | Failure::Status | Failure::Body => (
                     "tcp",
                     format!(
-                        "nobody answers at {host} port {port} from here: check the port, firewalls, and `egress.proxy`"
+                        "no server answers at {host} port {port} from here: check the port, firewalls, and `egress.proxy`"
                     ),
                 ),
             };
@@ -167,10 +167,10 @@ fn http_date(value: &str) -> Option<DateTime<Utc>> {
     DateTime::parse_from_rfc2822(value).ok().map(|date| date.with_timezone(&Utc))
 }
 
-/// How far a time, rounded down to seconds and told between two readings of this clock, is off.
-fn difference(before: DateTime<Utc>, told: DateTime<Utc>, after: DateTime<Utc>) -> TimeDelta {
-    let early = before - (told + TimeDelta::seconds(1));
-    early.max(told - after).max(TimeDelta::zero())
+/// How far a time, rounded down to seconds and given between two readings of this clock, is off.
+fn difference(before: DateTime<Utc>, stated: DateTime<Utc>, after: DateTime<Utc>) -> TimeDelta {
+    let early = before - (stated + TimeDelta::seconds(1));
+    early.max(stated - after).max(TimeDelta::zero())
 }
 
 #[cfg(test)]
@@ -179,12 +179,12 @@ mod tests {
 
     #[test]
     fn dates_are_read_and_compared_with_their_coarseness_allowed_for() {
-        let told = http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
-        assert_eq!(told.timestamp(), 784_111_777);
+        let stated = http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        assert_eq!(stated.timestamp(), 784_111_777);
         assert!(http_date("yesterday").is_none());
         let check = |before: i64, after: i64, expected: i64| {
-            let at = |millis| told + TimeDelta::milliseconds(millis);
-            assert_eq!(difference(at(before), told, at(after)).num_milliseconds(), expected);
+            let at = |millis| stated + TimeDelta::milliseconds(millis);
+            assert_eq!(difference(at(before), stated, at(after)).num_milliseconds(), expected);
         };
         check(-100, 100, 0);
         check(900, 950, 0);

@@ -160,7 +160,7 @@ impl Git {
                 return Err(PullError::TooLarge { what: "what is fetched", limit });
             }
         };
-        // Everybody who held the pipes is gone, and the number of the group may soon be somebody else's.
+        // All that held the pipes are gone, and the number of the group may soon be another's.
         group.0 = None;
         let stdout =
             stdout.ok_or(PullError::TooLarge { what: "the answer of git", limit: limits.output as u64 })?;
@@ -226,7 +226,7 @@ struct Group(Option<Pid>);
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(group) = self.0 {
-            // It may have ended meanwhile; then there is nobody to tell.
+            // It may have ended meanwhile; then there is nothing to signal.
             let _ = killpg(group, Signal::SIGKILL);
         }
     }
@@ -238,7 +238,7 @@ async fn read(pipe: Option<impl AsyncRead + Unpin>, limit: usize) -> Option<Vec<
     let Some(mut pipe) = pipe else { return Some(all) };
     let mut part = [0; 16 * 1024];
     let mut fits = true;
-    // A pipe that breaks is a pipe that ends: the exit status tells the rest.
+    // A pipe that breaks is a pipe that ends: the exit status says the rest.
     while let Ok(count @ 1..) = pipe.read(&mut part).await {
         fits &= all.len() + count <= limit;
         if fits {
@@ -381,7 +381,7 @@ fn settings(options: &PullOptions, bundle: Option<&Path>) -> Vec<(String, String
         set("gpg.ssh.allowedSignersFile", signers.display().to_string());
     }
     if let (Some(origin), Some(token)) = (&options.origin, &options.token) {
-        // Scoped: nobody but this origin is ever offered the token.
+        // Scoped: only this origin is ever offered the token.
         set(&format!("credential.{origin}.helper"), credential_helper(&options.username, token));
     }
     all
@@ -401,7 +401,7 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// ssh with one key, known hosts only, and nobody to ask.
+/// ssh with one key, known hosts only, and no prompt.
 fn ssh_command(options: &PullOptions) -> String {
     // Inside an option, ssh reads quotation marks and percent signs itself.
     let file = |path: &Path| format!("\"{}\"", path.display().to_string().replace('%', "%%"));
@@ -436,7 +436,7 @@ fn ssh_command(options: &PullOptions) -> String {
         Some(path) => {
             let _ = write!(command, " -i {}", quoted(&path.display().to_string().replace('%', "%%")));
         }
-        // Without a key of ours, those in somebody's home are not tried either.
+        // Without a key of ours, those in the user's home are not tried either.
         None => option("IdentityFile=none".to_owned()),
     }
     command

@@ -46,7 +46,7 @@ const LONGEST_RETRY: Duration = Duration::from_secs(60);
 const SECOND_LOOK: Duration = Duration::from_secs(5);
 /// Webhooks may come as fast as they like; the remote is asked at most so often.
 const BREATH: Duration = Duration::from_millis(500);
-/// News that nobody has taken yet; more are dropped, they stand in the log as well.
+/// News that were not taken yet; more are dropped, they stand in the log as well.
 const NEWS: usize = 64;
 
 /// What is followed.
@@ -154,7 +154,7 @@ pub enum PullError {
     NoGit(#[source] std::io::Error),
     #[error("another providerd pulls into {}\nhint: give each its own state directory", .0.display())]
     Busy(PathBuf),
-    #[error("{} belongs to the user with id {owner}\nhint: run as that user, or make it anew", .path.display())]
+    #[error("{} belongs to the user with id {owner}\nhint: run as that user, or remove it", .path.display())]
     Owner { path: PathBuf, owner: u32 },
     #[error("cannot use {}", .path.display())]
     Io { path: PathBuf, source: std::io::Error },
@@ -183,7 +183,7 @@ pub enum PullError {
     )]
     Unsigned { commit: String, reason: String },
     #[error(
-        "commit {commit} {}\nhint: a signature does not tell old from new; if that was meant, set source.git.allow_rewritten until it is applied",
+        "commit {commit} {}\nhint: a signature does not say which commit is newer; if that was meant, set source.git.allow_rewritten until it is applied",
         .history.against(.previous)
     )]
     NotAfter { commit: String, previous: String, history: CommitRelation },
@@ -259,7 +259,7 @@ pub enum CommitRelation {
     First,
     /// It came after.
     Forward,
-    /// It did not: somebody pushed by force, or moved a tag back.
+    /// It did not: a forced push, or a tag that was moved back.
     Rewritten,
     /// The earlier commit is not at hand any more.
     Unknown,
@@ -357,7 +357,7 @@ impl Puller {
     /// One look, for a command that does not stay. While a daemon pulls into the same place, its tree is good enough.
     ///
     /// # Errors
-    /// Nothing new could be had; a tree of earlier may still be there.
+    /// Nothing new could be fetched; a tree of earlier may still be there.
     pub async fn once(&mut self) -> Result<(), PullError> {
         let result = self.round(&mut false).await;
         if matches!(result, Err(PullError::Busy(_))) && self.place.has_current() {
@@ -402,7 +402,7 @@ impl Puller {
 
     /// One look at the remote, and what follows from it.
     async fn round(&mut self, adopted: &mut bool) -> Result<Round, PullError> {
-        // Somebody may have removed everything.
+        // Another process may have removed everything.
         if !self.place.is_ours() || !self.place.dir().is_dir() {
             let place = self.place.clone();
             self.place = blocking(move || place.take()).await?;
@@ -469,7 +469,7 @@ impl Puller {
         self.report.commit = Some(commit.clone());
         self.be_ready();
         if before.as_deref() == Some(&commit) {
-            // Another tag on the same commit, or a mirror that had to be made anew.
+            // Another tag on the same commit, or a mirror that had to be made again.
             return Ok(Round::Unchanged);
         }
         let previous = before.as_deref().unwrap_or("nothing");
@@ -484,7 +484,7 @@ impl Puller {
                 warn!(revision = %commit, previous, "the manifests follow a new commit; whether it came after the last one is not known");
             }
         }
-        // Nobody may be listening; the log line stands.
+        // The receiver may be gone; the log line stands.
         let _ = self.news.try_send(News::Switched { from: before, to: commit, history });
         let place = self.place.clone();
         if let Err(error) = blocking(move || place.tidy()).await {

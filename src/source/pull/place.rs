@@ -87,7 +87,7 @@ impl MirrorPlace {
         self.dir.join(format!("{CHECKOUT}{commit}"))
     }
 
-    /// A name that nobody has used.
+    /// A name that is not in use.
     pub fn temporary(&self) -> PathBuf {
         self.dir.join(format!("{TEMPORARY}{}", Uuid::new_v4().simple()))
     }

@@ -49,7 +49,7 @@ pub async fn tip(git: &Git, options: &PullOptions) -> Result<String, PullError> 
 
 /// Brings the reference into the mirror; the tip that was fetched, which may be a later one than `tip`.
 ///
-/// Where the mirror cannot take it (it is broken, or the history since is too much), one made anew with the last
+/// Where the mirror cannot take it (it is broken, or the history since is too much), one made again with the last
 /// commit alone takes its place, once that is whole.
 ///
 /// `deep`: a new mirror gets the whole history.
@@ -104,7 +104,7 @@ async fn fetch_into(git: &Git, options: &PullOptions, mirror: &Path, shallow: bo
         vec!["fetch", "--quiet", "--no-tags", "--no-auto-maintenance", "--no-write-fetch-head"];
     arguments.extend(["--no-recurse-submodules", "--no-show-forced-updates"]);
     if shallow {
-        // One commit is all that is applied. Later fetches bring what has come since, and so tell a forced push.
+        // One commit is all that is applied. Later fetches bring what has come since, and so show a forced push.
         arguments.push("--depth=1");
     }
     arguments.extend(["--", &options.url, &refspec]);
@@ -150,7 +150,7 @@ pub async fn commit(git: &Git, reference: &str) -> Result<String, PullError> {
 /// Whether an allowed signer has signed the commit, or the tag that leads to it.
 ///
 /// # Errors
-/// [`PullError::Unsigned`] if not, or if it cannot be told.
+/// [`PullError::Unsigned`] if not, or if that is not known.
 pub async fn verify(
     git: &Git,
     options: &PullOptions,
@@ -209,7 +209,7 @@ pub async fn mark_applied(git: &Git, tip: &str) -> Result<(), PullError> {
     Ok(())
 }
 
-/// Packs the mirror together now and then. It is disposable, so a failure is only told.
+/// Packs the mirror together now and then. It is disposable, so a failure is only logged.
 pub async fn maintain(git: &Git, place: &MirrorPlace) {
     let packs = place.packs();
     let count = std::fs::read_dir(packs).map_or(0, |entries| {

@@ -70,7 +70,7 @@ async fn tree_of(git: &Git, options: &PullOptions, commit: &str) -> Result<Strin
     }
     let tree = answer.line();
     let kind = git.run(&["cat-file", "-t", &tree], CommandLimits::default()).await?;
-    // A symlink to a directory is none: it would lead out of what was asked for.
+    // A symlink to a directory is not followed: it would lead out of what was asked for.
     if kind.line() == "tree" { Ok(tree) } else { Err(missing()) }
 }
 

@@ -24,9 +24,9 @@ use crate::{
     model::{JsonMap, Origin, PowerLevel},
     price::{Money, TokenPrice},
     serving::{
-        Allowance, Consumer, ConsumerKey, GatewayObject, LevelSettings, ObjectBody, OfferPrices,
-        OfferSettings, OnDisconnect, SpendLimit, SpendPeriod, SpokenApi, UpstreamSettings, UpstreamTimeouts,
-        expiry, is_consumer_name,
+        Allowance, Api, BudgetPeriod, Consumer, ConsumerKey, GatewayObject, LevelSettings, ObjectBody,
+        OfferPrices, OfferSettings, OnDisconnect, SpendLimit, UpstreamSettings, UpstreamTimeouts, expiry,
+        is_consumer_name,
     },
 };
 
@@ -397,7 +397,7 @@ impl<'a> ManifestReader<'a> {
             allowance.tokens_per_minute = self.whole(limits, "tokens_per_minute", 1, MOST_PER_MINUTE);
             allowance.concurrency = self.whole(limits, "concurrency", 1, MOST_AT_ONCE);
         }
-        let mut periods: Vec<SpendPeriod> = Vec::new();
+        let mut periods: Vec<BudgetPeriod> = Vec::new();
         for item in self.tables(table, "budgets") {
             let Some(table) = self.expect_table(item, "a budget") else { continue };
             self.unknown(table, BUDGET, "a budget");
@@ -406,7 +406,7 @@ impl<'a> ManifestReader<'a> {
             }
             let usd = self.money(table, "usd");
             let per =
-                self.word(table, "per", SpendPeriod::parse, SpendPeriod::ALL.iter().map(|it| it.as_str()));
+                self.word(table, "per", BudgetPeriod::parse, BudgetPeriod::ALL.iter().map(|it| it.as_str()));
             let (Some(usd), Some(per)) = (usd, per) else { continue };
             if periods.contains(&per) {
                 self.error("duplicate-budget", item.span(), format!("there is a budget per {per} already"));
@@ -446,7 +446,7 @@ impl<'a> ManifestReader<'a> {
         }
     }
 
-    fn apis(&mut self, table: &DeTable<'a>) -> Option<Vec<SpokenApi>> {
+    fn apis(&mut self, table: &DeTable<'a>) -> Option<Vec<Api>> {
         let words = self.strings(table, "apis")?;
         let item = table.get("apis")?;
         if words.is_empty() {
@@ -454,11 +454,11 @@ impl<'a> ManifestReader<'a> {
         }
         let mut found = Vec::new();
         for (word, item) in words.iter().zip(item.get_ref().as_array().into_iter().flatten()) {
-            match SpokenApi::parse(word) {
+            match Api::parse(word) {
                 Some(api) => found.push(api),
                 None if keyshape::find(word).is_some() => {}
                 None => {
-                    let all = || SpokenApi::ALL.iter().map(|it| it.as_str());
+                    let all = || Api::ALL.iter().map(|it| it.as_str());
                     let help = match super::values::nearest(word, all()) {
                         Some(close) => format!("did you mean `{close}`?"),
                         None => format!("one of {}", all().collect::<Vec<_>>().join(", ")),
@@ -468,7 +468,7 @@ impl<'a> ManifestReader<'a> {
                 }
             }
         }
-        Some(SpokenApi::ALL.iter().copied().filter(|api| found.contains(api)).collect())
+        Some(Api::ALL.iter().copied().filter(|api| found.contains(api)).collect())
     }
 
     fn headers(&mut self, table: &DeTable<'a>) -> Option<Vec<(Box<str>, Box<str>)>> {
@@ -608,7 +608,7 @@ impl<'a> ManifestReader<'a> {
     }
 }
 
-/// What to do about a consumer's key that is none.
+/// What to do about a consumer's key that is not valid.
 const MAKE_KEY: &str = "`providerd key consumer NAME` makes a key and prints the line to commit";
 
 /// Far above any budget, and a thousand of them still sum up without overflowing.

@@ -91,8 +91,8 @@ impl<'a> FoundObjects<'a> {
         }
         for group in groups.into_values().filter(|group| group.len() > 1) {
             bad.extend(&group);
-            let told = group.iter().filter_map(|at| self.declared.get(*at));
-            for (object, place) in told.clone() {
+            let said = group.iter().filter_map(|at| self.declared.get(*at));
+            for (object, place) in said.clone() {
                 let message =
                     format!("{} `{}` is declared in several files", object.kind().noun(), object.name);
                 let found = Diagnostic::at(
@@ -103,7 +103,7 @@ impl<'a> FoundObjects<'a> {
                     message,
                 )
                 .with_help("a name is unique over all files; until then it stays at its last good state");
-                let others = told.clone().filter(|(other, _)| other.origin != object.origin).take(3);
+                let others = said.clone().filter(|(other, _)| other.origin != object.origin).take(3);
                 diagnostics.push(others.fold(found, |found, (other, _)| {
                     found.with_related(&other.origin.file, other.origin.line, "also declared here")
                 }));

@@ -29,7 +29,7 @@ use crate::{
     serving::GatewayObject,
 };
 
-/// Whether the value of a key of this name is or holds a secret, as far as its looks tell.
+/// Whether the value of a key of this name is or holds a secret, as far as its form shows.
 pub fn looks_secret(name: &str, value: &str) -> bool {
     keyshape::is_named_secret(name, value) || keyshape::find(value).is_some()
 }
@@ -43,7 +43,7 @@ pub struct ParsedFile {
     pub default_health: Option<HealthPolicy>,
     /// Consumers, tiers, aliases and power levels.
     pub objects: Vec<Arc<GatewayObject>>,
-    /// Provider names that stand in the text, as far as a broken text tells.
+    /// Provider names that stand in the text, as far as a broken text shows.
     pub mentioned: BTreeSet<Arc<str>>,
     pub diagnostics: Vec<Diagnostic>,
     /// Where the objects stand, in their order: a provider's name, a route's pattern, the defaults' header.

@@ -133,7 +133,7 @@ impl<'a> ManifestReader<'a> {
         {
             let message = "the key is sent over plain HTTP to a host beyond the local network".to_owned();
             let found = self.report(Severity::Warning, "plain-http", item.span(), message);
-            found.label = "everybody on the way can read the key".to_owned();
+            found.label = "every host on the way can read the key".to_owned();
             found.help.push("use https://".into());
         }
         let line = self.lines.line(span.start);

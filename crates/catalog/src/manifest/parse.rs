@@ -14,7 +14,7 @@ use toml::{
 use super::{Diagnostic, ParsedFile, Severity, diagnostic::Lines, keyshape};
 use crate::model::ManifestPath;
 
-/// More problems than anybody reads at once; a file of noise must not fill the memory with them.
+/// More problems than an operator reads at once; a file of noise must not fill the memory with them.
 const MAX_PROBLEMS: usize = 100;
 
 pub(super) type SpannedItem<'a> = Spanned<DeValue<'a>>;
@@ -157,7 +157,7 @@ impl<'a> ManifestReader<'a> {
         if self.left_out > 0 {
             let message = format!("{} more problems are not shown", self.left_out + 1);
             let more = Diagnostic::at(worst, "too-many-problems", self.path, None, message);
-            found.push(more.with_help("mend what is shown first; one mistake often causes many"));
+            found.push(more.with_help("fix what is shown first; one mistake often causes many"));
         }
         found
     }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{Diagnostic, Severity, keyshape};
 use provider::shown::{self, in_place, lines};
 
-/// Longer lines are not shown: nobody reads them, and each problem in one would cost its whole length.
+/// Longer lines are not shown: they are not readable, and each problem in one would cost its whole length.
 const MAX_EXCERPT: usize = 8 << 10;
 
 /// Finds the text of a file that diagnostics are about; `None` shows them without it.
@@ -93,7 +93,7 @@ fn one(diagnostic: &Diagnostic, path: &str, source: Option<&str>, renderer: &Ren
 }
 
 /// The lines that a diagnostic is about, and its span in them. Only these are handed on, so that a large file
-/// with many problems is not read anew for each.
+/// with many problems is not read again for each.
 fn excerpt<'a>(source: &'a str, diagnostic: &Diagnostic) -> Option<(&'a str, Range<usize>)> {
     let span = inside(diagnostic.span.as_ref()?, source)?;
     let from = source.get(..span.start)?.rfind('\n').map_or(0, |at| at + 1);

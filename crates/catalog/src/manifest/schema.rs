@@ -14,7 +14,7 @@ use provider::{ProviderType, dialect::ModelCapabilities};
 
 use crate::{
     model::{KeySource, PowerLevel},
-    serving::{OnDisconnect, SpendPeriod, SpokenApi},
+    serving::{Api, BudgetPeriod, OnDisconnect},
 };
 
 /// A manifest of LLM providers, their models and routes, and of who may call the gateway.
@@ -179,7 +179,7 @@ struct Route {
 struct Gateway {
     /// Dialects that it speaks itself; default: the type's.
     #[schemars(length(min = 1))]
-    apis: Option<Vec<SpokenApi>>,
+    apis: Option<Vec<Api>>,
     /// Inside the operator's walls: may serve requests that ask for privacy; default false.
     local: Option<bool>,
     /// Also serves models that are not declared or discovered, at unknown cost; default false.
@@ -284,7 +284,7 @@ struct Budget {
     #[schemars(range(min = 0, max = 900_000))]
     usd: f64,
     /// UTC; a week begins on Monday.
-    per: SpendPeriod,
+    per: BudgetPeriod,
 }
 
 /// What holds for each user of a tier.

@@ -22,7 +22,7 @@ const COST_DIGITS: f64 = 1e6;
 pub(super) const REVOKE: &str = "if this file was ever committed, revoke the key: Git remembers it";
 /// No key is known to be longer, and more of a line is not looked at.
 const LONGEST_KEY: usize = 1024;
-/// Free-form tables nest so deep at most; each level costs stack here and in whoever reads the column.
+/// Free-form tables nest so deep at most; each level costs stack here and in the programs that read the column.
 const MAX_DEPTH: usize = 64;
 /// Nothing here is waited for longer; far greater numbers would overflow a clock.
 const LONGEST: Duration = Duration::from_secs(365 * 86_400);

@@ -26,7 +26,7 @@ const MAX_OBJECTS: usize = 100_000;
 pub const MAX_RULES: usize = 200_000;
 /// Names that patterns may be held against: ten thousand providers by a thousand patterns, and a second's work.
 const MAX_MATCHES: usize = 20_000_000;
-/// What was probably meant is looked for among all names for so many routes; the rest are told without.
+/// What was probably meant is looked for among all names for so many routes; the rest are reported without.
 const MAX_GUESSES: usize = 100;
 
 /// What may differ from the previous build's desired state; what is to be looked at again.
@@ -114,8 +114,8 @@ pub struct Workspace {
     /// Files that are not there at present; whether they are removed shows only when the directory has settled. What
     /// another file declares meanwhile has moved there.
     gone: BTreeSet<ManifestPath>,
-    /// Problems between files that were told already, by code and file.
-    told: BTreeSet<(&'static str, ManifestPath)>,
+    /// Problems between files that were reported already, by code and file.
+    reported: BTreeSet<(&'static str, ManifestPath)>,
     /// Files with other routes than at the last build, of the same patterns and cells.
     rerouted: BTreeSet<ManifestPath>,
     /// Files with other consumers, tiers, aliases or power levels than at the last build, of the same names.
@@ -241,7 +241,7 @@ impl Workspace {
         self.build_at(false)
     }
 
-    /// Files that claim the same, told or not: a look at them may show one half of a rename.
+    /// Files that claim the same, reported or not: a look at them may show one half of a rename.
     pub fn rivals(&self) -> BTreeSet<ManifestPath> {
         let mut rivals = BTreeSet::new();
         for found in self.built.iter().flat_map(|built| &built.diagnostics).filter(|it| is_rivalry(it)) {
@@ -255,14 +255,14 @@ impl Workspace {
         let mut build = self.build_all();
         if !settled {
             let count = build.diagnostics.len();
-            let told = &self.told;
-            build.diagnostics.retain(|it| !is_rivalry(it) || told.contains(&(it.code, it.path.clone())));
+            let reported = &self.reported;
+            build.diagnostics.retain(|it| !is_rivalry(it) || reported.contains(&(it.code, it.path.clone())));
             if build.diagnostics.len() < count {
                 build.files = self.count(&with_errors(&build.diagnostics), build.files.unreadable);
             }
         }
         let rivalries = build.diagnostics.iter().filter(|it| is_rivalry(it));
-        self.told = rivalries.map(|it| (it.code, it.path.clone())).collect();
+        self.reported = rivalries.map(|it| (it.code, it.path.clone())).collect();
         build
     }
 
@@ -286,7 +286,7 @@ impl Workspace {
             _ => self.rebuild(),
         };
         build.changed = match (&self.built, touched) {
-            // What does not fit any more may take routes of anybody with it.
+            // What does not fit any more may take routes of any provider with it.
             (Some(built), Some(_)) if is_cut(built) || is_cut(&build) => Changed::All,
             // A route that becomes good, or bad, through another file lets go of what it held, or takes hold of it.
             (Some(built), Some(_)) if built.catalog.frozen.files != build.catalog.frozen.files => {
@@ -362,7 +362,7 @@ impl Workspace {
         let here = self.files.iter().filter(|(path, _)| !self.gone.contains(*path));
         for parsed in here.filter_map(|(_, file)| file.parsed.as_ref()) {
             moved.providers.extend(parsed.providers.iter().map(|it| &*it.name));
-            // A file with errors says nothing about routes, and of whom it speaks only by their names.
+            // A file with errors says nothing about routes, and which providers it means only by their names.
             if parsed.has_errors() {
                 moved.providers.extend(parsed.mentioned.iter().map(|it| &**it));
             } else {
@@ -391,7 +391,7 @@ impl Workspace {
                 diagnostics.push(unreadable.clone());
                 catalog.frozen.files.insert(path.clone());
                 if !self.known.contains(path) {
-                    let why = format!("{path} cannot be read, so nobody knows what it declares");
+                    let why = format!("{path} cannot be read, so what it declares is not known");
                     catalog.frozen.no_prune.get_or_insert_with(|| why.into());
                 }
             }
@@ -512,7 +512,7 @@ type Declared<'a> = (&'a Provider, &'a SourcePlace);
 struct DirectoryDefaults<'a> {
     /// What its files set, and where that stands.
     set: Vec<(&'a ManifestPath, &'a HealthPolicy, Option<&'a SourcePlace>)>,
-    /// What files that are bad now had set. Whoever sets the same meanwhile is right.
+    /// What files that are bad now had set. A file that sets the same meanwhile is right.
     kept: Vec<&'a HealthPolicy>,
 }
 
@@ -646,7 +646,7 @@ fn check_routes(
             );
             let found = at_object("duplicate-route", &route.origin.file, place, message)
                 .with_help("keep one of them, or give them different values of `task_type`");
-            // A few others tell enough; thousands of copies must not each name all of their like.
+            // A few others say enough; thousands of copies must not each name all of their like.
             let others = group().filter(|(other, _)| other.origin != route.origin).take(3);
             diagnostics.push(others.fold(found, |found, (other, _)| {
                 found.with_related(&other.origin.file, other.origin.line, "said here too")
@@ -662,7 +662,7 @@ enum Reach {
     Models,
     /// Nothing but what discovery may find.
     Discovered,
-    /// What a bad file declares may be what it means; nobody can say now.
+    /// What a bad file declares may be what it means; that is not known now.
     Unknown,
     Nothing,
 }

@@ -36,7 +36,7 @@ kinds! {
     Change = "change",
     /// Someone else changed a managed value; set back or reported.
     Drift = "drift",
-    /// A prune or a route change waits for a person's word.
+    /// A prune or a route change waits for an operator's confirmation.
     Hold = "hold",
     /// The database refused an object, or a provider a key.
     Refusal = "refusal",
@@ -137,7 +137,7 @@ struct NewKey<'a> {
     new: &'a Option<Fingerprint>,
 }
 
-/// What changes because it is declared, or what somebody else had changed.
+/// What changes because it is declared, or what another program had changed.
 struct Changes<'a> {
     of: &'a ProviderPlan,
     drift: bool,
@@ -194,7 +194,7 @@ fn is_drift(field: &FieldChange) -> bool {
     field.cause == Cause::Drift
 }
 
-/// Nothing of it is declared anew.
+/// Nothing of it is declared again.
 fn is_only_drift(change: &Change) -> bool {
     !change.fields.is_empty() && change.action != Action::Create && change.fields.iter().all(is_drift)
 }

@@ -9,11 +9,8 @@ use serde_json::Value;
 use super::{Cause, Field, FieldChange, Fields, LiveModel, LiveProvider, LiveRule};
 use crate::{
     model::{JsonMap, Model, Provider},
-    routing::DesiredRule,
+    routing::{DEFAULT_SHARE, DesiredRule},
 };
-
-/// Priority and weight of a rule that is created without one.
-pub(super) const DEFAULT_RULE_SHARE: i32 = 100;
 
 /// `numeric(10,4)` is the narrowest cost column in the field: costs closer than half its step are equal.
 const COST_STEP: f64 = 0.0001;
@@ -92,8 +89,8 @@ pub(super) fn lower_model(model: &Model, blended: bool) -> Lowered {
 
 pub(super) fn lower_rule(rule: &DesiredRule) -> Lowered {
     let mut to = Lowered::default();
-    to.own_or("priority", rule.priority, DEFAULT_RULE_SHARE);
-    to.own_or("weight", rule.weight, DEFAULT_RULE_SHARE);
+    to.own_or("priority", rule.priority, DEFAULT_SHARE);
+    to.own_or("weight", rule.weight, DEFAULT_SHARE);
     to.own_or("is_active", rule.enabled, true);
     to
 }
@@ -148,7 +145,7 @@ impl LiveRow for LiveRule {
     }
 }
 
-/// Whether the database already holds `desired`, given what it can represent: `jsonb` does not tell 1 from
+/// Whether the database already holds `desired`, given what it can represent: `jsonb` does not distinguish 1 from
 /// 1.0, and a cost column keeps four decimals.
 pub(super) fn same(field: &str, desired: &Value, live: &Value) -> bool {
     match (desired, live) {
@@ -172,7 +169,7 @@ pub(super) fn same(field: &str, desired: &Value, live: &Value) -> bool {
     }
 }
 
-/// The owned fields that the live row does not hold, and why: `recorded` tells drift from a new declaration.
+/// The owned fields that the live row does not hold, and why: `recorded` distinguishes drift from a new declaration.
 pub(super) fn changes(desired: &Lowered, live: &impl LiveRow, recorded: Option<&Fields>) -> Vec<FieldChange> {
     let differs = |(field, new): &(Field, Value)| {
         let old = live.value(field);

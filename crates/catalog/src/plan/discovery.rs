@@ -125,7 +125,7 @@ impl DiscoveryDecision {
             };
             entries.push(entry(json!({ "state": self.ended.as_str() }), reason));
         }
-        // In the shape of every other change, so that whoever shows those shows these.
+        // Same JSON shape as every other change, so one renderer serves both.
         let name = |model: &str| format!("{}/{model}", provider.name);
         let values = |change: &Change| -> JsonMap {
             change.fields.iter().map(|field| (field.field.to_string(), field.new.clone())).collect()

@@ -1,7 +1,7 @@
 //! What happens to a provider's key: the declared one, the stored one, and what their provider said about them.
 //!
 //! PURE. Not its job: asking providers, or holding a key; here a key is its fingerprint. Invariants: a working key is
-//! never replaced by one that its provider rejects; a key that somebody else stored is replaced only if it does not
+//! never replaced by one that its provider rejects; a key that another program stored is replaced only if it does not
 //! work while the declared one does, or if it is another provider's.
 
 use std::sync::Arc;

@@ -67,6 +67,34 @@ pub enum LiveKey {
     Undecryptable,
 }
 
+/// Which of a row's two key columns counts, with what `open` made of its token: the first that opens, because programs
+/// read the first to use the key. They should hold the same token; an empty one is none.
+pub fn stored_key<'t, T>(
+    tokens: [&'t str; 2],
+    mut open: impl FnMut(&'t str) -> Option<T>,
+) -> Option<(&'t str, T)> {
+    let [first, second] = tokens;
+    let other = if first == second { "" } else { second };
+    let mut candidates = [first, other].into_iter().filter(|token| !token.is_empty());
+    candidates.find_map(|token| Some((token, open(token)?)))
+}
+
+impl LiveKey {
+    /// What a row's two key columns hold, and the token that counts where one opens.
+    pub fn of_columns<'t>(
+        tokens: [&'t str; 2],
+        open: impl FnMut(&'t str) -> Option<Fingerprint>,
+    ) -> (Self, Option<&'t str>) {
+        match stored_key(tokens, open) {
+            Some((token, fingerprint)) => {
+                (Self::Known { fingerprint, columns_agree: tokens[0] == tokens[1] }, Some(token))
+            }
+            None if tokens == ["", ""] => (Self::Absent, None),
+            None => (Self::Undecryptable, None),
+        }
+    }
+}
+
 /// A row of `llm_providers`, with NULLs as `None`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LiveProvider {
@@ -348,7 +376,7 @@ pub struct ProviderPlan {
     pub forget: bool,
 }
 
-/// Something the plan would do but must not without a person's word.
+/// Something the plan would do but must not without an operator's confirmation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Hold {
     pub kind: HoldKind,
@@ -368,7 +396,7 @@ pub enum HoldKind {
     Route,
 }
 
-/// Something a person should know about one provider, and nothing is written for.
+/// Something the operator should know about one provider, and nothing is written for.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Notice {
     pub provider: Arc<str>,
@@ -418,7 +446,7 @@ pub enum NoticeKind {
     Suspended,
     /// Discovery found that the provider no longer offers a model.
     Vanished,
-    /// The provider's own list could not be had, or is not believed.
+    /// The provider's own list could not be read, or is not believed.
     Discovery,
     /// A stored value cannot be read: its object is not touched.
     Unreadable,
@@ -449,7 +477,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Nothing would be written. Held work and notices do not count: they wait for somebody else.
+    /// Nothing would be written. Held work and notices do not count: they wait for something else.
     pub fn is_empty(&self) -> bool {
         self.providers.is_empty() && self.objects.is_empty()
     }
@@ -457,5 +485,42 @@ impl Plan {
     /// The database is exactly as declared: nothing to write and nothing held back.
     pub fn is_converged(&self) -> bool {
         self.is_empty() && self.held.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_column_that_opens_is_the_key() {
+        let open = |token: &str| token.strip_prefix("good-").map(|rest| Fingerprint(rest.into()));
+        let known = |print: &str, columns_agree| LiveKey::Known {
+            fingerprint: Fingerprint(print.into()),
+            columns_agree,
+        };
+        let check = |first, second, key, token| {
+            assert_eq!(LiveKey::of_columns([first, second], open), (key, token), "{first:?} {second:?}");
+        };
+        check("", "", LiveKey::Absent, None);
+        check("good-a", "good-a", known("a", true), Some("good-a"));
+        check("good-a", "", known("a", false), Some("good-a"));
+        check("", "good-a", known("a", false), Some("good-a"));
+        check("good-a", "good-b", known("a", false), Some("good-a"));
+        check("bad", "good-b", known("b", false), Some("good-b"));
+        check("good-b", "bad", known("b", false), Some("good-b"));
+        check("bad", "", LiveKey::Undecryptable, None);
+        check("bad", "worse", LiveKey::Undecryptable, None);
+        check("bad", "bad", LiveKey::Undecryptable, None);
+    }
+
+    #[test]
+    fn equal_columns_are_opened_once() {
+        let mut opened = 0;
+        let found = stored_key(["bad", "bad"], |_| {
+            opened += 1;
+            None::<()>
+        });
+        assert_eq!((found, opened), (None, 1));
     }
 }

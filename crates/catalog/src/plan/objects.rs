@@ -24,7 +24,7 @@ use crate::{
 #[derive(Debug, Clone, PartialEq)]
 pub struct LiveObject {
     pub spec: Value,
-    /// `None`: the row does not tell where it was declared.
+    /// `None`: the row does not say where it was declared.
     pub origin: Option<Origin>,
     /// Digest of the spec that providerd wrote last; `None` in a row that another program made.
     pub applied: Option<Digest>,

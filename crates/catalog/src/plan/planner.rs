@@ -38,7 +38,7 @@ pub struct Desired {
 /// What a provider's key reference yields now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DesiredKey {
-    /// The manifest has no `api_key`: whatever is stored is nobody's business.
+    /// The manifest has no `api_key`: whatever is stored is left alone.
     Undeclared,
     Resolved(Fingerprint),
     /// Why it cannot be resolved; names the reference, never a value.
@@ -52,11 +52,11 @@ pub enum KeyTrial {
     Works,
     /// It is definitively rejected.
     Rejected,
-    /// The provider does not tell.
+    /// The provider does not say.
     Unclear,
 }
 
-/// How many providers may be pruned at once without a person's word.
+/// How many providers may be pruned at once without an operator's confirmation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PruneLimit {
     /// Share of the managed providers.
@@ -83,13 +83,13 @@ impl PruneLimit {
 pub struct Policy {
     pub drift: DriftPolicy,
     pub prune_limit: PruneLimit,
-    /// Digest of the prune that a person confirmed.
+    /// Digest of the prune that an operator confirmed.
     pub confirmed: Option<String>,
     /// Providers that an operator suspended.
     pub suspended: BTreeSet<Arc<str>>,
     /// Cells (power level, user tier) that must keep the usable models they have.
     pub hold_cells: BTreeSet<(String, String)>,
-    /// Verdicts about declared keys, by provider and key. `None`: nobody can try keys, and a declared key replaces
+    /// Verdicts about declared keys, by provider and key. `None`: keys cannot be tried, and a declared key replaces
     /// whatever is stored.
     pub trials: Option<HashMap<(Arc<str>, Fingerprint), KeyTrial>>,
     /// A declared key replaces a working one only if its provider does not reject it.
@@ -812,7 +812,7 @@ impl<'a> One<'a> {
         waiting
     }
 
-    /// Under `reconcile.drift = "report"` what somebody else changed is said, not corrected.
+    /// Under `reconcile.drift = "report"` what another program changed is reported, not corrected.
     fn report_drift(&mut self, changes: &mut Vec<Change>) {
         for change in changes.iter_mut().filter(|change| change.action == Action::Update) {
             let (drift, declared) =

@@ -45,7 +45,7 @@ impl BudgetLease {
     /// Reserves, if so much is left. Where nothing is left nothing passes, not even what costs nothing.
     pub(super) fn reserve(&self, units: i64) -> bool {
         let units = units.max(0);
-        // Counted first: whoever gives the lease back in between sees that it is in use.
+        // Counted first: a task that gives the lease back in between sees that it is in use.
         self.reserved.fetch_add(units, Ordering::AcqRel);
         let taken = self.left.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| {
             (left >= units.max(1)).then(|| left - units)

@@ -1,41 +1,13 @@
 //! What a picture is made from: plain values, as they are read from rows and kept sealed on disk.
 
+pub use catalog::serving::{Api, BudgetPeriod};
 use catalog::{
     model::{HealthStatus, KeyStatus, PowerLevel},
     price::{LongContextRates, TokenPrice, TokenPrices, TokenRates},
 };
-use provider::{dialect::CallerDialect, words};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
-
-words! {
-    /// A dialect in which callers ask and providers answer; the words of a manifest's `apis`.
-    Api {
-        Chat = "chat",
-        Completions = "completions",
-        Embeddings = "embeddings",
-        Responses = "responses",
-        Messages = "messages",
-    }
-}
-
-words! {
-    /// A window of a budget, UTC; a week begins on Monday.
-    BudgetPeriod { Day = "day", Week = "week", Month = "month" }
-}
-
-impl Api {
-    /// What is translated to and from, where it can be.
-    pub const fn dialect(self) -> Option<CallerDialect> {
-        match self {
-            Self::Chat => Some(CallerDialect::Chat),
-            Self::Responses => Some(CallerDialect::Responses),
-            Self::Messages => Some(CallerDialect::Messages),
-            Self::Completions | Self::Embeddings => None,
-        }
-    }
-}
 
 /// A set of dialects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
@@ -269,7 +241,7 @@ pub enum KeyPlacement {
     Bearer,
     /// Alone, in the header of this name.
     Header(String),
-    /// Whoever builds the request signs it or exchanges it: the key does not travel as it is.
+    /// The code that builds the request signs it or exchanges it: the key does not travel as it is.
     Signed,
 }
 
@@ -369,5 +341,5 @@ pub struct RouteInput {
     pub origin: Option<String>,
 }
 
-/// The tier of everybody.
+/// The tier of all users.
 pub const ALL_TIERS: &str = "all";

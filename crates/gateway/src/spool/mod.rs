@@ -1,5 +1,5 @@
 //! The local spool of usage: what a request was about to cost is written before it leaves, what it did cost once it has
-//! ended, both in about a microsecond, and whoever ships the rows reads them from here at his own pace.
+//! ended, both in about a microsecond, and the task that ships the rows reads them from here at its own pace.
 //!
 //! Not its job: what a row means, where rows go, SQL.
 //!

@@ -1,6 +1,6 @@
-//! Handing out rows from where the caller says that he is.
+//! Handing out rows from the caller's position.
 //!
-//! Not its job: remembering how far somebody has read, or deleting.
+//! Not its job: remembering how far a caller has read, or deleting.
 //! Invariant: rows come in the order in which they were written, each from an offset that comes after all before it; a
 //! batch holds what its limit allows and no more.
 

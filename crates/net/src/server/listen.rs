@@ -65,7 +65,7 @@ pub async fn bind_address(address: SocketAddr, setting: &str) -> Result<TcpListe
     bound.map_err(|source| ListenError::Listen { address, setting: setting.to_owned(), source })
 }
 
-/// Whether nobody on another machine can connect.
+/// Whether no other machine can connect.
 pub fn is_private(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_loopback()
 }

@@ -1,8 +1,9 @@
 //! Sockets: accepting connections, with TLS where it is set, and cutting off who is too slow.
 //!
 //! Not its job: what is answered. Invariants: a connection holds a place for as long as it lives, and there are only
-//! so many places; nobody keeps one by being slow: not while shaking hands, not while sending a request's head, not
-//! while taking an answer; nor by being idle while another connection waits for a place; an end of the daemon waits for nobody longer than [`DRAIN`].
+//! so many places; no peer keeps one by being slow: not while shaking hands, not while sending a request's head, not
+//! while taking an answer; nor by being idle while another connection waits for a place; an end of the daemon waits no
+//! longer than [`DRAIN`].
 
 mod listen;
 mod tls;
@@ -121,7 +122,7 @@ pub async fn serve(
     let _ = timeout(DRAIN, places.acquire_many(all)).await;
 }
 
-/// Errors of `accept` that concern nobody but the one who wanted to connect.
+/// Errors of `accept` that concern only the peer that wanted to connect.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind as K;
     matches!(error.kind(), K::ConnectionAborted | K::ConnectionReset | K::ConnectionRefused | K::Interrupted)
@@ -136,7 +137,7 @@ async fn connection(
     stop: CancellationToken,
     crowded: Arc<Notify>,
 ) {
-    // Answers are small and whole: waiting for more of them helps nobody.
+    // Answers are small and whole: waiting for more of them does not help.
     let _ = stream.set_nodelay(true);
     match tls {
         None => exchange(stream, peer, app, limits, stop, crowded).await,

@@ -1,4 +1,4 @@
-//! TLS for the server: certificate and key from files, taken anew when the files change.
+//! TLS for the server: certificate and key from files, read again when the files change.
 //!
 //! Invariant: what is served is always a chain whose key fits; files that cannot be used change nothing but the log
 //! and the status.
@@ -65,7 +65,7 @@ struct Files {
     key: PathBuf,
 }
 
-/// What tells one content of a file from another without reading it: device, inode, size, change time.
+/// What distinguishes one content of a file from another without reading it: device, inode, size, change time.
 type Mark = Option<(u64, u64, u64, i64, i64)>;
 
 impl Files {
@@ -136,15 +136,15 @@ impl Tls {
         self.current.problem.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes the files anew whenever they change, until the stop.
+    /// Reads the files again whenever they change, until the stop.
     pub async fn watch(self, stop: CancellationToken) {
         let current = &self.current;
         // Read once more at the first look: they may have changed since they were read.
         let mut marks = [None, None];
-        let mut told = None;
+        let mut reported = None;
         while stop.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
             let now = current.files.marks();
-            if now == marks && told.is_none() {
+            if now == marks && reported.is_none() {
                 continue;
             }
             let first = marks == [None, None];
@@ -155,7 +155,7 @@ impl Tls {
                 Ok(Ok(key)) => {
                     let mut held = current.key.write().unwrap_or_else(PoisonError::into_inner);
                     if !first || held.cert != key.cert {
-                        info!(file = %current.files.certificate.display(), "took the certificate anew");
+                        info!(file = %current.files.certificate.display(), "read the certificate again");
                     }
                     *held = Arc::new(key);
                     None
@@ -166,11 +166,11 @@ impl Tls {
                 }),
                 Err(_) => Some("the files could not be read".to_owned()),
             };
-            if let Some(problem) = problem.as_ref().filter(|problem| told.as_ref() != Some(*problem)) {
+            if let Some(problem) = problem.as_ref().filter(|problem| reported.as_ref() != Some(*problem)) {
                 error!(problem, "the new certificate or key cannot be used; the old one stays");
             }
             *current.problem.write().unwrap_or_else(PoisonError::into_inner) = problem.clone();
-            told = problem;
+            reported = problem;
         }
     }
 }

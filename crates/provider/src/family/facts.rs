@@ -196,7 +196,7 @@ pub(crate) struct ProofAttempt {
 pub(crate) enum KeyPlan {
     /// In this order.
     Try(&'static [ProofAttempt]),
-    /// No free request would tell, and why.
+    /// No free request would prove it, and why.
     Untestable(&'static str),
 }
 

@@ -38,7 +38,7 @@ fn models(json: &Value) -> Option<KeyReport> {
 fn errors(said: &Complaint<'_>) -> Option<KeyVerdict> {
     match said.status {
         _ if said.has("dunning") => said.quota(true),
-        // Its text for a limit per minute speaks of a quota as well; the status word tells.
+        // Its text for a limit per minute speaks of a quota as well; the status word decides.
         429 => said.rate(said.has("resource_exhausted")),
         _ if said.has("unregistered callers") => said.unclear(),
         401 if said.has("expected oauth 2 access token") => said.invalid(),

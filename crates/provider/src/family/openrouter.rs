@@ -1,4 +1,4 @@
-//! OpenRouter: a key tells about itself.
+//! OpenRouter: a key describes itself.
 
 use serde_json::Value;
 

@@ -30,7 +30,7 @@ pub(super) const FAMILY: Family = Family {
     ..OPENAI_SHAPED
 };
 
-/// One code for two things under 429: a limit per minute, or an exhausted quota. The message tells.
+/// One code for two things under 429: a limit per minute, or an exhausted quota. The message decides.
 fn errors(said: &Complaint<'_>) -> Option<KeyVerdict> {
     let ambiguous =
         said.has("throttling.allocationquota") || (said.status == 429 && said.has("insufficient_quota"));

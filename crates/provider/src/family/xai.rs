@@ -1,4 +1,4 @@
-//! xAI: a key tells about itself.
+//! xAI: a key describes itself.
 
 use serde_json::Value;
 

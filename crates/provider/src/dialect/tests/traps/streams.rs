@@ -27,7 +27,7 @@ pub(super) const TRAPS: &[NamedTrap] = &[
             assert_eq!((said(answer).as_str(), calls(answer).len()), ("hi", 1));
         });
     }),
-    (31, "calls without id or with the index -1 are told apart", || {
+    (31, "calls without id or with the index -1 stay apart", || {
         let bytes = chat_sse(
             &[
                 json!({"tool_calls": [{"index": -1, "function": {"name": "f", "arguments": "{\"a\":1}"}}]}),
