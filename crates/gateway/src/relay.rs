@@ -231,7 +231,7 @@ impl StreamRelay {
     }
 
     /// The mark of a whole answer is there: the account is closed before the caller sees it. Many callers leave at the
-    /// mark, and whoever saw a whole answer finds it in the log, whatever happens next.
+    /// mark, and a caller that saw a whole answer finds it in the log, whatever happens next.
     fn check_whole(&mut self) {
         let sums = self.reading.sums();
         if sums.ended && !sums.error && self.is_whole() {
