@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::{
     fake::{Fake, KEY},
-    http::{Api, sha256},
+    http::{Api, TOKEN, sha256},
     lab::{Daemon, Lab, PATIENCE},
     monitoring::{dashboard, promtool_agrees, queries, shipped},
 };
@@ -224,6 +224,8 @@ async fn a_dead_provider_and_a_revoked_key_alert_and_the_dashboard_shows_everyth
         command.env("FAKE_KEY", KEY);
         command.env("PROVIDERD_EGRESS__CA_FILES", &authority);
         command.env("PROVIDERD_GATEWAY__LISTEN", "127.0.0.1:0");
+        // Cells are counted where there is an admin API.
+        command.env("PROVIDERD_SERVER__TOKEN_SHA256", sha256(TOKEN));
     });
     let address = daemon.address().await;
     let prometheus = Prometheus::start(lab.dir.path(), &address);
