@@ -329,3 +329,31 @@ proptest::proptest! {
         let _ = load(&toml, &[(&name, &value), ("PROVIDERD_EGRESS__CA_FILES", &value)]);
     }
 }
+
+/// The settings and variables of the container examples are ones that this version knows.
+#[test]
+fn the_container_examples_are_accepted() {
+    let kubernetes = fs::read_to_string(root("docs/examples/kubernetes/providerd.yaml")).unwrap();
+    let inline = kubernetes.split_once("providerd.toml: |\n").expect("settings in the ConfigMap").1;
+    let toml: String =
+        inline.lines().take_while(|line| line.starts_with("    ")).map(|line| format!("{}\n", &line[4..])).collect();
+    // One line each: `NAME: value` (compose), or `- name: NAME` and `value: …` below it.
+    let compose = fs::read_to_string(root("docs/examples/compose/compose.yaml")).unwrap();
+    let lines: Vec<&str> = kubernetes.lines().chain(compose.lines()).map(str::trim).collect();
+    let mut variables = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let found = match line.strip_prefix("- name: ") {
+            Some(name) => (name, lines.get(at + 1).and_then(|next| next.strip_prefix("value: "))),
+            None => line.split_once(": ").map_or((*line, None), |(name, value)| (name, Some(value))),
+        };
+        if let (name, Some(value)) = found
+            && name.starts_with("PROVIDERD_")
+        {
+            variables.push((name, value.trim_matches('"')));
+        }
+    }
+    assert!(variables.len() >= 5, "{variables:?}");
+    let settings = load(&toml, &variables).unwrap();
+    assert_eq!(settings.gateway.drain, Duration::from_secs(60));
+    assert!(settings.server.plain_http && settings.gateway.listen.is_some());
+}
