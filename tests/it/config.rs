@@ -335,8 +335,11 @@ proptest::proptest! {
 fn the_container_examples_are_accepted() {
     let kubernetes = fs::read_to_string(root("docs/examples/kubernetes/providerd.yaml")).unwrap();
     let inline = kubernetes.split_once("providerd.toml: |\n").expect("settings in the ConfigMap").1;
-    let toml: String =
-        inline.lines().take_while(|line| line.starts_with("    ")).map(|line| format!("{}\n", &line[4..])).collect();
+    let toml: String = inline
+        .lines()
+        .take_while(|line| line.starts_with("    "))
+        .map(|line| format!("{}\n", &line[4..]))
+        .collect();
     // One line each: `NAME: value` (compose), or `- name: NAME` and `value: …` below it.
     let compose = fs::read_to_string(root("docs/examples/compose/compose.yaml")).unwrap();
     let lines: Vec<&str> = kubernetes.lines().chain(compose.lines()).map(str::trim).collect();
