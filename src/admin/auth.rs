@@ -149,7 +149,8 @@ impl Tokens {
         Some(Caller { index, who: hex(&given).get(..8).unwrap_or_default().to_owned() })
     }
 
-    fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
+    /// Whose the token of this request is.
+    pub(super) fn authenticate(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
         if self.is_empty() {
             return Err(ApiError::Closed);
         }

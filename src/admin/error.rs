@@ -16,6 +16,9 @@ use crate::store::StoreError;
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ErrorBody {
     pub error: ErrorDetail,
+    /// The message again, below `/api/v1/llm/` alone: where the pages look for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
 }
 
 /// What went wrong.
@@ -37,6 +40,12 @@ pub enum ApiError {
     ForeignHost(&'static str),
     NotFound(String),
     NoSuchPath,
+    /// No provider bears this name, and no type.
+    UnknownType,
+    /// The caller's session is good, and not an administrator's.
+    NotAdmin,
+    /// A manifest owns what was to be written; says which.
+    Managed(String),
     /// With a status that the framework has chosen.
     Refused(StatusCode),
     MethodNotAllowed,
@@ -73,6 +82,15 @@ impl ApiError {
             Self::ForeignHost(what) => (StatusCode::FORBIDDEN, "foreign-host", *what),
             Self::NotFound(what) => (StatusCode::NOT_FOUND, "not-found", what.as_str()),
             Self::NoSuchPath => (StatusCode::NOT_FOUND, "not-found", "there is nothing at this path"),
+            Self::UnknownType => {
+                (StatusCode::BAD_REQUEST, "unknown-type", "no provider has this name, and no type either")
+            }
+            Self::NotAdmin => (
+                StatusCode::FORBIDDEN,
+                "admin-required",
+                "this session does not have a role that may use these pages",
+            ),
+            Self::Managed(what) => (StatusCode::CONFLICT, "managed", what.as_str()),
             Self::Refused(status) => (*status, "refused", "the request cannot be understood"),
             Self::MethodNotAllowed => (
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -123,7 +141,7 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let (status, code, message) = self.parts();
-        let body = ErrorBody { error: ErrorDetail { code: code.to_owned(), message } };
+        let body = ErrorBody { error: ErrorDetail { code: code.to_owned(), message }, detail: None };
         let mut response = (status, Json(body)).into_response();
         let headers = response.headers_mut();
         if status == StatusCode::UNAUTHORIZED {

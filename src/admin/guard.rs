@@ -12,7 +12,7 @@ use axum::{
 };
 use futures_util::FutureExt as _;
 
-use super::{AdminShared, error::ApiError};
+use super::{AdminShared, error::ApiError, llm};
 
 /// Longer than any answer takes, but for the key test, which has a limit of its own below this one.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -38,6 +38,7 @@ pub(super) async fn guard(State(shared): State<AdminShared>, request: Request, n
 }
 
 async fn answer(hosts: &Hosts, request: Request, next: Next) -> Response {
+    let page = llm::is_below(request.uri().path());
     let answered = AssertUnwindSafe(async {
         foreign(hosts, request.method(), request.uri(), request.headers())?;
         tokio::time::timeout(TIME_LIMIT, next.run(request)).await.map_err(|_| ApiError::Timeout)
@@ -53,6 +54,9 @@ async fn answer(hosts: &Hosts, request: Request, next: Next) -> Response {
     {
         // The framework's own words, as plain text: for instance about a path that is no UTF-8.
         response = ApiError::Refused(response.status()).into_response();
+    }
+    if page && (response.status().is_client_error() || response.status().is_server_error()) {
+        response = llm::with_detail(response).await;
     }
     secured(response.headers_mut());
     response

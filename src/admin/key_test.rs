@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout};
 use url::Url;
 use utoipa::ToSchema;
+use uuid::Uuid;
 
 use net::{PhaseLimits, probe::Prober};
 use provider::{Controls, Evidence, ProviderType, parse_base};
@@ -40,13 +41,12 @@ const TIME_LIMIT: Duration = Duration::from_secs(25);
 
 /// Which key to test.
 #[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
 pub(super) struct KeyTest {
     /// Name of a provider, or a type: then the declared provider of that type with the highest priority that has a key,
-    /// or, with `api_key`, the type's own base URL.
+    /// or, with `api_key`, the type's own base URL. Case does not matter.
     #[schema(min_length = 1, max_length = 255)]
     provider_type: String,
-    /// A key to test in place of the stored one. It is not kept.
+    /// A key to test in place of the stored one; an empty one counts as absent. It is not kept.
     #[schema(max_length = 8192)]
     api_key: Option<String>,
 }
@@ -64,7 +64,7 @@ pub(super) struct KeyTestResult {
 }
 
 /// What is asked where, with which key.
-struct Target {
+struct KeyTestTarget {
     name: Option<String>,
     kind: ProviderType,
     base: Url,
@@ -95,7 +95,7 @@ impl Budget {
 /// Proves a stored or a given key by asking its provider, at no cost. At most 10 a minute for each token.
 #[utoipa::path(post, path = "/api/v1/llm/providers/keys/test", tag = "keys", request_body = KeyTest,
     responses((status = 200, description = "How the test ended", body = KeyTestResult),
-        (status = 404, description = "There is no such provider or type", body = ErrorBody),
+        (status = 400, description = "There is no such provider or type", body = ErrorBody),
         (status = 429, description = "Too many tests; see Retry-After", body = ErrorBody), ReadErrors, BodyErrors))]
 pub(super) async fn test(
     State(shared): State<AdminShared>,
@@ -103,7 +103,7 @@ pub(super) async fn test(
     JsonBody(body): JsonBody<KeyTest>,
 ) -> Result<Json<KeyTestResult>, ApiError> {
     let KeyTest { provider_type, api_key } = body;
-    let api_key = api_key.map(|key| Arc::new(Secret::new(key)));
+    let api_key = api_key.filter(|key| !key.is_empty()).map(|key| Arc::new(Secret::new(key)));
     let length = provider_type.chars().count();
     if !(1..=255).contains(&length) || api_key.as_ref().is_some_and(|key| key.expose().len() > 8192) {
         return Err(ApiError::Invalid(
@@ -115,14 +115,45 @@ pub(super) async fn test(
         Ok(target) => target,
         Err(why) => return Ok(Json(failed(why))),
     };
+    Ok(Json(carry_out(&shared, &caller, &target, stored).await?))
+}
+
+/// Tests the stored key of the row of this id; of a row without one, whether its list of models can be read. `None`: there
+/// is no such row. With it the row's name.
+///
+/// # Errors
+/// The database is away, or this caller has tested too often.
+pub(super) async fn of_row(
+    shared: &Shared,
+    caller: &Caller,
+    id: Uuid,
+) -> Result<Option<(String, KeyTestResult)>, ApiError> {
+    let Some(name) = shared.store.page_provider_name(id).await? else { return Ok(None) };
+    let rows = shared.store.provider_status_rows(Some(std::slice::from_ref(&name))).await?;
+    let Some(row) = rows.into_iter().find(|row| row.id == id) else { return Ok(None) };
+    let result = match row_target(shared, &row, None).await? {
+        Some(Ok(target)) => carry_out(shared, caller, &target, true).await?,
+        Some(Err(why)) => failed(why),
+        None => return Ok(None),
+    };
+    Ok(Some((name, result)))
+}
+
+/// Asks, within the caller's budget and with a row in the audit trail. `stored`: the key is the row's own.
+async fn carry_out(
+    shared: &Shared,
+    caller: &Caller,
+    target: &KeyTestTarget,
+    stored: bool,
+) -> Result<KeyTestResult, ApiError> {
     shared.budget.take(caller.index, Instant::now())?;
-    record(&shared, &caller, "key test", target.name.as_deref()).await?;
-    let result = ask(&shared.prober, &target).await;
+    record(shared, caller, "key test", target.name.as_deref()).await?;
+    let result = ask(&shared.prober, target).await;
     // What was found out about the stored key is worth a test that counts: the daemon's own, which writes statuses.
     if let (true, Some(name), Some(checked)) = (stored, &target.name, shared.checked.get()) {
         checked.checks.now(name).await;
     }
-    Ok(Json(result))
+    Ok(result)
 }
 
 /// What to ask; the inner error is an answer: the test cannot succeed.
@@ -130,15 +161,14 @@ async fn target(
     shared: &AdminShared,
     wanted: &str,
     given: Option<Arc<Secret>>,
-) -> Result<Result<Target, String>, ApiError> {
-    let live = shared.live()?;
-    let unknown = || ApiError::NotFound("no provider has this name, and no type either".to_owned());
+) -> Result<Result<KeyTestTarget, String>, ApiError> {
+    let unknown = || ApiError::UnknownType;
     if wanted.contains('\0') {
         return Err(unknown());
     }
-    let kind = ProviderType::parse(wanted);
-    let named = shared.store.provider_status_rows(Some(&[wanted.to_owned()])).await?.into_iter().next();
-    // A key that is given for a type does not go to a row that another program gave that name.
+    let kind = ProviderType::parse(&wanted.to_lowercase());
+    let named = row_named(shared, wanted).await?;
+    // A key that is given for a type does not go to an unmanaged row that bears the type's name.
     let named = named.filter(|row| row.managed.is_some() || kind.is_none() || given.is_none());
     let row: Option<ProviderStatus> = match (named, kind, &given) {
         (Some(row), ..) => Some(row),
@@ -152,16 +182,41 @@ async fn target(
         (None, Some(_), Some(_)) => None,
         (None, None, _) => return Err(unknown()),
     };
-    let Some(row) = row else {
-        let Some(kind) = kind else { return Err(unknown()) };
-        return Ok(match parse_base(kind, None) {
-            Ok(base) => Ok(Target { name: None, kind, base, key: given }),
-            Err(error) => Err(error.to_string()),
-        });
-    };
+    match row {
+        Some(row) => row_target(shared, &row, given).await?.ok_or_else(unknown),
+        None => {
+            let Some(kind) = kind else { return Err(unknown()) };
+            Ok(match parse_base(kind, None) {
+                Ok(base) => Ok(KeyTestTarget { name: None, kind, base, key: given }),
+                Err(error) => Err(error.to_string()),
+            })
+        }
+    }
+}
+
+/// The row of this name, else the one that differs from it in case alone.
+async fn row_named(shared: &Shared, wanted: &str) -> Result<Option<ProviderStatus>, ApiError> {
+    let exact = shared.store.provider_status_rows(Some(&[wanted.to_owned()])).await?.into_iter().next();
+    if exact.is_some() {
+        return Ok(exact);
+    }
+    let lower = wanted.to_lowercase();
+    let snapshot = shared.snapshot()?;
+    let mut alike = snapshot.rows.iter().filter(|row| row.id.is_some() && row.name.to_lowercase() == lower);
+    let (Some(one), None) = (alike.next(), alike.next()) else { return Ok(None) };
+    Ok(shared.store.provider_status_rows(Some(&[one.name.to_string()])).await?.into_iter().next())
+}
+
+/// What to ask of a row, with its stored key or the given one. `None`: the row is gone; the inner error is an answer.
+async fn row_target(
+    shared: &Shared,
+    row: &ProviderStatus,
+    given: Option<Arc<Secret>>,
+) -> Result<Option<Result<KeyTestTarget, String>>, ApiError> {
+    let live = shared.live()?;
     let build = shared.checked.get().and_then(|checked| checked.checks.build());
     let rows = shared.store.key_rows(&row.name, given.is_none()).await?;
-    let Some(stored) = rows.iter().find(|it| it.id == row.id) else { return Err(unknown()) };
+    let Some(stored) = rows.iter().find(|it| it.id == row.id) else { return Ok(None) };
     let place = match given {
         Some(key) => stored.destination(build.as_deref()).map(|(kind, base)| (kind, base, Some(key))),
         None => destination(&rows, &row.name, build.as_deref(), &live.keyring)
@@ -170,19 +225,37 @@ async fn target(
     };
     let (kind, base, key) = match place {
         Ok(place) => place,
-        Err(why) => return Ok(Err(why.to_string())),
+        Err(why) => return Ok(Some(Err(why.to_string()))),
     };
     if key.is_none() && row.has_key {
-        return Ok(Err("the stored key does not open with the BYOK key".to_owned()));
+        return Ok(Some(Err("the stored key does not open with the BYOK key".to_owned())));
     }
-    Ok(Ok(Target { name: Some(row.name.to_string()), kind, base, key }))
+    Ok(Some(Ok(KeyTestTarget { name: Some(row.name.to_string()), kind, base, key })))
 }
 
-async fn ask(prober: &Prober, target: &Target) -> KeyTestResult {
+async fn ask(prober: &Prober, target: &KeyTestTarget) -> KeyTestResult {
     let began = Instant::now();
     let key = target.key.as_ref().map(|key| key.expose());
     let limits = PhaseLimits::default();
     let asking = async {
+        if key.is_none() {
+            let models = prober.models(target.kind, &target.base, None, limits).await;
+            let latency_ms = millis(began.elapsed());
+            return match models {
+                Ok(models) => KeyTestResult {
+                    success: true,
+                    latency_ms,
+                    models_found: u64::try_from(models.models.len()).ok(),
+                    error: None,
+                },
+                Err(error) => KeyTestResult {
+                    success: false,
+                    latency_ms,
+                    models_found: None,
+                    error: Some(format!("it has no key, and its list cannot be read: {error}")),
+                },
+            };
+        }
         let tested = prober.test_key(target.kind, &target.base, key, Controls::default(), limits).await;
         let latency_ms = millis(tested.took);
         let verdict = &tested.report.verdict;

@@ -2,7 +2,7 @@
 //!
 //! One file per resource; `server`, `tls` and `listen` are the sockets below, `guard`, `auth` and `extract` what
 //! holds for all requests. Invariants: what the catalog holds is answered from memory, and waits for PostgreSQL no
-//! more than `/metrics` does; everything below `/api/v1` but its own description wants a token; every answer
+//! more than `/metrics` does; everything below `/api/v1` but its own description wants a token or, below `/api/v1/llm/`, a session (`llm`); every answer
 //! carries the security headers, every failure the same JSON.
 
 #![allow(unused_qualifications, reason = "the derives of utoipa write paths in full")]
@@ -19,6 +19,7 @@ pub mod hooks;
 mod key_test;
 mod keys;
 mod list;
+mod llm;
 mod models;
 mod openapi;
 mod page;
@@ -47,6 +48,7 @@ pub use crate::admin::{
     event_stream::Tail,
     guard::Hosts,
     key_test::Budget,
+    llm::PageAccess,
     public::metrics_alone,
 };
 use crate::{
@@ -137,6 +139,8 @@ pub struct AdminShared {
     pub tail: Tail,
     pub prober: Arc<Prober>,
     pub budget: Arc<Budget>,
+    /// Who may use the pages' calls without a token.
+    pub pages: Arc<PageAccess>,
     pub tls: Option<Tls>,
     /// How the gateway decides.
     pub gateway: crate::config::Gateway,
@@ -161,13 +165,17 @@ impl AdminShared {
 
 /// Everything that is served.
 pub fn router(shared: AdminShared) -> Router {
-    let (admin, document) = admin().split_for_parts();
+    let (admin, mut document) = admin().split_for_parts();
+    let (pages, their_document) = llm::router().split_for_parts();
+    document.merge(their_document);
+    let pages = pages.route_layer(middleware::from_fn_with_state(shared.clone(), llm::authorize));
     let admin = admin.route_layer(middleware::from_fn_with_state(shared.clone(), auth::authorize));
     Router::new()
         .merge(public::router())
         .merge(page::router())
         .merge(hooks::router(shared.hook.clone()))
         .merge(admin)
+        .merge(pages)
         .merge(openapi::serve(&document))
         .fallback(async || ApiError::NoSuchPath)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
@@ -186,8 +194,6 @@ fn admin() -> OpenApiRouter<AdminShared> {
         .routes(routes!(events::all))
         .routes(routes!(usage::sums))
         .routes(routes!(budgets::all))
-        .routes(routes!(keys::all))
-        .routes(routes!(key_test::test))
         .routes(routes!(actions::sync))
         .routes(routes!(actions::suspend))
         .routes(routes!(actions::resume))

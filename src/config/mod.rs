@@ -27,8 +27,8 @@ pub use credentials::credentials_dir;
 pub use git::{GitTransport, address as git_address};
 pub use layers::SettingsError;
 pub use settings::{
-    Database, Egress, Gateway, Health, Keys, Log, Manifests, Metrics, Reconcile, Retention, Server, Settings,
-    Source, Usage,
+    Database, Egress, Gateway, Health, Keys, LiteLlmExport, Log, Manifests, Metrics, Pages, Reconcile,
+    Retention, Server, Settings, Source, Usage,
 };
 pub use value::{
     GitVerify, LogFormat, PruneLimitSetting, Setting, TokenHash, UnhealthyPolicy, UsageDurability,

@@ -5,7 +5,7 @@
 //! exist, and a rule between keys stands in [`Settings::cross_check`].
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     num::NonZeroU32,
     path::{Path, PathBuf},
     time::Duration,
@@ -258,6 +258,34 @@ sections! {
         allowed_hosts: Vec<String> = "[]";
     }
 
+    /// Who may use what lies below `/api/v1/llm/` without an admin token: the browser of an Ops-Center's administrator.
+    /// Closed while nothing is set; docs/OPS-CENTER.md shows it at work.
+    pages: Pages {
+        /// URL that says whose a session is: it is asked with the session's cookie, and answers 200 with a JSON object whose
+        /// `role`, `roles` or `groups`, or those of its `user`, name one of `pages.session.roles`. An answer is good for 15 s.
+        session_url ("session.url"): Option<String> = "";
+        /// Name of the cookie that carries the session.
+        session_cookie ("session.cookie"): String = "\"session_token\"";
+        /// Roles that may use the pages.
+        session_roles ("session.roles"): Vec<String> = "[\"admin\", \"system_admin\"]";
+        /// Name of a header by which a proxy in front says which role its user has. The proxy must remove what browsers send
+        /// by this name, and `pages.proxy.peers` must name it.
+        proxy_header ("proxy.header"): Option<String> = "";
+        /// Values of that header that may use the pages; several roles may stand in it between commas.
+        proxy_roles ("proxy.roles"): Vec<String> = "[\"admin\", \"system_admin\"]";
+        /// Addresses from which that header is believed; from others it is ignored.
+        proxy_peers ("proxy.peers"): Vec<String> = "[]";
+    }
+
+    /// The LiteLLM configuration that the daemon keeps in step with the catalog; docs/LITELLM.md shows it at work.
+    litellm: LiteLlmExport {
+        /// File that is written after every change of the catalog. Without it, none is.
+        path: Option<PathBuf> = "";
+        /// Directory for the keys, one file of mode 0600 each, and for `keys.env` with all of them; the configuration then
+        /// names them as variables. Without it the variables of the manifests are named, and no key is written.
+        keys: Option<PathBuf> = "";
+    }
+
     /// The gateway: the data plane that answers callers by routes and health; docs/GATEWAY.md shows it at work.
     gateway: Gateway {
         /// Address and port to listen on. Without one there is no gateway, except that with the embedded database it
@@ -446,6 +474,43 @@ impl Settings {
             "goes beyond loopback without TLS",
             "set server.tls.cert and server.tls.key, or server.plain_http = true where a proxy adds TLS",
         );
+        let pages = &self.pages;
+        rule(
+            pages.session_url.as_deref().is_some_and(|url| !is_http_url(url)),
+            "pages.session.url",
+            "must be an http or https URL",
+            "for instance \"http://ops-center:8084/api/v1/auth/me\"",
+        );
+        rule(
+            !is_token(&pages.session_cookie),
+            "pages.session.cookie",
+            "must be the name of a cookie",
+            "Ops-Center's is \"session_token\"",
+        );
+        rule(
+            pages.proxy_header.as_deref().is_some_and(|name| !is_token(name)),
+            "pages.proxy.header",
+            "must be the name of a header",
+            "for instance \"X-Auth-Role\"",
+        );
+        rule(
+            pages.proxy_header.is_some() && pages.proxy_peers.is_empty(),
+            "pages.proxy.peers",
+            "is empty, so that pages.proxy.header is never believed",
+            "name the proxy's address, for instance [\"127.0.0.1\"]",
+        );
+        rule(
+            pages.proxy_peers.iter().any(|peer| peer.parse::<IpAddr>().is_err()),
+            "pages.proxy.peers",
+            "must be addresses",
+            "for instance [\"127.0.0.1\", \"10.0.0.7\"]",
+        );
+        rule(
+            self.litellm.keys.is_some() && self.litellm.path.is_none(),
+            "litellm.path",
+            "is missing; litellm.keys alone does nothing",
+            "for instance \"/var/lib/providerd/litellm.yaml\"",
+        );
         let gateway = &self.gateway;
         rule(
             gateway.tls_cert.is_some() != gateway.tls_key.is_some(),
@@ -548,6 +613,12 @@ pub(super) fn is_database_url(url: &SecretString) -> bool {
 
 fn is_http_url(text: &str) -> bool {
     Url::parse(text).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+}
+
+/// A token as HTTP has it: the name of a header or of a cookie.
+fn is_token(name: &str) -> bool {
+    !name.is_empty()
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
 fn is_canary(text: &str) -> bool {

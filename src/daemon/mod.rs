@@ -29,7 +29,7 @@ use zeroize::Zeroizing;
 pub(crate) use self::lease::{Leader, Leadership};
 use self::{reload::Reload, work::Loop};
 use crate::{
-    admin::{self, AdminLive, AdminShared, Fresh, Hosts, Readiness, Tail, Tokens, hooks::Hook},
+    admin::{self, AdminLive, AdminShared, Fresh, Hosts, PageAccess, Readiness, Tail, Tokens, hooks::Hook},
     backend,
     checks::{self, Checks, monitor::MonitorConfig},
     config::{self, Retention, Settings},
@@ -143,6 +143,7 @@ pub async fn run(
         named: settings.server.allowed_hosts.iter().map(|name| name.to_ascii_lowercase()).collect(),
         strict: net::server::is_private(listen) || !settings.server.allowed_hosts.is_empty(),
     };
+    let pages = Arc::new(PageAccess::new(&settings.pages));
     let shared = AdminShared {
         metrics: metrics.clone(),
         readiness: readiness.clone(),
@@ -157,10 +158,11 @@ pub async fn run(
         tail: Tail::new(stop.clone()),
         prober: prober.clone(),
         budget: Arc::default(),
+        pages: pages.clone(),
         tls: tls.clone(),
         gateway: settings.gateway.clone(),
     };
-    let admin = (!tokens.is_empty()).then(|| Admin {
+    let admin = (!tokens.is_empty() || pages.is_open()).then(|| Admin {
         board: Board::default(),
         publish,
         live: shared.live.clone(),

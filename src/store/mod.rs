@@ -21,6 +21,7 @@ mod health;
 mod leases;
 mod link;
 mod listen;
+mod llm_pages;
 mod locks;
 mod migrate;
 mod picture;
@@ -60,6 +61,10 @@ pub use crate::store::{
     health::{CheckRow, CheckWrite, KeyRow, NewStatus, RecordedPlace, RowPlace, Span},
     leases::{Lease, Stopped, Suspended, Suspension},
     listen::HintListener,
+    llm_pages::{
+        PageCounts, PageModel, PageModelFilter, PageModelOwner, PageModelSort, PageProvider, PageRule,
+        PageStrategy,
+    },
     migrate::{Layout, MigrationReport},
     picture::{PictureModel, PictureProvider, PictureRows, PictureRule},
     status::{ProviderStatus, StatusWrite, UsageTotals},

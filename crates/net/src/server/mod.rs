@@ -21,7 +21,12 @@ use std::{
 
 use axum::Router;
 use futures_util::{FutureExt as _, future::BoxFuture};
-use hyper::server::conn::http1;
+use hyper::{
+    Request,
+    body::Incoming,
+    server::conn::http1,
+    service::{Service as _, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -71,6 +76,10 @@ impl Default for ServerLimits {
         }
     }
 }
+
+/// Where a request comes from; every request carries it among its extensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerAddress(pub SocketAddr);
 
 /// Serves until `stop`; requests under way are finished. `spawn` starts the task of each connection.
 pub async fn serve(
@@ -160,11 +169,16 @@ async fn exchange<S>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let stream = TokioIo::new(Impatient::new(stream, limits.stalled));
+    let app = TowerToHyperService::new(app);
+    let app = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(PeerAddress(peer));
+        app.call(request)
+    });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.head)
         .max_buf_size(limits.head_bytes)
-        .serve_connection(stream, TowerToHyperService::new(app));
+        .serve_connection(stream, app);
     let mut serving = pin!(serving);
     let mut makes_room = pin!(crowded.notified());
     let mut asked = false;

@@ -52,6 +52,22 @@ impl ProviderType {
     }
 }
 
+impl ProviderType {
+    /// How its keys begin, such as `sk-…`; `None` where they have no beginning of their own.
+    pub fn key_format(self) -> Option<String> {
+        let fake = family(self).fake_key;
+        let ends = ["providerd", "prvdrd", "0000", "cHJvdmlkZXJk"];
+        let end = ends.iter().filter_map(|end| fake.find(end)).min().unwrap_or(0);
+        fake.get(..end).filter(|prefix| !prefix.is_empty()).map(|prefix| format!("{prefix}…"))
+    }
+
+    /// Whether some free request tells a working key from any other.
+    pub fn has_key_test(self) -> bool {
+        let family = family(self);
+        family.retired.is_none() && !matches!(family.proofs.usual, KeyPlan::Untestable(_))
+    }
+}
+
 fn dialects(kind: ProviderType) -> String {
     let serving = &family(kind).serving;
     if serving.dialects.is_empty() {
@@ -103,4 +119,27 @@ fn ask(ask: ProofRequest) -> String {
     // Every body is malformed on purpose but the empty one, which is no body.
     let malformed = if ask.body.is_some_and(|body| !body.is_empty()) { "malformed " } else { "" };
     format!("{malformed}{} {place} `{path}`", ask.method.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_described_by_how_they_begin() {
+        let check = |kind: ProviderType, expected: Option<&str>| {
+            assert_eq!(kind.key_format().as_deref(), expected, "{kind}");
+        };
+        check(ProviderType::OpenAi, Some("sk-…"));
+        check(ProviderType::OpenRouter, Some("sk-or-v1-…"));
+        check(ProviderType::Anthropic, Some("sk-ant-api03-…"));
+        check(ProviderType::Bedrock, Some("ABSK…"));
+        check(ProviderType::Groq, Some("gsk_…"));
+        check(ProviderType::Mistral, None);
+        check(ProviderType::Zhipu, None);
+        for kind in ProviderType::ALL {
+            assert!(kind.key_format().is_none_or(|format| format.len() < 20), "{kind}");
+        }
+        assert!(ProviderType::OpenAi.has_key_test() && !ProviderType::GithubModels.has_key_test());
+    }
 }
