@@ -14,7 +14,7 @@
 //! - [`admin`] serves what [`status`] judged; [`reconcile`] reads, plans and applies; [`loader`] turns a directory into
 //!   a catalog; [`checks`] keeps looking at every provider and key
 //! - [`discover`] compares a provider's own list of models with manifests and rows, and adds what is missing; [`edit`]
-//!   writes manifests for operators
+//!   writes manifests for operators; [`litellm`] goes to and from that program's configuration
 //! - [`usage`] ships what the gateway counted from its spool into the database
 //! - [`destination`] says where a stored key may travel, for all that send one
 //! - [`source`], [`store`], [`embedded`] and [`secret`] each touch one part of the world; [`config`] and [`metrics`]
@@ -46,6 +46,7 @@ pub mod destination;
 pub mod discover;
 pub mod edit;
 pub mod embedded;
+pub mod litellm;
 pub mod loader;
 pub mod metrics;
 pub mod process;

@@ -124,7 +124,7 @@ pub(super) async fn test(
 /// # Errors
 /// The database is away, or this caller has tested too often.
 pub(super) async fn of_row(
-    shared: &Shared,
+    shared: &AdminShared,
     caller: &Caller,
     id: Uuid,
 ) -> Result<Option<(String, KeyTestResult)>, ApiError> {
@@ -141,7 +141,7 @@ pub(super) async fn of_row(
 
 /// Asks, within the caller's budget and with a row in the audit trail. `stored`: the key is the row's own.
 async fn carry_out(
-    shared: &Shared,
+    shared: &AdminShared,
     caller: &Caller,
     target: &KeyTestTarget,
     stored: bool,
@@ -195,7 +195,7 @@ async fn target(
 }
 
 /// The row of this name, else the one that differs from it in case alone.
-async fn row_named(shared: &Shared, wanted: &str) -> Result<Option<ProviderStatus>, ApiError> {
+async fn row_named(shared: &AdminShared, wanted: &str) -> Result<Option<ProviderStatus>, ApiError> {
     let exact = shared.store.provider_status_rows(Some(&[wanted.to_owned()])).await?.into_iter().next();
     if exact.is_some() {
         return Ok(exact);
@@ -209,7 +209,7 @@ async fn row_named(shared: &Shared, wanted: &str) -> Result<Option<ProviderStatu
 
 /// What to ask of a row, with its stored key or the given one. `None`: the row is gone; the inner error is an answer.
 async fn row_target(
-    shared: &Shared,
+    shared: &AdminShared,
     row: &ProviderStatus,
     given: Option<Arc<Secret>>,
 ) -> Result<Option<Result<KeyTestTarget, String>>, ApiError> {

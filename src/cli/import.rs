@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use catalog::{
@@ -18,21 +18,126 @@ use catalog::{
 };
 
 use super::{
-    OutputFormat,
-    context::Context,
+    Global, OutputFormat,
+    context::{self, Context},
     output::{self, Exit},
 };
 use crate::{
     destination,
     edit::import,
+    loader::Loader,
     store::{NewEvent, Scope},
 };
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Import {
+    #[command(subcommand)]
+    pub from: Option<ImportFrom>,
     /// Where to write the manifests [default: the manifest directory]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ImportFrom {
+    /// Write manifests for what a configuration of the LiteLLM proxy declares; needs no database
+    Litellm(ImportLiteLlm),
+}
+
+#[derive(Debug, Args)]
+pub struct ImportLiteLlm {
+    /// The file that `litellm --config` reads
+    file: PathBuf,
+    /// Where to write litellm.toml [default: the manifest directory]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+}
+
+/// Stable JSON of `import litellm`.
+#[derive(Debug, Serialize)]
+struct LiteLlmReport {
+    /// `null`: nothing could be carried over.
+    written: Option<PathBuf>,
+    providers: Vec<String>,
+    models: usize,
+    aliases: usize,
+    /// What the manifests leave out.
+    left_out: Vec<String>,
+}
+
+impl ImportLiteLlm {
+    /// Exit 0: everything is in the manifest; 2: something was left out.
+    pub fn run(self, global: &Global) -> anyhow::Result<Exit> {
+        let settings = context::settings(global)?;
+        anyhow::ensure!(
+            self.dir.is_some() || settings.source.git_url.is_none(),
+            "the manifests are pulled from Git, where nothing can be written\n\
+             hint: write them into a work tree with --dir, and push them"
+        );
+        let directory = self.dir.unwrap_or_else(|| settings.manifests.path.clone());
+        let text =
+            fs::read_to_string(&self.file).with_context(|| format!("cannot read {}", self.file.display()))?;
+        let imported = crate::litellm::import(&text)?;
+        let known = Loader::new(directory.clone()).load(true);
+        for name in &imported.providers {
+            if let Some(provider) = known.catalog.providers.get(name.as_str()) {
+                anyhow::bail!(
+                    "`{name}` is declared already at {}; nothing was written\n\
+                     hint: import into another --dir, and merge the two",
+                    provider.origin
+                );
+            }
+        }
+        let path = directory.join("litellm.toml");
+        anyhow::ensure!(
+            fs::symlink_metadata(&path).is_err(),
+            "{} exists already; nothing was written\nhint: move it away, or import into another --dir",
+            path.display()
+        );
+        let written = !imported.providers.is_empty();
+        if written {
+            fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
+            write_new(&path, &imported.text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        let report = LiteLlmReport {
+            written: written.then_some(path),
+            providers: imported.providers,
+            models: imported.models,
+            aliases: imported.aliases,
+            left_out: imported.left_out,
+        };
+        match global.output {
+            OutputFormat::Json => output::json(&report)?,
+            _ => output::text(&report.render())?,
+        };
+        Ok(Exit::when(report.left_out.is_empty()))
+    }
+}
+
+impl LiteLlmReport {
+    fn render(&self) -> String {
+        let mut text = String::new();
+        if let Some(path) = &self.written {
+            let counts = format!(
+                "{} providers, {} models, {} aliases",
+                self.providers.len(),
+                self.models,
+                self.aliases
+            );
+            output::say(&mut text, &format!("{}: {counts}\n", path.display()));
+        }
+        for left_out in &self.left_out {
+            output::say(&mut text, &format!("  ! left out: {left_out}\n"));
+        }
+        text += match self.written {
+            Some(_) => {
+                "hint: look at `providerd validate` and `providerd plan`; callers of the gateway need a consumer each\n"
+            }
+            None => "nothing was written\n",
+        };
+        text
+    }
 }
 
 /// Stable JSON of `import`.

@@ -9,6 +9,7 @@ mod demo;
 mod doctor;
 mod events;
 mod explain;
+mod export;
 mod gateway;
 mod import;
 mod key;
@@ -95,6 +96,8 @@ pub enum CliCommand {
     Models(models::ModelsArgs),
     /// Write manifests for what the database already holds
     Import(import::Import),
+    /// Print the manifests in another program's form
+    Export(export::Export),
     /// Find out what is wrong, with the fix for each finding
     Doctor(doctor::Doctor),
     /// Show the audit trail
@@ -188,6 +191,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         CliCommand::Models(args) => {
             context::block_on(&global, Access::Look, |context| Box::pin(args.run(context)))
         }
+        CliCommand::Import(import::Import { from: Some(import::ImportFrom::Litellm(args)), .. }) => {
+            args.run(&global)
+        }
+        CliCommand::Export(args) => args.run(&global),
         CliCommand::Import(args) => {
             context::block_on(&global, Access::Write, |context| Box::pin(args.run(context)))
         }

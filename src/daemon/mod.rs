@@ -6,6 +6,7 @@
 pub mod gateway;
 pub(crate) mod git_events;
 mod lease;
+mod litellm;
 mod reload;
 mod work;
 
@@ -27,7 +28,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 pub(crate) use self::lease::{Leader, Leadership};
-use self::{reload::Reload, work::Loop};
+use self::{litellm::LiteLlmKeeper, reload::Reload, work::Loop};
 use crate::{
     admin::{self, AdminLive, AdminShared, Fresh, Hosts, PageAccess, Readiness, Tail, Tokens, hooks::Hook},
     backend,
@@ -327,6 +328,9 @@ impl Main {
 
         let (keyring, resolver) = (Arc::new(keyring), Arc::new(resolver));
         let board = self.admin.as_ref().map(|admin| admin.board.clone()).unwrap_or_default();
+        if let Some(keeper) = LiteLlmKeeper::new(&self.settings.litellm, resolver.clone()) {
+            supervisor.spawn("litellm", keeper.run(board.follow(), stop.clone()));
+        }
         let checks = self.start_checks(&supervisor, &keyring)?;
         let (applied, catalogs) = watch::channel(AppliedCatalog::None);
         let discovery = Discovery {

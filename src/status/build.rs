@@ -25,7 +25,7 @@ use super::{
     live::{LedgerView, Strips},
     mask,
     view::{
-        Attention, AttentionKind, CellCounts, GatewayCounts, Health, HeldItem, HeldKind, KeyCounts, KeyState,
+        Attention, AttentionKind, CellCounts, GatewayCounts, Health, HeldItem, HeldKind, KeyCounts, KeyFrom, KeyState,
         ManifestProblem, ModelItem, ProviderCounts, ProviderItem, ProviderKey, ProviderKeys, RouteCell,
         RouteModel, RoutesView, State, StatusView,
     },
@@ -145,8 +145,16 @@ pub(super) fn snapshot(input: StatusInput<'_>, keyring: &Keyring, at: DateTime<U
     }
     let best_with_key = best.into_iter().map(|(kind, (_, name))| (kind, name)).collect();
 
-    let keys: Vec<ProviderKey> = drafts.iter().filter_map(provider_key).collect();
-    let keys = json(&ProviderKeys { total: keys.len(), providers: keys });
+    let mut keys: Vec<(i32, ProviderKey)> = drafts
+        .iter()
+        .filter_map(|draft| Some((draft.item.priority.unwrap_or(0), provider_key(draft, judge)?)))
+        .collect();
+    // As Ops-Center's pages list them: those with a key first, then the preferred ones.
+    keys.sort_by(|(a_priority, a), (b_priority, b)| {
+        (b.has_key, b_priority).cmp(&(a.has_key, a_priority)).then_with(|| a.name.cmp(&b.name))
+    });
+    let keys: Vec<ProviderKey> = keys.into_iter().map(|(_, key)| key).collect();
+    let keys = json(&ProviderKeys { success: true, total: keys.len(), providers: keys });
     let mut at_model = 0;
     let mut finished: Vec<ProviderEntry> = Vec::with_capacity(drafts.len());
     for draft in drafts {
@@ -316,14 +324,21 @@ fn key_notice(name: &str, judge: &Judge<'_>) -> Option<String> {
     judge.notices(name).iter().find(|notice| about(&notice.kind)).map(|notice| notice.message.clone())
 }
 
-fn provider_key(draft: &Draft) -> Option<ProviderKey> {
+fn provider_key(draft: &Draft, judge: &Judge<'_>) -> Option<ProviderKey> {
     let item = &draft.item;
+    let source = if draft.has_key {
+        KeyFrom::Database
+    } else if judge.key_variable_is_set(&item.name) {
+        KeyFrom::Environment
+    } else {
+        KeyFrom::NotSet
+    };
     Some(ProviderKey {
         id: item.id?,
         name: item.name.clone(),
         provider_type: item.kind.clone(),
         has_key: draft.has_key,
-        key_source: item.key_source.clone(),
+        key_source: source,
         enabled: item.enabled,
         health_status: item.health,
         test_status: draft.test_status.clone(),

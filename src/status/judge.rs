@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use catalog::{
     manifest::{Build, Diagnostic, Severity},
-    model::{HealthPolicy, Provider, Schedule},
+    model::{HealthPolicy, Provider, Schedule, SecretRef},
     plan::{Notice, NoticeKind, Plan},
 };
 use provider::origin_of;
@@ -202,6 +202,13 @@ impl<'a> Judge<'a> {
     /// What the plan has to say about a provider.
     pub fn notices(&self, name: &str) -> &[&'a Notice] {
         self.notices.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether its manifest names a variable for its key that holds one.
+    pub fn key_variable_is_set(&self, name: &str) -> bool {
+        let declared = self.build.catalog.providers.get(name).and_then(|provider| provider.api_key.as_ref());
+        matches!(declared, Some(SecretRef::Env(_)))
+            && !self.notices(name).iter().any(|notice| notice.kind == NoticeKind::KeyUnresolved)
     }
 
     pub fn line(&self, row: ProviderStatus) -> JudgedProvider {

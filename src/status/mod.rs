@@ -75,6 +75,11 @@ impl Board {
         self.findings.add(found);
         self.seen.send_replace(seen);
     }
+
+    /// Follows what the loop sees.
+    pub fn follow(&self) -> watch::Receiver<SeenByLoop> {
+        self.seen.subscribe()
+    }
 }
 
 /// The latest picture; `None` until the first one is made.

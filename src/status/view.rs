@@ -269,8 +269,22 @@ impl RouteModel {
 /// Every provider with what may be shown of its key.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct ProviderKeys {
+    /// Always true: what the pages look for.
+    pub success: bool,
+    /// Those with a key first, then by descending priority and name.
     pub providers: Vec<ProviderKey>,
     pub total: usize,
+}
+
+/// Where a key is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyFrom {
+    /// Stored.
+    Database,
+    /// In the variable that the manifest names, and not stored.
+    Environment,
+    NotSet,
 }
 
 /// One provider with what may be shown of its key.
@@ -280,8 +294,7 @@ pub struct ProviderKey {
     pub name: String,
     pub provider_type: Option<String>,
     pub has_key: bool,
-    /// Where consumers look for the key: `database`, `environment` or `hybrid`.
-    pub key_source: Option<String>,
+    pub key_source: KeyFrom,
     pub enabled: bool,
     pub health_status: Health,
     /// `pending`, `valid`, `failed` or `error`; `null` without a key that was ever tested.

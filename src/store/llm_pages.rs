@@ -8,6 +8,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use catalog::{
@@ -308,6 +309,28 @@ impl Store {
             .await?;
         tx.rollback().await?;
         Ok(row.and_then(|row| Cells::of(&row).text(0)))
+    }
+
+    /// Ids of providers by name; at most 10,000, those that manifests manage first.
+    pub async fn page_provider_ids(&self) -> Result<HashMap<String, Uuid>> {
+        let mut tx = self.read().await?;
+        let rows = query(concat!(
+            "SELECT p.id, ",
+            cut!("p.name"),
+            " FROM llm_providers p LEFT JOIN providerd.managed g ON g.provider_id = p.id
+             ORDER BY g.provider_id IS NULL LIMIT $1"
+        ))
+        .bind(PROVIDERS)
+        .fetch_all(&mut *tx)
+        .await?;
+        let read = |row: &PgRow| {
+            let mut cells = Cells::of(row);
+            Some((cells.text(1)?, cells.get(0, "id")?))
+        };
+        let ids = rows.iter().filter_map(read).collect();
+        drop(rows);
+        tx.rollback().await?;
+        Ok(ids)
     }
 
     /// How many providers and models there are.

@@ -406,9 +406,9 @@ async fn every_failure_is_json_without_internals() {
         ("POST", test, &typed, b"[]", 422, "invalid"),
         ("POST", test, &typed, b"{\"provider_type\":1}", 422, "invalid"),
         ("POST", test, &typed, b"{\"provider_type\":\"\"}", 422, "invalid"),
-        ("POST", test, &typed, b"{\"provider_type\":\"openai\",\"other\":1}", 422, "invalid"),
-        ("POST", test, &typed, b"{\"provider_type\":\"nobody\"}", 404, "not-found"),
-        ("POST", test, &typed, b"{\"provider_type\":\"\\u0000\"}", 404, "not-found"),
+        ("POST", test, &typed, b"{\"provider_type\":\"nobody\",\"other\":1}", 400, "unknown-type"),
+        ("POST", test, &typed, b"{\"provider_type\":\"nobody\"}", 400, "unknown-type"),
+        ("POST", test, &typed, b"{\"provider_type\":\"\\u0000\"}", 400, "unknown-type"),
         ("POST", test, &typed, b"\xff\xfe", 422, "invalid"),
         ("POST", test, &typed, &large, 413, "too-large"),
         ("POST", "/api/v1/suspend", &typed, b"{\"provider\":\"nobody\"}", 404, "not-found"),
@@ -840,7 +840,7 @@ async fn keys_are_tested_and_no_secret_comes_out_anywhere() {
     assert_eq!(odd["success"], json!(false), "{odd}");
     // Nothing of it is stored.
     assert_eq!(lab.value("SELECT string_agg(api_key_test_status, ',' ORDER BY name) FROM llm_providers WHERE name <> 'theirs'").await, "pending,pending");
-    test(json!({ "provider_type": "nobody" }), 404).await;
+    test(json!({ "provider_type": "nobody" }), 400).await;
     for _ in 0..4 {
         test(json!({ "provider_type": "good" }), 200).await;
     }

@@ -337,8 +337,8 @@ fn the_container_examples_are_accepted() {
     let inline = kubernetes.split_once("providerd.toml: |\n").expect("settings in the ConfigMap").1;
     let toml: String = inline
         .lines()
-        .take_while(|line| line.starts_with("    "))
-        .map(|line| format!("{}\n", &line[4..]))
+        .take_while(|line| line.is_empty() || line.starts_with("    "))
+        .map(|line| format!("{}\n", line.get(4..).unwrap_or_default()))
         .collect();
     // One line each: `NAME: value` (compose), or `- name: NAME` and `value: …` below it.
     let compose = fs::read_to_string(root("docs/examples/compose/compose.yaml")).unwrap();

@@ -38,6 +38,7 @@ mod migrations;
 mod models;
 mod monitoring;
 mod operations;
+mod ops_pages;
 mod output;
 mod page;
 mod plan_properties;

@@ -15,7 +15,7 @@ use std::{
 
 use axum::{
     extract::{MatchedPath, Request, State},
-    http::{HeaderMap, header},
+    http::{HeaderMap, Method, header},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
@@ -26,7 +26,7 @@ use tokio::{sync::Semaphore, time::Instant};
 use tracing::debug;
 use url::Url;
 
-use net::{Limits, probe::Prober, server::PeerAddress};
+use net::{PhaseLimits, probe::Prober, server::PeerAddress};
 
 use crate::{
     admin::{AdminShared, auth::Caller, error::ApiError},
@@ -136,7 +136,7 @@ impl PageAccess {
             body: None,
             max_body: MAX_ANSWER,
         };
-        let limits = Limits { total: Duration::from_secs(5), ..Limits::default() };
+        let limits = PhaseLimits { total: Duration::from_secs(5), ..PhaseLimits::default() };
         let verdict = match prober.send(&request, limits).await {
             Ok(answer) => match answer.status {
                 200 if !answer.truncated => vouched(&answer.body, &self.roles),
@@ -236,8 +236,14 @@ fn caller(who: String) -> Caller {
     Caller { index: (1 << 20) + small, who }
 }
 
-async fn admitted(shared: &AdminShared, request: &Request) -> Result<Caller, ApiError> {
-    let (headers, access) = (request.headers(), &shared.pages);
+/// Who sent this: method, headers and address of the connection.
+async fn admitted(
+    shared: &AdminShared,
+    method: &Method,
+    headers: &HeaderMap,
+    peer: Option<IpAddr>,
+) -> Result<Caller, ApiError> {
+    let access = &shared.pages;
     // Pages send whatever stands in their storage, the word "null" for one: a token that is not known says nothing.
     let refused = match shared.tokens.authenticate(headers) {
         Ok(caller) => return Ok(caller),
@@ -246,7 +252,6 @@ async fn admitted(shared: &AdminShared, request: &Request) -> Result<Caller, Api
     if !access.is_open() {
         return Err(refused);
     }
-    let peer = request.extensions().get::<PeerAddress>().map(|peer| peer.0.ip());
     let verdict = match access.proxied(peer, headers) {
         Some(verdict) => verdict,
         None => match cookie(headers, &access.cookie) {
@@ -255,11 +260,9 @@ async fn admitted(shared: &AdminShared, request: &Request) -> Result<Caller, Api
         },
     };
     match verdict {
-        PageVouched::Admin(_) if !request.method().is_safe() && !from_own_page(headers) => {
-            Err(ApiError::ForeignHost(
-                "a browser's write must carry an Origin header; hint: programs send an admin token",
-            ))
-        }
+        PageVouched::Admin(_) if !method.is_safe() && !from_own_page(headers) => Err(ApiError::ForeignHost(
+            "a browser's write must carry an Origin header; hint: programs send an admin token",
+        )),
         PageVouched::Admin(who) => Ok(caller(who)),
         PageVouched::Other => Err(ApiError::NotAdmin),
         PageVouched::Unknown => Err(ApiError::Unauthorized),
@@ -273,14 +276,16 @@ pub(in crate::admin) async fn authorize(
     next: Next,
 ) -> Response {
     let began = Instant::now();
-    let caller = match admitted(&shared, &request).await {
+    let peer = request.extensions().get::<PeerAddress>().map(|peer| peer.0.ip());
+    // Copies: a body is not shared between threads, and so neither is the request while a session is asked about.
+    let (method, headers) = (request.method().clone(), request.headers().clone());
+    let caller = match admitted(&shared, &method, &headers, peer).await {
         Ok(caller) => caller,
         Err(error) => {
             debug!(error = ?error, "a page's call was turned away");
             return error.into_response();
         }
     };
-    let method = request.method().clone();
     let path = request.extensions().get::<MatchedPath>().cloned();
     let who = caller.who.clone();
     request.extensions_mut().insert(caller);

@@ -173,7 +173,7 @@ fn type_item(kind: ProviderType) -> PageTypeItem {
         description: format!("default base URL: {}", description.base_url.replace('`', "")),
         key_format: kind.key_format().unwrap_or_else(|| "any text".to_owned()),
         supports_test: kind.has_key_test(),
-        auth_type: match key_header(kind, "x") {
+        auth_type: match key_header(kind) {
             KeyHeader::Bearer => "bearer",
             KeyHeader::Named(_) => "api_key",
         },

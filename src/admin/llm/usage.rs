@@ -264,7 +264,7 @@ pub(super) async fn sums(
     let now = Utc::now();
     let WantedSums { days, period, range, provider_id } = wanted;
     let span = DaySpan::new(&WantedSpan { days, period, range }, 7, now)?;
-    let ids = ids(&shared);
+    let ids = shared.store.page_provider_ids().await?;
     // An id without a row has no usage; no provider has an empty name.
     let provider = match provider_id {
         Some(id) => Some(shared.store.page_provider_name(id).await?.unwrap_or_default()),
@@ -314,12 +314,6 @@ fn model(line: &UsageLine) -> PageUsageModel {
         total_cost: usd(line),
         avg_latency_ms: line.latency_ms.checked_div(line.requests).unwrap_or_default(),
     }
-}
-
-/// Ids of the providers that the picture knows, by name; none before there is one.
-fn ids(shared: &AdminShared) -> HashMap<String, Uuid> {
-    let Ok(snapshot) = shared.snapshot() else { return HashMap::new() };
-    snapshot.rows.iter().filter_map(|row| Some((row.name.to_string(), row.id?))).collect()
 }
 
 /// Sums beside those of as many days before.
@@ -432,7 +426,7 @@ pub(super) async fn by_provider(
     let now = Utc::now();
     let span = DaySpan::new(&wanted, 30, now)?;
     let lines = shared.store.usage_lines(&span.query(vec![UsageBy::Provider], None), now).await?;
-    let (ids, total) = (ids(&shared), SpanTotal::of(&lines));
+    let (ids, total) = (shared.store.page_provider_ids().await?, SpanTotal::of(&lines));
     let providers = lines
         .iter()
         .map(|line| PageProviderShare {
