@@ -125,17 +125,32 @@ impl Tokens {
         if path.exists() {
             return Ok((Self { hashes: read_hashes(&path)?.into() }, None));
         }
-        let mut bytes = Zeroizing::new([0; RANDOM]);
-        if getrandom::fill(&mut *bytes).is_err() {
-            return Ok((Self::default(), None));
-        }
-        let token = Secret::new(URL_SAFE_NO_PAD.encode(bytes.as_slice()));
+        let Some((token, _)) = made_token() else { return Ok((Self::default(), None)) };
         let hashes = Arc::from([hash(token.expose())]);
         Ok((Self { hashes }, Some(Fresh { token, path })))
     }
 
+    /// For embedded mode: a token in place of the one whose hash is kept, once [`Fresh::remember`] is called.
+    ///
+    /// # Errors
+    /// This machine gives no random numbers.
+    pub fn renewed(state_dir: &Path) -> Result<Fresh, TokenError> {
+        let path = state_dir.join(GENERATED);
+        match made_token() {
+            Some((token, _)) => Ok(Fresh { token, path }),
+            None => {
+                Err(TokenError::Content { path, what: "this machine gives no random numbers".to_owned() })
+            }
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.hashes.is_empty()
+    }
+
+    /// Tokens that are accepted.
+    pub fn len(&self) -> usize {
+        self.hashes.len()
     }
 
     /// Whose token this is.
@@ -159,6 +174,15 @@ impl Tokens {
         let token = value.to_str().ok().filter(|text| text.len() <= LONGEST).and_then(bearer);
         token.and_then(|token| self.caller(token)).ok_or(ApiError::Unauthorized)
     }
+}
+
+/// A new token, and its hash as `server.token_sha256` takes it. `None`: this machine gives no random numbers.
+pub fn made_token() -> Option<(Secret, String)> {
+    let mut bytes = Zeroizing::new([0; RANDOM]);
+    getrandom::fill(&mut *bytes).ok()?;
+    let token = Secret::new(URL_SAFE_NO_PAD.encode(bytes.as_slice()));
+    let hash = hex(&hash(token.expose()));
+    Some((token, hash))
 }
 
 /// The token of `Bearer TOKEN`.

@@ -44,7 +44,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::error::ApiError;
 pub use crate::admin::{
-    auth::{Fresh, TokenError, Tokens},
+    auth::{Fresh, TokenError, Tokens, made_token},
     event_stream::Tail,
     guard::Hosts,
     key_test::Budget,

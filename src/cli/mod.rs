@@ -4,6 +4,7 @@
 
 mod apply;
 mod check;
+mod completions;
 mod context;
 mod demo;
 mod doctor;
@@ -13,6 +14,7 @@ mod export;
 mod gateway;
 mod import;
 mod key;
+mod manual;
 mod models;
 mod output;
 mod plan;
@@ -21,12 +23,13 @@ mod routes;
 mod run;
 mod status;
 mod suspend;
+mod token;
 mod usage;
 mod validate;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::backend::Access;
 
@@ -34,7 +37,13 @@ pub use self::output::Exit;
 
 /// GitOps for LLM providers: TOML manifests, reconciled into PostgreSQL.
 #[derive(Debug, Parser)]
-#[command(name = "providerd", version, propagate_version = true, max_term_width = 110)]
+#[command(
+    name = "providerd",
+    version = env!("PROVIDERD_VERSION"),
+    propagate_version = true,
+    max_term_width = 110,
+    after_long_help = manual::AFTER_HELP
+)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -46,16 +55,16 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// Settings file [default: /etc/providerd/providerd.toml, where it exists]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
     pub config: Option<PathBuf>,
     /// Directory of manifests [default: providers.d]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Global options")]
     pub manifests: Option<PathBuf>,
     /// PostgreSQL to keep in step [default: $DATABASE_URL, else an embedded one]
-    #[arg(long, global = true, value_name = "URL", hide_env_values = true)]
+    #[arg(long, global = true, value_name = "URL", hide_env_values = true, help_heading = "Global options")]
     pub database_url: Option<String>,
     /// How results are printed
-    #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Table)]
+    #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Table, help_heading = "Global options")]
     pub output: OutputFormat,
 }
 
@@ -111,10 +120,15 @@ pub enum CliCommand {
     /// Make, seal, verify and rotate keys
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Show where the admin API's tokens stand, or make one
+    Token(token::TokenArgs),
     /// Print the manifests' JSON Schema
     Schema,
     /// Print a shell's completion script
     Completions { shell: clap_complete::Shell },
+    /// Print the names of declared providers, for completion scripts
+    #[command(hide = true)]
+    Names,
     /// Print the manual page, or write one for each command into a directory
     Man {
         /// Where to write them; printed to standard output without it
@@ -152,11 +166,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
     let Cli { global, command } = cli;
     match command {
         CliCommand::Schema => output::json(&catalog::manifest::json_schema()),
-        CliCommand::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "providerd", &mut std::io::stdout());
-            Ok(Exit::Done)
-        }
-        CliCommand::Man { directory } => man(directory),
+        CliCommand::Completions { shell } => completions::completions(shell),
+        CliCommand::Names => completions::names(&global),
+        CliCommand::Man { directory } => manual::man(directory),
+        CliCommand::Token(args) => args.run(&global),
         CliCommand::Validate(args) => args.run(&global),
         CliCommand::Routes(args) => args.run(&global),
         CliCommand::Key(key::KeyCommand::Generate) => key::generate(global.output),
@@ -201,15 +214,4 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         CliCommand::Doctor(args) => args.run(&global),
         CliCommand::Key(key) => key.run(&global),
     }
-}
-
-fn man(directory: Option<PathBuf>) -> anyhow::Result<Exit> {
-    match directory {
-        Some(directory) => {
-            std::fs::create_dir_all(&directory)?;
-            clap_mangen::generate_to(Cli::command(), &directory)?;
-        }
-        None => clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout())?,
-    }
-    Ok(Exit::Done)
 }

@@ -9,7 +9,10 @@ use std::{
 
 use serde_json::Value;
 
-use crate::support::lab::{Lab, provider};
+use crate::support::{
+    http::sha256,
+    lab::{Lab, provider},
+};
 
 /// The words of the findings of `doctor`.
 fn findings(lab: &Lab, adjust: impl FnOnce(&mut Command) -> &mut Command) -> Vec<String> {
@@ -146,7 +149,28 @@ async fn exit_codes_and_what_needs_no_database() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(lab.run(&["completions", shell]).expect(0).stdout.contains("providerd"));
     }
+    lab.write("a.toml", &(provider("alpha", 1) + &provider("beta", 2)));
+    assert_eq!(lab.run(&["names"]).expect(0).stdout, "alpha\nbeta\n");
+    let script = lab.run(&["completions", "bash"]).expect(0).stdout;
+    fs::write(lab.dir.path().join("completion.bash"), script).unwrap();
+    let typed = "PATH=$1:$PATH; . ./completion.bash; COMP_WORDS=(providerd check al); COMP_CWORD=2; \
+                 _providerd_named providerd al check; printf '%s\\n' \"${COMPREPLY[@]}\"";
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_providerd")).parent().unwrap();
+    let shell = Command::new("bash")
+        .args(["-c", typed, "bash"])
+        .arg(program)
+        .current_dir(lab.dir.path())
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&shell.stdout).trim(),
+        "alpha",
+        "{}",
+        String::from_utf8_lossy(&shell.stderr)
+    );
     lab.run(&["man", "pages"]).expect(0);
+    assert!(lab.dir.path().join("pages/providerd-manifest.5").exists());
+    assert!(!lab.dir.path().join("pages/providerd-names.1").exists());
     assert!(lab.dir.path().join("pages/providerd-plan.1").exists());
     assert!(lab.run(&["schema"]).expect(0).json().is_object());
     lab.write("a.toml", "[providers.alpha]\ntyp = \"openai\"\n");
@@ -260,4 +284,34 @@ async fn a_slip_in_a_name_suspends_nothing() {
     lab.run(&["suspend", "Foreign One"]).expect(0);
     lab.execute("DELETE FROM llm_providers WHERE name = 'Foreign One'").await;
     lab.run(&["resume", "Foreign One"]).expect(0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_made_once_and_its_place_named() {
+    let lab = Lab::new().await;
+    let closed = lab.run(&["token"]).expect(2);
+    assert!(closed.stdout.contains("the admin API is closed"), "{}", closed.stdout);
+    let made = lab.run(&["token", "--new", "--output", "json"]).expect(0).json();
+    let hash = sha256(made["token"].as_str().unwrap());
+    assert_eq!(made["sha256"], Value::from(hash.as_str()));
+    let open = lab.run_with(&["token"], |command| {
+        command.env("PROVIDERD_SERVER__TOKEN_SHA256", &hash);
+    });
+    assert!(open.expect(0).stdout.contains("1 in server.token_sha256"));
+
+    // With the embedded database the daemon keeps the hash itself.
+    let embedded = |args: &[&str]| {
+        lab.run_with(args, |command| {
+            command.env_remove("DATABASE_URL");
+        })
+    };
+    assert!(embedded(&["token", "--new"]).expect(1).stderr.contains("there is no state directory"));
+    fs::create_dir(lab.dir.path().join("state")).unwrap();
+    let made = embedded(&["token", "--new", "--output", "json"]).expect(0).json();
+    let kept = lab.dir.path().join("state/admin_token.sha256");
+    assert_eq!(fs::read_to_string(&kept).unwrap().trim(), sha256(made["token"].as_str().unwrap()));
+    assert_eq!(fs::metadata(&kept).unwrap().permissions().mode() & 0o777, 0o600);
+    embedded(&["token"]).expect(0);
+    let again = embedded(&["token", "--new", "--output", "json"]).expect(0).json();
+    assert_ne!(again["token"], made["token"]);
 }

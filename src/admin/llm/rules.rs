@@ -26,7 +26,7 @@ pub(super) struct PageRules {
     /// `cost`, `latency`, `balanced` or `custom`.
     pub strategy: String,
     /// Ids of providers.
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<String>)]
     pub fallback_providers: Value,
     #[schema(value_type = Object)]
     pub model_aliases: JsonMap,

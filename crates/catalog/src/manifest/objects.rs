@@ -63,6 +63,9 @@ pub(super) const DEFAULTS: &[&str] = &["health"];
 pub(super) const SECRET: &[&str] = &["env", "file", "credential", "sealed"];
 
 /// Keys of `config` that stand for columns or fields of their own.
+/// What requests append to a base URL.
+const ENDPOINTS: &[&str] =
+    &["/chat/completions", "/completions", "/embeddings", "/models", "/messages", "/responses"];
 const RESERVED_CONFIG: &[&str] = &["base_url", "model_prefixes", "description"];
 /// A discovery without a time of its own runs at night.
 const DISCOVER_CRON: &str = "0 0 3 * * *";
@@ -192,16 +195,47 @@ impl<'a> ManifestReader<'a> {
                 "a base URL has no query and no fragment"
             }
             Ok(url) if url.host_str().is_none_or(str::is_empty) => "expected a host in the URL",
-            Ok(_) => return Some(text),
+            Ok(url) => {
+                self.endpoint_in_base(&url, span);
+                return Some(text);
+            }
         };
-        self.error("base-url", span, problem);
+        // `api.example.com/v1` is no URL, and `localhost:8000/v1` one of a scheme `localhost`.
+        let whole = format!("https://{text}");
+        let lacks_scheme = !text.contains("://")
+            && url::Url::parse(&whole).is_ok_and(|url| {
+                url.host_str().is_some_and(|host| host.contains('.') || host == "localhost")
+            });
+        let found = self.error("base-url", span, problem);
+        if lacks_scheme {
+            found.help.push(format!("did you mean `{}`?", shorten(&whole)));
+        }
         None
+    }
+
+    /// A base URL ends before the endpoints: what is asked is appended to it.
+    fn endpoint_in_base(&mut self, url: &url::Url, span: Range<usize>) {
+        let path = url.path().trim_end_matches('/');
+        let Some(endpoint) = ENDPOINTS.iter().find(|endpoint| path.ends_with(**endpoint)) else { return };
+        let message = format!("`base_url` ends in an endpoint, `{endpoint}`, which is appended to it");
+        let found = self.report(Severity::Warning, "endpoint-in-base-url", span, message);
+        let kept = path.strip_suffix(endpoint).unwrap_or(path);
+        found.help.push(format!(
+            "end it before that: `{}`",
+            shorten(&format!("{}{kept}", url.origin().ascii_serialization()))
+        ));
     }
 
     fn api_key(&mut self, table: &DeTable<'a>) -> Option<SecretRef> {
         let item = table.get("api_key")?;
         let table = match item.get_ref() {
             DeValue::Table(table) => table,
+            DeValue::String(text) if variable_in(text).is_some() => {
+                let found = self.error("literal-key", item.span(), "manifests do not put in variables");
+                let name = variable_in(text).unwrap_or_default();
+                found.help.push(format!("refer to it: `api_key = {{ env = \"{name}\" }}`"));
+                return None;
+            }
             DeValue::String(_) => {
                 let found = self.error("literal-key", item.span(), "a key must not stand in a manifest");
                 found.secret = true;
@@ -245,7 +279,11 @@ impl<'a> ManifestReader<'a> {
             _ => (is_token(&text), "expected what `providerd key seal` prints"),
         };
         if !valid {
-            let found = self.error("api-key", span, format!("this is no value for `{kind}`"));
+            let found = self.error("api-key", span, format!("this is not a valid value for `{kind}`"));
+            if let (&"env", Some(name)) = (kind, variable_in(&text)) {
+                found.help.push(format!("leave out the `$`: `{{ env = \"{name}\" }}`"));
+                return None;
+            }
             found.secret = true;
             found.help.push(help.into());
             return None;
@@ -413,6 +451,17 @@ fn is_provider_name(name: &str) -> bool {
 
 pub(super) fn is_tier(word: &str) -> bool {
     (1..=50).contains(&word.len()) && is_credential(word)
+}
+
+/// The variable of `$NAME`, `${NAME}` or `{{ NAME }}`: what other programs would put in here.
+fn variable_in(text: &str) -> Option<&str> {
+    let inner = [("${", "}"), ("{{", "}}"), ("$", "")]
+        .iter()
+        .find_map(|(begin, end)| text.trim().strip_prefix(begin)?.strip_suffix(end));
+    inner
+        .map(str::trim)
+        .map(|name| name.strip_prefix("env.").unwrap_or(name))
+        .filter(|name| is_variable(name) && name.len() <= 100)
 }
 
 fn is_variable(name: &str) -> bool {

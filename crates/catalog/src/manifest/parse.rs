@@ -33,7 +33,12 @@ pub fn parse(path: &ManifestPath, text: &str) -> ParsedFile {
     let (root, errors) = DeTable::parse_recoverable(text);
     let mut file = ParsedFile::default();
     let mut last = None;
-    for error in &errors {
+    let other = if errors.is_empty() { None } else { looks_like_yaml(text) };
+    if let Some(span) = &other {
+        let found = reader.error("syntax", span.clone(), "this looks like YAML; manifests are TOML");
+        found.help.push("for instance: [providers.NAME] on a line, then type = \"openai\"".into());
+    }
+    for error in errors.iter().filter(|_| other.is_none()) {
         let span = error.span().unwrap_or(0..0);
         // Where the reader stumbles, it often stumbles again at the same place; the first word is the true one.
         if last.replace(span.start) == Some(span.start) {
@@ -41,7 +46,13 @@ pub fn parse(path: &ManifestPath, text: &str) -> ParsedFile {
         }
         // The parser's words may quote what stands there.
         let message = keyshape::mask(error.message(), &[]);
-        reader.error("syntax", span, message);
+        let typographic = text
+            .get(span.start..)
+            .is_some_and(|rest| rest.starts_with(['\u{201c}', '\u{201d}', '\u{2018}', '\u{2019}']));
+        let found = reader.error("syntax", span, message);
+        if typographic {
+            found.help.push("these are typographic quotes: use \"".into());
+        }
     }
     if errors.is_empty() {
         reader.root(root.get_ref(), &mut file);
@@ -63,6 +74,24 @@ pub fn parse(path: &ManifestPath, text: &str) -> ParsedFile {
         (file.provider_places, file.route_places, file.defaults_place) = Default::default();
     }
     file
+}
+
+/// The first line of a text that is written as YAML is: `key:` before any `key =` and `[table]`.
+fn looks_like_yaml(text: &str) -> Option<Range<usize>> {
+    let mut at = 0;
+    for line in text.split_inclusive('\n') {
+        let (begin, word) = (at, line.trim());
+        at += line.len();
+        if word.is_empty() || word.starts_with('#') || word == "---" {
+            continue;
+        }
+        let (key, rest) = word.split_once(':')?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        let is_key = !key.is_empty() && key.chars().all(plain) && (rest.is_empty() || rest.starts_with(' '));
+        let start = begin + (line.len() - line.trim_start().len());
+        return is_key.then_some(start..start + word.len());
+    }
+    None
 }
 
 /// Frees a table without recursion. Dotted keys inside of inline tables nest thousands deep, and to free such a

@@ -124,7 +124,13 @@ impl<'a> ManifestReader<'a> {
         let item = table.get(key)?;
         let text = item.get_ref().as_str();
         if text.is_none() {
-            self.wrong_type(item.span(), &format!("`{key}`"), "a string", item.get_ref());
+            let seconds = item
+                .get_ref()
+                .as_integer()
+                .filter(|_| DURATIONS.contains(&key))
+                .map(|number| number.as_str());
+            let help = seconds.map(|number| format!("write \"{}s\"", shorten(number)));
+            self.wrong_type(item.span(), &format!("`{key}`"), "a string", item.get_ref()).help.extend(help);
         }
         text
     }
@@ -210,7 +216,12 @@ impl<'a> ManifestReader<'a> {
     pub(super) fn integer(&mut self, table: &DeTable<'a>, key: &str, least: i32, most: i32) -> Option<i32> {
         let item = table.get(key)?;
         let Some(number) = item.get_ref().as_integer() else {
-            self.wrong_type(item.span(), &format!("`{key}`"), "an integer", item.get_ref());
+            let help = item
+                .get_ref()
+                .as_str()
+                .and_then(plain_integer)
+                .map(|number| format!("write {number}, without quotes"));
+            self.wrong_type(item.span(), &format!("`{key}`"), "an integer", item.get_ref()).help.extend(help);
             return None;
         };
         let value = i64::from_str_radix(number.as_str(), number.radix()).ok();
@@ -229,7 +240,11 @@ impl<'a> ManifestReader<'a> {
                 i64::from_str_radix(number.as_str(), number.radix()).ok().map(|it| it as f64)
             }
             other => {
-                self.wrong_type(item.span(), &format!("`{key}`"), "a price in USD per million tokens", other);
+                let quoted = other.as_str().filter(|text| text.parse::<f64>().is_ok_and(f64::is_finite));
+                let help = quoted.map(|text| format!("write {}, without quotes", shorten(text)));
+                self.wrong_type(item.span(), &format!("`{key}`"), "a price in USD per million tokens", other)
+                    .help
+                    .extend(help);
                 return None;
             }
         };
@@ -372,4 +387,20 @@ pub(super) fn shorten(word: &str) -> String {
         plain.push('…');
     }
     plain
+}
+/// Keys whose values are durations, such as `"30s"`.
+const DURATIONS: &[&str] = &["interval", "timeout", "slow_after", "connect", "first_token", "idle", "total"];
+
+/// The integer that a text such as `128k` or `4_096` means.
+fn plain_integer(text: &str) -> Option<String> {
+    let text = text.trim().to_ascii_lowercase().replace(['_', ','], "");
+    let (digits, zeros) = match text.strip_suffix('k') {
+        Some(digits) => (digits, "_000"),
+        None => match text.strip_suffix('m') {
+            Some(digits) => (digits, "_000_000"),
+            None => (text.as_str(), ""),
+        },
+    };
+    let plain = (1..=9).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
+    plain.then(|| format!("{digits}{zeros}"))
 }
