@@ -274,7 +274,7 @@ sections! {
         /// Values of that header that may use the pages; several roles may stand in it between commas.
         proxy_roles ("proxy.roles"): Vec<String> = "[\"admin\", \"system_admin\"]";
         /// Addresses from which that header is believed; from others it is ignored.
-        proxy_peers ("proxy.peers"): Vec<String> = "[]";
+        proxy_peers ("proxy.peers"): Vec<String> = "[\"127.0.0.1\", \"::1\"]";
     }
 
     /// The LiteLLM configuration that the daemon keeps in step with the catalog; docs/LITELLM.md shows it at work.

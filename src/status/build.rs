@@ -25,9 +25,9 @@ use super::{
     live::{LedgerView, Strips},
     mask,
     view::{
-        Attention, AttentionKind, CellCounts, GatewayCounts, Health, HeldItem, HeldKind, KeyCounts, KeyFrom, KeyState,
-        ManifestProblem, ModelItem, ProviderCounts, ProviderItem, ProviderKey, ProviderKeys, RouteCell,
-        RouteModel, RoutesView, State, StatusView,
+        Attention, AttentionKind, CellCounts, GatewayCounts, Health, HeldItem, HeldKind, KeyCounts, KeyFrom,
+        KeyState, ManifestProblem, ModelItem, ProviderCounts, ProviderItem, ProviderKey, ProviderKeys,
+        RouteCell, RouteModel, RoutesView, State, StatusView,
     },
 };
 use crate::{

@@ -30,6 +30,7 @@ mod key_travel;
 mod language;
 mod lifecycle;
 mod lists;
+mod litellm;
 mod load;
 mod logging;
 mod manifest_hostile;
