@@ -562,9 +562,9 @@ fast = ["small/gpt", "eco"]
 
     #[test]
     fn odd_names_stay_texts() {
-        let text = "[providers.\"No\"]\ntype = \"custom\"\nbase_url = \"http://127.0.0.1:1/v1\"\n[[providers.\"No\".models]]\nname = \"1:20 # \\\"x\\\" \u{85}\u{2028}\"\n";
+        let text = "[providers.no]\ntype = \"custom\"\nbase_url = \"http://127.0.0.1:1/v1\"\n[[providers.no.models]]\nname = \"1:20 # \\\"x\\\" \u{85}\u{2028}\"\n";
         let (config, _) = exported(text);
-        assert_eq!(config["model_list"][0]["model_name"], "No/1:20 # \"x\" \u{85}\u{2028}");
+        assert_eq!(config["model_list"][0]["model_name"], "no/1:20 # \"x\" \u{85}\u{2028}");
         assert_eq!(config["model_list"][0]["litellm_params"]["api_key"], "none");
     }
 
