@@ -67,7 +67,7 @@ impl Export {
         let catalog = &build.catalog;
         let mut config = match &args.keys {
             Some(dir) => {
-                let (byok, source) = backend::byok(&settings, backend::byok_env())?;
+                let (byok, source) = backend::byok(&settings, backend::byok_env(), backend::NewKey::Refuse)?;
                 let resolver = backend::resolver(&settings, byok, &source);
                 let (keys, missing) = found_keys(&resolver, catalog);
                 let (_, odd) = KeyFiles::new(dir)
