@@ -1,6 +1,7 @@
 //! Says from which commit the program is built: `PROVIDERD_REVISION`, else what Git says, else nothing.
 //!
-//! Only builds for release ask Git: they are built again when the commit changes, and a debug build would be, too.
+//! Only builds for release ask Git: they are built again when the commit changes, and a debug build would be, too. What is set
+//! here reaches tests as variables, so that none may begin with `PROVIDERD_`, which are settings.
 
 use std::{env, path::Path, process::Command};
 
@@ -16,8 +17,8 @@ fn main() {
         Some(revision) => format!("{version} ({revision})"),
         None => version,
     };
-    println!("cargo:rustc-env=PROVIDERD_REVISION={}", revision.as_deref().unwrap_or("unknown"));
-    println!("cargo:rustc-env=PROVIDERD_VERSION={shown}");
+    println!("cargo:rustc-env=BUILT_REVISION={}", revision.as_deref().unwrap_or("unknown"));
+    println!("cargo:rustc-env=BUILT_VERSION={shown}");
 }
 
 /// The commit, abbreviated; `+dirty` where tracked files differ from it. `None`: these are no files of a work tree.

@@ -39,7 +39,7 @@ pub use self::output::Exit;
 #[derive(Debug, Parser)]
 #[command(
     name = "providerd",
-    version = env!("PROVIDERD_VERSION"),
+    version = env!("BUILT_VERSION"),
     propagate_version = true,
     max_term_width = 110,
     after_long_help = manual::AFTER_HELP

@@ -118,7 +118,7 @@ pub async fn run(
     let listener = listen(&settings.server).await?;
     let listen = listener.local_addr()?;
     let metrics = Arc::new(Metrics::new()?);
-    let revision = env!("PROVIDERD_REVISION");
+    let revision = env!("BUILT_REVISION");
     metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1);
 
     // 3. The database, if it is ours to start.

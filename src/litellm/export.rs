@@ -148,7 +148,7 @@ fn params(provider: &Provider, variables: &KeyVariables) -> Result<Vec<(&'static
     if let Some(base) = api_base(provider, family, &base)? {
         params.push(("api_base", base.into()));
     }
-    if provider.kind == ProviderType::Bedrock {
+    if family.base == BaseForm::Region {
         let host = base.host_str().unwrap_or_default();
         let region = host.strip_prefix("bedrock-runtime.").and_then(|rest| rest.split('.').next());
         params.extend(region.map(|region| ("aws_region_name", region.into())));
@@ -206,9 +206,9 @@ fn api_base(provider: &Provider, family: &LiteLlmFamily, base: &Url) -> Result<O
             root.set_query(None);
             Some(plain(&root))
         }
+        BaseForm::Region => None,
         BaseForm::Vendor => {
-            let own = vendors || provider.kind == ProviderType::Bedrock;
-            if !own {
+            if !vendors {
                 return Err(format!("LiteLLM asks type `{}` at its vendor's own host only", provider.kind));
             }
             None

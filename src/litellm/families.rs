@@ -17,6 +17,8 @@ pub(super) enum BaseForm {
     Root,
     /// It takes none: only the vendor's own host.
     Vendor,
+    /// It takes none but a region, which is part of the host.
+    Region,
 }
 
 /// One provider of LiteLLM.
@@ -44,7 +46,7 @@ const fn family(
 
 /// Types that LiteLLM has a word of its own for.
 pub(super) const FAMILIES: &[LiteLlmFamily] = {
-    use BaseForm::{Always, Root, Same, Vendor, WithoutV1};
+    use BaseForm::{Always, Region, Root, Same, Vendor, WithoutV1};
     use ProviderType as T;
     &[
         family(T::OpenAi, "openai", &["text-completion-openai"], Same, "OPENAI_API_KEY"),
@@ -67,7 +69,7 @@ pub(super) const FAMILIES: &[LiteLlmFamily] = {
         family(T::Moonshot, "moonshot", &[], Same, "MOONSHOT_API_KEY"),
         family(T::Qwen, "dashscope", &[], Same, "DASHSCOPE_API_KEY"),
         family(T::Replicate, "replicate", &[], Vendor, "REPLICATE_API_KEY"),
-        family(T::Bedrock, "bedrock", &["bedrock_converse"], Vendor, "AWS_BEARER_TOKEN_BEDROCK"),
+        family(T::Bedrock, "bedrock", &["bedrock_converse"], Region, "AWS_BEARER_TOKEN_BEDROCK"),
         family(T::Ollama, "ollama_chat", &["ollama"], Root, ""),
         family(T::Vllm, "hosted_vllm", &["vllm"], Always, ""),
         family(T::LmStudio, "lm_studio", &[], Always, ""),
@@ -94,6 +96,35 @@ pub(super) fn of_type(kind: ProviderType) -> Option<&'static LiteLlmFamily> {
 /// The type that LiteLLM calls so.
 pub(super) fn of_prefix(word: &str) -> Option<&'static LiteLlmFamily> {
     FAMILIES.iter().find(|family| family.prefix == word || family.also.contains(&word))
+}
+
+/// What speaks OpenAI's dialect at a URL.
+pub(super) fn compatible() -> Option<&'static LiteLlmFamily> {
+    of_type(ProviderType::OpenAiCompatible)
+}
+
+impl LiteLlmFamily {
+    /// Its type at a host that is not the vendor's: OpenAI's dialect elsewhere has checks and key tests of its own.
+    pub fn kind_elsewhere(&self) -> ProviderType {
+        if self.kind == ProviderType::OpenAi { ProviderType::OpenAiCompatible } else { self.kind }
+    }
+}
+
+/// Whose models are called so, where a name alone is known to LiteLLM.
+pub(super) fn of_model(model: &str) -> Option<&'static LiteLlmFamily> {
+    let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| model.starts_with(prefix));
+    let kind = if begins(&["gpt-", "chatgpt-", "o1", "o3", "o4", "text-embedding-", "davinci", "babbage"]) {
+        ProviderType::OpenAi
+    } else if begins(&["claude-"]) {
+        ProviderType::Anthropic
+    } else if begins(&["gemini-"]) {
+        ProviderType::Google
+    } else if begins(&["command-", "embed-"]) {
+        ProviderType::Cohere
+    } else {
+        return None;
+    };
+    of_type(kind)
 }
 
 #[cfg(test)]

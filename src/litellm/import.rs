@@ -273,19 +273,13 @@ impl Reader {
             own.is_some_and(|own| own.host_str() == Some(host))
         });
         // The dialect of OpenAI at another host is another type: its checks and key tests differ.
-        let kind = if family.kind == ProviderType::OpenAi && !vendors {
-            ProviderType::OpenAiCompatible
-        } else {
-            family.kind
-        };
-        let base = match (base, kind) {
-            (None, ProviderType::Bedrock) => {
+        let kind = if vendors { family.kind } else { family.kind_elsewhere() };
+        let base = match (base, family.base) {
+            (None, BaseForm::Region) => {
                 let region = text("aws_region_name").ok_or("it names no region (aws_region_name)")?;
                 Some(format!("https://bedrock-runtime.{region}.amazonaws.com"))
             }
-            (Some(base), _) if family.base == BaseForm::WithoutV1 && !base.ends_with("/v1") => {
-                Some(format!("{base}/v1"))
-            }
+            (Some(base), BaseForm::WithoutV1) if !base.ends_with("/v1") => Some(format!("{base}/v1")),
             (base, _) => base,
         };
         let (mut variable, mut clear) = (None, None);
@@ -668,7 +662,7 @@ fn family<'m>(
             return Ok((family, rest.to_owned()));
         }
     }
-    let compatible = families::of_type(ProviderType::OpenAiCompatible);
+    let compatible = families::compatible();
     match (base, compatible) {
         (Some(_), Some(family)) => {
             let name = match split {
@@ -683,28 +677,12 @@ fn family<'m>(
             Ok((family, name.to_owned()))
         }
         _ => {
-            let vendor = vendor_of(model).and_then(families::of_type).filter(|_| split.is_none());
+            let vendor = families::of_model(model).filter(|_| split.is_none());
             vendor.map(|family| (family, model.to_owned())).ok_or_else(|| match split {
                 Some((prefix, _)) => format!("the provider `{}` has no counterpart", shown(prefix)),
                 None => "it does not say which provider has this model".to_owned(),
             })
         }
-    }
-}
-
-/// Whose models are called so, where a name alone is known to LiteLLM.
-fn vendor_of(model: &str) -> Option<ProviderType> {
-    let begins = |prefixes: &[&str]| prefixes.iter().any(|prefix| model.starts_with(prefix));
-    if begins(&["gpt-", "chatgpt-", "o1", "o3", "o4", "text-embedding-", "davinci", "babbage"]) {
-        Some(ProviderType::OpenAi)
-    } else if begins(&["claude-"]) {
-        Some(ProviderType::Anthropic)
-    } else if begins(&["gemini-"]) {
-        Some(ProviderType::Google)
-    } else if begins(&["command-", "embed-"]) {
-        Some(ProviderType::Cohere)
-    } else {
-        None
     }
 }
 
@@ -780,5 +758,4 @@ fn shown(text: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "import_tests.rs"]
 mod tests;

@@ -40,7 +40,7 @@ async fn the_export_names_variables_or_files_and_never_a_key() {
     );
     let exported = lab.run(&["export", "litellm"]).expect(0);
     assert!(
-        exported.stdout.contains("model_name: \"alpha/alpha-small\" # a.toml:6\n"),
+        exported.stdout.contains("model_name: \"alpha/alpha-small\" # a.toml:7\n"),
         "{}",
         exported.stdout
     );

@@ -169,7 +169,7 @@ fn type_item(kind: ProviderType) -> PageTypeItem {
     let description = kind.describe();
     PageTypeItem {
         provider_type: kind.as_str(),
-        display_name: display_name(kind),
+        display_name: kind.display_name(),
         description: format!("default base URL: {}", description.base_url.replace('`', "")),
         key_format: kind.key_format().unwrap_or_else(|| "any text".to_owned()),
         supports_test: kind.has_key_test(),
@@ -177,44 +177,6 @@ fn type_item(kind: ProviderType) -> PageTypeItem {
             KeyHeader::Bearer => "bearer",
             KeyHeader::Named(_) => "api_key",
         },
-    }
-}
-
-/// A type as its vendor writes itself; the word of the manifest for the others.
-const fn display_name(kind: ProviderType) -> &'static str {
-    match kind {
-        ProviderType::OpenAi => "OpenAI",
-        ProviderType::Anthropic => "Anthropic",
-        ProviderType::Google => "Google AI",
-        ProviderType::AzureOpenAi => "Azure OpenAI",
-        ProviderType::OpenRouter => "OpenRouter",
-        ProviderType::OllamaCloud => "Ollama Cloud",
-        ProviderType::Ollama => "Ollama",
-        ProviderType::Vllm => "vLLM",
-        ProviderType::LlamaCpp => "llama.cpp",
-        ProviderType::Groq => "Groq",
-        ProviderType::Together => "Together AI",
-        ProviderType::Mistral => "Mistral AI",
-        ProviderType::Cohere => "Cohere",
-        ProviderType::DeepSeek => "DeepSeek",
-        ProviderType::Xai => "xAI",
-        ProviderType::Fireworks => "Fireworks AI",
-        ProviderType::Perplexity => "Perplexity",
-        ProviderType::Cerebras => "Cerebras",
-        ProviderType::SambaNova => "SambaNova",
-        ProviderType::NvidiaNim => "NVIDIA NIM",
-        ProviderType::HuggingFace => "Hugging Face",
-        ProviderType::Replicate => "Replicate",
-        ProviderType::DeepInfra => "DeepInfra",
-        ProviderType::Bedrock => "Amazon Bedrock",
-        ProviderType::Vertex => "Google Vertex AI",
-        ProviderType::LiteLlm => "LiteLLM",
-        ProviderType::LmStudio => "LM Studio",
-        ProviderType::OpenAiCompatible | ProviderType::OpenAiUnderscored | ProviderType::Custom => {
-            "Custom endpoint (OpenAI-compatible)"
-        }
-        ProviderType::Local => "Local endpoint (OpenAI-compatible)",
-        other => other.as_str(),
     }
 }
 

@@ -85,8 +85,8 @@ pub(super) struct WantedExport {
 #[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum ExportFormat {
-    #[default]
     Csv,
+    #[default]
     Json,
 }
 
@@ -517,7 +517,7 @@ pub(super) async fn export(
     let lines = shared.store.usage_lines(&query, now).await?;
     let truncated = i64::try_from(lines.len()).is_ok_and(|count| count >= MAX_LINES);
     let (ending, kind, text) = match format {
-        ExportFormat::Csv => ("csv", "text/csv; charset=utf-8", view::csv(&query.by, &lines).into_bytes()),
+        ExportFormat::Csv => ("csv", "text/csv", view::csv(&query.by, &lines).into_bytes()),
         ExportFormat::Json => {
             let answer = PageExport {
                 since: span.first.to_string(),

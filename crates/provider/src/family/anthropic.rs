@@ -1,10 +1,11 @@
 //! Anthropic: `x-api-key` with a dated version header.
 
-use super::facts::{At, Auth, Control, Family, KeyHeader, KeyPlan, Proofs, ChatServing};
+use super::facts::{At, Auth, ChatServing, Control, Family, KeyHeader, KeyPlan, Proofs};
 use super::shapes::{OPENAI_SHAPED, get, has_data, list, manages, probe, serves_own, shaped};
 use crate::dialect::UpstreamDialect;
 
 pub(super) const FAMILY: Family = Family {
+    name: "Anthropic",
     base_url: Some("https://api.anthropic.com/v1"),
     hosts: &["api.anthropic.com"],
     auth: Auth {

@@ -1,12 +1,13 @@
 //! Azure OpenAI: one host per resource; the list names base models, not deployments.
 
-use super::facts::{At, Auth, Control, ErrorHabits, Family, KeyHeader, KeyPlan, Proofs, ChatServing};
+use super::facts::{At, Auth, ChatServing, Control, ErrorHabits, Family, KeyHeader, KeyPlan, Proofs};
 use super::shapes::{OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, get, has_data, list, probe, proofs, shaped};
 use crate::{KeyVerdict, dialect::UpstreamDialect};
 
 const MODELS: At = At::Root("/openai/models?api-version=2024-10-21");
 
 pub(super) const FAMILY: Family = Family {
+    name: "Azure OpenAI",
     hosts: &["*.openai.azure.com", "*.cognitiveservices.azure.com", "*.services.ai.azure.com"],
     suffixes: &["/openai/v1", "/openai"],
     // A token of Entra ID is a JWT; everything else is a resource key.

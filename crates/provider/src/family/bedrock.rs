@@ -12,6 +12,7 @@ const API_KEYS: &[&str] = &["ABSK", "bedrock-api-key-"];
 const MODELS: At = At::Control("/foundation-models");
 
 pub(super) const FAMILY: Family = Family {
+    name: "Amazon Bedrock",
     hosts: &["*.amazonaws.com"],
     suffixes: &["/openai/v1", "/v1"],
     // Access keys belong into signatures, not onto the wire.

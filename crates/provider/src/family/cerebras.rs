@@ -1,9 +1,10 @@
 //! Cerebras.
 
-use super::facts::{At, ErrorHabits, Family, ListedPrices, Listing, ChatServing};
+use super::facts::{At, ChatServing, ErrorHabits, Family, ListedPrices, Listing};
 use super::shapes::{BY_GUARDED_LIST, MODELS, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, get, list};
 
 pub(super) const FAMILY: Family = Family {
+    name: "Cerebras",
     base_url: Some("https://api.cerebras.ai/v1"),
     hosts: &["api.cerebras.ai"],
     fake_key: "csk-providerd0negative0control0not0a0key000000000000",

@@ -3,12 +3,14 @@
 use serde_json::Value;
 
 use super::facts::{
-    At, ProofAttempt, CompletionsRoot, Control, ErrorHabits, Family, KeyPlan, Listing, Proofs, Reads, ChatServing,
+    At, ChatServing, CompletionsRoot, Control, ErrorHabits, Family, KeyPlan, Listing, ProofAttempt, Proofs,
+    Reads,
 };
 use super::shapes::{OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, get, list, lists, post, probe, proofs, valid};
 use crate::{KeyReport, KeyVerdict, dialect::UpstreamDialect};
 
 pub(super) const FAMILY: Family = Family {
+    name: "Cohere",
     base_url: Some("https://api.cohere.com"),
     hosts: &["api.cohere.com", "api.cohere.ai"],
     suffixes: &["/compatibility/v1", "/v1", "/v2"],

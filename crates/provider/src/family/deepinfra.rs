@@ -2,11 +2,12 @@
 
 use serde_json::Value;
 
-use super::facts::{At, ProofAttempt, Control, Family, KeyPlan, Reads, ChatServing};
+use super::facts::{At, ChatServing, Control, Family, KeyPlan, ProofAttempt, Reads};
 use super::shapes::{OPENAI_SHAPED, SERVES_CHAT, SK_KEY, get, number, proofs, valid, with_balance};
 use crate::{KeyReport, KeyVerdict};
 
 pub(super) const FAMILY: Family = Family {
+    name: "DeepInfra",
     base_url: Some("https://api.deepinfra.com/v1/openai"),
     hosts: &["api.deepinfra.com"],
     suffixes: &["/v1/openai", "/v1"],

@@ -2,12 +2,13 @@
 
 use serde_json::Value;
 
-use super::facts::{At, Control, Family, KeyPlan, ChatServing};
+use super::facts::{At, ChatServing, Control, Family, KeyPlan};
 use super::shapes::{OPENAI_SHAPED, SERVES_CHAT, SK_KEY, number, proofs, shaped, valid, with_balance};
 use crate::dialect::{ReasoningForm, ReasoningReplay, StructuredForm};
 use crate::{KeyReport, KeyVerdict};
 
 pub(super) const FAMILY: Family = Family {
+    name: "DeepSeek",
     base_url: Some("https://api.deepseek.com"),
     hosts: &["api.deepseek.com"],
     suffixes: &["/v1", "/beta"],

@@ -53,6 +53,11 @@ impl ProviderType {
 }
 
 impl ProviderType {
+    /// As its vendor writes itself.
+    pub const fn display_name(self) -> &'static str {
+        family(self).name
+    }
+
     /// How its keys begin, such as `sk-…`; `None` where they have no beginning of their own.
     pub fn key_format(self) -> Option<String> {
         let fake = family(self).fake_key;
@@ -138,6 +143,7 @@ mod tests {
         check(ProviderType::Mistral, None);
         check(ProviderType::Zhipu, None);
         for kind in ProviderType::ALL {
+            assert!(!kind.display_name().is_empty(), "{kind}");
             assert!(kind.key_format().is_none_or(|format| format.len() < 20), "{kind}");
         }
         assert!(ProviderType::OpenAi.has_key_test() && !ProviderType::GithubModels.has_key_test());

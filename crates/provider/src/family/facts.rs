@@ -14,6 +14,8 @@ use crate::{
 
 /// Everything by which one type differs from another.
 pub(crate) struct Family {
+    /// As its vendor writes it.
+    pub name: &'static str,
     /// The base URL used when a manifest names none; `None` where only the operator can know it.
     pub base_url: Option<&'static str>,
     /// The vendor's own hosts; `*.x` matches every name below `x`.

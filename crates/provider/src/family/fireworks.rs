@@ -2,11 +2,12 @@
 
 use serde_json::Value;
 
-use super::facts::{At, Control, ErrorHabits, Family, HealthProbe, KeyPlan, ChatServing};
+use super::facts::{At, ChatServing, Control, ErrorHabits, Family, HealthProbe, KeyPlan};
 use super::shapes::{MODELS, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, probe, proofs, shaped, valid};
 use crate::KeyReport;
 
 pub(super) const FAMILY: Family = Family {
+    name: "Fireworks AI",
     base_url: Some("https://api.fireworks.ai/inference/v1"),
     hosts: &["api.fireworks.ai"],
     suffixes: &["/inference/v1", "/v1"],

@@ -1,9 +1,10 @@
 //! GitHub Models, which its operator has ended.
 
-use super::facts::{Family, ChatServing};
+use super::facts::{ChatServing, Family};
 use super::shapes::{OPENAI_SHAPED, SERVES_CHAT};
 
 pub(super) const FAMILY: Family = Family {
+    name: "GitHub Models",
     base_url: Some("https://models.github.ai/inference"),
     hosts: &["models.github.ai"],
     suffixes: &["/inference"],

@@ -9,6 +9,7 @@ use super::shapes::{
 use crate::{KeyReport, KeyVerdict, dialect::UpstreamDialect, read::Complaint};
 
 pub(super) const FAMILY: Family = Family {
+    name: "Google AI",
     base_url: Some("https://generativelanguage.googleapis.com/v1beta"),
     hosts: &["generativelanguage.googleapis.com"],
     suffixes: &["/v1beta/openai", "/v1beta", "/v1"],

@@ -1,9 +1,10 @@
 //! Groq.
 
-use super::facts::{ErrorHabits, Family, ChatServing};
+use super::facts::{ChatServing, ErrorHabits, Family};
 use super::shapes::{BY_LIST, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT};
 
 pub(super) const FAMILY: Family = Family {
+    name: "Groq",
     base_url: Some("https://api.groq.com/openai/v1"),
     hosts: &["api.groq.com"],
     suffixes: &["/openai/v1", "/v1"],

@@ -9,6 +9,7 @@ use super::shapes::{
 use crate::KeyReport;
 
 pub(super) const FAMILY: Family = Family {
+    name: "Hugging Face",
     base_url: Some("https://router.huggingface.co/v1"),
     hosts: &["router.huggingface.co"],
     fake_key: "hf_providerd0negative0control0not0a0k",

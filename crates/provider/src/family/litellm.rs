@@ -7,6 +7,7 @@ use super::shapes::{BY_GUARDED_LIST, FOREIGN_ERRORS, OPENAI_SHAPED, SK_KEY, get,
 use crate::{KeyVerdict, read::Complaint};
 
 pub(super) const FAMILY: Family = Family {
+    name: "LiteLLM",
     base_url: Some("http://127.0.0.1:4000/v1"),
     fake_key: SK_KEY,
     // Asks no vendor and wants no key; `/health` would call every model.

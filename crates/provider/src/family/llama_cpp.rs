@@ -2,11 +2,12 @@
 
 use serde_json::Value;
 
-use super::facts::{At, CompletionsRoot, Control, Family, KeyPlan, ChatServing};
+use super::facts::{At, ChatServing, CompletionsRoot, Control, Family, KeyPlan};
 use super::shapes::{FOREIGN_ERRORS, OPENAI_SHAPED, SERVES_CHAT, get, list, probe, proofs, shaped, valid};
 use crate::KeyReport;
 
 pub(super) const FAMILY: Family = Family {
+    name: "llama.cpp",
     base_url: Some("http://127.0.0.1:8080"),
     probe: probe(get(At::Root("/health"))),
     list: list(&[get(At::Root("/v1/models"))]),

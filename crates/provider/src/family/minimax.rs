@@ -2,11 +2,12 @@
 
 use serde_json::Value;
 
-use super::facts::{At, Control, ErrorHabits, Family, KeyPlan, Proofs, ChatServing};
+use super::facts::{At, ChatServing, Control, ErrorHabits, Family, KeyPlan, Proofs};
 use super::shapes::{BY_GUARDED_LIST, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, number, shaped, valid};
 use crate::{KeyReport, KeyVerdict, read::Complaint};
 
 pub(super) const FAMILY: Family = Family {
+    name: "MiniMax",
     base_url: Some("https://api.minimax.io/v1"),
     hosts: &["api.minimax.io", "api.minimaxi.com"],
     suffixes: &["/anthropic/v1", "/anthropic", "/v1"],

@@ -1,10 +1,11 @@
 //! Mistral.
 
-use super::facts::{ErrorHabits, Family, ChatServing};
+use super::facts::{ChatServing, ErrorHabits, Family};
 use super::shapes::{BY_LIST, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT};
 use crate::dialect::ReasoningForm;
 
 pub(super) const FAMILY: Family = Family {
+    name: "Mistral AI",
     base_url: Some("https://api.mistral.ai/v1"),
     hosts: &["api.mistral.ai"],
     fake_key: "providerd0not0a0key0000000000000",

@@ -2,12 +2,13 @@
 
 use serde_json::Value;
 
-use super::facts::{At, Control, ErrorHabits, Family, KeyPlan, ChatServing};
+use super::facts::{At, ChatServing, Control, ErrorHabits, Family, KeyPlan};
 use super::shapes::{OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, SK_KEY, number, proofs, shaped, with_balance};
 use crate::KeyReport;
 use crate::dialect::{ReasoningForm, ReasoningReplay};
 
 pub(super) const FAMILY: Family = Family {
+    name: "Moonshot",
     base_url: Some("https://api.moonshot.ai/v1"),
     hosts: &["api.moonshot.ai", "api.moonshot.cn"],
     regions: &["https://api.moonshot.ai/v1", "https://api.moonshot.cn/v1"],

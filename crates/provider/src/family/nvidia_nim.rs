@@ -9,6 +9,7 @@ use super::shapes::{
 use crate::KeyReport;
 
 pub(super) const FAMILY: Family = Family {
+    name: "NVIDIA NIM",
     base_url: Some("https://integrate.api.nvidia.com/v1"),
     hosts: &["integrate.api.nvidia.com"],
     fake_key: "nvapi-providerd0negative0control0not0a0key000000000000000000000000",

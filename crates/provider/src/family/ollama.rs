@@ -2,11 +2,12 @@
 
 use serde_json::Value;
 
-use super::facts::{At, CompletionsRoot, Control, Family, KeyPlan, Proofs, ChatServing};
+use super::facts::{At, ChatServing, CompletionsRoot, Control, Family, KeyPlan, Proofs};
 use super::shapes::{FOREIGN_ERRORS, OPENAI_SHAPED, SERVES_CHAT, get, list, probe, proofs, shaped, valid};
 use crate::KeyReport;
 
 pub(super) const FAMILY: Family = Family {
+    name: "Ollama",
     base_url: Some("http://127.0.0.1:11434"),
     suffixes: &["/v1", "/api"],
     // A key is sent all the same: a reverse proxy in front may want it.

@@ -1,9 +1,10 @@
 //! Ollama's hosted service.
 
-use super::facts::{At, ErrorHabits, Family, KeyPlan, ChatServing};
+use super::facts::{At, ChatServing, ErrorHabits, Family, KeyPlan};
 use super::shapes::{CHAT, EMPTY, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, differential, proofs};
 
 pub(super) const FAMILY: Family = Family {
+    name: "Ollama Cloud",
     base_url: Some("https://ollama.com/v1"),
     hosts: &["ollama.com"],
     fake_key: "00000000000000000000000000000000.providerd0not0a0key0000",

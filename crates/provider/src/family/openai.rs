@@ -1,9 +1,10 @@
 //! OpenAI: the dialect that most others speak.
 
-use super::facts::{At, Control, ErrorHabits, Family, KeyPlan, Proofs, ChatServing};
+use super::facts::{At, ChatServing, Control, ErrorHabits, Family, KeyPlan, Proofs};
 use super::shapes::{BY_LIST, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, SK_KEY, manages, shaped};
 
 pub(super) const FAMILY: Family = Family {
+    name: "OpenAI",
     base_url: Some("https://api.openai.com/v1"),
     hosts: &["api.openai.com"],
     fake_key: SK_KEY,

@@ -6,6 +6,7 @@ use super::shapes::{
 };
 
 pub(super) const FAMILY: Family = Family {
+    name: "OpenAI-compatible endpoint",
     proofs: proofs(KeyPlan::Try(&[
         shaped(At::Base("/models"), Control::Always, has_data),
         differential(CHAT, EMPTY),

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::facts::{At, Control, Family, HealthProbe, KeyPlan, ListedPrices, Listing, ChatServing};
+use super::facts::{At, ChatServing, Control, Family, HealthProbe, KeyPlan, ListedPrices, Listing};
 use super::shapes::{
     MODELS, OPENAI_SHAPED, SERVES_CHAT, cannot_serve, get, list, number, probe, proofs, shaped, with_balance,
 };
@@ -10,6 +10,7 @@ use crate::KeyReport;
 use crate::dialect::{EffortLevel, ReasoningForm};
 
 pub(super) const FAMILY: Family = Family {
+    name: "OpenRouter",
     base_url: Some("https://openrouter.ai/api/v1"),
     hosts: &["openrouter.ai"],
     suffixes: &["/api/v1", "/v1"],

@@ -1,6 +1,6 @@
 //! Perplexity: the list has a version, the chat endpoint has none.
 
-use super::facts::{At, Control, ErrorHabits, Family, KeyPlan, ChatServing};
+use super::facts::{At, ChatServing, Control, ErrorHabits, Family, KeyPlan};
 use super::shapes::{
     CHAT, EMPTY, IMPOSSIBLE, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, differential, get, has_data, list,
     probe, proofs, shaped,
@@ -10,6 +10,7 @@ use super::shapes::{
 const MODELS: At = At::Root("/v1/models");
 
 pub(super) const FAMILY: Family = Family {
+    name: "Perplexity",
     base_url: Some("https://api.perplexity.ai"),
     hosts: &["api.perplexity.ai"],
     fake_key: "pplx-providerd0negative0control0not0a0key0000000000000",

@@ -1,11 +1,12 @@
 //! Qwen at Alibaba's Model Studio: a world per region; a key of one is unknown in the others.
 
-use super::facts::{ErrorHabits, Family, KeyPlan, Proofs, ChatServing};
+use super::facts::{ChatServing, ErrorHabits, Family, KeyPlan, Proofs};
 use super::shapes::{CHAT_PROOFS, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, SK_KEY, proofs};
 use crate::dialect::ReasoningForm;
 use crate::{KeyVerdict, read::Complaint};
 
 pub(super) const FAMILY: Family = Family {
+    name: "Qwen",
     base_url: Some("https://dashscope.aliyuncs.com/compatible-mode/v1"),
     hosts: &["dashscope.aliyuncs.com", "dashscope-intl.aliyuncs.com", "dashscope-us.aliyuncs.com"],
     suffixes: &["/compatible-mode/v1"],

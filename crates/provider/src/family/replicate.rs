@@ -7,6 +7,7 @@ use super::shapes::{MODELS, OPENAI_SHAPED, get, list, probe, proofs, serves_own,
 use crate::KeyReport;
 
 pub(super) const FAMILY: Family = Family {
+    name: "Replicate",
     base_url: Some("https://api.replicate.com/v1"),
     hosts: &["api.replicate.com"],
     fake_key: "r8_providerd0negative0control0not0a0key0",

@@ -1,9 +1,10 @@
 //! SambaNova: the list is public.
 
-use super::facts::{Family, KeyPlan, ListedPrices, Listing, ChatServing};
+use super::facts::{ChatServing, Family, KeyPlan, ListedPrices, Listing};
 use super::shapes::{CHAT_PROOFS, MODELS, OPENAI_SHAPED, SERVES_CHAT, list, proofs};
 
 pub(super) const FAMILY: Family = Family {
+    name: "SambaNova",
     base_url: Some("https://api.sambanova.ai/v1"),
     hosts: &["api.sambanova.ai"],
     list: Listing { prices: ListedPrices::PerToken, ..list(&[MODELS]) },

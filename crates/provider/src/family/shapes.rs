@@ -98,6 +98,7 @@ pub(super) const fn serves_own(dialects: &'static [(&'static str, UpstreamDialec
 
 /// A vendor that speaks OpenAI's dialect and has nothing of its own; what differs is said in the type's file.
 pub(super) const OPENAI_SHAPED: Family = Family {
+    name: "",
     base_url: None,
     hosts: &[],
     suffixes: &["/v1"],

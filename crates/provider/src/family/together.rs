@@ -1,9 +1,10 @@
 //! Together.
 
-use super::facts::{ErrorHabits, Family, ListedPrices, Listing, ChatServing};
+use super::facts::{ChatServing, ErrorHabits, Family, ListedPrices, Listing};
 use super::shapes::{BY_LIST, MODELS, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, list};
 
 pub(super) const FAMILY: Family = Family {
+    name: "Together AI",
     base_url: Some("https://api.together.xyz/v1"),
     hosts: &["api.together.xyz", "api.together.ai"],
     fake_key: "tgp_v1_providerd0negative0control0not0a0key0000000",

@@ -5,6 +5,7 @@ use super::shapes::{OPENAI_SHAPED, get, list, probe, proofs, serves_own};
 use crate::dialect::UpstreamDialect;
 
 pub(super) const FAMILY: Family = Family {
+    name: "Google Vertex AI",
     hosts: &["*-aiplatform.googleapis.com", "aiplatform.googleapis.com"],
     suffixes: &["/v1", "/v1beta1"],
     auth: Auth { sent: SentKeys::None, ..Auth::by(KeyHeader::Bearer) },

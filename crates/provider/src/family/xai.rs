@@ -2,11 +2,12 @@
 
 use serde_json::Value;
 
-use super::facts::{At, Control, ErrorHabits, Family, KeyPlan, ListedPrices, Listing, ChatServing};
+use super::facts::{At, ChatServing, Control, ErrorHabits, Family, KeyPlan, ListedPrices, Listing};
 use super::shapes::{MODELS, OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT, get, list, proofs, shaped, valid};
 use crate::{KeyReport, KeyVerdict};
 
 pub(super) const FAMILY: Family = Family {
+    name: "xAI",
     base_url: Some("https://api.x.ai/v1"),
     hosts: &["api.x.ai"],
     fake_key: "xai-providerd0negative0control0not0a0key00000000000000000000000000000000000000000000",

@@ -1,11 +1,12 @@
 //! Zhipu (Z.ai): separate worlds inside and outside China, and business codes under an HTTP status.
 
-use super::facts::{ErrorHabits, Family, ChatServing};
+use super::facts::{ChatServing, ErrorHabits, Family};
 use super::shapes::{OPENAI_SHAPED, PLAIN_ERRORS, SERVES_CHAT};
 use crate::dialect::{ReasoningForm, StructuredForm};
 use crate::{KeyVerdict, read::Complaint};
 
 pub(super) const FAMILY: Family = Family {
+    name: "Zhipu",
     base_url: Some("https://open.bigmodel.cn/api/paas/v4"),
     hosts: &["open.bigmodel.cn", "api.z.ai"],
     suffixes: &["/api/coding/paas/v4", "/api/paas/v4"],

@@ -1,3 +1,5 @@
+//! Configurations in the shapes of LiteLLM's examples, and what becomes of each.
+
 use super::*;
 
 fn imported(text: &str) -> ImportedConfig {
