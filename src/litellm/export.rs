@@ -21,7 +21,7 @@ use catalog::{
     routing::Table,
     serving::{ObjectBody, OfferPrices, UpstreamSettings},
 };
-use provider::{ProviderType, parse_base, serving_base};
+use provider::{parse_base, serving_base};
 
 use super::{
     KeyVariables,
@@ -433,6 +433,7 @@ mod tests {
     use std::sync::Arc;
 
     use catalog::manifest::{self, Content, Workspace};
+    use provider::ProviderType;
 
     use super::*;
 
