@@ -639,8 +639,8 @@ impl Reader {
 }
 
 /// The type that is meant, and the model's name at it.
-fn family<'m>(
-    model: &'m str,
+fn family(
+    model: &str,
     word: Option<&str>,
     base: Option<&str>,
     host: Option<&str>,

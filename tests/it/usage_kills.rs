@@ -45,7 +45,7 @@ async fn prove(kills: u64, each: u64) {
     let begun = Instant::now();
     while gateway + server < kills {
         // Some requests after the last start, at another point of their work each time.
-        let hanging = u64::from(gateway) + 1;
+        let hanging = gateway + 1;
         traffic.until(|it| it.provider.hanging() >= hanging).await;
         traffic.more(1 + usize::try_from(choice.below(24)).expect("small")).await;
         for _ in 0..choice.below(300) {

@@ -368,9 +368,7 @@ impl Traffic {
         .fetch_all(&mut connection)
         .await
         .unwrap();
-        let book = self.callers.book.lock().unwrap();
-        let mut count =
-            TrafficCount { whole: book.whole.len(), broken: book.broken.len(), ..TrafficCount::default() };
+        let mut count = TrafficCount::default();
         let mut stored: HashMap<u64, bool> = HashMap::new();
         let mut wrong = Vec::new();
         for row in &rows {
@@ -387,18 +385,21 @@ impl Traffic {
                 if figures != (input, output, Some(cost)) {
                     wrong.push((number, figures));
                 }
-            } else if !["gateway stopped", "caller_left", "shutting_down"].contains(&error.as_str()) {
-                count.unexplained.push((number, error));
-            } else if !seen.contains(&number) && error != "gateway stopped" {
+            } else if !(error == "gateway stopped"
+                || ["caller_left", "shutting_down"].contains(&error.as_str()) && seen.contains(&number))
+            {
                 count.unexplained.push((number, error));
             }
         }
         count.rows = rows.len();
         count.wrong = wrong.len();
-        count.lost = book.whole.iter().filter(|it| stored.get(it) != Some(&true)).count();
         count.unseen = seen.iter().filter(|it| !stored.contains_key(it)).count();
-        count.refused = book.refused.clone();
-        drop(book);
+        {
+            let book = self.callers.book.lock().unwrap();
+            (count.whole, count.broken) = (book.whole.len(), book.broken.len());
+            count.lost = book.whole.iter().filter(|it| stored.get(it) != Some(&true)).count();
+            count.refused = book.refused.clone();
+        }
         // The sums have to say what the rows say, to the last digit.
         let sums = "SELECT concat_ws(' ', sum(requests), sum(requests - errors), sum(input), sum(output), sum(cost))";
         let rows =
