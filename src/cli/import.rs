@@ -1,7 +1,7 @@
 //! `import`: manifests for what the database already holds.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{ErrorKind, Write as _},
     path::{Path, PathBuf},
@@ -166,6 +166,7 @@ impl Import {
             context.backend.store.read_world(&Scope::Everything, &|token| keyring.open(token)).await?;
         let mut report = Report::default();
         let mut texts: Vec<(Arc<str>, PathBuf, String)> = Vec::new();
+        let mut taken = BTreeSet::new();
         for (name, live) in &world.live {
             if let Some(known) = build.catalog.providers.get(name) {
                 report.skipped.insert(name.to_string(), format!("declared already at {}", known.origin));
@@ -186,7 +187,11 @@ impl Import {
             match import::provider(live, sealed.as_deref()) {
                 Ok(imported) => {
                     left_out.extend(imported.left_out);
-                    texts.push((name.clone(), directory.join(format!("{name}.toml")), imported.text));
+                    texts.push((
+                        name.clone(),
+                        directory.join(import::file_name(name, &mut taken)),
+                        imported.text,
+                    ));
                     if !left_out.is_empty() {
                         report.left_out.insert(name.to_string(), left_out);
                     }

@@ -3,7 +3,7 @@
 //! PURE. Not its job: reading the database, opening keys, writing files. Invariant: a field is written only where the
 //! manifest that holds it reads back as the same value; everything else stays undeclared, and so untouched.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use serde_json::Value;
 
@@ -26,7 +26,8 @@ pub struct Imported {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error(
-        "`{0}` is no name for a manifest (1 to 100 of a-z, 0-9, `.`, `_` and `-`)\nhint: rename the provider"
+        "`{0}` is no name for a manifest (1 to 100 characters, without `/`, `*`, `?`, invisible ones, or space around it)\n\
+         hint: rename the provider"
     )]
     Name(String),
     #[error(
@@ -258,6 +259,27 @@ impl Writer<'_> {
     }
 }
 
+/// The file for a provider's manifest: its name in lower case, with `-` for all but letters, digits, `.`, `_` and `-`.
+/// `taken`: the names given so far; a name that is taken gets a number.
+pub fn file_name(provider: &str, taken: &mut BTreeSet<String>) -> String {
+    let plain: String = provider
+        .to_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-') { c } else { '-' })
+        .collect();
+    // A name that begins with a dot would be a hidden file, which no reader takes for a manifest.
+    let stem = plain.trim_start_matches('.');
+    let stem = if stem.is_empty() { "provider" } else { stem };
+    let mut name = format!("{stem}.toml");
+    for number in 2_u32.. {
+        if taken.insert(name.clone()) {
+            break;
+        }
+        name = format!("{stem}-{number}.toml");
+    }
+    name
+}
+
 /// A name for a message: one line, of bounded length.
 fn shown(name: &str) -> String {
     let plain: String = name.chars().map(|c| if c.is_control() { ' ' } else { c }).take(60).collect();
@@ -354,11 +376,31 @@ mod tests {
     }
 
     #[test]
+    fn files_are_called_as_their_providers_and_apart() {
+        let mut taken = BTreeSet::new();
+        let names = ["openrouter", "OpenRouter", "Google AI", "google-ai", "..", "../up", "日本"];
+        let files: Vec<String> = names.iter().map(|name| file_name(name, &mut taken)).collect();
+        assert_eq!(
+            files,
+            [
+                "openrouter.toml",
+                "openrouter-2.toml",
+                "google-ai.toml",
+                "google-ai-2.toml",
+                "provider.toml",
+                "-up.toml",
+                "--.toml"
+            ]
+        );
+    }
+
+    #[test]
     fn what_has_no_manifest_is_refused() {
         let check = |name: &str, kind: &str, expected| {
             assert_eq!(provider(&live(name, kind, json!({})), None), Err(expected))
         };
-        check("Upper Case", "openai", Refused::Name("Upper Case".into()));
+        check("with/slash", "openai", Refused::Name("with/slash".into()));
+        check(" spaced ", "openai", Refused::Name(" spaced ".into()));
         check("fine", "own-invention", Refused::Type("own-invention".into()));
         check("fine", "openai-compatible", Refused::BaseUrl(ProviderType::OpenAiCompatible));
     }

@@ -593,7 +593,7 @@ impl Reader {
                 }
                 continue;
             }
-            // Whoever asks for this name reaches exactly these models without an alias.
+            // A caller that asks for this name reaches exactly these models without an alias.
             let everywhere: Vec<(usize, String)> = drafts
                 .iter()
                 .enumerate()
@@ -686,7 +686,7 @@ fn family(
     }
 }
 
-/// A name that tells a provider from those before it: its type, else with its host, its variable, or a number.
+/// A name that differs from those of the providers before it: its type, else with its host, its variable, or a number.
 fn fresh_name(identity: &Identity, taken: &BTreeSet<String>) -> String {
     let kind = identity.kind.as_str();
     let tidy = |text: &str| -> String {

@@ -66,7 +66,7 @@ impl KeyVariables {
     }
 }
 
-/// The keys of all enabled providers, by the variables of [`KeyVariables::for_files`], and which cannot be had.
+/// The keys of all enabled providers, by the variables of [`KeyVariables::for_files`], and which cannot be obtained.
 pub fn found_keys(resolver: &Resolver, catalog: &Catalog) -> (BTreeMap<String, Secret>, Vec<String>) {
     let variables = KeyVariables::for_files(catalog);
     let (mut keys, mut missing) = (BTreeMap::new(), Vec::new());

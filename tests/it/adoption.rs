@@ -27,7 +27,7 @@ async fn adopt(layout: &str) {
     lab.execute(&format!(
         "INSERT INTO llm_providers (name, type, api_key_encrypted, enabled, priority, config) VALUES
              ('with-key', 'groq', '{token}', false, -3, '{{\"a b\": [1, 2.5, \"x\\\"y\"], \"none\": null, \"description\": \"d\"}}'),
-             ('Odd Name', 'openai', '', true, 1, '{{}}'), ('odd-type', 'homemade', '', true, 1, '{{}}'),
+             ('Odd Name', 'openai', '', true, 1, '{{}}'), ('odd/name', 'openai', '', true, 1, '{{}}'), ('odd-type', 'homemade', '', true, 1, '{{}}'),
              ('nulls', 'openai', '', NULL, NULL, NULL)"
     ))
     .await;
@@ -44,10 +44,10 @@ async fn adopt(layout: &str) {
     let before = dump(&lab).await;
     let ran = lab.run(&["import", "--output", "json"]).expect(2);
     let report = ran.json();
-    for skipped in ["Odd Name", "odd-type"] {
+    for skipped in ["odd/name", "odd-type"] {
         assert!(report["skipped"][skipped].is_string(), "{report}");
     }
-    assert_eq!(report["written"].as_object().unwrap().len(), 4, "{report}");
+    assert_eq!(report["written"].as_object().unwrap().len(), 5, "{report}");
     assert!(report["left_out"]["openai-main"][0].as_str().unwrap().starts_with("api_key"), "{report}");
     assert!(report["left_out"]["openai-main"].to_string().contains("a route to model"), "{report}");
     assert!(report["left_out"]["with-key"].to_string().contains("a key of config"), "{report}");
@@ -98,6 +98,56 @@ async fn types_by_the_words_of_other_programs_are_taken_over_as_written() {
         let stored = lab.value(&format!("SELECT type FROM llm_providers WHERE name = 'of-{word}'")).await;
         assert_eq!(stored, word);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn display_names_are_taken_over_and_spelled_twins_are_called_out() {
+    let lab = Lab::new().await;
+    lab.execute(include_str!("../layouts/a.sql")).await;
+    let names = [
+        "OpenRouter",
+        "OpenAI Direct",
+        "Anthropic Direct",
+        "Google AI",
+        "Together AI",
+        "Groq",
+        "DeepInfra",
+        "Fireworks AI",
+        "Hugging Face",
+        "Cohere",
+        "Ollama Cloud",
+        "Platform OpenAI",
+    ];
+    for name in names {
+        lab.execute(&format!(
+            "INSERT INTO llm_providers (name, type, api_key_encrypted, enabled) VALUES ('{name}', 'openai', '', true)"
+        ))
+        .await;
+    }
+    let report = lab.run(&["import", "--output", "json"]).expect(2).json();
+    for name in names {
+        assert!(report["written"][name].is_string(), "{name}: {report}");
+    }
+    lab.run(&["apply"]).expect(0);
+    let before = dump(&lab).await;
+    let plan = lab.run(&["plan"]).expect(0);
+    assert!(!plan.stdout.contains("only in case"), "{}", plan.stdout);
+    lab.run(&["apply"]).expect(0);
+    assert_eq!(before, dump(&lab).await);
+
+    // A name that a manifest spells otherwise makes a second row, which every command says.
+    fs::write(lab.manifests().join("twin.toml"), "[providers.openrouter]\ntype = \"openrouter\"\n").unwrap();
+    let validate = lab.run(&["validate"]);
+    assert!(format!("{}{}", validate.stdout, validate.stderr).contains("case-twin"), "{}", validate.stdout);
+    let plan = lab.run(&["plan"]).expect(2);
+    assert!(plan.stdout.contains("differs from `OpenRouter` only in case"), "{}", plan.stdout);
+    fs::remove_file(lab.manifests().join("openrouter.toml")).unwrap();
+    let plan = lab.run(&["plan"]);
+    assert!(
+        plan.stdout.contains("differs from `OpenRouter` only in case"),
+        "a row is enough: {}",
+        plan.stdout
+    );
 }
 
 /// What a plan does to which row, without what differs from one run to the next: new ids and fingerprints.

@@ -1,4 +1,4 @@
-//! Who may use the pages' calls: an admin token, or the browser of an administrator whom Ops-Center or a proxy vouches for.
+//! Who may use the pages' calls: an admin token, or the browser of an administrator that Ops-Center or a proxy vouches for.
 //!
 //! A session is vouched for by the URL in `pages.session.url`, which is asked with the cookie alone; a proxy's word is a
 //! header, believed from the addresses in `pages.proxy.peers` alone. Not its job: what may be done once inside.
@@ -66,12 +66,12 @@ struct PageSession {
     verdict: PageVouched,
 }
 
-/// What is said about whom.
+/// What the introspection said about a session.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum PageVouched {
     /// An administrator of this name.
     Admin(String),
-    /// Somebody without the role.
+    /// A user without the role.
     Other,
     /// There is no such session.
     Unknown,
@@ -93,7 +93,7 @@ impl PageAccess {
         }
     }
 
-    /// Whether anybody may come in without a token.
+    /// Whether a browser may come in without a token.
     pub fn is_open(&self) -> bool {
         self.url.is_some() || (self.header.is_some() && !self.peers.is_empty())
     }
@@ -177,7 +177,7 @@ impl PageAccess {
 /// What an answer about a session says: roles and name stand at its top, or in its `user`.
 fn vouched(body: &[u8], roles: &[String]) -> PageVouched {
     let Ok(Value::Object(top)) = serde_json::from_slice::<Value>(body) else { return PageVouched::Unknown };
-    // Some answer 200 to everybody.
+    // Some answer 200 to every session.
     let denied = |name: &str| top.get(name).is_some_and(|value| value == &Value::Bool(false));
     if denied("valid") || denied("authenticated") || denied("active") {
         return PageVouched::Unknown;

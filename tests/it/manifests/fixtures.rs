@@ -138,6 +138,7 @@ fn codes() -> BTreeSet<String> {
             "report(Severity::Warning,",
             "report(Severity::Error,",
             "Diagnostic::at(Severity::Error,",
+            "Diagnostic::at(Severity::Warning,",
             "Diagnostic::at(worst,",
             "warn_at(",
         ];

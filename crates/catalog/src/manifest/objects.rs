@@ -107,7 +107,8 @@ impl<'a> ManifestReader<'a> {
             return None;
         }
         if !is_provider_name(name) {
-            let help = "a name has 1 to 100 of a-z, 0-9, `.`, `_` and `-`, and begins with a letter or digit";
+            let help =
+                "a name has 1 to 100 characters, without `/`, `*`, `?`, invisible ones, or space around it";
             self.error("provider-name", span.clone(), format!("`{}` is no provider name", shorten(name)))
                 .help
                 .push(help.into());
@@ -441,12 +442,13 @@ impl<'a> ManifestReader<'a> {
     }
 }
 
+/// What may stand in `llm_providers.name`, but for what would be read as something else: a `/` (routes say
+/// `provider/model`), wildcards, space around it.
 fn is_provider_name(name: &str) -> bool {
-    (1..=100).contains(&name.len())
-        && name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-'))
+    (1..=100).contains(&name.chars().count())
+        && name.trim() == name
+        && !name.contains(|c: char| c.is_control() || matches!(c, '/' | '*' | '?' | '\u{2028}' | '\u{2029}'))
+        && !name.contains(|c: char| matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}'))
 }
 
 pub(super) fn is_tier(word: &str) -> bool {

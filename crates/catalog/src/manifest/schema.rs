@@ -21,8 +21,8 @@ use crate::{
 #[derive(JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Manifest {
-    /// Providers by name: 1 to 100 of a-z, 0-9, `.`, `_` and `-`, beginning with a letter or digit, unique over all
-    /// files.
+    /// Providers by name: 1 to 100 characters, without `/`, `*`, `?`, invisible ones, or space around them, unique over
+    /// all files.
     #[serde(default)]
     providers: BTreeMap<String, Provider>,
     /// Which models serve which power level and user tier.

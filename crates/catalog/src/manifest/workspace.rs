@@ -465,6 +465,7 @@ impl Workspace {
             }
             catalog.frozen.providers.insert(name);
         }
+        case_twins(&declared, &mut diagnostics);
         catalog.defaults = merge_defaults(&defaults, &mut diagnostics);
         let bad = check_routes(&catalog, &route_places, &mut diagnostics);
         let mut at = 0..;
@@ -514,6 +515,29 @@ struct DirectoryDefaults<'a> {
     set: Vec<(&'a ManifestPath, &'a HealthPolicy, Option<&'a SourcePlace>)>,
     /// What files that are bad now had set. A file that sets the same meanwhile is right.
     kept: Vec<&'a HealthPolicy>,
+}
+
+/// Warns of providers whose names differ only in case, at each of them.
+fn case_twins(declared: &HashMap<&str, Declared<'_>>, diagnostics: &mut Vec<Diagnostic>) {
+    let mut spelled: BTreeMap<String, Vec<&Declared<'_>>> = BTreeMap::new();
+    for (name, at) in declared.iter().filter(|(name, _)| name.chars().any(char::is_uppercase)) {
+        spelled.entry(name.to_lowercase()).or_default().push(at);
+    }
+    for (lower, mut group) in spelled {
+        group.extend(declared.get(&*lower));
+        group.sort_by(|a, b| (&a.0.origin, &a.0.name).cmp(&(&b.0.origin, &b.0.name)));
+        for (provider, place) in group.iter().copied().filter(|_| group.len() > 1) {
+            let message = format!("provider `{}` differs from another only in case", provider.name);
+            let found =
+                Diagnostic::at(Severity::Warning, "case-twin", &provider.origin.file, Some(place), message)
+                    .with_help("programs that look names up without case take one for the other");
+            let others = group.iter().map(|(other, _)| other).filter(|it| it.name != provider.name).take(3);
+            diagnostics.push(others.fold(found, |found, other| {
+                let said = format!("`{}` is declared here", other.name);
+                found.with_related(&other.origin.file, other.origin.line, said)
+            }));
+        }
+    }
 }
 
 fn at_object(code: &'static str, path: &ManifestPath, place: &SourcePlace, message: String) -> Diagnostic {

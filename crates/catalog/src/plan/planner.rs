@@ -176,6 +176,7 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
     for twin in twins.filter(|row| input.world.waits.get(&row.provider).is_none()) {
         plan.notices.push(notice(&twin.provider, NoticeKind::Twin, twin.to_string()));
     }
+    case_twins(input, &mut plan);
     for managed in input.world.managed.values().filter(|it| !input.desired.contains_key(&it.name)) {
         if let Some(wait) = input.world.waits.get(&managed.name) {
             plan.notices.push(notice(&managed.name, wait.kind, wait.message.clone()));
@@ -185,6 +186,29 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
     objects::of_providers(input, &mut plan);
     plan.providers.sort_by(|a, b| a.name.cmp(&b.name));
     plan
+}
+
+/// Says which declared providers have a row beside them whose name differs only in case: programs that look names up
+/// without case take one for the other.
+fn case_twins(input: &PlanInput<'_>, plan: &mut Plan) {
+    let names = || input.desired.keys().chain(input.world.live.keys());
+    let mut spelled: BTreeMap<String, BTreeSet<&Arc<str>>> = BTreeMap::new();
+    for name in names().filter(|name| name.chars().any(char::is_uppercase)) {
+        spelled.entry(name.to_lowercase()).or_default().insert(name);
+    }
+    for (lower, mut group) in spelled {
+        let plain = input.desired.get_key_value(&*lower).map(|(name, _)| name);
+        group.extend(plain.or_else(|| input.world.live.get_key_value(&*lower).map(|(name, _)| name)));
+        for name in group.iter().filter(|name| group.len() > 1 && input.desired.contains_key(**name)) {
+            let others: Vec<String> =
+                group.iter().filter(|it| *it != name).take(3).map(|it| format!("`{it}`")).collect();
+            let message = format!(
+                "differs from {} only in case; programs that look names up without case take one for the other",
+                others.join(", ")
+            );
+            plan.notices.push(notice(name, NoticeKind::Twin, message));
+        }
+    }
 }
 
 pub(super) fn notice(provider: &Arc<str>, kind: NoticeKind, message: impl Into<String>) -> Notice {

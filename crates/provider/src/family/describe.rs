@@ -66,7 +66,7 @@ impl ProviderType {
         fake.get(..end).filter(|prefix| !prefix.is_empty()).map(|prefix| format!("{prefix}…"))
     }
 
-    /// Whether some free request tells a working key from any other.
+    /// Whether some free request distinguishes a working key from any other.
     pub fn has_key_test(self) -> bool {
         let family = family(self);
         family.retired.is_none() && !matches!(family.proofs.usual, KeyPlan::Untestable(_))
