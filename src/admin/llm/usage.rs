@@ -99,17 +99,19 @@ struct DaySpan {
 
 impl DaySpan {
     fn new(wanted: &WantedSpan, otherwise: u64, now: DateTime<Utc>) -> Result<Self, ApiError> {
-        let days = match (wanted.days, wanted.period.as_deref().or(wanted.range.as_deref())) {
-            (Some(days), _) => Some(u64::from(days)),
-            (None, Some(word)) => in_days(word),
-            (None, None) => Some(otherwise),
-        };
-        let days = days.filter(|days| (1..=MAX_DAYS).contains(days)).ok_or_else(|| {
+        let invalid = || {
             ApiError::Invalid(
                 "days must be from 1 to 3660, period and range such as 7d, 24h, day, week, month, quarter or year"
                     .to_owned(),
             )
-        })?;
+        };
+        // Each that is given has to be valid, also the one that another is stronger than.
+        let said = [&wanted.period, &wanted.range].map(|word| word.as_deref().map(in_days));
+        let said = [wanted.days.map(|days| Some(u64::from(days)))].into_iter().chain(said).flatten();
+        let said = said
+            .map(|days| days.filter(|days| (1..=MAX_DAYS).contains(days)).ok_or_else(invalid))
+            .collect::<Result<Vec<u64>, ApiError>>()?;
+        let days = said.first().copied().unwrap_or(otherwise);
         let first = now.date_naive().checked_sub_days(Days::new(days - 1)).ok_or(ApiError::Internal)?;
         Ok(Self { days, first })
     }
@@ -142,7 +144,9 @@ fn in_days(word: &str) -> Option<u64> {
         "year" => Some(365),
         _ => {
             let (number, unit) = word.split_at_checked(word.len().checked_sub(1)?)?;
-            let number = number.parse::<u64>().ok()?;
+            // As the pattern in the API's document says.
+            let plain = (1..=3).contains(&number.len()) && number.bytes().all(|b| b.is_ascii_digit());
+            let number = number.parse::<u64>().ok().filter(|_| plain && !number.starts_with('0'))?;
             match unit {
                 "d" => Some(number),
                 "h" => Some(number.div_ceil(24)),
