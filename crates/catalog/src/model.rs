@@ -4,7 +4,12 @@
 //! Every field that a manifest may leave out is an `Option`: `Some` means "a manifest sets it, so it is
 //! owned"; `None` means "no manifest declares it, so it is never touched after creation".
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +22,23 @@ pub type ManifestPath = Arc<str>;
 
 /// Free-form keys of a `config` or `metadata` column; every top-level key is a field of its own.
 pub type JsonMap = serde_json::Map<String, serde_json::Value>;
+
+/// Groups of two and more names that differ only in case. `plain`: the name that is spelled so, if there is one. Names
+/// without a capital are looked up instead of gathered, because most of many names are such.
+pub(crate) fn spelled_alike<N: AsRef<str> + Ord>(
+    names: impl Iterator<Item = N>,
+    plain: impl Fn(&str) -> Option<N>,
+) -> impl Iterator<Item = BTreeSet<N>> {
+    let mut spelled: BTreeMap<String, BTreeSet<N>> = BTreeMap::new();
+    for name in names.filter(|name| name.as_ref().chars().any(char::is_uppercase)) {
+        spelled.entry(name.as_ref().to_lowercase()).or_default().insert(name);
+    }
+    let groups = spelled.into_iter().map(move |(lower, mut group)| {
+        group.extend(plain(&lower));
+        group
+    });
+    groups.filter(|group| group.len() > 1)
+}
 
 /// Where an object was declared. Lines count from 1.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -238,7 +260,7 @@ pub struct Catalog {
     /// Consumers, tiers, aliases and power levels.
     pub objects: BTreeMap<ObjectName, Arc<GatewayObject>>,
     /// Files that are valid and declare something: what is missing from one of them was taken out of it.
-    pub files: Arc<std::collections::BTreeSet<ManifestPath>>,
+    pub files: Arc<BTreeSet<ManifestPath>>,
     pub frozen: Frozen,
 }
 
@@ -285,11 +307,11 @@ pub(crate) fn nearest_defaults<'a>(
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Frozen {
     /// Files whose objects, as recorded by the last apply, are neither changed nor pruned.
-    pub files: std::collections::BTreeSet<ManifestPath>,
+    pub files: BTreeSet<ManifestPath>,
     /// Provider names that stand in such a file (or in two files), as far as its text still shows.
-    pub providers: std::collections::BTreeSet<Arc<str>>,
+    pub providers: BTreeSet<Arc<str>>,
     /// Consumers, tiers, aliases and power levels that are declared twice.
-    pub objects: std::collections::BTreeSet<ObjectName>,
+    pub objects: BTreeSet<ObjectName>,
     /// Why nothing at all may be pruned: the directory is missing or empty, a mount failed, or a file that
     /// was never read before cannot be read now.
     pub no_prune: Option<Arc<str>>,

@@ -15,7 +15,7 @@ use super::{
     values::nearest,
 };
 use crate::{
-    model::{Catalog, Frozen, HealthPolicy, ManifestPath, Provider, Route},
+    model::{Catalog, Frozen, HealthPolicy, ManifestPath, Provider, Route, spelled_alike},
     routing::{Pattern, RouteIndex},
     serving::{GatewayObject, ObjectKind},
 };
@@ -519,14 +519,11 @@ struct DirectoryDefaults<'a> {
 
 /// Warns of providers whose names differ only in case, at each of them.
 fn case_twins(declared: &HashMap<&str, Declared<'_>>, diagnostics: &mut Vec<Diagnostic>) {
-    let mut spelled: BTreeMap<String, Vec<&Declared<'_>>> = BTreeMap::new();
-    for (name, at) in declared.iter().filter(|(name, _)| name.chars().any(char::is_uppercase)) {
-        spelled.entry(name.to_lowercase()).or_default().push(at);
-    }
-    for (lower, mut group) in spelled {
-        group.extend(declared.get(&*lower));
+    let plain = |lower: &str| declared.get_key_value(lower).map(|(name, _)| *name);
+    for names in spelled_alike(declared.keys().copied(), plain) {
+        let mut group: Vec<&Declared<'_>> = names.iter().filter_map(|name| declared.get(name)).collect();
         group.sort_by(|a, b| (&a.0.origin, &a.0.name).cmp(&(&b.0.origin, &b.0.name)));
-        for (provider, place) in group.iter().copied().filter(|_| group.len() > 1) {
+        for (provider, place) in group.iter().copied() {
             let message = format!("provider `{}` differs from another only in case", provider.name);
             let found =
                 Diagnostic::at(Severity::Warning, "case-twin", &provider.origin.file, Some(place), message)

@@ -22,7 +22,7 @@ use super::{
     record::{NextFields, NextRecord, NextRow, NextRule, SaidDigest},
 };
 use crate::{
-    model::{Catalog, Cell, Frozen, Model, Origin, Provider},
+    model::{Catalog, Cell, Frozen, Model, Origin, Provider, spelled_alike},
     policy::DriftPolicy,
     routing::DesiredRule,
 };
@@ -191,15 +191,13 @@ pub fn plan(input: &PlanInput<'_>) -> Plan {
 /// Says which declared providers have a row beside them whose name differs only in case: programs that look names up
 /// without case take one for the other.
 fn case_twins(input: &PlanInput<'_>, plan: &mut Plan) {
-    let names = || input.desired.keys().chain(input.world.live.keys());
-    let mut spelled: BTreeMap<String, BTreeSet<&Arc<str>>> = BTreeMap::new();
-    for name in names().filter(|name| name.chars().any(char::is_uppercase)) {
-        spelled.entry(name.to_lowercase()).or_default().insert(name);
-    }
-    for (lower, mut group) in spelled {
-        let plain = input.desired.get_key_value(&*lower).map(|(name, _)| name);
-        group.extend(plain.or_else(|| input.world.live.get_key_value(&*lower).map(|(name, _)| name)));
-        for name in group.iter().filter(|name| group.len() > 1 && input.desired.contains_key(**name)) {
+    let names = input.desired.keys().chain(input.world.live.keys());
+    let plain = |lower: &str| {
+        let desired = input.desired.get_key_value(lower).map(|(name, _)| name);
+        desired.or_else(|| input.world.live.get_key_value(lower).map(|(name, _)| name))
+    };
+    for group in spelled_alike(names, plain) {
+        for name in group.iter().filter(|name| input.desired.contains_key(**name)) {
             let others: Vec<String> =
                 group.iter().filter(|it| *it != name).take(3).map(|it| format!("`{it}`")).collect();
             let message = format!(
