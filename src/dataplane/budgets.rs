@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use gateway::{
-    limit::BudgetWindow,
+    limit::{BudgetWindow, LimitScope},
     picture::{BudgetPeriod, BudgetSpec, ConsumerInput, LimitSpec, TierInput},
 };
 use serde::Serialize;
@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 
 use catalog::{price::Money, serving::ObjectKind};
 
-use super::leases::budget_name;
+use super::leases::{budget_name, named_budget};
 use crate::store::{BudgetTaken, Result, SpentSums, Store};
 
 /// Windows that are looked at begin no longer ago than the longest one lasts.
@@ -100,8 +100,10 @@ pub async fn read(store: &Store, now: DateTime<Utc>) -> Result<BudgetAnswer> {
     let taken = store.budgets_taken(now - LONGEST, MOST).await?;
     let users: Vec<(String, String)> = taken
         .iter()
-        .filter_map(|it| user_of(&it.budget))
-        .map(|(_, of)| (of.consumer.to_owned(), of.user.to_owned()))
+        .filter_map(|it| match scope_of(&it.budget)? {
+            (_, LimitScope::User { consumer, user, .. }) => Some((consumer.to_owned(), user.to_owned())),
+            (_, LimitScope::Consumer(_)) => None,
+        })
         .collect();
     let begins = PERIODS
         .map(|per| DateTime::from_timestamp(BudgetWindow::of(per, now.timestamp()).start, 0).unwrap_or(now));
@@ -129,7 +131,7 @@ fn answer(
         taken.iter().map(|it| ((it.budget.as_str(), it.start.timestamp()), it.units)).collect();
     let mut budgets = Vec::new();
     for consumer in consumers {
-        let key = gateway::limit::LimitScope::Consumer(&consumer.name).key();
+        let key = LimitScope::Consumer(&consumer.name).key();
         for spec in &consumer.limits.budgets {
             let window = BudgetWindow::of(spec.per, now.timestamp());
             let name = budget_name(&key, spec.per.as_str());
@@ -139,15 +141,15 @@ fn answer(
         }
     }
     for it in taken {
-        let Some((per, of)) = user_of(&it.budget) else { continue };
-        let Some(tier) = tiers.iter().find(|tier| tier.name == of.tier) else { continue };
-        let specs = tier.limits.budgets.iter().filter(|spec| spec.per.as_str() == per);
+        let Some((per, LimitScope::User { tier, consumer, user })) = scope_of(&it.budget) else { continue };
+        let Some(declared) = tiers.iter().find(|it| it.name == tier) else { continue };
+        let specs = declared.limits.budgets.iter().filter(|spec| spec.per.as_str() == per);
         for spec in specs {
             let window = BudgetWindow::of(spec.per, now.timestamp());
             if window.start == it.start.timestamp() {
-                let user = Some((of.tier.to_owned(), of.user.to_owned()));
-                let used = spent_of(spent, of.consumer, Some(of.user), spec.per);
-                budgets.extend(line(of.consumer.to_owned(), user, spec, window, used, it.units));
+                let used = spent_of(spent, consumer, Some(user), spec.per);
+                let of_user = Some((tier.to_owned(), user.to_owned()));
+                budgets.extend(line(consumer.to_owned(), of_user, spec, window, used, it.units));
             }
         }
     }
@@ -202,21 +204,10 @@ fn usd(units: i64) -> String {
     Money::from_units(units).to_string()
 }
 
-/// Whose budget a name is, where it is a user's.
-struct UserScope<'a> {
-    tier: &'a str,
-    consumer: &'a str,
-    user: &'a str,
-}
-
-fn user_of(name: &str) -> Option<(&str, UserScope<'_>)> {
-    let (per, key) = name.split_once('\u{1f}')?;
-    let mut parts = key.splitn(4, '\u{1f}');
-    if parts.next() != Some("user") {
-        return None;
-    }
-    let scope = UserScope { tier: parts.next()?, consumer: parts.next()?, user: parts.next()? };
-    Some((per, scope))
+/// Period and scope of a budget's name.
+fn scope_of(name: &str) -> Option<(&str, LimitScope<'_>)> {
+    let (per, key) = named_budget(name)?;
+    Some((per, LimitScope::parse(key)?))
 }
 
 #[cfg(test)]
@@ -247,13 +238,13 @@ mod tests {
             },
         ];
         let tiers = [TierInput { name: "free".into(), limits: spec(2, BudgetPeriod::Day) }];
-        let scope = gateway::limit::LimitScope::User { tier: "free", consumer: "web", user: "ada" };
+        let scope = LimitScope::User { tier: "free", consumer: "web", user: "ada" };
         let taken = |key: &str, per: &str, start: &str, usd: i64| BudgetTaken {
             budget: budget_name(key, per),
             start: start.parse().unwrap(),
             units: usd * 10_000_000_000,
         };
-        let web = gateway::limit::LimitScope::Consumer("web").key();
+        let web = LimitScope::Consumer("web").key();
         let rows = [
             taken(&web, "month", "2026-03-01T00:00:00Z", 41),
             // The month before counts no more, and neither does another period of another day.

@@ -7,7 +7,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use gateway::{
-    limit::{LeaseReturn, LeaseWish},
+    limit::{LeaseReturn, LeaseWish, SCOPE_PARTS},
     serve::Gateway,
 };
 use prometheus::{IntGauge, IntGaugeVec, Opts, Registry};
@@ -76,12 +76,9 @@ pub async fn serve_wishes(
     store: Store,
     node: Uuid,
     mut wishes: mpsc::Receiver<Vec<LeaseWish>>,
-    meters: BudgetMeters,
     stop: CancellationToken,
 ) {
     let mut tick = interval(LOOK_EVERY);
-    let mut expire = interval(EXPIRE_EVERY);
-    let mut measure = interval(MEASURE_EVERY);
     let mut heard = store.listen_budgets();
     let mut wished = Vec::with_capacity(AT_ONCE);
     let mut asked = HashMap::new();
@@ -97,21 +94,12 @@ pub async fn serve_wishes(
             }
             notice = heard.notice() => {
                 let budget = notice.as_deref().and_then(|notice| wanted_budget(notice, node));
-                if let Some((_, key)) = budget.and_then(|budget| budget.split_once(PARTS)) {
+                if let Some((_, key)) = budget.and_then(named_budget) {
                     report(&gateway, &store, node).await;
                     let returns = gateway.limits().give_back(Some(key), false, gateway.now(), unix());
                     give(&store, node, returns).await;
                 }
             }
-            _ = expire.tick() => {
-                if let Err(error) = store.budgets_expire(Utc::now()).await {
-                    debug!(%error, "old budgets are not deleted yet");
-                }
-            }
-            _ = measure.tick() => match budgets::read(&store, Utc::now()).await {
-                Ok(answer) => meters.show(answer.counts()),
-                Err(error) => debug!(%error, "what is left of budgets is not known"),
-            },
             _ = tick.tick() => {
                 asked.retain(|_, at: &mut Instant| at.elapsed() < LOOK_EVERY);
                 report(&gateway, &store, node).await;
@@ -123,6 +111,28 @@ pub async fn serve_wishes(
     report(&gateway, &store, node).await;
     let returns = gateway.limits().give_back(None, true, gateway.now(), unix());
     give(&store, node, returns).await;
+}
+
+/// Counts budgets that are nearly used and forgets old ones, until `stop`. Apart from the wishes, which may not wait for it.
+pub async fn look_after_budgets(store: Store, meters: BudgetMeters, stop: CancellationToken) {
+    let mut expire = interval(EXPIRE_EVERY);
+    let mut measure = interval(MEASURE_EVERY);
+    let looking = async {
+        loop {
+            tokio::select! {
+                _ = expire.tick() => {
+                    if let Err(error) = store.budgets_expire(Utc::now()).await {
+                        debug!(%error, "old budgets are not deleted yet");
+                    }
+                }
+                _ = measure.tick() => match budgets::read(&store, Utc::now()).await {
+                    Ok(answer) => meters.show(answer.counts()),
+                    Err(error) => debug!(%error, "what is left of budgets is not known"),
+                },
+            }
+        }
+    };
+    stop.run_until_cancelled(looking).await;
 }
 
 /// One wish for each lease: what all that wait for it need.
@@ -197,12 +207,14 @@ async fn report(gateway: &Gateway, store: &Store, node: Uuid) {
     }
 }
 
-/// Between the parts of a budget's name: a character that no name holds.
-const PARTS: char = '\u{1f}';
-
 /// One budget of one scope. The amount is not part of it: a raised budget goes on where it was.
 pub(super) fn budget_name(key: &str, per: &str) -> String {
-    format!("{per}{PARTS}{key}")
+    format!("{per}{SCOPE_PARTS}{key}")
+}
+
+/// Period and scope of [`budget_name`].
+pub(super) fn named_budget(name: &str) -> Option<(&str, &str)> {
+    name.split_once(SCOPE_PARTS)
 }
 
 fn at(seconds: i64) -> Option<DateTime<Utc>> {

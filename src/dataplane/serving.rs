@@ -267,15 +267,11 @@ impl ListeningGateway {
         let life = Uuid::new_v4();
         let sharing = nodes::share_limits(self.gateway.clone(), store.clone(), life, stop.clone());
         supervisor.spawn("limits", sharing);
-        let wishes = leases::serve_wishes(
-            self.gateway.clone(),
-            store.clone(),
-            life,
-            self.wishes,
-            self.budgets,
-            stop.clone(),
-        );
+        let wishes =
+            leases::serve_wishes(self.gateway.clone(), store.clone(), life, self.wishes, stop.clone());
         supervisor.spawn("budgets", wishes);
+        let looking = leases::look_after_budgets(store.clone(), self.budgets, stop.clone());
+        supervisor.spawn("budget looks", looking);
         let node = node_name();
         let batch = usize::try_from(settings.usage.batch.get()).unwrap_or(usize::MAX);
         let metered = self.spool.clone();

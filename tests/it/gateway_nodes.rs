@@ -20,7 +20,7 @@ use gateway::{
 use net::pool::{ByteStream, ConnectError, ConnectPhase, ConnectResult, Connector, PoolOrigin};
 use providerd::{
     dataplane::{
-        leases::{BudgetMeters, serve_wishes},
+        leases::{BudgetMeters, look_after_budgets, serve_wishes},
         nodes::share_limits,
     },
     store::{Store, StoreSettings},
@@ -104,7 +104,8 @@ impl Node {
         let address = listener.local_addr().unwrap().to_string();
         let (id, stop, mut tasks) = (Uuid::new_v4(), CancellationToken::new(), JoinSet::new());
         tasks.spawn(accept(listener, Arc::new(PlainDoor), gateway.clone(), gateway.stop_signals()));
-        tasks.spawn(serve_wishes(gateway.clone(), store.clone(), id, wishes, budgets, stop.clone()));
+        tasks.spawn(serve_wishes(gateway.clone(), store.clone(), id, wishes, stop.clone()));
+        tasks.spawn(look_after_budgets(store.clone(), budgets, stop.clone()));
         tasks.spawn(share_limits(gateway.clone(), store.clone(), id, stop.clone()));
         Self { id, gateway, api: Api { address, token: Some(CALLER.to_owned()) }, stop, tasks, _spool: spool }
     }

@@ -58,14 +58,27 @@ pub enum LimitScope<'a> {
     },
 }
 
-impl LimitScope<'_> {
-    /// One text per scope, the same on every node: what a lease is kept under. Parts are separated by a character
-    /// that no name holds.
+/// Between the parts of a scope's text: a character that no name holds.
+pub const SCOPE_PARTS: &str = "\u{1f}";
+
+impl<'a> LimitScope<'a> {
+    /// One text per scope, the same on every node: what a lease is kept under.
     pub fn key(&self) -> String {
         match self {
-            Self::Consumer(name) => ["consumer", name].join("\u{1f}"),
-            Self::User { tier, consumer, user } => ["user", tier, consumer, user].join("\u{1f}"),
+            Self::Consumer(name) => ["consumer", name].join(SCOPE_PARTS),
+            Self::User { tier, consumer, user } => ["user", tier, consumer, user].join(SCOPE_PARTS),
         }
+    }
+
+    /// The scope of a text of [`Self::key`]; `None`: it is none.
+    pub fn parse(key: &'a str) -> Option<Self> {
+        let (kind, rest) = key.split_once(SCOPE_PARTS)?;
+        if kind == "consumer" {
+            return Some(Self::Consumer(rest));
+        }
+        let mut parts = rest.splitn(3, SCOPE_PARTS);
+        let (tier, consumer, user) = (parts.next()?, parts.next()?, parts.next()?);
+        (kind == "user").then_some(Self::User { tier, consumer, user })
     }
 }
 

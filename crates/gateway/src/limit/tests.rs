@@ -399,3 +399,17 @@ fn two_hundred_threads_pass_no_more_than_the_limit() {
     assert!(peak.load(Ordering::Acquire) <= 50);
     assert!(passed.load(Ordering::Acquire) >= 50, "it lets pass what is allowed");
 }
+
+#[test]
+fn a_scope_is_read_back_from_its_text() {
+    for scope in [
+        LimitScope::Consumer("web"),
+        LimitScope::User { tier: "free", consumer: "web", user: "ada" },
+        LimitScope::User { tier: "free", consumer: "web", user: "a\u{1f}b" },
+    ] {
+        assert_eq!(LimitScope::parse(&scope.key()), Some(scope));
+    }
+    for other in ["", "user", "user\u{1f}free\u{1f}web", "tier\u{1f}free\u{1f}web\u{1f}ada"] {
+        assert_eq!(LimitScope::parse(other), None, "{other:?}");
+    }
+}
