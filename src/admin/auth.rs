@@ -221,19 +221,25 @@ fn read_hashes(path: &Path) -> Result<Vec<[u8; 32]>, TokenError> {
 }
 
 /// Lets only known tokens through, and traces every call.
-pub(super) async fn authorize(
-    State(shared): State<AdminShared>,
-    mut request: Request,
-    next: Next,
-) -> Response {
+pub(super) async fn authorize(State(shared): State<AdminShared>, request: Request, next: Next) -> Response {
     let began = Instant::now();
-    let caller = match shared.tokens.authenticate(request.headers()) {
-        Ok(caller) => caller,
+    match shared.tokens.authenticate(request.headers()) {
+        Ok(caller) => pass(request, next, caller, began, "admin call").await,
         Err(error) => {
             debug!(error = ?error, "an admin call was turned away");
-            return error.into_response();
+            error.into_response()
         }
-    };
+    }
+}
+
+/// Lets a call of a known caller through and traces it, under the name `what`.
+pub(super) async fn pass(
+    mut request: Request,
+    next: Next,
+    caller: Caller,
+    began: Instant,
+    what: &str,
+) -> Response {
     let method = request.method().clone();
     let path = request.extensions().get::<MatchedPath>().cloned();
     let who = caller.who.clone();
@@ -245,7 +251,7 @@ pub(super) async fn authorize(
         path = path.as_ref().map_or("", MatchedPath::as_str),
         status = response.status().as_u16(),
         duration_ms = began.elapsed().as_millis(),
-        "admin call"
+        "{what}"
     );
     response
 }

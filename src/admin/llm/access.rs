@@ -14,7 +14,7 @@ use std::{
 };
 
 use axum::{
-    extract::{MatchedPath, Request, State},
+    extract::{Request, State},
     http::{HeaderMap, Method, header},
     middleware::Next,
     response::{IntoResponse as _, Response},
@@ -29,7 +29,11 @@ use url::Url;
 use net::{PhaseLimits, probe::Prober, server::PeerAddress};
 
 use crate::{
-    admin::{AdminShared, auth::Caller, error::ApiError},
+    admin::{
+        AdminShared,
+        auth::{self, Caller},
+        error::ApiError,
+    },
     config::Pages,
 };
 
@@ -272,33 +276,20 @@ async fn admitted(
 /// Lets admin tokens and administrators' browsers through, and traces every call.
 pub(in crate::admin) async fn authorize(
     State(shared): State<AdminShared>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
     let began = Instant::now();
     let peer = request.extensions().get::<PeerAddress>().map(|peer| peer.0.ip());
     // Copies: a body is not shared between threads, and so neither is the request while a session is asked about.
     let (method, headers) = (request.method().clone(), request.headers().clone());
-    let caller = match admitted(&shared, &method, &headers, peer).await {
-        Ok(caller) => caller,
+    match admitted(&shared, &method, &headers, peer).await {
+        Ok(caller) => auth::pass(request, next, caller, began, "a page's call").await,
         Err(error) => {
             debug!(error = ?error, "a page's call was turned away");
-            return error.into_response();
+            error.into_response()
         }
-    };
-    let path = request.extensions().get::<MatchedPath>().cloned();
-    let who = caller.who.clone();
-    request.extensions_mut().insert(caller);
-    let response = next.run(request).await;
-    debug!(
-        who,
-        %method,
-        path = path.as_ref().map_or("", MatchedPath::as_str),
-        status = response.status().as_u16(),
-        duration_ms = began.elapsed().as_millis(),
-        "a page's call"
-    );
-    response
+    }
 }
 
 #[cfg(test)]
