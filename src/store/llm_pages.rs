@@ -253,14 +253,18 @@ impl Store {
         );
         let order = wanted.sort.order();
         let mut tx = self.read().await?;
-        let rows = query_built(format!("{columns} {FROM} ORDER BY {order} LIMIT $8 OFFSET $9"))
-            .bind(wanted.provider)
-            .bind(wanted.enabled_only)
-            .bind(wanted.search.as_deref())
-            .bind(wanted.min_cost)
-            .bind(wanted.max_cost)
-            .bind(wanted.min_context)
-            .bind(wanted.max_context)
+        // $1 to $7.
+        let filtered = |sql: String| {
+            query_built(sql)
+                .bind(wanted.provider)
+                .bind(wanted.enabled_only)
+                .bind(wanted.search.clone())
+                .bind(wanted.min_cost)
+                .bind(wanted.max_cost)
+                .bind(wanted.min_context)
+                .bind(wanted.max_context)
+        };
+        let rows = filtered(format!("{columns} {FROM} ORDER BY {order} LIMIT $8 OFFSET $9"))
             .bind(wanted.limit)
             .bind(wanted.offset)
             .fetch_all(&mut *tx)
@@ -285,16 +289,7 @@ impl Store {
             });
         }
         drop(rows);
-        let counted = query_built(format!("SELECT count(*) {FROM}"))
-            .bind(wanted.provider)
-            .bind(wanted.enabled_only)
-            .bind(wanted.search.as_deref())
-            .bind(wanted.min_cost)
-            .bind(wanted.max_cost)
-            .bind(wanted.min_context)
-            .bind(wanted.max_context)
-            .fetch_one(&mut *tx)
-            .await?;
+        let counted = filtered(format!("SELECT count(*) {FROM}")).fetch_one(&mut *tx).await?;
         let total = Cells::of(&counted).get(0, "count").unwrap_or_default();
         tx.rollback().await?;
         Ok((found, total))
