@@ -212,38 +212,44 @@ pub(super) async fn add_sums(tx: &mut Tx, node: &str, rows: &[&NewUsage<'_>]) ->
         users.entry((UsageSpan::Day.begin(row.at), [row.consumer, row.user_id])).or_default().add(row);
     }
     for table in &FINE_TABLES {
-        let mut sums: BTreeMap<SumKey<'_>, UsageSums> = BTreeMap::new();
-        for ((at, key), it) in &fine {
-            let key = key.iter().map(|name| Cow::Borrowed(*name)).collect();
-            sums.entry((table.span.begin(*at), key)).or_default().merge(it);
-        }
-        write_sums(tx, table, node, &sums).await?;
+        let finer = fine.iter().map(|((at, key), it)| (*at, borrowed(key), it));
+        write_sums(tx, table, node, &coarser(table.span, finer)).await?;
     }
     for table in &SERIES_TABLES {
-        let mut sums: BTreeMap<SumKey<'_>, UsageSums> = BTreeMap::new();
-        for ((at, [consumer, provider, model, level]), it) in &fine {
-            let at = table.span.begin(*at);
-            for (kind, name) in [
+        let finer = fine.iter().flat_map(|((at, [consumer, provider, model, level]), it)| {
+            let model = Cow::Owned(format!("{provider}/{model}"));
+            [
                 ("all", Cow::Borrowed("")),
                 ("consumer", Cow::Borrowed(*consumer)),
                 ("level", Cow::Borrowed(*level)),
-                ("model", Cow::Owned(format!("{provider}/{model}"))),
+                ("model", model),
                 ("provider", Cow::Borrowed(*provider)),
-            ] {
-                sums.entry((at, vec![Cow::Borrowed(kind), name])).or_default().merge(it);
-            }
-        }
-        write_sums(tx, table, node, &sums).await?;
+            ]
+            .map(|(kind, name)| (*at, vec![Cow::Borrowed(kind), name], it))
+        });
+        write_sums(tx, table, node, &coarser(table.span, finer)).await?;
     }
     for table in &USER_TABLES {
-        let mut sums: BTreeMap<SumKey<'_>, UsageSums> = BTreeMap::new();
-        for ((at, key), it) in &users {
-            let key = key.iter().map(|name| Cow::Borrowed(*name)).collect();
-            sums.entry((table.span.begin(*at), key)).or_default().merge(it);
-        }
-        write_sums(tx, table, node, &sums).await?;
+        let finer = users.iter().map(|((at, key), it)| (*at, borrowed(key), it));
+        write_sums(tx, table, node, &coarser(table.span, finer)).await?;
     }
     add_models(tx, rows).await
+}
+
+fn borrowed<'a>(names: &[&'a str]) -> Vec<Cow<'a, str>> {
+    names.iter().map(|name| Cow::Borrowed(*name)).collect()
+}
+
+/// Sums by key and span of finer ones.
+fn coarser<'a, 's>(
+    span: UsageSpan,
+    finer: impl Iterator<Item = (DateTime<Utc>, Vec<Cow<'a, str>>, &'s UsageSums)>,
+) -> BTreeMap<SumKey<'a>, UsageSums> {
+    let mut sums: BTreeMap<SumKey<'a>, UsageSums> = BTreeMap::new();
+    for (at, key, it) in finer {
+        sums.entry((span.begin(at), key)).or_default().merge(it);
+    }
+    sums
 }
 
 /// Models that have usage are retired, not deleted.
