@@ -81,6 +81,36 @@ export function point(bucket, width) {
   return `${when}: ${parts.join(" · ")}`;
 }
 
+// Lets pointer and keys move over the `many` steps of a plot, which `over` draws side by side; `show` is called with
+// the step, or null. `pointed`: whether the pointer finds any. Gives what a further event of the pointer may call.
+export function browse(plot, { over, many, pointed = true, show }) {
+  let chosen = null;
+  const choose = (at) => {
+    chosen = at;
+    show(at);
+  };
+  const place = (event) => {
+    const box = over.getBoundingClientRect();
+    const at = Math.floor(((event.clientX - box.left) / box.width) * Math.max(many, 1));
+    choose(pointed && at >= 0 && at < many ? at : null);
+  };
+  plot.addEventListener("pointermove", place);
+  plot.addEventListener("pointerleave", () => choose(null));
+  plot.addEventListener("blur", () => choose(null));
+  plot.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+    if (event.key === "Escape" && chosen !== null) {
+      event.preventDefault();
+      choose(null);
+    }
+    if (step === undefined || !many) return;
+    event.preventDefault();
+    const from = chosen ?? (step < 0 ? many : -1);
+    choose(Math.min(Math.max(from + step, 0), many - 1));
+  });
+  return place;
+}
+
 // Health and latency over one span, with a cursor that both share: pointer, or arrow keys when focused.
 export function history(buckets, { width, span }) {
   const many = Math.max(buckets.length, 1);
@@ -116,35 +146,14 @@ export function history(buckets, { width, span }) {
       if (at !== null) cursor.setAttribute("x", at);
     }
     readout.textContent = at === null ? rest : point(buckets[at] ?? {}, width);
-    chosen = at;
   };
-  let chosen = null;
   const plot = h("div", { class: "plot", tabindex: "0", role: "group", "aria-label": `${span}: health and latency. Arrow keys move through time.` },
     h("div", { class: "plot-axis", "aria-hidden": "true" }, h("span", {}, values.length ? latency(top) : ""), h("span", {}, values.length ? latency(top / 2) : ""), h("span", {}, values.length ? "0" : "")),
     h("div", { class: "plot-area" }, chart, !values.length && h("p", { class: "plot-none muted" }, "No latency measured in this time.")),
     h("div", { class: "plot-strip" }, health),
     h("div", { class: "plot-time muted", "aria-hidden": "true" }, ticks(buckets, width)),
   );
-  const place = (event) => {
-    const box = health.getBoundingClientRect();
-    const at = Math.floor(((event.clientX - box.left) / box.width) * many);
-    show(at >= 0 && at < buckets.length ? at : null);
-  };
-  plot.addEventListener("pointermove", place);
-  plot.addEventListener("pointerdown", place);
-  plot.addEventListener("pointerleave", () => show(null));
-  plot.addEventListener("blur", () => show(null));
-  plot.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
-    if (event.key === "Escape" && chosen !== null) {
-      event.preventDefault();
-      show(null);
-    }
-    if (step === undefined || !buckets.length) return;
-    event.preventDefault();
-    const from = chosen ?? (step < 0 ? buckets.length : -1);
-    show(Math.min(Math.max(from + step, 0), buckets.length - 1));
-  });
+  plot.addEventListener("pointerdown", browse(plot, { over: health, many: buckets.length, show }));
   return h("figure", { class: "history" },
     h("figcaption", { class: "history-caption" }, readout, h("span", { class: "legend", "aria-hidden": "true" }, h("span", { class: "key-p50" }, "p50"), h("span", { class: "key-p95" }, "p95"))),
     plot, table(buckets, width));

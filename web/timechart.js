@@ -1,6 +1,7 @@
 // Charts over time, drawn as SVG: stacked bars, or lines. A cursor that pointer and arrow keys move, what it stands on
 // in words, and the same figures as a table.
 
+import { browse } from "./charts.js";
 import { h, s } from "./dom.js";
 
 const NICE = [1, 2, 2.5, 5, 10];
@@ -74,9 +75,7 @@ export function timechart({ title, bars, series, kind = "stack", format, empty =
   };
   const rest = any ? "" : empty;
   const readout = h("output", { class: "readout" }, rest);
-  let chosen = null;
   const show = (at) => {
-    chosen = at;
     cursor.classList.toggle("on", at !== null);
     if (at !== null) cursor.setAttribute("x", at);
     readout.textContent = at === null ? rest : say(bars[at]);
@@ -85,24 +84,7 @@ export function timechart({ title, bars, series, kind = "stack", format, empty =
     h("div", { class: "plot-axis", "aria-hidden": "true" }, any ? [format(top), format(top / 2), "0"].map((word) => h("span", {}, word)) : [h("span", {}), h("span", {}), h("span", {})]),
     h("div", { class: "plot-area" }, chart, !any && h("p", { class: "plot-none muted" }, empty)),
     h("div", { class: "plot-time muted", "aria-hidden": "true" }, ticks(bars)));
-  plot.addEventListener("pointermove", (event) => {
-    const box = chart.getBoundingClientRect();
-    const at = Math.floor(((event.clientX - box.left) / box.width) * many);
-    show(any && at >= 0 && at < bars.length ? at : null);
-  });
-  plot.addEventListener("pointerleave", () => show(null));
-  plot.addEventListener("blur", () => show(null));
-  plot.addEventListener("keydown", (event) => {
-    const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
-    if (event.key === "Escape" && chosen !== null) {
-      event.preventDefault();
-      show(null);
-    }
-    if (step === undefined || !bars.length) return;
-    event.preventDefault();
-    const from = chosen ?? (step < 0 ? bars.length : -1);
-    show(Math.min(Math.max(from + step, 0), bars.length - 1));
-  });
+  browse(plot, { over: chart, many: bars.length, pointed: any, show });
   const legend = h("ul", { class: "series" }, series.map((one, at) => h("li", { class: `s${one.tone ?? at} ${one.dash ? "dash" : ""} ${kind}` }, h("span", {}, one.name), one.sum && h("span", { class: "muted" }, one.sum))));
   return h("figure", { class: "history timeline" }, h("figcaption", { class: "history-caption" }, readout), plot, legend, any && figures(title, bars, series, format));
 }
